@@ -1,0 +1,395 @@
+"""Everything a run can be told, checked before it starts: unknown keys and impossible values are refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, Modality
+
+
+class Settings(BaseModel):
+    """A section of the configuration: frozen, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+FIELDS = (*CANONICAL, DATA_BYTES, "data_path", "annotation_path")
+"""What a pool's field map may name; ``data_path`` and ``annotation_path`` point to text files."""
+
+
+class PoolSource(Settings):
+    """One pool: a manifest file, a folder or a glob of them, local or any fsspec URL."""
+
+    path: str
+    fields: dict[str, str] = Field(default_factory=dict, description="ours -> the manifest's own name")
+    modality: Modality | None = Field(None, description="for pools whose rows do not say")
+    name: str | None = Field(
+        None, description="the `pool` of rows that do not say; default: the manifest's stem"
+    )
+    root: str | None = Field(
+        None, description="what media references are relative to; default: the manifest's folder"
+    )
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> PoolSource:
+        for ours in self.fields:
+            if ours not in FIELDS:
+                raise ValueError(f"field map: no field {ours!r}{nearest(ours, FIELDS)}")
+        return self
+
+
+class MediaSettings(Settings):
+    """How media are opened, and the bounds that protect a run from hostile files."""
+
+    max_pixels: int = Field(
+        100_000_000, gt=0, description="an image with more is refused before it is decoded"
+    )
+    max_bytes: int = Field(2_000_000_000, gt=0, description="a larger file is refused")
+    max_text_chars: int = Field(200_000, gt=0, description="a longer text or code is quarantined")
+    max_seconds: float = Field(3600, gt=0, description="only this much of a recording is decoded")
+    sample_rate: int = Field(16_000, ge=8_000, le=192_000, description="Hz that audio is decoded to, mono")
+    video_frames: int = Field(
+        8, ge=1, le=512, description="frames sampled evenly over the kept part of a video"
+    )
+    video_side: int = Field(
+        256, ge=16, le=4096, description="longer side in pixels that frames are scaled down to"
+    )
+    allow_urls: bool = Field(False, description="open references that are fsspec URLs")
+    threads: int = Field(2, ge=1, le=64, description="threads that decode ahead of the models")
+
+
+class ModelSpec(BaseModel):
+    """A model: a short name or import path as ``class``, and its keyword arguments beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+    class_: str = Field(alias="class")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments for the class."""
+        return dict(self.model_extra or {})
+
+
+class ExpertSpec(Settings):
+    """One expert, put together from models by name.
+
+    * ``text-based``: ``describers`` turn media into text, ``encoder`` embeds that text (and text and code as is);
+    * ``fusion``: ``encoders`` has one encoder per modality;
+    * ``end-to-end``: ``encoder`` takes every modality that it lists.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
+    kind: Literal["text-based", "fusion", "end-to-end"]
+    encoder: str | None = None
+    encoders: dict[Modality, str] = Field(default_factory=dict)
+    describers: dict[Modality, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> ExpertSpec:
+        wanted = {
+            "text-based": ("encoder", "describers"),
+            "fusion": ("encoders",),
+            "end-to-end": ("encoder",),
+        }
+        for part in ("encoder", "encoders", "describers"):
+            given = bool(getattr(self, part))
+            if given and part not in wanted[self.kind]:
+                raise ValueError(f"expert {self.name!r}: a {self.kind} expert takes no {part!r}")
+            if not given and part in wanted[self.kind] and part != "describers":
+                raise ValueError(f"expert {self.name!r}: a {self.kind} expert needs {part!r}")
+        return self
+
+
+class SNSSettings(Settings):
+    """Symmetric Nucleus Sub-sampler: which side is trimmed, and how boldly."""
+
+    mode: Literal["off", "forward", "backward", "bidirectional"] = "off"
+    expert: str | None = Field(
+        None, description="whose space judges relevance; default: the first text-based one"
+    )
+    select: Literal["nucleus", "threshold"] = "nucleus"
+    nucleus: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="softmax mass that the kept parts reach"
+    )
+    temperature: float = Field(0.1, gt=0, description="of that softmax")
+    tau: dict[Modality, float] = Field(default_factory=dict, description="threshold mode: by modality")
+    tau_forward: float = Field(0.35, ge=-1, le=1, description="threshold mode, data side, other modalities")
+    tau_backward: float = Field(0.35, ge=-1, le=1, description="threshold mode, annotation side")
+    components: Literal["phrases", "sentences", "whole"] = Field(
+        "phrases", description="what looks for segments"
+    )
+    spacy_model: str | None = Field(None, description="used for phrases where installed; default: rules")
+    gate_ratio: float = Field(
+        1.0, ge=0, description="accept iff similarity(candidate) >= ratio * similarity(original)"
+    )
+    gate_eps: float = Field(1e-6, gt=0)
+    max_segments: int = Field(3, ge=1, description="windows kept of a recording")
+    min_duration: float = Field(1.0, gt=0, description="seconds, shortest window")
+    window: float = Field(2.0, gt=0, description="seconds, length of a candidate window")
+    region_grid: int = Field(
+        3, ge=1, le=8, description="candidate regions lie on a grid of this many cells a side"
+    )
+    padding: float = Field(
+        0.05, ge=0, le=1, description="added round the union of kept boxes, share of its size"
+    )
+
+
+class ProjectionSettings(Settings):
+    """The network that fuses the experts in the anchor's space, and its objective."""
+
+    hidden: int = Field(512, ge=1)
+    depth: int = Field(1, ge=0, le=8, description="hidden layers; 0 is a linear map")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    temperature: float = Field(0.07, gt=0)
+    contrastive_weight: float = Field(1.0, ge=0)
+    cluster_bias_weight: float = Field(0.0, ge=0)
+    scale_bias_weight: float = Field(0.0, ge=0)
+    normalise_bias: bool = Field(True, description="cluster and scale bias act on normalised vectors")
+    residual_bias_weight: float = Field(1.0, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    batch_size: int = Field(512, ge=2)
+    max_epochs: int = Field(40, ge=1)
+    patience: int = Field(5, ge=1, description="epochs without a better validation loss")
+    folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
+    max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")
+    threads: int = Field(
+        2, ge=1, description="torch threads while fitting: part of what makes a fit repeatable"
+    )
+
+
+class Query(Settings):
+    """One objective in plain words; a negative weight says what not to pick."""
+
+    text: str = Field(min_length=1)
+    weight: float = 1.0
+
+
+class RankingSettings(Settings):
+    """How scores are put together, and how the blend is picked."""
+
+    weights: dict[str, float] = Field(
+        default_factory=lambda: {"fused": 1.0, "experts": 1.0, "annotation": 1.0},
+        description="of the standardised scores: fused, experts (or one expert's name), annotation, agreement",
+    )
+    combine: Literal["mean", "max"] = Field(
+        "mean", description="several positive queries: mean, or the best of them"
+    )
+    calibration: Literal["off", "zscore", "quantile"] = Field(
+        "off", description="of the final score, per modality"
+    )
+    quota_by: Literal["modality", "pool"] | None = None
+    quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
+    shortage: Literal["fill", "leave", "fail"] = Field(
+        "fill", description="what a group that is too small leads to"
+    )
+    collapse_duplicates: bool = Field(
+        False, description="keep the best of pairs whose fused embeddings are near equal"
+    )
+    duplicate_similarity: float = Field(0.98, gt=0, le=1)
+
+
+class EngineSettings(Settings):
+    """Where the work is done; never changes what comes out."""
+
+    workers: int = Field(0, ge=0, description="Dask worker processes; 0 is this process")
+    scheduler_address: str | None = None
+    gpus: bool = Field(False, description="one worker per GPU, cuDF partitions")
+    device: str | None = Field(None, description="cpu, cuda ...; default: cuda where there is one")
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _queries(value: Any) -> Any:
+    return [{"text": item} if isinstance(item, str) else item for item in _listed(value)]
+
+
+def _pools(value: Any) -> Any:
+    return [{"path": str(item)} if isinstance(item, (str, Path)) else item for item in _listed(value)]
+
+
+class Budget(Settings):
+    """How much the blend holds: a count, a share of the ranked pairs, or a least score."""
+
+    count: int | None = Field(None, ge=1)
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    threshold: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return {"count": value}
+        if isinstance(value, str):
+            if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
+                return {"fraction": float(match[1]) / 100}
+            if re.fullmatch(r"\s*\d[\d_,]*\s*", value):
+                return {"count": int(re.sub(r"[\s_,]", "", value))}
+            raise ValueError(f"a budget is a number of pairs or a share like 20%, not {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        if sum(part is not None for part in (self.count, self.fraction, self.threshold)) != 1:
+            raise ValueError("a budget is exactly one of count, fraction and threshold")
+        return self
+
+    def pairs(self, ranked: int) -> int:
+        """Return the number of pairs it allows out of ``ranked`` (a share is rounded down, but never to none)."""
+        if self.count is not None:
+            return min(self.count, ranked)
+        if self.fraction is not None:
+            return min(ranked, max(1, int(ranked * self.fraction)))
+        return ranked
+
+
+class Config(Settings):
+    """A whole run. Only ``pools`` and ``queries`` have no default; the default models need no download."""
+
+    pools: Annotated[tuple[PoolSource, ...], BeforeValidator(_pools), Field(min_length=1)]
+    queries: Annotated[tuple[Query, ...], BeforeValidator(_queries), Field(min_length=1)]
+    budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
+    output: str = "nemo-mm-rank-run"
+    seed: int = Field(0, ge=0)
+    on_bad_row: Literal["fail", "quarantine"] = "quarantine"
+    rows_per_shard: int = Field(2048, ge=1)
+    shards: int | None = Field(
+        None, ge=1, description="this many shards instead; needs a count of the rows first"
+    )
+    media: MediaSettings = Field(default_factory=MediaSettings)
+    models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
+    experts: tuple[ExpertSpec, ...] = Field(default_factory=lambda: CLASSICAL_EXPERTS)
+    anchor: str = Field("text", description="the model that embeds annotations and queries")
+    sns: SNSSettings = Field(default_factory=SNSSettings)
+    projection: ProjectionSettings = Field(default_factory=ProjectionSettings)
+    ranking: RankingSettings = Field(default_factory=RankingSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Config:
+        def known(model: str, where: str) -> None:
+            if model not in self.models:
+                raise ValueError(f"{where}: no model {model!r}{nearest(model, self.models)}")
+
+        known(self.anchor, "anchor")
+        names = [expert.name for expert in self.experts]
+        if not names:
+            raise ValueError("experts: at least one is needed")
+        if len(set(names)) < len(names):
+            raise ValueError(f"experts: names must differ, not {names}")
+        for expert in self.experts:
+            for model in (expert.encoder, *expert.encoders.values(), *expert.describers.values()):
+                if model is not None:
+                    known(model, f"expert {expert.name!r}")
+        if self.sns.expert is not None and self.sns.expert not in names:
+            raise ValueError(f"sns.expert: no expert {self.sns.expert!r}{nearest(self.sns.expert, names)}")
+        scores = ("fused", "experts", "annotation", "agreement", *names)
+        for score in self.ranking.weights:
+            if score not in scores:
+                raise ValueError(f"ranking.weights: no score {score!r}{nearest(score, scores)}")
+        if all(query.weight <= 0 for query in self.queries):
+            raise ValueError("queries: at least one needs a positive weight")
+        return self
+
+
+CLASSICAL_MODELS: dict[str, ModelSpec] = {
+    "text": ModelSpec.model_validate({"class": "hashed-text"}),
+    "words": ModelSpec.model_validate({"class": "plain-words"}),
+    "image": ModelSpec.model_validate({"class": "image-features"}),
+    "audio": ModelSpec.model_validate({"class": "audio-features"}),
+    "video": ModelSpec.model_validate({"class": "video-features"}),
+}
+"""The embedded default: deterministic, no download."""
+
+CLASSICAL_EXPERTS: tuple[ExpertSpec, ...] = (
+    ExpertSpec(
+        name="words",
+        kind="text-based",
+        encoder="text",
+        describers={Modality.IMAGE: "words", Modality.AUDIO: "words", Modality.VIDEO: "words"},
+    ),
+    ExpertSpec(
+        name="features",
+        kind="fusion",
+        encoders={
+            Modality.TEXT: "text",
+            Modality.CODE: "text",
+            Modality.IMAGE: "image",
+            Modality.AUDIO: "audio",
+            Modality.VIDEO: "video",
+        },
+    ),
+)
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(settings: type[S], values: Any) -> S:
+    """Validate ``values`` as ``settings``.
+
+    Raises:
+        ConfigError: one line per mistake: where it is, what it is, and the nearest valid name.
+    """
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(settings, mistake) for mistake in error.errors())) from error
+
+
+def _line(settings: type[BaseModel], mistake: Any) -> str:
+    where = ".".join(str(part) for part in mistake["loc"]) or "configuration"
+    if mistake["type"] == "extra_forbidden":
+        section = _section(settings, mistake["loc"][:-1])
+        known = [field.alias or name for name, field in section.model_fields.items()]
+        return f"{where}: unknown key{nearest(str(mistake['loc'][-1]), known)}"
+    if mistake["type"] == "missing":
+        return f"{where}: missing"
+    message = mistake["msg"].removeprefix("Value error, ")
+    given = mistake.get("input")
+    shown = (
+        f", not {given!r}"
+        if isinstance(given, (str, int, float)) and mistake["type"] != "value_error"
+        else ""
+    )
+    return f"{where}: {message}{shown}"
+
+
+def _section(settings: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
+    """Return the section that ``path`` leads to, through tuples, dicts and unions of sections."""
+    for part in path:
+        if isinstance(part, int) or part not in settings.model_fields:
+            continue
+        waiting = [settings.model_fields[part].annotation]
+        while waiting:
+            kind = waiting.pop()
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                settings = kind
+                break
+            waiting.extend(get_args(kind))
+    return settings
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML configuration as plain values.
+
+    Raises:
+        ConfigError: unreadable, not YAML, or not a mapping at its top.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys, not {type(values).__name__}")
+    return values

@@ -1,0 +1,60 @@
+"""What can go wrong, in two kinds: the user's to mend (the run stops), and one pair's (the run goes on)."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UserError(Exception):
+    """Something the user can mend; the command line prints its one line and stops."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be meant: an unknown key, an impossible value, a model that does not fit."""
+
+
+class PoolError(UserError):
+    """A pool that cannot be read, or a bad row where bad rows are to stop the run."""
+
+
+class MissingColumnError(UserError):
+    """A frame lacks a column that a step needs."""
+
+
+class ModelError(UserError):
+    """A model that cannot be loaded, or that breaks its contract for a whole batch."""
+
+
+class PairError(Exception):
+    """One pair cannot be processed; it is quarantined with this error's class and message."""
+
+
+class MediaError(PairError):
+    """Media that is missing, refused, too large, or cannot be decoded."""
+
+
+class EmbeddingError(PairError):
+    """A model gave no usable vector or text for this item."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or ``""`` where none is close."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+        UserError: naming the extra to install, where the module (or something it needs) is missing.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"this needs {module!r}, which is not installed: pip install 'nemo-mm-rank[{extra}]' ({error})"
+        ) from error

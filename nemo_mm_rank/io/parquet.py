@@ -1,0 +1,80 @@
+"""Parquet files that are there whole or not at all, and that pandas, Dask, cuDF and Curator all open."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+NOTE = b"nemo_mm_rank"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place: synced, in one rename.
+
+    A process killed at any moment, or a full disk, leaves the old file or none; a stray ``.tmp`` file is ignored
+    by every reader of ours.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+
+    def write(target: Path) -> None:
+        target.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically, keys in the order given, so that equal values are equal bytes."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = None) -> None:
+    """Write one Parquet file atomically, with ``note`` as JSON in its metadata (and none of pandas' own)."""
+    metadata = {} if note is None else {NOTE: json.dumps(note, sort_keys=True).encode()}
+    table = table.replace_schema_metadata(metadata)
+
+    def write(target: Path) -> None:
+        pq.write_table(table, target, compression="zstd")
+
+    write_atomically(path, write)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one Parquet file."""
+    return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """Return the note that `write_table` left, or None where there is no such file or no note in it."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return None
+    note: dict[str, Any] | None = json.loads(metadata[NOTE]) if NOTE in metadata else None
+    return note

@@ -1,0 +1,104 @@
+"""From a model's configuration to a loaded model: by short name or import path, once per process."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_mm_rank.errors import ConfigError, ModelError, PairError, UserError, nearest
+
+SHORT_NAMES: dict[str, str] = {
+    "hashed-text": "nemo_mm_rank.models.classical.text:HashedText",
+    "image-features": "nemo_mm_rank.models.classical.image:ImageFeatures",
+    "audio-features": "nemo_mm_rank.models.classical.audio:AudioFeatures",
+    "video-features": "nemo_mm_rank.models.classical.video:VideoFeatures",
+    "plain-words": "nemo_mm_rank.models.classical.describe:PlainWords",
+    "sentence-transformers": "nemo_mm_rank.models.sentence_transformers:SentenceTransformersEncoder",
+}
+"""Every short name a configuration may use for a class; anything else is an import path ``package.module:Class``."""
+
+_loaded: dict[str, Any] = {}
+_lock = threading.RLock()
+
+
+def find_class(name: str) -> type[Any]:
+    """Return the class that a configuration names.
+
+    Raises:
+        ConfigError: where there is no such module or class.
+    """
+    path = SHORT_NAMES.get(name, name)
+    module_name, separator, class_name = path.partition(":")
+    if not separator:
+        raise ConfigError(
+            f"model class {name!r} is neither a short name ({', '.join(sorted(SHORT_NAMES))}) "
+            f"nor an import path like 'package.module:Class'{nearest(name, SHORT_NAMES)}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"model class {name!r}: cannot import {module_name!r} ({error})") from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        known = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError(f"module {module_name!r} has no class {class_name!r}{nearest(class_name, known)}")
+    return found
+
+
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that the class does not take, with the nearest one that it does.
+
+    Raises:
+        ConfigError: naming the argument.
+    """
+    found = find_class(name)
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(found).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    for key in arguments:
+        if key not in parameters:
+            raise ConfigError(f"model class {name!r} takes no {key!r}{nearest(key, parameters)}")
+    missing = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is parameter.empty and key not in arguments and key not in ("device", "name")
+    ]
+    if missing:
+        raise ConfigError(f"model class {name!r} needs {', '.join(map(repr, missing))}")
+
+
+def load(name: str, class_name: str, arguments: Mapping[str, Any], device: str = "cpu") -> Any:
+    """Return the model, loading it where this process has not yet.
+
+    ``name`` (what the configuration calls the model) and ``device`` are passed on to classes that take them.
+
+    Raises:
+        ConfigError: a class or argument that does not exist.
+        ModelError: the class's own error, in one line.
+    """
+    key = json.dumps([name, class_name, dict(arguments), device], sort_keys=True, default=str)
+    with _lock:
+        if key not in _loaded:
+            check_arguments(class_name, arguments)
+            found = find_class(class_name)
+            taken = inspect.signature(found).parameters
+            extra = {k: v for k, v in {"name": name, "device": device}.items() if k in taken}
+            try:
+                _loaded[key] = found(**{**extra, **arguments})
+            except (UserError, PairError):
+                raise
+            except Exception as error:
+                raise ModelError(f"model {name!r} ({class_name}) does not load: {error}") from error
+        return _loaded[key]
+
+
+def release() -> None:
+    """Forget every loaded model of this process, so that its memory can go."""
+    with _lock:
+        _loaded.clear()

@@ -1,0 +1,59 @@
+"""The words of a pair: its modalities, its canonical columns, and the few columns that steps add for each other."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Modality(StrEnum):
+    """What the data side of a pair is made of. The annotation is always text."""
+
+    TEXT = "text"
+    CODE = "code"
+    IMAGE = "image"
+    AUDIO = "audio"
+    VIDEO = "video"
+
+    @property
+    def is_media(self) -> bool:
+        """Whether ``data`` is a reference to a file rather than the content itself."""
+        return self in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
+
+
+PAIR_ID, POOL, MODALITY, DATA, ANNOTATION = "pair_id", "pool", "modality", "data", "annotation"
+
+CANONICAL: dict[str, pa.DataType] = {
+    name: pa.string() for name in (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION)
+}
+
+DATA_BYTES = "data_bytes"
+"""Optional: media content carried in the row itself (binary); ``data`` is then only its name."""
+
+MEDIA_ROOT = "media_root"
+"""Optional: the folder or URL that this row's media reference is relative to (string)."""
+
+ERROR = "error"
+"""Why a pair left the run: ``step: ErrorClass: message`` (string, null for a live pair)."""
+
+VECTOR = pa.list_(pa.float32())
+"""A column of embeddings. A plain list, not a fixed-size one: cuDF knows only lists, rows without an embedding
+take no space, and a step can say what it provides before any model is loaded."""
+
+SPANS = pa.list_(pa.list_(pa.float64()))
+"""Kept parts of one side: ``[start, end]`` in characters or seconds, or ``[x, y, w, h]`` in pixels; null = whole."""
+
+
+def data_column(expert: str, model: str | None = None) -> str:
+    """Name of the column with an expert's data embeddings (a fusion expert has one for each of its models)."""
+    return f"emb_data__{expert}" if model is None else f"emb_data__{expert}__{model}"
+
+
+def annotation_column(model: str) -> str:
+    """Name of the column with the annotations' embeddings by the text side of ``model``."""
+    return f"emb_annotation__{model}"
+
+
+FUSED = "emb_fused"
+DATA_SPANS, ANNOTATION_SPANS, SNS_REASON = "sns_data_spans", "sns_annotation_spans", "sns_reason"

@@ -1,0 +1,122 @@
+"""A step: a small object over one partition that adds columns. It knows nothing of Dask, Ray or Curator."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.schema import ERROR
+
+# Models are not safe for several threads, and a Dask worker may run several tasks at a time.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def reason(step: str, error: BaseException) -> str:
+    """Return the text that stands in the ``error`` column for a pair that failed in ``step``."""
+    message = " ".join(str(error).split())
+    return f"{step}: {type(error).__name__}: {message}"
+
+
+@dataclass
+class Added:
+    """What a step makes of ``n`` live rows.
+
+    Attributes:
+        columns: name -> Arrow array or vectors of length ``n``; null (or not valid) where a row failed.
+        errors: row position -> why this pair must be quarantined.
+    """
+
+    columns: dict[str, pa.Array | Vectors]
+    errors: dict[int, PairError] = field(default_factory=dict)
+
+
+class Step(ABC):
+    """Adds columns to a frame; never drops, reorders or overwrites the user's rows and columns.
+
+    A pair that cannot be processed keeps its row, with nulls in the new columns and the reason in the ``error``
+    column; later steps pass it by. Steps are cheap to make and to pickle: models load in `setup`, once per worker.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """Columns that the step reads, with their types."""
+
+    @property
+    @abstractmethod
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """Columns that the step adds, with their types (``error`` goes without saying)."""
+
+    def setup(self, device: str = "cpu") -> None:
+        """Load what `process` needs; called at the first frame where nobody called it before."""
+
+    @abstractmethod
+    def process(self, rows: Frame) -> Added:
+        """Make the new columns for ``rows``, all of them live."""
+
+    def __call__(self, frame: Frame) -> Frame:
+        """Return ``frame`` with the provided columns added.
+
+        Raises:
+            MissingColumnError: naming the step and the columns that are missing, before any model loads.
+        """
+        frames.check_columns(frame, self.requires, self.name)
+        errors = frames.strings(frame, ERROR) if ERROR in frame.columns else [None] * len(frame)
+        live = np.array([error is None for error in errors], dtype=bool)
+        if not live.any():
+            columns: dict[str, pa.Array | Vectors] = {
+                name: pa.nulls(len(frame), dtype) for name, dtype in self.provides.items()
+            }
+            return frames.attach(frame, {**columns, ERROR: pa.array(errors, pa.string())})
+        with _ONE_AT_A_TIME:
+            self.setup()
+            added = self.process(frame if live.all() else frame[live])
+        positions = np.flatnonzero(live)
+        for row, error in added.errors.items():
+            errors[positions[row]] = reason(self.name, error)
+        columns = {name: _spread(column, live) for name, column in added.columns.items()}
+        return frames.attach(frame, {**columns, ERROR: pa.array(errors, pa.string())})
+
+    def meta(self, frame: Frame) -> Frame:
+        """Return an empty frame with this step's columns added to ``frame``'s: Dask's ``meta``."""
+        empty = frame.iloc[:0]
+        columns = {name: pa.nulls(0, dtype) for name, dtype in self.provides.items()}
+        return frames.attach(empty, {**columns, ERROR: pa.nulls(0, pa.string())})
+
+    def identity(self) -> dict[str, Any]:
+        """Return what this step's result depends on besides its input, as JSON-able values (for fingerprints)."""
+        return {"step": self.name}
+
+
+def _spread(column: pa.Array | Vectors, live: np.ndarray[Any, Any]) -> pa.Array | Vectors:
+    """Put a column made of the live rows back among all rows, null elsewhere."""
+    if live.all():
+        return column
+    if isinstance(column, Vectors):
+        there = torch.from_numpy(live).to(column.values.device)
+        values = column.values.new_zeros((len(live), column.values.shape[1]))
+        valid = torch.zeros(len(live), dtype=torch.bool, device=column.values.device)
+        values[there], valid[there] = column.values, column.valid
+        return Vectors(values, valid)
+    indices = np.where(live, np.cumsum(live) - 1, 0)
+    return column.take(pa.array(indices, pa.int64(), mask=~live))
+
+
+def by_value(values: Sequence[str]) -> dict[str, list[int]]:
+    """Group row positions by value, in order of first appearance (one pass; used to batch by modality)."""
+    groups: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        groups.setdefault(value, []).append(row)
+    return groups
