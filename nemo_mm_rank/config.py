@@ -31,12 +31,8 @@ class PoolSource(Settings):
     path: str
     fields: dict[str, str] = Field(default_factory=dict, description="ours -> the manifest's own name")
     modality: Modality | None = Field(None, description="for pools whose rows do not say")
-    name: str | None = Field(
-        None, description="the `pool` of rows that do not say; default: the manifest's stem"
-    )
-    root: str | None = Field(
-        None, description="what media references are relative to; default: the manifest's folder"
-    )
+    name: str | None = Field(None, description="the `pool` of rows that do not say; default: the manifest's stem")
+    root: str | None = Field(None, description="what media references are relative to; default: the manifest's folder")
 
     @model_validator(mode="after")
     def _known_fields(self) -> PoolSource:
@@ -49,19 +45,13 @@ class PoolSource(Settings):
 class MediaSettings(Settings):
     """How media are opened, and the bounds that protect a run from hostile files."""
 
-    max_pixels: int = Field(
-        100_000_000, gt=0, description="an image with more is refused before it is decoded"
-    )
+    max_pixels: int = Field(100_000_000, gt=0, description="an image with more is refused before it is decoded")
     max_bytes: int = Field(2_000_000_000, gt=0, description="a larger file is refused")
     max_text_chars: int = Field(200_000, gt=0, description="a longer text or code is quarantined")
     max_seconds: float = Field(3600, gt=0, description="only this much of a recording is decoded")
     sample_rate: int = Field(16_000, ge=8_000, le=192_000, description="Hz that audio is decoded to, mono")
-    video_frames: int = Field(
-        8, ge=1, le=512, description="frames sampled evenly over the kept part of a video"
-    )
-    video_side: int = Field(
-        256, ge=16, le=4096, description="longer side in pixels that frames are scaled down to"
-    )
+    video_frames: int = Field(8, ge=1, le=512, description="frames sampled evenly over the kept part of a video")
+    video_side: int = Field(256, ge=16, le=4096, description="longer side in pixels that frames are scaled down to")
     allow_urls: bool = Field(False, description="open references that are fsspec URLs")
     threads: int = Field(2, ge=1, le=64, description="threads that decode ahead of the models")
 
@@ -113,34 +103,22 @@ class SNSSettings(Settings):
     """Symmetric Nucleus Sub-sampler: which side is trimmed, and how boldly."""
 
     mode: Literal["off", "forward", "backward", "bidirectional"] = "off"
-    expert: str | None = Field(
-        None, description="whose space judges relevance; default: the first text-based one"
-    )
+    expert: str | None = Field(None, description="whose space judges relevance; default: the first text-based one")
     select: Literal["nucleus", "threshold"] = "nucleus"
-    nucleus: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.9, description="softmax mass that the kept parts reach"
-    )
+    nucleus: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="softmax mass that the kept parts reach")
     temperature: float = Field(0.1, gt=0, description="of that softmax")
     tau: dict[Modality, float] = Field(default_factory=dict, description="threshold mode: by modality")
     tau_forward: float = Field(0.35, ge=-1, le=1, description="threshold mode, data side, other modalities")
     tau_backward: float = Field(0.35, ge=-1, le=1, description="threshold mode, annotation side")
-    components: Literal["phrases", "sentences", "whole"] = Field(
-        "phrases", description="what looks for segments"
-    )
+    components: Literal["phrases", "sentences", "whole"] = Field("phrases", description="what looks for segments")
     spacy_model: str | None = Field(None, description="used for phrases where installed; default: rules")
-    gate_ratio: float = Field(
-        1.0, ge=0, description="accept iff similarity(candidate) >= ratio * similarity(original)"
-    )
+    gate_ratio: float = Field(1.0, ge=0, description="accept iff similarity(candidate) >= ratio * similarity(original)")
     gate_eps: float = Field(1e-6, gt=0)
     max_segments: int = Field(3, ge=1, description="windows kept of a recording")
     min_duration: float = Field(1.0, gt=0, description="seconds, shortest window")
     window: float = Field(2.0, gt=0, description="seconds, length of a candidate window")
-    region_grid: int = Field(
-        3, ge=1, le=8, description="candidate regions lie on a grid of this many cells a side"
-    )
-    padding: float = Field(
-        0.05, ge=0, le=1, description="added round the union of kept boxes, share of its size"
-    )
+    region_grid: int = Field(3, ge=1, le=8, description="candidate regions lie on a grid of this many cells a side")
+    padding: float = Field(0.05, ge=0, le=1, description="added round the union of kept boxes, share of its size")
 
 
 class ProjectionSettings(Settings):
@@ -162,9 +140,7 @@ class ProjectionSettings(Settings):
     patience: int = Field(5, ge=1, description="epochs without a better validation loss")
     folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
     max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")
-    threads: int = Field(
-        2, ge=1, description="torch threads while fitting: part of what makes a fit repeatable"
-    )
+    threads: int = Field(2, ge=1, description="torch threads while fitting: part of what makes a fit repeatable")
 
 
 class Query(Settings):
@@ -181,20 +157,12 @@ class RankingSettings(Settings):
         default_factory=lambda: {"fused": 1.0, "experts": 1.0, "annotation": 1.0},
         description="of the standardised scores: fused, experts (or one expert's name), annotation, agreement",
     )
-    combine: Literal["mean", "max"] = Field(
-        "mean", description="several positive queries: mean, or the best of them"
-    )
-    calibration: Literal["off", "zscore", "quantile"] = Field(
-        "off", description="of the final score, per modality"
-    )
+    combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
+    calibration: Literal["off", "zscore", "quantile"] = Field("off", description="of the final score, per modality")
     quota_by: Literal["modality", "pool"] | None = None
     quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
-    shortage: Literal["fill", "leave", "fail"] = Field(
-        "fill", description="what a group that is too small leads to"
-    )
-    collapse_duplicates: bool = Field(
-        False, description="keep the best of pairs whose fused embeddings are near equal"
-    )
+    shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
+    collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
     duplicate_similarity: float = Field(0.98, gt=0, le=1)
 
 
@@ -264,9 +232,7 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     on_bad_row: Literal["fail", "quarantine"] = "quarantine"
     rows_per_shard: int = Field(2048, ge=1)
-    shards: int | None = Field(
-        None, ge=1, description="this many shards instead; needs a count of the rows first"
-    )
+    shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
     experts: tuple[ExpertSpec, ...] = Field(default_factory=lambda: CLASSICAL_EXPERTS)
@@ -357,11 +323,7 @@ def _line(settings: type[BaseModel], mistake: Any) -> str:
         return f"{where}: missing"
     message = mistake["msg"].removeprefix("Value error, ")
     given = mistake.get("input")
-    shown = (
-        f", not {given!r}"
-        if isinstance(given, (str, int, float)) and mistake["type"] != "value_error"
-        else ""
-    )
+    shown = f", not {given!r}" if isinstance(given, (str, int, float)) and mistake["type"] != "value_error" else ""
     return f"{where}: {message}{shown}"
 
 

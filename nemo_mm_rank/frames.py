@@ -75,8 +75,8 @@ def vectors(frame: Frame, name: str, device: str | torch.device = "cpu") -> Vect
     """
     if is_cudf(frame):
         column = frame[name]
-        valid = torch.from_dlpack(column.notnull().astype("int8").values).bool()
-        leaves = torch.from_dlpack(column.list.leaves.values)
+        valid = torch.utils.dlpack.from_dlpack(column.notnull().astype("int8").values).bool()
+        leaves = torch.utils.dlpack.from_dlpack(column.list.leaves.values)
     else:
         arrow = array(frame, name)
         if pa.types.is_fixed_size_list(arrow.type):
@@ -85,9 +85,7 @@ def vectors(frame: Frame, name: str, device: str | torch.device = "cpu") -> Vect
         leaves = torch.from_numpy(_writable(arrow.flatten().to_numpy(zero_copy_only=False)))
         lengths = pc.unique(pc.drop_null(pc.list_value_length(arrow)))
         if len(lengths) > 1:
-            raise EmbeddingError(
-                f"column {name!r} holds vectors of different lengths: {lengths.to_pylist()[:4]}"
-            )
+            raise EmbeddingError(f"column {name!r} holds vectors of different lengths: {lengths.to_pylist()[:4]}")
     present = int(valid.sum())
     dim = len(leaves) // present if present else 0
     packed = leaves.to(device=device, dtype=torch.float32).view(present, dim)

@@ -24,9 +24,7 @@ class Modality(StrEnum):
 
 PAIR_ID, POOL, MODALITY, DATA, ANNOTATION = "pair_id", "pool", "modality", "data", "annotation"
 
-CANONICAL: dict[str, pa.DataType] = {
-    name: pa.string() for name in (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION)
-}
+CANONICAL: dict[str, pa.DataType] = {name: pa.string() for name in (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION)}
 
 DATA_BYTES = "data_bytes"
 """Optional: media content carried in the row itself (binary); ``data`` is then only its name."""

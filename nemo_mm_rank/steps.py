@@ -59,8 +59,11 @@ class Step(ABC):
     def provides(self) -> Mapping[str, pa.DataType]:
         """Columns that the step adds, with their types (``error`` goes without saying)."""
 
-    def setup(self, device: str = "cpu") -> None:
-        """Load what `process` needs; called at the first frame where nobody called it before."""
+    def setup(self, device: str | None = None) -> None:  # noqa: B027 (many steps need no model)
+        """Load what `process` needs, on ``device`` (default: CUDA where there is one).
+
+        Runs before every frame and must cost nothing once loaded: models are kept by `models.loader`, per process.
+        """
 
     @abstractmethod
     def process(self, rows: Frame) -> Added:
@@ -73,7 +76,7 @@ class Step(ABC):
             MissingColumnError: naming the step and the columns that are missing, before any model loads.
         """
         frames.check_columns(frame, self.requires, self.name)
-        errors = frames.strings(frame, ERROR) if ERROR in frame.columns else [None] * len(frame)
+        errors: list[str | None] = frames.strings(frame, ERROR) if ERROR in frame.columns else [None] * len(frame)
         live = np.array([error is None for error in errors], dtype=bool)
         if not live.any():
             columns: dict[str, pa.Array | Vectors] = {

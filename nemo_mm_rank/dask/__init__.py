@@ -1,0 +1,1 @@
+"""The same steps on Dask clusters and collections."""

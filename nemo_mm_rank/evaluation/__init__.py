@@ -1,0 +1,1 @@
+"""Geometry of embedding spaces, measured on pairs that no fit has seen."""

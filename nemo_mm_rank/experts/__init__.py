@@ -1,0 +1,1 @@
+"""Expert Embedding Engine: both sides of a pair, embedded by several experts."""

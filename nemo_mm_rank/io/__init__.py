@@ -1,0 +1,1 @@
+"""Pools in, blends out: manifests, Parquet shards, atomic files."""

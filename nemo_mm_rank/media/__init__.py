@@ -1,0 +1,1 @@
+"""Images, audio and video, opened safely and decoded as streams."""

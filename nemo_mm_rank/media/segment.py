@@ -32,9 +32,7 @@ class Image:
         width, height = self.pixels.size
         left, upper = max(0, int(x)), max(0, int(y))
         right, lower = min(width, round(x + w)), min(height, round(y + h))
-        return Image(
-            f"{self.key}@{left},{upper},{right},{lower}", self.pixels.crop((left, upper, right, lower))
-        )
+        return Image(f"{self.key}@{left},{upper},{right},{lower}", self.pixels.crop((left, upper, right, lower)))
 
 
 @dataclass(frozen=True)

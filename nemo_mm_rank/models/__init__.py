@@ -1,0 +1,1 @@
+"""Encoders, describers and grounders, and how a configuration names them."""

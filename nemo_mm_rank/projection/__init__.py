@@ -1,0 +1,1 @@
+"""The network that fuses the experts in the anchor's space, and its objectives."""

@@ -1,0 +1,1 @@
+"""From embeddings and queries to scores, and from scores to the blend."""

@@ -1,0 +1,1 @@
+"""A run as a folder of shards that can be killed, resumed and ranked again."""
