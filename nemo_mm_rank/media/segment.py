@@ -26,6 +26,11 @@ class Image:
     key: str
     pixels: PILImage.Image
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the pixels take."""
+        return self.pixels.width * self.pixels.height * 3
+
     def part(self, box: Span) -> Image:
         """Crop to ``[x, y, w, h]`` in pixels, clipped to the picture."""
         x, y, w, h = box
@@ -56,6 +61,11 @@ class Audio:
         """Length in seconds."""
         return len(self.samples) / self.rate
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that the samples take."""
+        return self.samples.nbytes
+
     def part(self, window: Span) -> Audio:
         """Cut to ``[start, end]`` in seconds of the recording; a view, not a copy."""
         first = max(0, round((window[0] - self.start) * self.rate))
@@ -83,6 +93,11 @@ class Video:
     frames: npt.NDArray[np.uint8]
     times: npt.NDArray[np.float64]
     duration: float
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the frames take."""
+        return self.frames.nbytes
 
     def part(self, window: Span) -> Video:
         """Keep the frames within ``[start, end]`` seconds; where there is none, the one nearest to the middle."""

@@ -6,9 +6,12 @@ import importlib
 import inspect
 import json
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
+import torch
+
+from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import ConfigError, ModelError, PairError, UserError, nearest
 
 SHORT_NAMES: dict[str, str] = {
@@ -73,10 +76,50 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
         raise ConfigError(f"model class {name!r} needs {', '.join(map(repr, missing))}")
 
 
-def load(name: str, class_name: str, arguments: Mapping[str, Any], device: str = "cpu") -> Any:
+def modalities(name: str, class_name: str, arguments: Mapping[str, Any]) -> frozenset[str]:
+    """Return what the model takes: from its class where that says so, otherwise by loading it."""
+    declared = getattr(find_class(class_name), "modalities", None)
+    if isinstance(declared, frozenset):
+        return declared
+    taken: frozenset[str] = load(name, class_name, arguments).modalities
+    return taken
+
+
+def pick_device(device: str | None) -> str:
+    """Return ``device``, or CUDA where there is one and nothing was asked for."""
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def identities(models: Mapping[str, ModelSpec]) -> dict[str, Any]:
+    """Return what the models' results depend on: class, arguments and revision."""
+    return {
+        name: {"class": spec.class_, "arguments": spec.arguments, "revision": revision(name, spec)}
+        for name, spec in models.items()
+    }
+
+
+def revision(name: str, spec: ModelSpec) -> str:
+    """Return what the weights are, from the class's ``revision_of`` where it has one, otherwise by loading."""
+    revision_of = getattr(find_class(spec.class_), "revision_of", None)
+    if revision_of is not None:
+        return str(revision_of(**spec.arguments))
+    return str(load(name, spec.class_, spec.arguments).revision)
+
+
+M = TypeVar("M")
+
+
+def load(
+    name: str,
+    class_name: str,
+    arguments: Mapping[str, Any],
+    device: str = "cpu",
+    wrap: Callable[[Any], M] | None = None,
+) -> Any:
     """Return the model, loading it where this process has not yet.
 
     ``name`` (what the configuration calls the model) and ``device`` are passed on to classes that take them.
+    ``wrap`` is called once on the loaded model (to check it, to put a cache round it) and its result kept beside it.
 
     Raises:
         ConfigError: a class or argument that does not exist.
@@ -90,12 +133,17 @@ def load(name: str, class_name: str, arguments: Mapping[str, Any], device: str =
             taken = inspect.signature(found).parameters
             extra = {k: v for k, v in {"name": name, "device": device}.items() if k in taken}
             try:
-                _loaded[key] = found(**{**extra, **arguments})
+                model = found(**{**extra, **arguments})
             except (UserError, PairError):
                 raise
             except Exception as error:
                 raise ModelError(f"model {name!r} ({class_name}) does not load: {error}") from error
-        return _loaded[key]
+            _loaded[key] = model
+        if wrap is None:
+            return _loaded[key]
+        if (wrapped := f"wrapped {key}") not in _loaded:
+            _loaded[wrapped] = wrap(_loaded[key])
+        return _loaded[wrapped]
 
 
 def release() -> None:
