@@ -1,1 +1,23 @@
 """The network that fuses the experts in the anchor's space, and its objectives."""
+
+from nemo_mm_rank.projection.artifact import Projection
+from nemo_mm_rank.projection.fit import fit
+from nemo_mm_rank.projection.losses import cluster_bias_loss, contrastive_loss, residual_bias_loss, scale_bias_loss
+from nemo_mm_rank.projection.network import FusionNetwork
+from nemo_mm_rank.projection.sample import FitSample, choose_sample, folds_of
+from nemo_mm_rank.projection.step import AGREEMENT, ProjectionStep
+
+__all__ = [
+    "AGREEMENT",
+    "FitSample",
+    "FusionNetwork",
+    "Projection",
+    "ProjectionStep",
+    "choose_sample",
+    "cluster_bias_loss",
+    "contrastive_loss",
+    "fit",
+    "folds_of",
+    "residual_bias_loss",
+    "scale_bias_loss",
+]

@@ -1,0 +1,160 @@
+"""What a projection is trained to do: find its own annotation, and carry no trace of its modality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+Modalities: TypeAlias = Sequence[str] | Sequence[int] | npt.NDArray[Any] | torch.Tensor
+"""A name or an integer code for each row."""
+
+
+def contrastive_loss(
+    projected: torch.Tensor, anchors: torch.Tensor, temperature: float, groups: Modalities | None = None
+) -> torch.Tensor:
+    """Return the mean of the two cross entropies of finding one's own other half in the batch.
+
+    ``(CE(S, i) + CE(S^T, i)) / 2`` with ``S = cosine(projected, anchors) / temperature`` (symmetric InfoNCE; poster,
+    arXiv 2605.01163, and NeMo Curator's pull request 2069). Both sides are normalised here.
+
+    Args:
+        projected: ``(n, d)`` float.
+        anchors: ``(n, d)`` float, row i belonging to row i of ``projected``.
+        temperature: above 0.
+        groups: ``(n,)`` ids; rows of one id (identical annotations) are not each other's negatives.
+
+    Returns:
+        A scalar; 0 where there is nothing to tell apart.
+
+    Raises:
+        ValueError: wrong shapes, a temperature that is not positive, or a value that is not finite.
+    """
+    _check(projected, "projected")
+    _check(anchors, "anchors", projected)
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    logits = F.normalize(projected, dim=1) @ F.normalize(anchors, dim=1).T / temperature
+    own = torch.arange(len(logits), device=logits.device)
+    if groups is not None:
+        ids = codes(groups, len(logits), logits.device)
+        twins = (ids[:, None] == ids[None, :]) & (own[:, None] != own[None, :])
+        logits = logits.masked_fill(twins, float("-inf"))
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def cluster_bias_loss(projected: torch.Tensor, modality: Modalities) -> torch.Tensor:
+    """Return how far the modalities' centroids lie from the common one.
+
+    The squared differences between a modality's centroid and the centroid of all rows, averaged over dimensions and
+    then over modalities (poster, arXiv 2605.01163, as written in NeMo Curator's pull request 2069). It acts on the
+    vectors as given: on unnormalised ones, shrinking them satisfies it.
+
+    Args:
+        projected: ``(n, d)`` float.
+        modality: ``(n,)`` names or integer codes.
+
+    Returns:
+        A scalar; 0 where there is but one modality.
+
+    Raises:
+        ValueError: wrong shapes, or a value that is not finite.
+    """
+    _check(projected, "projected")
+    member, count = _membership(modality, projected)
+    if len(count) < 2:
+        return projected.sum() * 0
+    centroids = (member @ projected) / count[:, None]
+    return (centroids - projected.mean(0)).square().mean()
+
+
+def scale_bias_loss(projected: torch.Tensor, modality: Modalities) -> torch.Tensor:
+    """Return how much the modalities differ in spread.
+
+    A spread is the mean distance of rows to their centroid; the loss is the squared difference between a modality's
+    spread and that of all rows, averaged over modalities (poster, arXiv 2605.01163, as written in NeMo Curator's
+    pull request 2069). Like `cluster_bias_loss`, it acts on the vectors as given.
+
+    Args:
+        projected: ``(n, d)`` float.
+        modality: ``(n,)`` names or integer codes.
+
+    Returns:
+        A scalar; 0 where there is but one modality.
+
+    Raises:
+        ValueError: wrong shapes, or a value that is not finite.
+    """
+    _check(projected, "projected")
+    member, count = _membership(modality, projected)
+    if len(count) < 2:
+        return projected.sum() * 0
+    centroids = (member @ projected) / count[:, None]
+    spread = (member @ _lengths(projected - member.T @ centroids)) / count
+    return (spread - _lengths(projected - projected.mean(0)).mean()).square().mean()
+
+
+def residual_bias_loss(projected: torch.Tensor, anchors: torch.Tensor, modality: Modalities) -> torch.Tensor:
+    """Return what the modality alone predicts of the error.
+
+    The squared norm of each modality's mean residual (projected minus its own anchor, both normalised), averaged
+    over modalities. Unlike a distance between centroids it leaves alone what modalities truly differ in, their
+    content, because each row is measured against its own annotation (this project's term).
+
+    Args:
+        projected: ``(n, d)`` float.
+        anchors: ``(n, d)`` float, row i belonging to row i of ``projected``.
+        modality: ``(n,)`` names or integer codes.
+
+    Returns:
+        A scalar between 0 and 4.
+
+    Raises:
+        ValueError: wrong shapes, or a value that is not finite.
+    """
+    _check(projected, "projected")
+    _check(anchors, "anchors", projected)
+    member, count = _membership(modality, projected)
+    residual = F.normalize(projected, dim=1) - F.normalize(anchors, dim=1)
+    return ((member @ residual) / count[:, None]).square().sum(1).mean()
+
+
+def codes(names: Modalities, rows: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Return names as integer codes ``0 .. m - 1``: ``(rows,)`` int64 on ``device``.
+
+    Raises:
+        ValueError: where there is not exactly one for each row.
+    """
+    if isinstance(names, torch.Tensor):
+        ids: torch.Tensor = torch.unique(names.to(device), return_inverse=True)[1]
+    else:
+        ids = torch.from_numpy(np.unique(np.asarray(names), return_inverse=True)[1].reshape(-1)).to(device)
+    if ids.shape != (rows,):
+        raise ValueError(f"there must be one name for each of {rows} rows, not {len(names)}")
+    return ids
+
+
+def _membership(modality: Modalities, projected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``(m, n)`` ones where a row is of a modality, and the ``(m,)`` counts, both in the vectors' dtype."""
+    member = F.one_hot(codes(modality, len(projected), projected.device)).T.to(projected.dtype)
+    return member, member.sum(1)
+
+
+def _lengths(differences: torch.Tensor) -> torch.Tensor:
+    # The gradient of a norm is undefined at zero, where a modality has one member: nothing is learnt from it.
+    squares = differences.square().sum(1)
+    there = squares > 0
+    return torch.where(there, torch.where(there, squares, 1).sqrt(), 0)
+
+
+def _check(vectors: torch.Tensor, name: str, like: torch.Tensor | None = None) -> None:
+    if vectors.ndim != 2 or not len(vectors):
+        raise ValueError(f"{name} must be a matrix with at least one row, not of shape {tuple(vectors.shape)}")
+    if like is not None and vectors.shape != like.shape:
+        raise ValueError(f"{name} must be of shape {tuple(like.shape)}, not {tuple(vectors.shape)}")
+    if not bool(torch.isfinite(vectors).all()):
+        raise ValueError(f"{name}: NaN or infinite values")
