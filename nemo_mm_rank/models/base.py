@@ -10,6 +10,7 @@ import torch
 
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.segment import Audio, Image, Video
+from nemo_mm_rank.schema import Modality
 
 Item: TypeAlias = str | Image | Audio | Video
 """One side of a pair, decoded: text and code are plain strings."""
@@ -68,6 +69,22 @@ class Encoder(Protocol):
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
         """Embed ``items``, all of one modality. One result per item, in order; batching is the encoder's own."""
         ...
+
+
+@runtime_checkable
+class QueryEncoder(Encoder, Protocol):
+    """An encoder that embeds queries in another way than documents, with a prompt of their own for example."""
+
+    def encode_queries(self, texts: Sequence[str]) -> Encoded:
+        """Embed search queries. One result per text, in order."""
+        ...
+
+
+def encode_queries(encoder: Encoder, texts: Sequence[str]) -> Encoded:
+    """Embed search queries by ``encoder``'s own way for them, where it has one, or else as any text."""
+    if isinstance(encoder, QueryEncoder):
+        return encoder.encode_queries(texts)
+    return encoder.encode(texts, Modality.TEXT)
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ import torch
 
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import ConfigError, ModelError, PairError, UserError, nearest
+from nemo_mm_rank.models.base import Describer, Encoder, Grounder
+from nemo_mm_rank.models.contract import fulfil
 
 SHORT_NAMES: dict[str, str] = {
     "hashed-text": "nemo_mm_rank.models.classical.text:HashedText",
@@ -144,6 +146,27 @@ def load(
         if (wrapped := f"wrapped {key}") not in _loaded:
             _loaded[wrapped] = wrap(_loaded[key])
         return _loaded[wrapped]
+
+
+def as_encoder(name: str, model: Any) -> Encoder:
+    """Return ``model`` as an encoder; `ModelError` names what it lacks."""
+    fulfil(name, model, Encoder)
+    encoder: Encoder = model
+    return encoder
+
+
+def as_describer(name: str, model: Any) -> Describer:
+    """Return ``model`` as a describer; `ModelError` names what it lacks."""
+    fulfil(name, model, Describer)
+    describer: Describer = model
+    return describer
+
+
+def as_grounder(name: str, model: Any) -> Grounder:
+    """Return ``model`` as a grounder; `ModelError` names what it lacks."""
+    fulfil(name, model, Grounder)
+    grounder: Grounder = model
+    return grounder
 
 
 def release() -> None:
