@@ -1,1 +1,18 @@
-"""Symmetric Nucleus Sub-sampler: each pair trimmed to the parts that support each other."""
+"""Symmetric Nucleus Sub-sampler: trims a pair to the parts of its two sides that support each other."""
+
+from nemo_mm_rank.sns.components import components
+from nemo_mm_rank.sns.geometry import select_windows, union_box
+from nemo_mm_rank.sns.selection import gate, nucleus, threshold
+from nemo_mm_rank.sns.split import block_spans, sentence_spans, split_sentences
+
+__all__ = [
+    "block_spans",
+    "components",
+    "gate",
+    "nucleus",
+    "select_windows",
+    "sentence_spans",
+    "split_sentences",
+    "threshold",
+    "union_box",
+]
