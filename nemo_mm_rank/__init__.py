@@ -1,3 +1,18 @@
 """nemo-mm-rank: the best k pairs of a multimodal pool for an objective in plain words."""
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["Config", "Result", "__version__", "curate", "rank"]
+
+if TYPE_CHECKING:
+    from nemo_mm_rank.api import Config, Result, curate, rank
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API at first use: importing torch takes seconds that ``--help`` should not cost."""
+    if name in __all__:
+        from nemo_mm_rank import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

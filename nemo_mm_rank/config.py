@@ -232,6 +232,7 @@ class Config(Settings):
     seed: int = Field(0, ge=0)
     on_bad_row: Literal["fail", "quarantine"] = "quarantine"
     rows_per_shard: int = Field(2048, ge=1)
+    jsonl: bool = Field(False, description="write blend.jsonl beside blend.parquet")
     shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))

@@ -24,7 +24,8 @@ class Vectors:
     """A column of embeddings as one tensor.
 
     Attributes:
-        values: ``(n, d)`` float32; rows that have no embedding are zero and must be read through ``valid``.
+        values: ``(n, d)`` float32; rows that have no embedding are zero and must be read through ``valid``. A column
+            read back without any embedding has ``d = 0``: nobody wrote its width down.
         valid: ``(n,)`` bool on the same device.
     """
 

@@ -24,7 +24,7 @@ _ONE_AT_A_TIME = threading.RLock()
 def reason(step: str, error: BaseException) -> str:
     """Return the text that stands in the ``error`` column for a pair that failed in ``step``."""
     message = " ".join(str(error).split())
-    return f"{step}: {type(error).__name__}: {message}"
+    return f"{step}: {type(error).__name__}: {message or 'no message'}"
 
 
 @dataclass
@@ -53,6 +53,11 @@ class Step(ABC):
     @abstractmethod
     def requires(self) -> Mapping[str, pa.DataType]:
         """Columns that the step reads, with their types."""
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Columns that the step also reads where they are there."""
+        return ()
 
     @property
     @abstractmethod

@@ -1,0 +1,93 @@
+"""The main job from Python, in a line or three."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from nemo_mm_rank.config import Config, parse, read_yaml
+from nemo_mm_rank.run import curation
+from nemo_mm_rank.run.curation import Result
+from nemo_mm_rank.run.engine import Engine
+
+
+def curate(
+    pool: str | Path | Sequence[str | Path] | None = None,
+    query: str | Sequence[str] | None = None,
+    budget: int | str | None = None,
+    *,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    output: str | Path | None = None,
+    client: Any = None,
+    progress: bool = True,
+) -> Result:
+    """Rank a pool of pairs against an objective and keep the best.
+
+    >>> result = curate("pool.jsonl", query="natural, real-world scenes", budget="20%")  # doctest: +SKIP
+    >>> result.blend.head()  # doctest: +SKIP
+
+    Args:
+        pool: one or several manifests.
+        query: the objective in plain words; several are averaged.
+        budget: a number of pairs, or a share like ``"20%"``.
+        config: everything else: a `Config`, a mapping, or the path of a YAML file; the arguments above go before it.
+        output: the run's folder; a run found there is taken up.
+        client: a ``distributed.Client`` to work on; default: what ``config.engine`` says.
+        progress: whether to show it.
+
+    Raises:
+        UserError: anything that you can mend, in one line.
+    """
+    settings = _settings(config, {"pools": pool, "queries": query, "budget": budget, "output": output})
+    console = Console() if progress else None
+    return curation.curate(settings, console, _engine(client))
+
+
+def rank(
+    run: str | Path,
+    query: str | Sequence[str] | None = None,
+    budget: int | str | None = None,
+    *,
+    ranking: Mapping[str, Any] | None = None,
+    client: Any = None,
+) -> Result:
+    """Rank a finished run against another objective; nothing is embedded again.
+
+    Args:
+        run: the folder of a finished run.
+        query: the new objective; default: the run's own.
+        budget: the new budget; default: the run's own.
+        ranking: settings of `config.RankingSettings` to change.
+        client: a ``distributed.Client`` to work on.
+
+    Raises:
+        UserError: the folder is no finished run, or a setting is impossible.
+    """
+    changes = {"queries": query, "budget": budget, "ranking": ranking}
+    return curation.rank(
+        run, {key: value for key, value in changes.items() if value is not None}, None, _engine(client)
+    )
+
+
+def _settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapping[str, Any]) -> Config:
+    if isinstance(config, Config):
+        values = config.model_dump(by_alias=True, exclude_defaults=True)
+    elif isinstance(config, (str, Path)):
+        values = read_yaml(config)
+    else:
+        values = dict(config or {})
+    values.update({key: value for key, value in given.items() if value is not None})
+    if "output" in values:
+        values["output"] = str(values["output"])
+    return parse(Config, values)
+
+
+def _engine(client: Any) -> Engine | None:
+    if client is None:
+        return None
+    from nemo_mm_rank.dask.engine import DaskEngine
+
+    return DaskEngine(client)

@@ -1,0 +1,199 @@
+"""The command line: ``nemo-mm-rank curate | rank | explain | validate | demo``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nemo_mm_rank import __version__
+from nemo_mm_rank.config import Config, PoolSource, parse, read_yaml
+from nemo_mm_rank.errors import UserError
+
+app = typer.Typer(
+    help="Curate multimodal pairs by ranked retrieval: the best k pairs for an objective in plain words.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Pools = Annotated[list[str] | None, typer.Argument(help="Manifests: JSONL or Parquet, a file, folder, glob or URL.")]
+Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")]
+Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
+BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many pairs: 10000, or a share: 20%.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration; options go before it.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="The run's folder.")]
+Fields = Annotated[list[str] | None, typer.Option("--field", help="Field map, e.g. annotation=caption; repeatable.")]
+ModalityName = Annotated[str | None, typer.Option(help="Modality of pools whose rows do not say.")]
+Root = Annotated[
+    str | None, typer.Option(help="What media references are relative to; default: the manifest's folder.")
+]
+
+
+@app.command()
+def curate(
+    pool: Pools = None,
+    query: Queries = None,
+    avoid: Avoid = None,
+    budget: BudgetText = None,
+    config: ConfigFile = None,
+    output: Output = None,
+    field: Fields = None,
+    modality: ModalityName = None,
+    root: Root = None,
+    sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
+    scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
+    gpus: Annotated[bool | None, typer.Option("--gpus", help="One worker per GPU, cuDF partitions.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where models run: cpu, cuda ...")] = None,
+    shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
+) -> None:
+    """Rank a pool of pairs against an objective and keep the best."""
+    from nemo_mm_rank.run import curation
+
+    values: dict[str, Any] = read_yaml(config) if config else {}
+    if pool:
+        values["pools"] = _pools(pool, field, modality, root)
+    if query or avoid:
+        values["queries"] = _queries(query, avoid)
+    plain = {
+        "budget": budget,
+        "output": output,
+        "on_bad_row": on_bad_row,
+        "shards": shards,
+        "seed": seed,
+        "jsonl": jsonl,
+    }
+    values.update({key: value for key, value in plain.items() if value is not None})
+    engine = {"workers": workers, "scheduler_address": scheduler_address, "gpus": gpus, "device": device}
+    _merge(values, "engine", engine)
+    _merge(values, "sns", {"mode": sns})
+    settings = parse(Config, values)
+    if dry_run:
+        curation.dry_run(settings, Console())
+    else:
+        curation.curate(settings, Console()).print(Console())
+
+
+@app.command()
+def rank(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    query: Queries = None,
+    avoid: Avoid = None,
+    budget: BudgetText = None,
+    jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
+) -> None:
+    """Rank a finished run against another objective; nothing is embedded again."""
+    from nemo_mm_rank.run import curation
+
+    changes: dict[str, Any] = {"budget": budget, "jsonl": jsonl}
+    if query or avoid:
+        changes["queries"] = _queries(query, avoid)
+    changes = {key: value for key, value in changes.items() if value is not None}
+    curation.rank(run, changes, Console()).print(Console())
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    pair_id: Annotated[str, typer.Argument(help="The pair to explain.")],
+) -> None:
+    """Say why a pair was or was not chosen."""
+    from nemo_mm_rank.run import curation
+
+    Console().print(curation.explain(run, pair_id), highlight=False, markup=False)
+
+
+@app.command()
+def validate(
+    pool: Annotated[list[str], typer.Argument(help="Manifests: JSONL or Parquet, a file, folder, glob or URL.")],
+    field: Fields = None,
+    modality: ModalityName = None,
+    root: Root = None,
+) -> None:
+    """Report every bad row of a pool; exit status 1 where there is one."""
+    from nemo_mm_rank.io.validate import validate as check
+
+    sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root)]
+    report = check(sources)
+    console = Console()
+    for line in report.lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if report.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demo pool and its run go.")] = Path("nemo-mm-rank-demo"),
+) -> None:
+    """Make the built-in demo pool and run the main job on it."""
+    from nemo_mm_rank.demo import QUERY, make_demo_pool
+    from nemo_mm_rank.run import curation
+
+    pool = make_demo_pool(folder / "pool")
+    settings = parse(
+        Config,
+        {
+            "pools": str(pool),
+            "queries": QUERY,
+            "budget": "20%",
+            "output": str(folder / "run"),
+            "sns": {"mode": "bidirectional"},
+        },
+    )
+    curation.curate(settings, Console()).print(Console())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _pools(paths: list[str], fields: list[str] | None, modality: str | None, root: str | None) -> list[dict[str, Any]]:
+    mapping = {}
+    for field in fields or []:
+        ours, separator, theirs = field.partition("=")
+        if not separator or not ours or not theirs:
+            raise UserError(f"--field {field!r}: write it as ours=theirs, e.g. annotation=caption")
+        mapping[ours] = theirs
+    shared = {"fields": mapping or None, "modality": modality, "root": root}
+    return [{"path": path, **{k: v for k, v in shared.items() if v is not None}} for path in paths]
+
+
+def _queries(wanted: list[str] | None, avoided: list[str] | None) -> list[dict[str, Any]]:
+    return [{"text": text} for text in wanted or []] + [{"text": text, "weight": -1.0} for text in avoided or []]
+
+
+def _merge(values: dict[str, Any], section: str, options: dict[str, Any]) -> None:
+    given = {key: value for key, value in options.items() if value is not None}
+    if given:
+        values[section] = {**values.get(section, {}), **given}
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on standard error and exit status 2."""
+    # A user's own model class is found where they stand, as `python -m` would.
+    sys.path.insert(0, os.getcwd())
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; start the same command again to go on from here")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

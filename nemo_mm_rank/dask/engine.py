@@ -1,0 +1,84 @@
+"""Shards as Dask futures, on a cluster of our own, one at an address, or the user's client."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from nemo_mm_rank.config import EngineSettings
+from nemo_mm_rank.errors import UserError, require
+
+T = TypeVar("T")
+
+
+class DaskEngine:
+    """Runs tasks on a Dask cluster.
+
+    Args:
+        client: a ``distributed.Client``.
+        backend: ``pandas`` or ``cudf``.
+        device: where models run; None: CUDA where the worker has one.
+        owned: what to close at the end, last first (the user's own client is not ours to close).
+    """
+
+    def __init__(
+        self, client: Any, backend: str = "pandas", device: str | None = None, owned: Sequence[Any] = ()
+    ) -> None:
+        self.client = client
+        self.backend = backend
+        self.device = device
+        self._owned = list(owned)
+
+    @classmethod
+    def from_settings(cls, settings: EngineSettings) -> DaskEngine:
+        """Start or join the cluster that the settings describe.
+
+        Raises:
+            UserError: Dask (or Dask-CUDA) is missing, or the scheduler does not answer.
+        """
+        distributed = require("distributed", "dask")
+        if settings.scheduler_address:
+            try:
+                client = distributed.Client(settings.scheduler_address, timeout=20)
+            except (OSError, ValueError) as error:
+                raise UserError(f"no Dask scheduler answers at {settings.scheduler_address}: {error}") from error
+            return cls(client, "cudf" if settings.gpus else "pandas", settings.device, [client])
+        if settings.gpus:
+            cluster = require("dask_cuda", "gpu").LocalCUDACluster()
+            client = distributed.Client(cluster)
+            return cls(client, "cudf", settings.device or "cuda", [cluster, client])
+        cluster = distributed.LocalCluster(
+            n_workers=settings.workers,
+            threads_per_worker=1,
+            dashboard_address=None,
+            memory_limit=0,  # models are big and known; a worker restarted for its size would never end
+        )
+        client = distributed.Client(cluster)
+        threads = max(1, (os.cpu_count() or 1) // settings.workers)
+        client.run(_set_threads, threads)
+        return cls(client, "pandas", settings.device, [cluster, client])
+
+    def map(self, task: Callable[[int], T], parts: Sequence[int]) -> Iterator[tuple[int, T]]:
+        """Yield results as shards finish; what is left is cancelled when the consumer stops or a task fails."""
+        from distributed import as_completed
+
+        # The task goes with every future: it is small, and data scattered to a worker would be lost with it.
+        # Shards of a lost worker are done again by the scheduler; files appear whole, so twice does no harm.
+        futures = {self.client.submit(task, part, pure=False): part for part in parts}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            self.client.cancel([future for future in futures if not future.done()])
+
+    def close(self) -> None:
+        """Close the client and the cluster, where they are ours."""
+        while self._owned:
+            self._owned.pop().close()
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

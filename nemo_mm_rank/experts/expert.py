@@ -1,0 +1,135 @@
+"""An expert: models put together so that data of several modalities and text can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from nemo_mm_rank.config import ExpertSpec, ModelSpec
+from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.base import Describer, Encoder
+from nemo_mm_rank.models.cached import CachedDescriber, CachedEncoder
+from nemo_mm_rank.models.composed import DescribedEncoder
+from nemo_mm_rank.schema import Modality, data_column
+
+Models = Mapping[str, ModelSpec]
+
+
+def load_encoder(name: str, models: Models, device: str = "cpu") -> Encoder:
+    """Return the encoder that the configuration calls ``name``: loaded once per process, each item embedded once."""
+    spec = models[name]
+    encoder: Encoder = loader.load(name, spec.class_, spec.arguments, device, wrap=partial(_cached_encoder, name))
+    return encoder
+
+
+def load_describer(name: str, models: Models, device: str = "cpu") -> Describer:
+    """Return the describer that the configuration calls ``name``."""
+    spec = models[name]
+    describer: Describer = loader.load(name, spec.class_, spec.arguments, device, wrap=partial(_cached_describer, name))
+    return describer
+
+
+def _cached_encoder(name: str, model: object) -> Encoder:
+    return CachedEncoder(loader.as_encoder(name, model))
+
+
+def _cached_describer(name: str, model: object) -> Describer:
+    return CachedDescriber(loader.as_describer(name, model))
+
+
+def has_text(name: str, models: Models) -> bool:
+    """Whether the model embeds text, so that queries and annotations can enter its space."""
+    spec = models[name]
+    return Modality.TEXT in loader.modalities(name, spec.class_, spec.arguments)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One column of data embeddings.
+
+    Attributes:
+        column: its name.
+        expert: the expert it belongs to.
+        model: the model whose space it lies in.
+        modalities: whose rows it can hold; None where only the loaded model knows.
+    """
+
+    column: str
+    expert: str
+    model: str
+    modalities: frozenset[Modality] | None
+
+
+def sources(expert: ExpertSpec) -> list[Source]:
+    """Return the columns that an expert fills; nothing is loaded.
+
+    A fusion expert has one for each of its models, because their spaces have nothing in common but the pairs.
+    """
+    if expert.kind == "fusion":
+        by_model: dict[str, list[Modality]] = {}
+        for modality, model in expert.encoders.items():
+            by_model.setdefault(model, []).append(modality)
+        return [
+            Source(data_column(expert.name, model), expert.name, model, frozenset(modalities))
+            for model, modalities in by_model.items()
+        ]
+    assert expert.encoder is not None  # noqa: S101 (ExpertSpec refuses anything else)
+    described = frozenset({Modality.TEXT, Modality.CODE, *expert.describers})
+    modalities = described if expert.kind == "text-based" else None
+    return [Source(data_column(expert.name), expert.name, expert.encoder, modalities)]
+
+
+class Expert:
+    """An expert with its models loaded.
+
+    Args:
+        spec: which models, and how they are put together.
+        models: the configuration's models by name.
+        device: where they run.
+
+    Raises:
+        ConfigError: where a model does not take a modality that the expert gives it.
+    """
+
+    def __init__(self, spec: ExpertSpec, models: Models, device: str = "cpu") -> None:
+        self.name = spec.name
+        self._encoders: dict[Modality, tuple[str, Encoder]] = {}
+        text_models = set()
+        for source in sources(spec):
+            encoder = load_encoder(source.model, models, device)
+            if spec.kind == "text-based":
+                describers = {m: load_describer(d, models, device) for m, d in spec.describers.items()}
+                for modality, describer in describers.items():
+                    _check(spec.name, spec.describers[modality], describer.modalities, modality)
+                if describers:
+                    encoder = DescribedEncoder(describers, encoder)
+            for modality in source.modalities or (Modality(name) for name in encoder.modalities):
+                _check(spec.name, source.model, encoder.modalities, modality)
+                self._encoders[modality] = (source.column, encoder)
+            if Modality.TEXT in encoder.modalities:
+                text_models.add(source.model)
+        names = {source.model for source in sources(spec)}
+        shared = next(iter(names)) if len(names) == 1 and names == text_models else None
+        self.text_encoder: Encoder | None = load_encoder(shared, models, device) if shared else None
+
+    def encoder(self, modality: str) -> Encoder | None:
+        """Return the encoder for data of ``modality``, or None where the expert has none."""
+        found = self._encoders.get(Modality(modality))
+        return found[1] if found else None
+
+    def column(self, modality: str) -> str | None:
+        """Return the column that holds the embeddings of data of ``modality``."""
+        found = self._encoders.get(Modality(modality))
+        return found[0] if found else None
+
+
+def _check(expert: str, model: str, takes: frozenset[str], modality: str) -> None:
+    if modality not in takes:
+        raise ConfigError(f"expert {expert!r}: model {model!r} takes {', '.join(sorted(takes))}, not {str(modality)!r}")
+
+
+def build(spec: ExpertSpec, models: Models, device: str = "cpu") -> Expert:
+    """Load an expert's models and put them together."""
+    return Expert(spec, models, device)

@@ -1,0 +1,195 @@
+"""EEE, the Expert Embedding Engine: embeds the (trimmed) data and annotation of every pair with every expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
+from nemo_mm_rank.errors import EmbeddingError, PairError
+from nemo_mm_rank.experts.expert import Expert, build, has_text, load_encoder, sources
+from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.rows import annotation_texts, iter_data
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.base import Encoded, Item
+from nemo_mm_rank.schema import (
+    ANNOTATION_SPANS,
+    CANONICAL,
+    DATA_BYTES,
+    DATA_SPANS,
+    MEDIA_ROOT,
+    MODALITY,
+    VECTOR,
+    annotation_column,
+)
+from nemo_mm_rank.steps import Added, Step, by_value
+
+CHUNK_ITEMS, CHUNK_BYTES = 256, 256 * 2**20
+"""Decoded media held at a time: at most this many, and no more once they weigh this much."""
+
+
+@dataclass
+class ExpertStep(Step):
+    """Adds one column of data embeddings per source and one of annotation embeddings per text space.
+
+    Every vector is L2-normalised float32. Data of a modality that an expert does not take is null in its column;
+    a pair that a model fails on, or that no expert takes, is quarantined.
+
+    Args:
+        experts: which experts.
+        models: the configuration's models by name.
+        anchor: the model that embeds annotations for the projection.
+        media: how media are opened.
+    """
+
+    experts: Sequence[ExpertSpec]
+    models: Mapping[str, ModelSpec]
+    anchor: str
+    media: MediaSettings = field(default_factory=MediaSettings)
+    name: str = "experts"
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The canonical columns."""
+        return CANONICAL
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """What SNS kept, and where media are to be found."""
+        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, MEDIA_ROOT)
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """One vector column per source, and one per text space."""
+        data = [source.column for expert in self.experts for source in sources(expert)]
+        return dict.fromkeys([*data, *(annotation_column(model) for model in self.text_models)], VECTOR)
+
+    @property
+    def text_models(self) -> list[str]:
+        """The models whose spaces hold annotations: the anchor, and every expert's that takes text."""
+        used = [self.anchor, *(source.model for expert in self.experts for source in sources(expert))]
+        return [model for model in dict.fromkeys(used) if model == self.anchor or has_text(model, self.models)]
+
+    def setup(self, device: str | None = None) -> None:
+        """Load every model (nothing happens where this process has them)."""
+        self._device = loader.pick_device(device)
+        self._experts = [build(expert, self.models, self._device) for expert in self.experts]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the loaded models."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_experts", "_device")}
+
+    def identity(self) -> dict[str, Any]:
+        """Experts, models with their revisions, and how media are decoded."""
+        used = {
+            self.anchor,
+            *(m for e in self.experts for m in (e.encoder, *e.encoders.values(), *e.describers.values())),
+        }
+        return {
+            "step": self.name,
+            "experts": [expert.model_dump(mode="json") for expert in self.experts],
+            "anchor": self.anchor,
+            "models": loader.identities({name: self.models[name] for name in sorted(used - {None})}),
+            "media": self.media.model_dump(exclude={"threads"}),
+        }
+
+    def process(self, rows: Frame) -> Added:
+        """Embed both sides of ``rows``, modality by modality, media decoded ahead in threads."""
+        n = len(rows)
+        columns = {name: _Column(n) for name in self.provides}
+        errors: dict[int, PairError] = {}
+        for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
+            self._embed_data(rows, modality, positions, columns, errors)
+        self._embed_annotations(rows, columns, errors)
+        return Added({name: column.vectors(errors) for name, column in columns.items()}, errors)
+
+    def _embed_data(
+        self,
+        rows: Frame,
+        modality: str,
+        positions: list[int],
+        columns: dict[str, _Column],
+        errors: dict[int, PairError],
+    ) -> None:
+        takers: list[tuple[str, Expert]] = []
+        for expert in self._experts:
+            column = expert.column(modality)
+            if column is not None:
+                takers.append((column, expert))
+        if not takers:
+            errors.update((row, EmbeddingError(f"no expert takes {modality}")) for row in positions)
+            return
+        opener = Opener(self.media)
+        items = iter_data(rows, opener, positions, threads=self.media.threads)
+        for chunk_rows, chunk in _chunks(zip(positions, items, strict=True), errors):
+            for column, expert in takers:
+                encoder = expert.encoder(modality)
+                assert encoder is not None  # noqa: S101 (it has a column)
+                columns[column].put(chunk_rows, encoder.encode(chunk, modality), errors)
+
+    def _embed_annotations(self, rows: Frame, columns: dict[str, _Column], errors: dict[int, PairError]) -> None:
+        texts = annotation_texts(rows, self.media)
+        errors.update((row, text) for row, text in enumerate(texts) if isinstance(text, PairError))
+        live = [row for row in range(len(texts)) if row not in errors]
+        items = [text for row in live if isinstance(text := texts[row], str)]
+        for model in self.text_models:
+            encoder = load_encoder(model, self.models, self._device)
+            columns[annotation_column(model)].put(live, encoder.encode(items, "text"), errors)
+
+
+class _Column:
+    """A column of embeddings under construction; its width is known once the first vectors are there."""
+
+    def __init__(self, rows: int) -> None:
+        self._rows = rows
+        self._values: torch.Tensor | None = None
+        self._valid = torch.zeros(rows, dtype=torch.bool)
+
+    def put(self, rows: Sequence[int], encoded: Encoded, errors: dict[int, PairError]) -> None:
+        """Take in the vectors of ``rows``; what failed goes to ``errors``."""
+        vectors = encoded.vectors.detach()
+        if self._values is None:
+            self._values = vectors.new_zeros((self._rows, vectors.shape[1]), dtype=torch.float32)
+            self._valid = self._valid.to(vectors.device)
+        for item, error in encoded.errors.items():
+            errors.setdefault(rows[item], error)
+        good = [item for item in range(len(rows)) if item not in encoded.errors]
+        if len(good) < len(rows):
+            vectors = vectors[good]
+        index = torch.tensor([rows[item] for item in good], dtype=torch.long, device=vectors.device)
+        self._values[index] = vectors
+        self._valid[index] = True
+
+    def vectors(self, errors: Mapping[int, PairError]) -> Vectors:
+        """Return the column, without the rows that failed anywhere."""
+        values = self._values if self._values is not None else torch.zeros((self._rows, 0))
+        if errors:
+            self._valid[list(errors)] = False
+        return Vectors(values, self._valid)
+
+
+def _chunks(
+    decoded: Iterator[tuple[int, Item | PairError]], errors: dict[int, PairError]
+) -> Iterator[tuple[list[int], list[Item]]]:
+    """Gather decoded items until they are many or heavy; what could not be decoded goes to ``errors``."""
+    rows: list[int] = []
+    items: list[Item] = []
+    weight = 0
+    for row, item in decoded:
+        if isinstance(item, PairError):
+            errors[row] = item
+            continue
+        rows.append(row)
+        items.append(item)
+        weight += len(item) if isinstance(item, str) else item.nbytes
+        if len(items) >= (CHUNK_ITEMS if not isinstance(item, str) else 16 * CHUNK_ITEMS) or weight >= CHUNK_BYTES:
+            yield rows, items
+            rows, items, weight = [], [], 0
+    if items:
+        yield rows, items

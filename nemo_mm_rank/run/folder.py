@@ -1,0 +1,105 @@
+"""What lies where in a run's folder, and that only one process at a time works in it."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from nemo_mm_rank.config import Config, parse, read_yaml
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.parquet import write_text
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in a run's folder.
+
+    Attributes:
+        path: the folder itself.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the run was started with."""
+        return self.path / "config.yaml"
+
+    @property
+    def pool(self) -> Path:
+        """The pool in canonical columns, shard by shard."""
+        return self.path / "pool"
+
+    @property
+    def bad_rows(self) -> Path:
+        """Rows of the pool that never became pairs."""
+        return self.pool / "bad_rows.parquet"
+
+    @property
+    def fitted(self) -> Path:
+        """Statistics and projections that were fitted on this pool."""
+        return self.path / "fitted"
+
+    @property
+    def ranking(self) -> Path:
+        """Scores of the last ranking."""
+        return self.path / "ranking"
+
+    @property
+    def blend(self) -> Path:
+        """The chosen pairs, best first."""
+        return self.path / "blend.parquet"
+
+    @property
+    def quarantine(self) -> Path:
+        """The pairs that could not be ranked, with the reason."""
+        return self.path / "quarantine.parquet"
+
+    @property
+    def manifest(self) -> Path:
+        """Where the blend comes from: configuration, models, digests, counts, versions."""
+        return self.path / "manifest.json"
+
+    @property
+    def timings(self) -> Path:
+        """What every step took (kept apart: it differs from run to run)."""
+        return self.path / "timings.json"
+
+    def stage(self, name: str, identity: str) -> Path:
+        """The files of one step in one configuration."""
+        return self.path / "steps" / f"{name}-{identity[:12]}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            UserError: another process works in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.path}: another run is at work in this folder") from error
+            yield
+
+    def save_config(self, config: Config) -> None:
+        """Keep the configuration beside the results."""
+        values = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        write_text(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def load_config(self) -> Config:
+        """Read the run's configuration back.
+
+        Raises:
+            UserError: this is not a run's folder.
+        """
+        if not self.config.exists():
+            raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
+        return parse(Config, read_yaml(self.config))

@@ -1,0 +1,90 @@
+"""The bounded sample of pairs that the projection is fitted on, the same however the pool is sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.projection.sample import FitSample, hashes
+from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.schema import ANNOTATION, ERROR, MODALITY, PAIR_ID
+
+
+def read_sample(
+    shards: Shards, sources: Sequence[str], anchor: str, anchor_space: Sequence[str], max_pairs: int, seed: int
+) -> FitSample:
+    """Read at most ``max_pairs`` live pairs, chosen and ordered by a hash of their ids.
+
+    Memory: 20 bytes a pair of the pool while choosing, then the sample itself.
+
+    Args:
+        shards: with the experts' embeddings.
+        sources: the columns of data embeddings.
+        anchor: the annotations' column.
+        anchor_space: the sources that lie in the anchor's space.
+        max_pairs: bound on the sample.
+        seed: enters the hash.
+    """
+    keys, parts, rows = _choose(shards, max_pairs, seed)
+    order = np.argsort(keys, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    n = len(order)
+    modality: np.ndarray = np.empty(n, dtype=object)
+    annotation: np.ndarray = np.empty(n, dtype=object)
+    columns: dict[str, Vectors] = {}
+    for part in np.unique(parts):
+        mine = np.flatnonzero(parts == part)
+        table = shards.read(int(part), [MODALITY, ANNOTATION, anchor, *sources]).take(pa.array(rows[mine]))
+        frame = frames.from_table(table)
+        where = place[mine]
+        modality[where] = table[MODALITY].to_pylist()
+        annotation[where] = table[ANNOTATION].to_pylist()
+        for name in (anchor, *sources):
+            _put(columns, name, frames.vectors(frame, name), torch.from_numpy(where), n)
+    return FitSample(
+        sources={name: columns[name] for name in sources if name in columns},
+        anchors=columns[anchor].values,
+        modality=modality.tolist(),
+        annotations=annotation.tolist(),
+        anchor_space=[name for name in anchor_space if name in columns],
+    )
+
+
+def _choose(shards: Shards, max_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    kept = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
+    for part in range(shards.count):
+        table = shards.read(part, [PAIR_ID, ERROR])
+        live = pc.is_null(table[ERROR]).to_numpy(zero_copy_only=False)
+        rows = np.flatnonzero(live)
+        fresh = hashes(table[PAIR_ID].take(pa.array(rows)).to_pylist(), seed)
+        kept = (
+            np.concatenate([kept[0], fresh]),
+            np.concatenate([kept[1], np.full(len(rows), part, np.int64)]),
+            np.concatenate([kept[2], rows]),
+        )
+        if len(kept[0]) > 2 * max_pairs:
+            kept = _smallest(kept, max_pairs)
+    return _smallest(kept, max_pairs)
+
+
+def _smallest(kept: tuple[np.ndarray, np.ndarray, np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if len(kept[0]) <= k:
+        return kept
+    chosen = np.argpartition(kept[0], k - 1)[:k]
+    return kept[0][chosen], kept[1][chosen], kept[2][chosen]
+
+
+def _put(columns: dict[str, Vectors], name: str, part: Vectors, where: torch.Tensor, n: int) -> None:
+    if part.values.shape[1] == 0:
+        return
+    if name not in columns:
+        columns[name] = Vectors(torch.zeros((n, part.values.shape[1])), torch.zeros(n, dtype=torch.bool))
+    columns[name].values[where] = part.values
+    columns[name].valid[where] = part.valid

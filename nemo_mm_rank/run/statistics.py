@@ -1,0 +1,67 @@
+"""Statistics that a text model takes from the pool before anything is embedded (IDF): counts that add over shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from nemo_mm_rank.config import ModelSpec
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.run.engine import Engine
+from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.store import Shards, digest
+from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, Modality
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Counts one shard's texts with a model that can; callable on any worker."""
+
+    name: str
+    spec: ModelSpec
+    shards: Shards
+
+    def __call__(self, part: int) -> tuple[npt.NDArray[np.int64], int, int]:
+        table = self.shards.read(part, [MODALITY, DATA, ANNOTATION])
+        textual = pc.is_in(table[MODALITY], value_set=_strings([Modality.TEXT, Modality.CODE]))
+        texts = table[ANNOTATION].to_pylist() + table[DATA].filter(textual).to_pylist()
+        model = loader.load(self.name, self.spec.class_, self.spec.arguments)
+        return model.count(texts), len(texts), table.num_rows
+
+
+def _strings(values: list[Modality]) -> Any:
+    import pyarrow as pa
+
+    return pa.array([str(value) for value in values])
+
+
+def fit_statistics(
+    models: Mapping[str, ModelSpec], shards: Shards, folder: Path, engine: Engine, reporter: Reporter, pairs: int
+) -> dict[str, ModelSpec]:
+    """Return ``models`` with ``statistics`` filled in for those that can count and were given none.
+
+    A class can count where it has ``count(texts) -> int64 array`` and ``save_statistics(path, counts, n)``.
+    """
+    fitted = dict(models)
+    for name, spec in models.items():
+        found = loader.find_class(spec.class_)
+        if not hasattr(found, "count") or spec.arguments.get("statistics"):
+            continue
+        keys = [shards.key(part) for part in range(shards.count)]
+        path = folder / f"{name}-{digest([spec.model_dump(mode='json', by_alias=True), keys])[:12]}.safetensors"
+        if not path.exists():
+            total, texts = None, 0
+            with reporter.step(f"count {name}", pairs) as advance:
+                for _, (counts, n, rows) in engine.map(_Count(name, spec, shards), range(shards.count)):
+                    total = counts if total is None else total + counts
+                    texts += n
+                    advance(rows)
+            found.save_statistics(path, total, texts)  # type: ignore[attr-defined]
+        fitted[name] = ModelSpec.model_validate({**spec.model_dump(by_alias=True), "statistics": str(path)})
+    return fitted

@@ -1,0 +1,165 @@
+"""The shards of a run on disk: each stage adds one Parquet file of new columns per shard, keyed by what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.errors import MissingColumnError
+from nemo_mm_rank.io.parquet import read_note, read_table, write_table
+from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
+from nemo_mm_rank.steps import Step
+
+
+def digest(values: Any) -> str:
+    """Return a short hexadecimal digest of JSON-able values."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def part_name(part: int) -> str:
+    """Return the file name of shard ``part``."""
+    return f"part-{part:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The stages that have been through, first the pool itself: read together they are wide rows.
+
+    Attributes:
+        stages: folders of part files, row-aligned shard by shard.
+        count: number of shards.
+    """
+
+    stages: tuple[Path, ...]
+    count: int
+
+    def key(self, part: int) -> str:
+        """Return the fingerprint of everything that led to this shard; "" where its last file is not there."""
+        note = read_note(self.stages[-1] / part_name(part))
+        return str(note["key"]) if note else ""
+
+    def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard; each column from the last stage that has it. Unknown names are left out."""
+        source: dict[str, Path] = {}
+        for stage in self.stages:
+            path = stage / part_name(part)
+            source.update(dict.fromkeys(pq.read_schema(path).names, path))
+        wanted = [name for name in (columns if columns is not None else source) if name in source]
+        by_file: dict[Path, list[str]] = {}
+        for name in wanted:
+            by_file.setdefault(source[name], []).append(name)
+        found: dict[str, pa.ChunkedArray] = {}
+        for path, names in by_file.items():
+            table = read_table(path, names)
+            found.update({name: table[name] for name in names})
+        return pa.table({name: found[name] for name in wanted})
+
+    def columns(self) -> dict[str, pa.DataType]:
+        """Return the columns that the shards hold together, with their types."""
+        found: dict[str, pa.DataType] = {}
+        for stage in self.stages:
+            schema = pq.read_schema(stage / part_name(0))
+            found.update(zip(schema.names, schema.types, strict=True))
+        return found
+
+    def rows(self, part: int) -> int:
+        """Return the number of rows of a shard."""
+        return int(pq.read_metadata(self.stages[0] / part_name(part)).num_rows)
+
+    def then(self, stage: Path) -> Shards:
+        """Return these shards with one more stage."""
+        return Shards((*self.stages, stage), self.count)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step over all shards: what it reads, and where its files go. Callable for one shard, on any worker.
+
+    Attributes:
+        step: what is done.
+        inputs: the shards as they are before it.
+        folder: where the new columns go.
+        identity: digest of what the step's result depends on besides its input.
+        backend: ``pandas`` or ``cudf``.
+        device: where its models run.
+    """
+
+    step: Step
+    inputs: Shards
+    folder: Path
+    identity: str
+    backend: str = "pandas"
+    device: str | None = None
+
+    def key(self, part: int) -> str:
+        """Return the fingerprint that this stage's file of a shard must carry to be taken as done."""
+        return digest([self.identity, self.inputs.key(part)])
+
+    def done(self, part: int) -> bool:
+        """Whether the shard's file is there and was made from the same input in the same way."""
+        note = read_note(self.folder / part_name(part))
+        return note is not None and note.get("key") == self.key(part)
+
+    def __call__(self, part: int) -> int:
+        """Do one shard and return its number of rows."""
+        table = self.inputs.read(part, self._columns())
+        self.step.setup(self.device)
+        frame = self.step(frames.from_table(table, self.backend))
+        added = frames.to_table(frame[[*self.step.provides, ERROR]])
+        added = pa.table({name: _typed(added[name], kind) for name, kind in self._types().items()})
+        note = {"key": self.key(part), "counts": count(table, added)}
+        write_table(self.folder / part_name(part), added, note)
+        return table.num_rows
+
+    def _columns(self) -> list[str]:
+        there = self.inputs.columns()
+        missing = [name for name in self.step.requires if name not in there]
+        if missing:
+            raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")
+        return [name for name in (*self.step.requires, *self.step.uses, ERROR) if name in there]
+
+    def _types(self) -> Mapping[str, pa.DataType]:
+        return {**self.step.provides, ERROR: pa.string()}
+
+
+def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type == kind else column.cast(kind)
+
+
+def count(before: pa.Table, after: pa.Table) -> dict[str, dict[str, Any]]:
+    """Return by modality: live rows in, rows trimmed, and rows newly quarantined by error class."""
+    n = before.num_rows
+    live = before[ERROR].is_null() if ERROR in before.column_names else pa.chunked_array([pa.array([True] * n)])
+    failed = pc.and_(live, after[ERROR].is_valid())
+    trimmed = pa.chunked_array([pa.array([False] * n, pa.bool_())])
+    for spans in (DATA_SPANS, ANNOTATION_SPANS):
+        if spans in after.column_names:
+            trimmed = pc.or_(trimmed, after[spans].is_valid())
+    counts: dict[str, dict[str, Any]] = {
+        str(modality): {"in": 0, "trimmed": 0, "quarantined": Counter()}
+        for modality in before[MODALITY].unique().to_pylist()
+    }
+    for what, mask in (("in", live), ("trimmed", pc.and_(live, trimmed))):
+        for entry in before[MODALITY].filter(mask).value_counts().to_pylist():
+            counts[str(entry["values"])][what] = entry["counts"]
+    for modality, error in zip(
+        before[MODALITY].filter(failed).to_pylist(), after[ERROR].filter(failed).to_pylist(), strict=True
+    ):
+        counts[str(modality)]["quarantined"][split_error(error)[1]] += 1
+    return counts
+
+
+def split_error(error: str) -> tuple[str, str, str]:
+    """Return step, error class and message of a value of the ``error`` column."""
+    step, kind, message = error.split(": ", 2)
+    return step, kind, message

@@ -1,0 +1,154 @@
+"""What a run did, for people: rows by step and modality, the geometry of its spaces, and the top of the blend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nemo_mm_rank.io.parquet import read_note
+from nemo_mm_rank.run.store import Shards, part_name
+from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
+
+
+@dataclass
+class StepCounts:
+    """Pairs that went through one step, by modality.
+
+    Attributes:
+        step: its name.
+        rows: modality -> live pairs in.
+        trimmed: modality -> pairs of which SNS kept a part.
+        quarantined: modality -> error class -> pairs.
+    """
+
+    step: str
+    rows: Counter[str] = field(default_factory=Counter)
+    trimmed: Counter[str] = field(default_factory=Counter)
+    quarantined: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, counts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add one shard's counts, as its file's note has them."""
+        for modality, entry in counts.items():
+            self.rows[modality] += entry["in"]
+            self.trimmed[modality] += entry["trimmed"]
+            self.quarantined.setdefault(modality, Counter()).update(entry["quarantined"])
+
+    @property
+    def lost(self) -> int:
+        """Pairs quarantined by this step."""
+        return sum(sum(reasons.values()) for reasons in self.quarantined.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for the manifest."""
+        return {
+            "step": self.step,
+            "in": dict(sorted(self.rows.items())),
+            "trimmed": dict(sorted((m, n) for m, n in self.trimmed.items() if n)),
+            "quarantined": {m: dict(sorted(r.items())) for m, r in sorted(self.quarantined.items()) if r},
+        }
+
+
+def count_steps(shards: Shards, names: Sequence[str]) -> list[StepCounts]:
+    """Read what every stage after the first left in its files' notes."""
+    steps = []
+    for name, stage in zip(names, shards.stages[1:], strict=True):
+        counts = StepCounts(name)
+        for part in range(shards.count):
+            note = read_note(stage / part_name(part)) or {}
+            counts.add(note.get("counts", {}))
+        steps.append(counts)
+    return steps
+
+
+def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < left else "right", no_wrap=position < left)
+    return table
+
+
+def rows_table(manifest: Mapping[str, Any]) -> Table:
+    """Return one line per step and one column per modality: pairs in, and what became of them."""
+    counts = manifest["counts"]
+    modalities = sorted(counts["pool"]["in"])
+    table = _table("Pairs", ["step", *modalities, "all"])
+
+    def line(name: str, by_modality: Mapping[str, int], style: str = "") -> None:
+        cells = [f"{by_modality.get(modality, 0):,}" for modality in modalities]
+        table.add_row(name, *cells, f"{sum(by_modality.values()):,}", style=style)
+
+    line("pool", counts["pool"]["in"])
+    for step in counts["steps"]:
+        line(f"{step['step']}: in", step["in"])
+        if step["trimmed"]:
+            line("  trimmed", step["trimmed"])
+        if step["quarantined"]:
+            line("  quarantined", {m: sum(r.values()) for m, r in step["quarantined"].items()}, "yellow")
+    line("ranked", counts["ranked"])
+    line("blend", counts["blend"], "bold")
+    if counts["pool"]["bad_rows"]:
+        table.caption = f"and {counts['pool']['bad_rows']:,} rows of the manifests that are no pairs"
+    return table
+
+
+def reasons_table(manifest: Mapping[str, Any]) -> Table | None:
+    """Return why pairs were quarantined, or None where none was."""
+    reasons: Counter[tuple[str, str]] = Counter()
+    for step in manifest["counts"]["steps"]:
+        for by_class in step["quarantined"].values():
+            for name, n in by_class.items():
+                reasons[step["step"], name] += n
+    if bad := manifest["counts"]["pool"]["bad_rows"]:
+        reasons["pool", "BadRow"] += bad
+    if not reasons:
+        return None
+    table = _table("Quarantined", ["step", "reason", "pairs"], left=2)
+    for (step, name), n in sorted(reasons.items()):
+        table.add_row(step, name, f"{n:,}")
+    return table
+
+
+def spaces_table(metrics: Mapping[str, Any]) -> Table:
+    """Return gap, matched gap and recall of every space, measured on held-out pairs (the mean over the folds)."""
+    spaces, folds = metrics["mean"], len(metrics["folds"])
+    n = spaces["fused"]["n"]
+    title = f"Spaces (held-out pairs only: {n:,} in {folds} folds, each a gallery of its own)"
+    table = _table(title, ["space", "gap", "matched gap", "Recall@10"])
+    for name in sorted(spaces, key=lambda name: name == "fused"):
+        cells = (spaces[name][measure] for measure in ("gap", "matched_gap", "recall_at_10"))
+        table.add_row(name, *(f"{value:.3f}" for value in cells), style="bold" if name == "fused" else "")
+    return table
+
+
+def blend_table(blend: pa.Table, most: int = 10) -> Table:
+    """Return the first pairs of the blend."""
+    shown = min(most, blend.num_rows)
+    table = _table(
+        f"Blend: the first {shown} of {blend.num_rows:,}", ["rank", "score", "modality", "pair", "annotation"], 5
+    )
+    for row in blend.slice(0, most).to_pylist():
+        annotation = Text(" ".join(row[ANNOTATION].split()), overflow="ellipsis", no_wrap=True)
+        pair = Text(row[PAIR_ID], overflow="ellipsis", no_wrap=True)
+        table.add_row(str(row["rank"]), f"{row['score']:.3f}", row[MODALITY], pair, annotation)
+    return table
+
+
+def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, console: Console) -> None:
+    """Print everything a user wants to see at the end of a run."""
+    console.print()
+    console.print(rows_table(manifest))
+    if (reasons := reasons_table(manifest)) is not None:
+        console.print(reasons_table(manifest))
+    console.print(spaces_table(manifest["projection"]["metrics"]))
+    console.print(blend_table(blend))
+    console.print(f"blend       {folder / 'blend.parquet'}", highlight=False, soft_wrap=True)
+    console.print(f"run folder  {folder}", highlight=False, soft_wrap=True)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_mm_rank.config import Budget, Config, parse, read_yaml
+from nemo_mm_rank.errors import ConfigError
+
+LEAST: dict[str, Any] = {"pools": "pool.jsonl", "queries": "dogs"}
+
+
+def test_two_keys_are_enough() -> None:
+    config = parse(Config, LEAST)
+    assert [pool.path for pool in config.pools] == ["pool.jsonl"]
+    assert [(query.text, query.weight) for query in config.queries] == [("dogs", 1.0)]
+    assert config.budget.fraction == 0.2
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"querys": "x"}, "querys: unknown key; did you mean 'queries'?"),
+        ({"sns": {"mod": "off"}}, "sns.mod: unknown key; did you mean 'mode'?"),
+        ({"projection": {"fold": 3}}, "projection.fold: unknown key; did you mean 'folds'?"),
+        ({"engine": {"worker": 3}}, "engine.worker: unknown key; did you mean 'workers'?"),
+        (
+            {"pools": [{"path": "a", "fields": {"annotatoin": "x"}}]},
+            "pools.0: field map: no field 'annotatoin'; did you mean 'annotation'?",
+        ),
+        ({"anchor": "txt"}, "configuration: anchor: no model 'txt'; did you mean 'text'?"),
+        (
+            {"ranking": {"weights": {"fuse": 1}}},
+            "configuration: ranking.weights: no score 'fuse'; did you mean 'fused'?",
+        ),
+        ({"budget": "many"}, "budget: a budget is a number of pairs or a share like 20%, not 'many'"),
+        ({"budget": "0%"}, "budget.fraction: Input should be greater than 0, not 0.0"),
+        ({"budget": 0}, "budget.count: Input should be greater than or equal to 1, not 0"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0, not -1"),
+        ({"pools": []}, "pools: Value should have at least 1 item after validation, not 0"),
+        (
+            {"experts": [{"name": "a", "kind": "fusion", "encoder": "text"}]},
+            "experts.0: expert 'a': a fusion expert takes no 'encoder'",
+        ),
+        (
+            {"experts": [{"name": "a", "kind": "text-based", "encoder": "tex"}]},
+            "configuration: expert 'a': no model 'tex'; did you mean 'text'?",
+        ),
+        ({"queries": [{"text": "x", "weight": -1}]}, "configuration: queries: at least one needs a positive weight"),
+    ],
+)
+def test_mistakes_are_one_line_each(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Config, {**LEAST, **change})
+    assert line in str(caught.value).splitlines()
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Config, {"pool": 1, "seed": -1})
+    assert str(caught.value).splitlines() == [
+        "pools: missing",
+        "queries: missing",
+        "seed: Input should be greater than or equal to 0, not -1",
+        "pool: unknown key; did you mean 'pools'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "of", "pairs"),
+    [(10, 100, 10), ("10", 100, 10), ("10_000", 100, 100), ("20%", 33, 6), ("0.5%", 100, 1), (" 12.5 % ", 80, 10)],
+)
+def test_budgets(given: int | str, of: int, pairs: int) -> None:
+    assert parse(Budget, given).pairs(of) == pairs
+
+
+def test_what_is_not_a_yaml_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="a mapping of keys, not list"):
+        read_yaml(path)
+    path.write_text("a: !!python/object/apply:os.system ['true']\n")
+    with pytest.raises(ConfigError, match="could not determine a constructor"):
+        read_yaml(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_a_configuration_survives_yaml() -> None:
+    config = parse(
+        Config,
+        {
+            **LEAST,
+            "sns": {"mode": "backward"},
+            "models": {"text": {"class": "hashed-text", "dim": 64}},
+            "experts": [{"name": "t", "kind": "end-to-end", "encoder": "text"}],
+        },
+    )
+    again = parse(Config, config.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    assert again == config
+    assert again.models["text"].arguments == {"dim": 64}

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
+from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.schema import ERROR, VECTOR
+from nemo_mm_rank.steps import Added, Step, by_value, reason
+
+
+class Halve(Step):
+    """Halves even numbers into a vector and a text; odd ones fail."""
+
+    name = "halve"
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        return {"number": pa.int64()}
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        return {"half": VECTOR, "text": pa.string()}
+
+    def process(self, rows: Frame) -> Added:
+        numbers = torch.tensor(rows["number"].tolist())
+        even = numbers % 2 == 0
+        errors: dict[int, PairError] = {
+            row: EmbeddingError(f"{numbers[row]} is odd") for row in torch.nonzero(~even).flatten().tolist()
+        }
+        texts = [str(int(n) // 2) if ok else None for n, ok in zip(numbers, even, strict=True)]
+        return Added({"half": Vectors((numbers / 2).unsqueeze(1), even), "text": pa.array(texts)}, errors)
+
+
+def run(numbers: list[int], **columns: Any) -> pd.DataFrame:
+    out: pd.DataFrame = Halve()(pd.DataFrame({"number": numbers, **columns}))
+    return out
+
+
+def test_columns_are_added_and_failures_keep_their_row() -> None:
+    out = run([2, 3, 4])
+    assert frames.strings(out, "text") == ["1", None, "2"]
+    assert frames.vectors(out, "half").valid.tolist() == [True, False, True]
+    assert frames.strings(out, ERROR) == [None, "halve: EmbeddingError: 3 is odd", None]
+
+
+def test_rows_that_failed_before_are_passed_by() -> None:
+    out = run([2, 3, 4], error=["sns: MediaError: gone", None, None])
+    assert frames.strings(out, ERROR) == ["sns: MediaError: gone", "halve: EmbeddingError: 3 is odd", None]
+    assert frames.strings(out, "text") == [None, None, "2"]
+    assert frames.vectors(out, "half").valid.tolist() == [False, False, True]
+    assert frames.vectors(out, "half").values[2].tolist() == [2]
+
+
+def test_a_frame_without_live_rows_gets_empty_columns() -> None:
+    out = run([2], error=["x: PairError: y"])
+    assert frames.strings(out, "text") == [None]
+    empty = run([])
+    assert list(empty.columns) == ["number", "half", "text", "error"]
+    assert len(empty) == 0
+
+
+def test_meta_has_the_columns_and_types_of_the_result() -> None:
+    out = run([2, 4])
+    meta = Halve().meta(pd.DataFrame({"number": [1]}))
+    assert len(meta) == 0
+    assert meta.dtypes.to_dict() == out.dtypes.to_dict()
+
+
+def test_missing_columns_are_found_before_anything_loads() -> None:
+    class NeverLoads(Halve):
+        def setup(self, device: str | None = None) -> None:
+            raise AssertionError("must not be reached")
+
+    with pytest.raises(MissingColumnError, match="halve: the frame lacks 'number'"):
+        NeverLoads()(pd.DataFrame({"n": [1]}))
+
+
+def test_steps_pickle() -> None:
+    assert pickle.loads(pickle.dumps(Halve())).provides == Halve().provides
+
+
+def test_reason_is_one_line() -> None:
+    assert reason("sns", PairError("two\n lines")) == "sns: PairError: two lines"
+    assert reason("sns", PairError()) == "sns: PairError: no message"
+
+
+def test_by_value_keeps_order() -> None:
+    assert by_value(["b", "a", "b"]) == {"b": [0, 2], "a": [1]}
