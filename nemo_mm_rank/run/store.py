@@ -126,7 +126,7 @@ class Stage:
         missing = [name for name in self.step.requires if name not in there]
         if missing:
             raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")
-        return [name for name in (*self.step.requires, *self.step.uses, ERROR) if name in there]
+        return [name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in there]
 
     def _types(self) -> Mapping[str, pa.DataType]:
         return {**self.step.provides, ERROR: pa.string()}

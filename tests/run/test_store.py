@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
+from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.io.parquet import read_note, read_table, write_table
+from nemo_mm_rank.run.store import Shards, Stage, digest, part_name
+from nemo_mm_rank.schema import ERROR
+from nemo_mm_rank.steps import Added, Step
+
+
+class Length(Step):
+    """Adds the annotation's length plus a constant; empty ones fail."""
+
+    name = "length"
+
+    def __init__(self, plus: int = 0) -> None:
+        self.plus = plus
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        return {"annotation": pa.string()}
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        return {"length": pa.int64()}
+
+    def process(self, rows: Frame) -> Added:
+        texts = rows["annotation"].tolist()
+        errors: dict[int, PairError] = {row: EmbeddingError("empty") for row, text in enumerate(texts) if not text}
+        return Added({"length": pa.array([len(text) + self.plus if text else None for text in texts])}, errors)
+
+    def identity(self) -> dict[str, Any]:
+        return {"step": self.name, "plus": self.plus}
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Shards:
+    folder = tmp_path / "pool"
+    rows = [["a", "bb"], ["", "dddd"]]
+    for part, texts in enumerate(rows):
+        table = pa.table(
+            {"pair_id": [f"{part}-{i}" for i in range(2)], "modality": ["text", "code"], "annotation": texts}
+        )
+        write_table(folder / part_name(part), table, {"key": digest(texts)})
+    return Shards((folder,), 2)
+
+
+def stage(pool: Shards, folder: Path, plus: int = 0) -> Stage:
+    step = Length(plus)
+    return Stage(step, pool, folder, digest(step.identity()))
+
+
+def test_a_stage_writes_only_what_it_adds_and_counts(pool: Shards, tmp_path: Path) -> None:
+    length = stage(pool, tmp_path / "length")
+    assert [length(part) for part in range(2)] == [2, 2]
+    assert read_table(length.folder / part_name(1)).to_pylist() == [
+        {"length": None, ERROR: "length: EmbeddingError: empty"},
+        {"length": 4, ERROR: None},
+    ]
+    note = read_note(length.folder / part_name(1))
+    assert note is not None
+    assert note["counts"] == {
+        "text": {"in": 1, "trimmed": 0, "quarantined": {"EmbeddingError": 1}},
+        "code": {"in": 1, "trimmed": 0, "quarantined": {}},
+    }
+
+
+def test_shards_read_as_wide_rows(pool: Shards, tmp_path: Path) -> None:
+    length = stage(pool, tmp_path / "length")
+    for part in range(2):
+        length(part)
+    wide = pool.then(length.folder)
+    assert wide.read(0).column_names == ["pair_id", "modality", "annotation", "length", ERROR]
+    assert wide.read(0, ["length", "pair_id", "unknown"]).to_pylist() == [
+        {"length": 1, "pair_id": "0-0"},
+        {"length": 2, "pair_id": "0-1"},
+    ]
+    assert wide.rows(1) == 2
+    assert set(wide.columns()) == {"pair_id", "modality", "annotation", "length", ERROR}
+
+
+def test_done_means_same_input_and_same_way(pool: Shards, tmp_path: Path) -> None:
+    length = stage(pool, tmp_path / "length")
+    assert not length.done(0)
+    length(0)
+    assert length.done(0)
+    assert not length.done(1)
+    assert not stage(pool, tmp_path / "length", plus=1).done(0)
+    changed = pa.table({"pair_id": ["x"], "modality": ["text"], "annotation": ["new"]})
+    write_table(pool.stages[0] / part_name(0), changed, {"key": digest(["new"])})
+    assert not length.done(0)
+
+
+def test_a_half_written_file_counts_as_none(pool: Shards, tmp_path: Path) -> None:
+    length = stage(pool, tmp_path / "length")
+    length(0)
+    path = length.folder / part_name(0)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert not length.done(0)
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    write_table(tmp_path / "pool" / part_name(0), pa.table({"pair_id": ["a"], "modality": ["text"]}), {"key": "k"})
+    with pytest.raises(MissingColumnError, match="length: the shards lack 'annotation'"):
+        stage(Shards((tmp_path / "pool",), 1), tmp_path / "length")(0)
+
+
+def test_a_full_disk_leaves_no_file_behind(tmp_path: Path) -> None:
+    """The process may write 64 KiB a file; what it fails to write must not be there afterwards, whole or half."""
+    script = """
+import resource, sys, signal
+from pathlib import Path
+import numpy as np, pyarrow as pa
+from nemo_mm_rank.io.parquet import write_table
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+table = pa.table({"x": np.random.default_rng(0).random(100_000)})
+try:
+    write_table(Path(sys.argv[1]) / "big.parquet", table, {"key": "k"})
+except OSError as error:
+    print("refused:", error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "refused: 27\n"
+    assert os.listdir(tmp_path) == []
