@@ -26,7 +26,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS_AND_SETTINGS = {".safetensors", ".json", ".txt", ".model"}
 
 TOKENIZED_AT_ONCE = 2048
-CPU_BATCH_TOKENS, DEVICE_BATCH_TOKENS = 512, 32_768
+CPU_BATCH_TOKENS, DEVICE_BATCH_TOKENS = 256, 32_768
 
 
 class SentenceTransformersEncoder:
@@ -45,7 +45,7 @@ class SentenceTransformersEncoder:
         max_length: tokens that a text is cut to; default: the model's own limit.
         prompt: put before every text.
         query_prompt: put before queries instead; default: the model's own query prompt, or else ``prompt``.
-        batch_tokens: padded tokens per forward pass; default: 512 on a CPU, 32,768 elsewhere. A part of what decides
+        batch_tokens: padded tokens per forward pass; default: 256 on a CPU, 32,768 elsewhere. A part of what decides
             the last bits, so it belongs to the configuration.
 
     Raises:
