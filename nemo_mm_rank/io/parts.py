@@ -1,0 +1,103 @@
+"""The part files of a pool: rows collected until a part is full, then written in one go."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io.parquet import read_note, read_table, write_table
+from nemo_mm_rank.io.references import References
+from nemo_mm_rank.schema import DATA, DATA_BYTES, MEDIA_ROOT, MODALITY, Modality
+
+MAX_PART_BYTES = 256 * 2**20
+
+Ints = npt.NDArray[np.int64]
+
+
+class PartWriter:
+    """Cuts a stream of tables of one schema into parts.
+
+    Args:
+        folder: for the files.
+        sizes: rows of the parts; the last size holds for all that follow.
+        bounded: close a part early where its rows come to more than `MAX_PART_BYTES`.
+    """
+
+    def __init__(self, folder: Path, sizes: Sequence[int], bounded: bool = True) -> None:
+        self._folder = folder
+        self._sizes = sizes
+        self._bounded = bounded
+        self._parts: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
+        self._stamps: list[Ints] = []
+        self._waiting = 0
+        self.rows = 0
+
+    def add(self, table: pa.Table, stamps: Ints) -> None:
+        """Add rows and the stamps ``(n, 2)`` of their media files."""
+        self.rows += table.num_rows
+        start = 0
+        while start < table.num_rows:
+            size = self._sizes[min(len(self._parts), len(self._sizes) - 1)]
+            stop = min(table.num_rows, start + size - self._waiting)
+            self._tables.append(table.slice(start, stop - start))
+            self._stamps.append(stamps[start:stop])
+            self._waiting += stop - start
+            start = stop
+            heavy = self._bounded and sum(waiting.nbytes for waiting in self._tables) > MAX_PART_BYTES
+            if self._waiting == size or heavy:
+                self._write()
+
+    def close(self) -> list[dict[str, Any]]:
+        """Write what is left, and return name, key, rows and digest of the stamps of every part."""
+        if self._waiting:
+            self._write()
+        return self._parts
+
+    def _write(self) -> None:
+        name = f"part-{len(self._parts):05d}.parquet"
+        # The place of the pool on this machine is no content: a copy of a pool has the same digests.
+        table = pa.concat_tables(self._tables).combine_chunks()
+        files = _stamps_digest(np.concatenate(self._stamps))
+        key = table_digest(table.drop_columns([MEDIA_ROOT]), files.encode())
+        note = {"key": key, "rows": table.num_rows, "files": files}
+        write_table(self._folder / name, table, note)
+        self._parts.append({"name": name, **note})
+        self._tables, self._stamps, self._waiting = [], [], 0
+
+
+def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
+    """Whether a part is there as recorded, and its media files have the sizes and times that they had."""
+    note = read_note(folder / part["name"])
+    if note is None or {"name": part["name"], **note} != part:
+        return False
+    if not part["files"]:
+        return True
+    table = read_table(folder / part["name"])
+    if DATA_BYTES in table.column_names:
+        return False
+    stamps = np.full((table.num_rows, 2), -1, dtype=np.int64)
+    media = pc.is_in(table[MODALITY], pa.array([str(kind) for kind in Modality if kind.is_media])).to_numpy()
+    references: dict[str, References] = {}
+    for row in np.flatnonzero(media).tolist():
+        root = table[MEDIA_ROOT][row].as_py()
+        opened = references.setdefault(root, References(root))
+        try:
+            stamps[row] = opened.stamp(table[DATA][row].as_py())
+        except MediaError:
+            return False
+    return bool(_stamps_digest(stamps) == part["files"])
+
+
+def _stamps_digest(stamps: Ints) -> str:
+    """Return the digest of stamps, "" where no file was looked at."""
+    return "" if (stamps < 0).all() else hashlib.blake2b(stamps.tobytes(), digest_size=16).hexdigest()

@@ -1,0 +1,123 @@
+"""Pools as streams of checked pairs: from what the configuration names to canonical columns, batch by batch."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fsspec.core import url_to_fs
+
+from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.io.canonical import PoolBatch, canonical
+from nemo_mm_rank.io.manifest import KINDS, read_rows, split_suffix
+from nemo_mm_rank.io.references import References, is_url
+from nemo_mm_rank.io.seen import Seen
+from nemo_mm_rank.schema import DATA_SPANS, ERROR, FUSED, MEDIA_ROOT
+
+RESERVED = frozenset({ERROR, MEDIA_ROOT, FUSED, DATA_SPANS})
+RESERVED_PREFIXES = ("emb_", "sns_")
+"""Names of columns that steps add; a pool that brings its own is refused, not overwritten."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One manifest file of a pool.
+
+    Attributes:
+        file: local path or URL.
+        pool: name of the pool for rows that do not say.
+        root: absolute folder or URL that references are relative to.
+    """
+
+    file: str
+    pool: str
+    root: str
+
+
+def manifests(source: PoolSource) -> list[Manifest]:
+    """Find the manifests of a pool: the file itself, those of a folder (not below it), or what a glob matches.
+
+    A folder's ``.json`` files are left alone, since they are rarely manifests; the pool bears the folder's name.
+
+    Raises:
+        PoolError: there is none.
+    """
+    path = os.path.expanduser(source.path)
+    remote = is_url(path)
+    try:
+        files, named = _remote(path) if remote else _local(path)
+    except (OSError, ValueError, ImportError) as error:
+        raise PoolError(f"{source.path}: cannot be read: {' '.join(str(error).split())}") from error
+    found = []
+    for file in files:
+        folder = file.rpartition("/")[0] if remote else os.path.dirname(os.path.abspath(file))
+        root = source.root or folder
+        root = root if is_url(root) else os.path.abspath(os.path.expanduser(root))
+        found.append(Manifest(file, source.name or named or split_suffix(file)[0], root))
+    return found
+
+
+def _local(path: str) -> tuple[list[str], str | None]:
+    if os.path.isfile(path):
+        return [path], None
+    if os.path.isdir(path):
+        files = [os.path.join(path, name) for name in os.listdir(path)]
+        return _of_folder(path, [file for file in files if os.path.isfile(file)]), os.path.basename(
+            os.path.abspath(path)
+        )
+    return _matching(path, glob.glob(path, recursive=True)), None
+
+
+def _remote(path: str) -> tuple[list[str], str | None]:
+    system, inner = url_to_fs(path)
+    if split_suffix(path)[1] is not None and not glob.has_magic(path):
+        return [path], None
+    if glob.has_magic(path):
+        return _matching(path, [system.unstrip_protocol(file) for file in system.glob(inner)]), None
+    files = [system.unstrip_protocol(entry["name"]) for entry in system.ls(inner) if entry["type"] == "file"]
+    return _of_folder(path, files), inner.rstrip("/").rpartition("/")[2]
+
+
+def _of_folder(path: str, files: list[str]) -> list[str]:
+    def is_manifest(file: str) -> bool:
+        name = file.rsplit("/", 1)[-1]
+        plain_json = name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
+        return split_suffix(name)[1] is not None and not plain_json and not name.startswith((".", "_"))
+
+    found = sorted(filter(is_manifest, files))
+    if not found:
+        raise PoolError(f"{path}: a folder without a manifest (.jsonl, .ndjson, also .gz or .zst, or .parquet)")
+    return found
+
+
+def _matching(path: str, files: list[str]) -> list[str]:
+    found = sorted(file for file in files if split_suffix(file)[1])
+    if not found:
+        missing = "no such file or folder" if not glob.has_magic(path) else f"matches no manifest ({KINDS})"
+        raise PoolError(f"{path}: {missing}")
+    return found
+
+
+def read_pools(pools: Sequence[PoolSource], check_files: bool = True) -> Iterator[PoolBatch]:
+    """Stream the pools' pairs in the order of the manifests, with ids unique over all of them.
+
+    Args:
+        pools: read one after the other.
+        check_files: see that every local media file is there (one ``stat`` a row).
+
+    Raises:
+        PoolError: a manifest cannot be found or read, or a column's name is taken.
+    """
+    seen = Seen()
+    for source in pools:
+        for manifest in manifests(source):
+            references = References(manifest.root, check_files)
+            for rows in read_rows(manifest.file):
+                batch = canonical(rows, source, manifest.pool, references, seen)
+                for name in batch.extras:
+                    if name in RESERVED or name.startswith(RESERVED_PREFIXES):
+                        raise PoolError(f"{manifest.file}: column {name!r} has a name that steps use; rename it")
+                yield batch

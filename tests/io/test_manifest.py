@@ -1,0 +1,181 @@
+"""Manifests: every container gives the same rows with the same numbers, and one bad line is one bad row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.io import manifest
+from nemo_mm_rank.io.manifest import read_rows, split_suffix
+
+
+def read(file: Path | str) -> tuple[list[int], dict[str, list[Any]], list[str]]:
+    lines: list[int] = []
+    columns: dict[str, list[Any]] = {}
+    bad: list[str] = []
+    for rows in read_rows(str(file)):
+        for name, column in rows.columns.items():
+            values = column if isinstance(column, list) else column.to_pylist()
+            columns.setdefault(name, [None] * len(lines)).extend(values)
+        lines += rows.lines.tolist()
+        bad += [str(row) for row in rows.bad]
+    return lines, columns, bad
+
+
+ROWS = [{"n": n, "text": f"línea {n} \u2028 \U0001f600"} for n in range(5000)]
+
+
+def jsonl() -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def write(folder: Path, suffix: str) -> Path:
+    path = folder / f"pool{suffix}"
+    if suffix.endswith(".gz"):
+        # Two members, as concatenated files have.
+        path.write_bytes(gzip.compress(jsonl()[:1000]) + gzip.compress(jsonl()[1000:]))
+    elif suffix.endswith(".zst"):
+        with pa.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(jsonl())
+    elif suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=777)
+    else:
+        path.write_bytes(jsonl())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_every_container_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    lines, columns, bad = read(write(tmp_path, suffix))
+    assert lines == list(range(1, 5001))
+    assert columns == {"n": [row["n"] for row in ROWS], "text": [row["text"] for row in ROWS]}
+    assert bad == []
+
+
+def test_a_url_reads_like_a_file() -> None:
+    fsspec.filesystem("memory").pipe("/manifests/pool.jsonl", jsonl())
+    assert read("memory://manifests/pool.jsonl")[0] == list(range(1, 5001))
+
+
+def test_small_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read(write(tmp_path, ".jsonl.gz"))
+    monkeypatch.setattr(manifest, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(manifest, "BATCH_ROWS", 7)
+    assert read(write(tmp_path, ".jsonl.gz")) == whole
+
+
+def test_each_bad_line_is_one_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(
+        b"\xef\xbb\xbf"
+        b'{"n": 1}\n'
+        b"\n"
+        b'{"n": 2\n'
+        b"[1, 2]\r\n"
+        b'{"n": "\xff"}\n'
+        b'{"n": "\\ud800"}\n'
+        b'{"n": "\\ud83d\\ude00"}\r\n'
+        b'{"n": 1} {"n": 2}\n' + b"[" * 100_000 + b"\n"
+        b'{"n": ' + b"9" * 5000 + b"}\n"
+        b'  {"n": 3}'
+    )
+    lines, columns, bad = read(path)
+    assert lines == [1, 7, 11]
+    assert columns == {"n": [1, "\U0001f600", 3]}
+    expected = "row: expected one JSON object a line, in UTF-8, found"
+    assert bad[:-1] == [
+        f"{path}:3: {expected} Expecting ',' delimiter at column 8",
+        f"{path}:4: {expected} '[1, 2]'",
+        f"{path}:5: {expected} byte 0xff at 8",
+        f"{path}:6: {expected} half of a surrogate pair",
+        f"{path}:8: {expected} Extra data at column 10",
+        f"{path}:9: {expected} values nested too deeply",
+    ]
+    assert bad[-1].startswith(f"{path}:10: {expected} Exceeds the limit (4300 digits)")
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
+    monkeypatch.setattr(manifest, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 300)
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": "' + b"x" * 5000 + b'"}\n{"n": 3}\n{"n": "' + b"y" * 281 + b'"}' + end)
+    lines, columns, bad = read(path)
+    assert lines == [1, 3, 4]
+    assert columns["n"] == [1, 3, "y" * 281]
+    assert bad == [f"{path}:2: row: expected one JSON object a line, found more than 300 bytes"]
+
+
+def test_a_truncated_archive_is_no_short_pool(tmp_path: Path) -> None:
+    for suffix in (".jsonl.gz", ".jsonl.zst"):
+        path = write(tmp_path, suffix)
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(PoolError, match=r"pool\.jsonl\.(gz|zst): cannot be read: .+"):
+            read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", jsonl()])
+def test_a_parquet_file_that_is_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "pool.parquet"
+    path.write_bytes(content)
+    with pytest.raises(PoolError, match=r"pool\.parquet: cannot be read: "):
+        read(path)
+
+
+def test_strings_in_parquet_that_are_not_utf8(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffc")]
+    )
+    nested = pa.array([[1], [2], [3]])
+    pq.write_table(pa.table({"text": broken, "list": nested}), tmp_path / "pool.parquet")
+    lines, columns, bad = read(tmp_path / "pool.parquet")
+    assert lines == [1, 3]
+    assert columns == {"text": ["a", "c"], "list": [[1], [3]]}
+    assert bad == [f"{tmp_path}/pool.parquet:2: row: expected text in UTF-8, found other bytes in column 'text'"]
+
+
+def test_encodings_of_arrow_are_undone(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "category": pa.array(["a", "b", "a"]).dictionary_encode(),
+            "large": pa.array(["x", None, "z"], pa.large_string()),
+        }
+    )
+    pq.write_table(table, tmp_path / "pool.parquet")
+    [rows] = read_rows(str(tmp_path / "pool.parquet"))
+    assert {name: column.type for name, column in rows.columns.items() if isinstance(column, pa.Array)} == {
+        "category": pa.string(),
+        "large": pa.string(),
+    }
+
+
+def test_keys_that_are_values_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps({f"key{n}": n}) + "\n" for n in range(1001)))
+    with pytest.raises(PoolError, match="more than 1000 different fields"):
+        read(path)
+
+
+def test_what_is_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(PoolError, match=r"pool\.csv: a manifest is \.jsonl, .*or \.parquet"):
+        read(tmp_path / "pool.csv")
+    with pytest.raises(PoolError, match=r"none\.jsonl: no such file"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(PoolError, match=r"nowhere://x\.jsonl: cannot be read: Protocol not known"):
+        read("nowhere://x.jsonl")
+
+
+def test_suffixes() -> None:
+    assert split_suffix("a/b.c.jsonl.gz") == ("b.c", "json", "gzip")
+    assert split_suffix("s3://x/train-0.parquet") == ("train-0", "parquet", None)
+    assert split_suffix("https://x/pool.jsonl?token=1") == ("pool", "json", None)
+    assert split_suffix("pool.parquet.gz")[1] is None
