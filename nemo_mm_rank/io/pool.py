@@ -114,10 +114,19 @@ def read_pools(pools: Sequence[PoolSource], check_files: bool = True) -> Iterato
     seen = Seen()
     for source in pools:
         for manifest in manifests(source):
-            references = References(manifest.root, check_files)
-            for rows in read_rows(manifest.file):
-                batch = canonical(rows, source, manifest.pool, references, seen)
-                for name in batch.extras:
-                    if name in RESERVED or name.startswith(RESERVED_PREFIXES):
-                        raise PoolError(f"{manifest.file}: column {name!r} has a name that steps use; rename it")
-                yield batch
+            yield from read_manifest(manifest, source, seen, check_files)
+
+
+def read_manifest(manifest: Manifest, source: PoolSource, seen: Seen, check_files: bool = True) -> Iterator[PoolBatch]:
+    """Stream the pairs of one manifest; ids that are in ``seen`` are taken.
+
+    Raises:
+        PoolError: the manifest cannot be read, or a column's name is taken.
+    """
+    references = References(manifest.root, check_files)
+    for rows in read_rows(manifest.file):
+        batch = canonical(rows, source, manifest.pool, references, seen)
+        for name in batch.extras:
+            if name in RESERVED or name.startswith(RESERVED_PREFIXES):
+                raise PoolError(f"{manifest.file}: column {name!r} has a name that steps use; rename it")
+        yield batch
