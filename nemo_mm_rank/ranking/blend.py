@@ -1,0 +1,279 @@
+"""The blend: how many pairs of which group, the best of them over all shards, and why each was chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nemo_mm_rank.config import Budget, RankingSettings
+from nemo_mm_rank.errors import ConfigError, UserError, nearest
+from nemo_mm_rank.io.parquet import read_table, write_json, write_table
+from nemo_mm_rank.ranking.candidates import SCORE, Candidates, Groups
+from nemo_mm_rank.ranking.duplicates import DistinctFirst
+from nemo_mm_rank.ranking.pool import Rows, Shards, read_vectors
+from nemo_mm_rank.ranking.ranks import pool_ranks
+from nemo_mm_rank.ranking.scoring import WORDS, Scoring
+from nemo_mm_rank.ranking.select import REST, BestFirst, check_shortage, quota_counts
+from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, Modality
+
+_PLACE = ("shard", "row")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A blend, without the users' own columns. All but ``places`` is the same however the pool is sharded.
+
+    Attributes:
+        chosen: best first: ``pair_id, pool, modality, rank`` (in the blend, from 1), ``pool_rank`` (among all ranked
+            pairs), ``score``, ``score_<component>`` (standardised, before its weight), ``reason``.
+        places: ``(k, 2)`` shard number and row of each.
+        duplicates: ``pair_id, kept``: pairs passed by as near-equal to one in the blend.
+        summary: counts, weights, statistics, and per group its quota and its cut (the last pair chosen); JSON-able.
+    """
+
+    chosen: pa.Table
+    places: Rows
+    duplicates: pa.Table
+    summary: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Write ``chosen.parquet``, ``duplicates.parquet`` and, last, ``ranking.json``."""
+        chosen = self.chosen.append_column(_PLACE[0], pa.array(self.places[:, 0]))
+        write_table(folder / "chosen.parquet", chosen.append_column(_PLACE[1], pa.array(self.places[:, 1])))
+        write_table(folder / "duplicates.parquet", self.duplicates)
+        write_json(folder / "ranking.json", self.summary)
+
+    @classmethod
+    def load(cls, folder: Path) -> Ranking:
+        """Read a ranking back.
+
+        Raises:
+            UserError: there is none in ``folder``.
+        """
+        try:
+            summary = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
+            chosen, duplicates = (read_table(folder / f"{name}.parquet") for name in ("chosen", "duplicates"))
+        except FileNotFoundError as error:
+            raise UserError(f"nothing has been ranked in {folder}") from error
+        places = np.stack([chosen[name].to_numpy() for name in _PLACE], axis=1)
+        return cls(chosen.drop_columns(list(_PLACE)), places, duplicates, summary)
+
+
+def rank(shards: Shards, cosines: Sequence[str], settings: RankingSettings, budget: Budget) -> Ranking:
+    """Choose the blend from shards that have been through `score.ScoreStep`.
+
+    Streams over the columns of cosines: once for the statistics, once for calibration where there is one, once to
+    choose (and once for the places in the pool, where quotas or duplicates make them differ from those in the blend).
+    Memory: one shard's small columns, and three times the blend's rows at most. Only near-duplicates need embeddings,
+    and only those of candidates near the top: twice the blend's number, doubled until the budget is filled.
+
+    Args:
+        shards: with ``pair_id, pool, modality, error``, the cosines, and ``emb_fused`` where duplicates collapse.
+        cosines: the columns of cosines (what `score.ScoreStep.provides`).
+        settings: weights, calibration, quotas, duplicates.
+        budget: how many, or from which score on.
+
+    Raises:
+        ConfigError: weights or quotas that do not fit the pool.
+        UserError: a group is too small for its quota, and the settings say ``fail``.
+    """
+    _check_quotas(settings)
+    scoring = Scoring.fit(shards, cosines, settings)
+    groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
+    _check_names(settings, scoring)
+    there = _rows_by_group(scoring, shards, groups, budget.threshold)
+    total = int(there.sum()) if budget.threshold is not None else budget.pairs(scoring.ranked)
+    wanted = quota_counts(total, settings.quotas)
+    room = np.array([wanted.get(name, 0) for name in groups.names], dtype=np.int64)
+    picked = _pick(shards, scoring, groups, there, room, settings, budget)
+    if settings.shortage == "fail":
+        got = groups.count(picked.candidates.codes[picked.taken]).tolist()
+        check_shortage(wanted, dict(zip(groups.names, got, strict=True)))
+    return _result(shards, scoring, groups, room, settings, budget, picked)
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Candidates in rank order, and what became of them.
+
+    Attributes:
+        candidates: the top of the ranking.
+        taken: ``(n,)`` bool.
+        filling: ``(n,)`` bool, those taken beyond their group's quota, in place of what other groups lack.
+        double_of: ``(n,)`` the candidate that each was passed by for, -1 for none.
+    """
+
+    candidates: Candidates
+    taken: npt.NDArray[np.bool_]
+    filling: npt.NDArray[np.bool_]
+    double_of: Rows
+
+
+def _pick(
+    shards: Shards, scoring: Scoring, groups: Groups, there: Rows, room: Rows, settings: RankingSettings, budget: Budget
+) -> _Picked:
+    total, pool = int(room.sum()), int(there.sum())
+    # Whatever fills a shortage is among the pool's best `total`: those chosen and those filling are no more than that.
+    leading = total if settings.quotas and settings.shortage == "fill" else 0
+    threshold = -np.inf if budget.threshold is None else budget.threshold
+    depth = 2 if settings.collapse_duplicates else 1
+    while True:
+        limits = np.minimum(room * depth, there)
+        found = Candidates.collect(scoring, shards, groups, limits, min(leading * depth, pool), threshold)
+        picker = _picker(found, shards, settings)
+        picker.take(np.arange(len(found.scores)), found.codes, room)
+        by_quota = picker.taken.copy()
+        missing = total - int(by_quota.sum())
+        if leading and missing:
+            rest = np.flatnonzero(~by_quota[: found.leading])
+            picker.take(rest, np.zeros_like(rest), np.array([missing]))
+        double_of = picker.double_of if isinstance(picker, DistinctFirst) else np.full(len(by_quota), -1)
+        unread = (groups.count(found.codes[by_quota]) < room) & (limits < there)
+        unfilled = leading and int(picker.taken.sum()) < total and found.leading < pool
+        if not settings.collapse_duplicates or not (unread.any() or unfilled):
+            return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of)
+        depth *= 2
+
+
+def _picker(found: Candidates, shards: Shards, settings: RankingSettings) -> BestFirst | DistinctFirst:
+    if not settings.collapse_duplicates:
+        return BestFirst(len(found.scores))
+    return DistinctFirst(read_vectors(found.places, shards, FUSED), settings.duplicate_similarity)
+
+
+def _check_quotas(settings: RankingSettings) -> None:
+    if settings.quota_by is None and settings.quotas:
+        raise ConfigError("ranking.quotas: say by what with ranking.quota_by (modality or pool)")
+    if settings.quota_by is not None and not settings.quotas:
+        raise ConfigError(f"ranking.quota_by: give the shares by {settings.quota_by} in ranking.quotas")
+
+
+def _check_names(settings: RankingSettings, scoring: Scoring) -> None:
+    if settings.quota_by is None or not scoring.ranked:
+        return
+    known = list(Modality) if settings.quota_by == MODALITY else list(scoring.counts[settings.quota_by])
+    for name in settings.quotas:
+        if name not in known:
+            raise ConfigError(f"ranking.quotas: no {settings.quota_by} {name!r} here{nearest(name, known)}")
+
+
+def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: float | None) -> Rows:
+    """Return ``(g,)`` how many pairs each group offers: all of them, or those that reach the threshold."""
+    if threshold is not None:
+        counts = np.zeros(len(groups.names), dtype=np.int64)
+        for batch in scoring.batches(shards):
+            counts += groups.count(groups.codes(batch.words)[batch.scores >= threshold])
+        return counts
+    by_name = scoring.counts[groups.by]
+    named = [by_name.get(name, 0) for name in groups.names[:-1]]
+    return np.array([*named, scoring.ranked - sum(named)], dtype=np.int64)
+
+
+def _result(
+    shards: Shards,
+    scoring: Scoring,
+    groups: Groups,
+    room: Rows,
+    settings: RankingSettings,
+    budget: Budget,
+    picked: _Picked,
+) -> Ranking:
+    found = picked.candidates
+    ranks = np.flatnonzero(picked.taken)
+    rows = found.rows.take(pa.array(ranks))
+    scores = found.scores[ranks]
+    ids = rows[PAIR_ID].to_pylist()
+    in_order = not settings.quotas and not settings.collapse_duplicates
+    places = np.arange(1, len(ranks) + 1)
+    chosen = {name: rows[name] for name in WORDS} | {
+        "rank": pa.array(places),
+        "pool_rank": pa.array(places if in_order else pool_ranks(scoring.batches(shards), scores, ids)),
+        "score": pa.array(scores),
+        **{SCORE + name: rows[SCORE + name] for name in scoring.weights},
+    }
+    table = pa.table(chosen)
+    reasons = _reasons(table, scoring, groups, room, settings, found.codes[ranks], picked.filling[ranks])
+    doubles = np.flatnonzero(picked.double_of >= 0)
+    duplicates = pa.table(
+        {
+            PAIR_ID: found.rows[PAIR_ID].take(pa.array(doubles)),
+            "kept": found.rows[PAIR_ID].take(pa.array(picked.double_of[doubles])),
+        }
+    )
+    return Ranking(
+        table.append_column("reason", pa.array(reasons, pa.string())),
+        found.places[ranks],
+        duplicates,
+        _summary(scoring, groups, room, settings, budget, picked),
+    )
+
+
+def _reasons(
+    chosen: pa.Table,
+    scoring: Scoring,
+    groups: Groups,
+    room: Rows,
+    settings: RankingSettings,
+    codes: Rows,
+    filling: npt.NDArray[np.bool_],
+) -> list[str]:
+    """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; quota image 12/40``."""
+    components = [[f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()] for name in scoring.weights]
+    taken = [0] * len(groups.names)
+    lines = []
+    columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
+    for row, (place, score, modality) in enumerate(zip(*columns, strict=True)):
+        line = f"rank {place:,} of {scoring.ranked:,}: {', '.join(values[row] for values in components)}"
+        if settings.calibration != "off":
+            line += f"; {settings.calibration} within {modality} {score:+.2f}"
+        if filling[row]:
+            line += "; fills a quota that others left short"
+        elif settings.quotas:
+            code = int(codes[row])
+            taken[code] += 1
+            line += f"; quota {label(groups.names[code], settings.quotas)} {taken[code]:,}/{room[code]:,}"
+        lines.append(line)
+    return lines
+
+
+def label(group: str, quotas: Mapping[str, float]) -> str:
+    """Return what a person reads for a group."""
+    return group if group != REST else "others" if quotas else "all"
+
+
+def _summary(
+    scoring: Scoring, groups: Groups, room: Rows, settings: RankingSettings, budget: Budget, picked: _Picked
+) -> dict[str, Any]:
+    def last(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
+        ranks = np.flatnonzero(mask)
+        if not len(ranks):
+            return None
+        row = int(ranks[-1])
+        return {"score": float(picked.candidates.scores[row]), PAIR_ID: picked.candidates.rows[PAIR_ID][row].as_py()}
+
+    entries = []
+    by_quota = picked.taken & ~picked.filling
+    for code, (name, quota) in enumerate(zip(groups.names, room.tolist(), strict=True)):
+        mine = by_quota & (picked.candidates.codes == code)
+        if quota or name != REST:
+            entries.append({"group": name, "quota": quota, "chosen": int(mine.sum()), "cut": last(mine)})
+    return {
+        "ranked": scoring.ranked,
+        "chosen": int(picked.taken.sum()),
+        "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
+        "groups": entries,
+        "duplicates": int((picked.double_of >= 0).sum()),
+        "statistics": {
+            name: {"pairs": moments.count, "mean": moments.mean, "std": moments.std}
+            for name, moments in scoring.moments.items()
+        },
+        "settings": settings.model_dump(mode="json"),
+        "budget": budget.model_dump(mode="json", exclude_none=True),
+    }

@@ -1,0 +1,125 @@
+"""Statistics of scores over the whole pool that add over shards in any order, and what they put scores into.
+
+Sums of floats depend on their order; these are sums of integers. Scores are rounded to multiples of 2**-20 for the
+statistics alone, so one shard or fifty, in any order, give the same mean and deviation to the bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_mm_rank.errors import ConfigError
+
+Values: TypeAlias = npt.NDArray[np.floating[Any]]
+
+_UNIT = 1 << 20
+_LARGEST = 1 << 20
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, sum and sum of squares of scores, in exact integers.
+
+    Attributes:
+        count: number of scores.
+        total: their sum, in units of 2**-20.
+        squares: the sum of their squares, in units of 2**-40.
+    """
+
+    count: int = 0
+    total: int = 0
+    squares: int = 0
+
+    @classmethod
+    def of(cls, values: Values) -> Moments:
+        """Count ``(n,)`` scores; NaN stands for a score that is missing and is left out.
+
+        Raises:
+            ConfigError: a score beyond 2**20, which only absurd weights can lead to.
+        """
+        values = values[~np.isnan(values)]
+        moments = cls(len(values))
+        for start in range(0, len(values), _CHUNK):
+            chunk = values[start : start + _CHUNK].astype(np.float64)
+            if np.abs(chunk).max() > _LARGEST:
+                raise ConfigError(f"a score of {np.abs(chunk).max():g} is out of range: give the ranking lower weights")
+            fixed = np.rint(chunk * _UNIT).astype(np.int64)
+            # |fixed| <= 2**40, so its square would overflow: (high * 2**20 + low)**2, each sum below 2**61.
+            high, low = fixed >> 20, fixed & (_UNIT - 1)
+            squares = (int((high * high).sum()) << 40) + (int((high * low).sum()) << 21) + int((low * low).sum())
+            moments = moments + cls(0, int(fixed.sum()), squares)
+        return moments
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> float:
+        """Mean; 0 of no scores."""
+        return self.total / self.count / _UNIT if self.count else 0.0
+
+    @property
+    def std(self) -> float:
+        """Standard deviation (of the population); 0 of no scores."""
+        spread = self.count * self.squares - self.total * self.total
+        return sqrt(spread / self.count**2) / _UNIT if self.count else 0.0
+
+    def standardise(self, values: Values) -> npt.NDArray[np.float64]:
+        """Return ``(values - mean) / std``, ``(n,)``: 0 everywhere where the scores do not differ; NaN stays NaN."""
+        centred = values.astype(np.float64) - self.mean
+        standardised: npt.NDArray[np.float64] = (
+            centred / self.std if self.std else np.where(np.isnan(values), values, 0)
+        )
+        return standardised
+
+
+_BINS = 1 << 14
+
+
+def _empty() -> npt.NDArray[np.int64]:
+    return np.zeros(_BINS, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """A histogram of scores, from which each score's quantile is read by interpolation.
+
+    The 16,384 bins are equal parts of ``s / (1 + |s|)``, which lies in (-1, 1) whatever the score; a quantile is off
+    by at most the share of scores in the score's own bin, and keeps the order of scores.
+
+    Attributes:
+        counts: ``(16384,)`` int64.
+    """
+
+    counts: npt.NDArray[np.int64] = field(default_factory=_empty)
+
+    @classmethod
+    def of(cls, values: Values) -> Quantiles:
+        """Count ``(n,)`` scores, none of them NaN."""
+        bins, _ = _place(values)
+        return cls(np.bincount(bins, minlength=_BINS).astype(np.int64))
+
+    def __add__(self, other: Quantiles) -> Quantiles:
+        return Quantiles(self.counts + other.counts)
+
+    def standardise(self, values: Values) -> npt.NDArray[np.float64]:
+        """Return each score's quantile in [0, 1]: the share of scores below it."""
+        bins, within = _place(values)
+        below = np.cumsum(self.counts) - self.counts
+        quantiles: npt.NDArray[np.float64] = (below[bins] + within * self.counts[bins]) / max(1, int(self.counts.sum()))
+        return quantiles
+
+
+def _place(values: Values) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return each score's bin, and where in the bin it lies, in [0, 1]."""
+    values = values.astype(np.float64)
+    # (1 + s / (1 + |s|)) / 2 is in [0, 1]; only the four operations, which every machine rounds alike.
+    place = (1 + values / (1 + np.abs(values))) * (_BINS / 2)
+    bins = np.minimum(place.astype(np.int64), _BINS - 1)
+    return bins, place - bins

@@ -1,0 +1,119 @@
+"""The top of a ranking, overall and of each group, collected over all shards in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank.ranking.pool import Rows, Shards
+from nemo_mm_rank.ranking.scoring import WORDS, Batch, Floats, Scoring
+from nemo_mm_rank.ranking.select import REST
+from nemo_mm_rank.ranking.topk import TopK, top_k
+from nemo_mm_rank.schema import PAIR_ID
+
+_PART, _ROW, SCORE = "_part", "_row", "score_"
+"""Columns that candidates carry: where the row lies, and ``score_<component>``."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How rows fall into groups: those with a quota, and the rest.
+
+    Attributes:
+        by: the column that says.
+        names: the groups, `REST` last; a row's code is its group's place here.
+    """
+
+    by: str
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, by: str, shares: Mapping[str, float]) -> Groups:
+        """Make groups of those that have a share."""
+        return cls(by, (*sorted(shares), REST))
+
+    def codes(self, words: pa.Table) -> Rows:
+        """Return ``(n,)`` int64 codes."""
+        values = pa.array(self.names[:-1], pa.string())
+        codes: Rows = pc.index_in(words[self.by], value_set=values).fill_null(len(values)).to_numpy().astype(np.int64)
+        return codes
+
+    def count(self, codes: Rows) -> Rows:
+        """Return ``(g,)`` int64, how many rows each group has."""
+        return np.bincount(codes, minlength=len(self.names)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best rows of every group, in rank order: score, then ``pair_id``.
+
+    Attributes:
+        rows: ``pair_id, pool, modality``, components, and where the row lies.
+        scores: ``(n,)``.
+        codes: ``(n,)`` each one's group.
+        leading: so many of the first are the best of the whole pool, without gaps.
+    """
+
+    rows: pa.Table
+    scores: Floats
+    codes: Rows
+    leading: int
+
+    @property
+    def places(self) -> Rows:
+        """``(n, 2)`` shard number and row of each."""
+        places: Rows = np.stack([self.rows[_PART].to_numpy(), self.rows[_ROW].to_numpy()], axis=1)
+        return places
+
+    @classmethod
+    def collect(
+        cls, scoring: Scoring, shards: Shards, groups: Groups, limits: Rows, leading: int, threshold: float
+    ) -> Candidates:
+        """Keep the best ``limits[g]`` of each group ``g`` and the best ``leading`` of all, from ``threshold`` on."""
+        schema = _schema(scoring)
+        best = [TopK(int(limit)) for limit in limits]
+        overall = TopK(leading)
+        for batch in scoring.batches(shards):
+            rows = _carried(batch, schema)
+            codes = groups.codes(rows)
+            inside = batch.scores >= threshold
+            for code, top in enumerate(best):
+                _add(top, batch.scores, rows, inside & (codes == code))
+            _add(overall, batch.scores, rows, inside)
+        held = [found for top in (*best, overall) if (found := top.result()) is not None]
+        if not held:
+            return cls(schema.empty_table(), np.zeros(0), np.zeros(0, dtype=np.int64), 0)
+        scores = np.concatenate([found[0] for found in held])
+        rows = pa.concat_tables([found[2] for found in held])
+        # The overall best are among their groups' best too: each row once.
+        place = (rows[_PART].to_numpy() << 40) | rows[_ROW].to_numpy()
+        once = np.unique(place, return_index=True)[1]
+        scores, rows = scores[once], rows.take(pa.array(once))
+        order = top_k(scores, len(scores), rows[PAIR_ID])
+        rows = rows.take(pa.array(order)).combine_chunks()
+        return cls(rows, scores[order], groups.codes(rows), min(leading, len(order)))
+
+
+def _add(top: TopK, scores: Floats, rows: pa.Table, inside: npt.NDArray[np.bool_]) -> None:
+    where = np.flatnonzero(inside & (scores >= top.floor))
+    if top.k and len(where):
+        taken = rows.take(pa.array(where))
+        top.add(scores[where], taken[PAIR_ID], taken)
+
+
+def _schema(scoring: Scoring) -> pa.Schema:
+    words = [(name, pa.string()) for name in WORDS]
+    components = [(SCORE + name, pa.float64()) for name in scoring.weights]
+    return pa.schema([*words, *components, (_PART, pa.int64()), (_ROW, pa.int64())])
+
+
+def _carried(batch: Batch, schema: pa.Schema) -> pa.Table:
+    components = [pa.array(values) for values in batch.components.values()]
+    place = [pa.array(np.full(len(batch.rows), batch.part)), pa.array(batch.rows)]
+    words = [batch.words[name].cast(pa.string()) for name in WORDS]
+    return pa.table([*words, *components, *place], schema=schema)

@@ -1,0 +1,110 @@
+"""Cosines of many vectors with a few queries, each row by itself: the same bits in whatever company it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import numpy as np
+import torch
+
+from nemo_mm_rank.errors import ConfigError
+
+_ROWS = 4096
+
+Combine = Literal["mean", "max"]
+
+
+def cosines(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Return ``x . q / |x|`` for every vector ``x`` and direction ``q``: the cosine where ``q`` has unit length.
+
+    A BLAS product rounds a row by where it lies in the matrix and by the number of threads. Here the sum over the
+    dimensions is taken row by row, so a row's result depends on that row alone (on CUDA: blocks of one fixed shape).
+
+    Args:
+        vectors: ``(n, d)`` float32, of any length (norm).
+        directions: ``(q, d)`` float32.
+
+    Returns:
+        ``(n, q)`` float32 on the vectors' device; NaN or infinite for a vector that is zero or not finite.
+    """
+    directions = directions.to(device=vectors.device, dtype=torch.float32)
+    out = vectors.new_empty((len(vectors), len(directions)), dtype=torch.float32)
+    if vectors.device.type == "cpu":
+        _rows_numpy(vectors.detach().float().contiguous(), directions, out)
+    else:
+        _rows_torch(vectors, directions, out)
+    return out
+
+
+def _rows_numpy(vectors: torch.Tensor, directions: torch.Tensor, out: torch.Tensor) -> None:
+    matrix, result = vectors.numpy(), out.numpy()
+    queries = directions.contiguous().numpy()
+
+    def block(start: int) -> None:
+        rows, into = matrix[start : start + _ROWS], result[start : start + _ROWS]
+        # einsum (unlike matmul) sums along the row, once it is in the cache; it leaves BLAS out and the GIL free.
+        for query, column in zip(queries, into.T, strict=True):
+            np.einsum("ij,j->i", rows, query, out=column)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            into /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+
+    starts = range(0, len(matrix), _ROWS)
+    if len(starts) < 2 or torch.get_num_threads() < 2:
+        for start in starts:
+            block(start)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(block, starts))
+
+
+def _rows_torch(vectors: torch.Tensor, directions: torch.Tensor, out: torch.Tensor) -> None:
+    for start in range(0, len(vectors), _ROWS):
+        rows = vectors[start : start + _ROWS].float()
+        count = len(rows)
+        # How CUDA splits a sum depends on the shape, so the last block is filled up to the shape of the others.
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, _ROWS - count))
+        norms = (rows * rows).sum(1).sqrt()
+        for column, query in enumerate(directions):
+            out[start : start + count, column] = ((rows * query).sum(1) / norms)[:count]
+
+
+def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reduce weighted queries to the directions that `cosines` needs.
+
+    With unit queries ``q``, weights ``w`` (negative: what not to pick) and ``W`` the sum of the positive weights,
+
+    * ``mean``: ``score(x) = sum(w q . x) / W / |x|``, one direction for all queries;
+    * ``max``: ``score(x) = (max over w > 0 of w q . x  +  sum over w < 0 of w q . x) / max(w) / |x|``.
+
+    One query of any positive weight scores its plain cosine either way. Queries of weight 0 are left out.
+
+    Args:
+        queries: ``(q, d)``, of any norm.
+        weights: one per query, at least one of them positive.
+        how: see above.
+
+    Returns:
+        ``best`` ``(p, d)`` float32, whose highest product counts, and ``rest`` ``(0 or 1, d)``, which is added to it.
+
+    Raises:
+        ConfigError: no positive weight, or a query without a direction (zero or not finite).
+    """
+    weight = torch.tensor(list(weights), dtype=torch.float64)
+    if queries.ndim != 2 or len(weight) != len(queries):
+        raise ConfigError(f"{len(weight)} query weights for queries of shape {tuple(queries.shape)}")
+    if not bool((weight > 0).any()):
+        raise ConfigError("queries: at least one needs a positive weight")
+    queries = queries.detach().cpu().double()
+    norms = queries.norm(dim=1)
+    for row, norm in enumerate(norms.tolist()):
+        if not 0 < norm < float("inf"):
+            raise ConfigError(f"query {row + 1} has no direction in this space: its vector is zero or not finite")
+    weighted = queries / norms[:, None] * weight[:, None]
+    if how == "mean":
+        direction = weighted.sum(0, keepdim=True) / weight[weight > 0].sum()
+        return direction.float(), direction[:0].float()
+    scale = weight.max()
+    rest = weighted[weight < 0].sum(0, keepdim=True) / scale
+    return (weighted[weight > 0] / scale).float(), rest[: int((weight < 0).any())].float()

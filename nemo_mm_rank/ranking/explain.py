@@ -1,0 +1,127 @@
+"""Why a pair was or was not chosen, in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank.config import RankingSettings
+from nemo_mm_rank.errors import UserError, nearest
+from nemo_mm_rank.ranking.blend import Ranking, label
+from nemo_mm_rank.ranking.candidates import Groups
+from nemo_mm_rank.ranking.pool import Shards
+from nemo_mm_rank.ranking.ranks import pool_ranks
+from nemo_mm_rank.ranking.score import PREFIX, component
+from nemo_mm_rank.ranking.scoring import EXPERTS, WORDS, Scoring
+from nemo_mm_rank.ranking.select import REST
+from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, SNS_REASON
+
+_TRIMMED = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
+_SIMILAR = 1000
+
+
+def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table | None = None) -> str:
+    """Return what became of a pair: chosen or not, its rank, its score against the pool and the cut, what was kept.
+
+    Args:
+        pair_id: the pair.
+        shards: as the ranking was made from; with the SNS columns where there are any.
+        ranking: what was chosen from them.
+        bad_rows: rows that never became pairs: ``pair_id, step, error, message``.
+
+    Raises:
+        UserError: there is no such pair; the message names the nearest one.
+    """
+    for part in range(shards.count):
+        row = pc.index(shards.read(part, [PAIR_ID])[PAIR_ID], pair_id).as_py()
+        if row >= 0:
+            return _explain_row(part, row, shards, ranking)
+    if bad_rows is not None:
+        for bad in bad_rows.filter(pc.equal(bad_rows[PAIR_ID], pair_id)).to_pylist():
+            return f"{pair_id}: not ranked\n  {bad['step']}: {bad['error']}: {bad['message']}"
+    raise UserError(f"no pair {pair_id!r} in this run{nearest(pair_id, _similar(pair_id, shards))}")
+
+
+def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking) -> str:
+    cosines = sorted(ranking.summary["statistics"])
+    table = shards.read(part, [*WORDS, ERROR, *cosines, *_TRIMMED]).slice(row, 1)
+    values = table.to_pylist()[0]
+    title = f"{values[PAIR_ID]} ({values[MODALITY]}, pool {values[POOL]})"
+    if values.get(ERROR) is not None:
+        return "\n".join([f"{title}: not ranked", f"  {values[ERROR]}", *_kept(values)])
+    settings = RankingSettings.model_validate(ranking.summary["settings"])
+    scoring = Scoring.fit(shards, cosines, settings)
+    batch = next(batch for batch in scoring.batches(shards) if batch.part == part)
+    score = float(batch.scores[np.searchsorted(batch.rows, row)])
+    place = int(pool_ranks(scoring.batches(shards), np.array([score]), [values[PAIR_ID]])[0])
+    chosen = pc.index(ranking.chosen[PAIR_ID], values[PAIR_ID]).as_py()
+    lines = [f"{title}: {'chosen' if chosen >= 0 else 'not chosen'}, rank {place:,} of {scoring.ranked:,} in the pool"]
+    if chosen >= 0:
+        lines.append(f"  place {chosen + 1:,} of {ranking.chosen.num_rows:,} in the blend")
+        lines.append(f"  {ranking.chosen['reason'][chosen].as_py()}")
+    lines += _against_cut(values, score, ranking, settings)
+    lines += _components(values, table, scoring)
+    return "\n".join([*lines, *_kept(values)])
+
+
+def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, settings: RankingSettings) -> Iterator[str]:
+    """Say how far the score is from that of the last pair chosen in the pair's group."""
+    of = settings.quota_by or MODALITY
+    groups = Groups.of(of, settings.quotas)
+    name = values[of] if values[of] in groups.names[:-1] else REST
+    shown = label(name, settings.quotas)
+    for kept in ranking.duplicates.filter(pc.equal(ranking.duplicates[PAIR_ID], values[PAIR_ID]))["kept"].to_pylist():
+        yield f"  near-equal to {kept!r}, which is in the blend"
+    entry = next((entry for entry in ranking.summary["groups"] if entry["group"] == name), None)
+    if entry is None or not entry["quota"]:
+        yield f"  score {score:+.3f}; the quotas leave no room for {shown}"
+    elif entry["cut"] is None:
+        yield f"  score {score:+.3f}; nothing was chosen from {shown}"
+    else:
+        # Where others left their quota short, the last one that filled it may stand below the group's own last one.
+        cuts = [cut for cut in (entry["cut"], ranking.summary["filling"]["cut"]) if cut is not None]
+        cut = min(cuts, key=lambda cut: (cut["score"], cut[PAIR_ID]))
+        distance = score - cut["score"]
+        where = "at" if not distance else f"{abs(distance):.3f} {'above' if distance > 0 else 'below'}"
+        yield f"  score {score:+.3f}, {where} the last one chosen from {shown} ({cut['score']:+.3f}, {cut[PAIR_ID]!r})"
+
+
+def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> Iterator[str]:
+    for name, value in scoring.components(table).items():
+        yield f"  {name:<12} {value[0]:+.2f} standard deviations x weight {scoring.weights[name]:g}"
+    for column, moments in scoring.moments.items():
+        cosine = "none" if values[column] is None else f"{values[column]:.3f}"
+        used = component(column) in scoring.weights or EXPERTS in scoring.weights
+        if used:
+            shown = column.removeprefix(PREFIX).replace("__", " ")
+            yield f"  cosine {shown}: {cosine} (pool {moments.mean:.3f} +- {moments.std:.3f})"
+
+
+def _kept(values: dict[str, Any]) -> Iterator[str]:
+    for name, side in ((DATA_SPANS, "data"), (ANNOTATION_SPANS, "annotation")):
+        if values.get(name) is not None:
+            spans = ", ".join("[" + ", ".join(f"{number:g}" for number in span) + "]" for span in values[name])
+            yield f"  kept of the {side}: {spans or 'nothing'}"
+    if values.get(SNS_REASON) is not None:
+        yield f"  trimming: {values[SNS_REASON]}"
+
+
+def _similar(pair_id: str, shards: Shards) -> list[str]:
+    """Return up to 3,000 ids that start or end as ``pair_id`` does: comparing with a whole pool would take minutes."""
+    half = max(1, len(pair_id) // 2)
+    found: list[list[str]] = [[], [], []]
+    for part in range(shards.count):
+        ids = shards.read(part, [PAIR_ID])[PAIR_ID]
+        masks = (
+            pc.starts_with(ids, pair_id[:half]),
+            pc.ends_with(ids, pair_id[-half:]),
+            pc.match_substring(ids, pair_id, ignore_case=True),
+        )
+        for held, mask in zip(found, masks, strict=True):
+            if len(held) < _SIMILAR:
+                held.extend(ids.filter(mask).slice(0, _SIMILAR - len(held)).to_pylist())
+    return [name for held in found for name in held]

@@ -1,0 +1,114 @@
+"""The shards that a ranking reads: as little of them at a time as it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.schema import ERROR
+
+Rows = npt.NDArray[np.int64]
+
+
+class Shards(Protocol):
+    """Row-aligned shards of a pool, read by number (`run.store.Shards`, or `Files`)."""
+
+    @property
+    def count(self) -> int:
+        """Number of shards."""
+        ...
+
+    def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard; names that it does not have are left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Shards that are Parquet files, each side by side with others of the same rows.
+
+    Attributes:
+        parts: per shard, the files that hold its columns (the last one that has a column counts).
+    """
+
+    parts: tuple[tuple[Path, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """Number of shards."""
+        return len(self.parts)
+
+    def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one shard; names that it does not have are left out."""
+        source = {name: path for path in self.parts[part] for name in pq.read_schema(path).names}
+        wanted = [name for name in (source if columns is None else columns) if name in source]
+        found: dict[str, pa.ChunkedArray] = {}
+        for path in self.parts[part]:
+            names = [name for name in wanted if source[name] == path]
+            table = read_table(path, names)
+            found.update({name: table[name] for name in names})
+        return pa.table({name: found[name] for name in wanted})
+
+
+def live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Rows, pa.Table]]:
+    """Yield per shard its number, the positions of the rows without an error, and ``columns`` of those rows."""
+    for part in range(shards.count):
+        table = shards.read(part, [*columns, ERROR])
+        if ERROR in table.column_names:
+            alive = pc.is_null(table[ERROR]).to_numpy()
+            rows = np.flatnonzero(alive)
+            table = table.drop_columns([ERROR])
+            yield part, rows, table if len(rows) == len(alive) else table.take(pa.array(rows))
+        else:
+            yield part, np.arange(table.num_rows), table
+
+
+def attach_rows(chosen: pa.Table, places: Rows, shards: Shards, columns: Sequence[str]) -> pa.Table:
+    """Return ``chosen`` with more columns of the same pairs, read from the shards.
+
+    Reads one shard's columns at a time and only shards that hold a chosen pair.
+
+    Args:
+        chosen: ``k`` rows, for example `blend.Ranking.chosen`.
+        places: ``(k, 2)`` shard number and row of each, for example `blend.Ranking.places`.
+        shards: where the columns are.
+        columns: those to add; a shard that lacks one gives nulls.
+    """
+    if not len(places):
+        return chosen
+    # Stable, so that row positions within a part come back in the order of `chosen`.
+    order = np.argsort(places[:, 0], kind="stable")
+    pieces = []
+    for part in np.unique(places[:, 0]).tolist():
+        mine = places[order][places[order, 0] == part, 1]
+        pieces.append(shards.read(part, columns).take(pa.array(mine)))
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    found = pa.concat_tables(pieces, promote_options="permissive").take(pa.array(back))
+    for name in found.column_names:
+        chosen = chosen.append_column(found.schema.field(name), found[name])
+    return chosen
+
+
+def read_vectors(places: Rows, shards: Shards, column: str) -> npt.NDArray[np.float32]:
+    """Return ``(k, d)`` embeddings of the rows at ``places`` ``(k, 2)``; zeros where a row has none."""
+    vectors = np.zeros((len(places), 0), dtype=np.float32)
+    for part in np.unique(places[:, 0]).tolist():
+        mine = np.flatnonzero(places[:, 0] == part)
+        table = shards.read(part, [column]).take(pa.array(places[mine, 1]))
+        found = frames.vectors(frames.from_table(table), column).values.numpy()
+        if found.shape[1]:
+            if not vectors.shape[1]:
+                vectors = np.zeros((len(places), found.shape[1]), dtype=np.float32)
+            vectors[mine] = found
+    return vectors
