@@ -15,11 +15,11 @@ from nemo_mm_rank.io.canonical import PoolBatch, canonical
 from nemo_mm_rank.io.manifest import KINDS, read_rows, split_suffix
 from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.seen import Seen
-from nemo_mm_rank.schema import DATA_SPANS, ERROR, FUSED, MEDIA_ROOT
+from nemo_mm_rank.schema import ERROR, MEDIA_ROOT
 
-RESERVED = frozenset({ERROR, MEDIA_ROOT, FUSED, DATA_SPANS})
-RESERVED_PREFIXES = ("emb_", "sns_")
-"""Names of columns that steps add; a pool that brings its own is refused, not overwritten."""
+RESERVED = frozenset({ERROR, MEDIA_ROOT, "agreement", "rank", "pool_rank", "score", "reason"})
+RESERVED_PREFIXES = ("emb_", "sns_", "cosine__", "score_")
+"""Names of columns that steps or the blend add; a pool that brings its own is refused, not overwritten."""
 
 
 @dataclass(frozen=True)
@@ -128,5 +128,5 @@ def read_manifest(manifest: Manifest, source: PoolSource, seen: Seen, check_file
         batch = canonical(rows, source, manifest.pool, references, seen)
         for name in batch.extras:
             if name in RESERVED or name.startswith(RESERVED_PREFIXES):
-                raise PoolError(f"{manifest.file}: column {name!r} has a name that steps use; rename it")
+                raise PoolError(f"{manifest.file}: column {name!r} has a name that a run adds; rename it")
         yield batch

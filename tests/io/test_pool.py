@@ -190,10 +190,10 @@ def test_a_mapped_field_beside_one_with_our_name_is_refused(tmp_path: Path) -> N
         read(PoolSource(path=str(file), fields={"annotation": "caption"}))
 
 
-@pytest.mark.parametrize("name", ["error", "media_root", "emb_fused", "emb_data__x", "sns_reason", "sns_anything"])
+@pytest.mark.parametrize("name", ["error", "media_root", "emb_data__x", "sns_reason", "cosine__x", "score", "rank"])
 def test_a_column_of_ours_is_refused(tmp_path: Path, name: str) -> None:
     file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, name: 1}])
-    with pytest.raises(PoolError, match=rf"pool\.jsonl: column '{name}' has a name that steps use; rename it"):
+    with pytest.raises(PoolError, match=rf"pool\.jsonl: column '{name}' has a name that a run adds; rename it"):
         read(file)
 
 

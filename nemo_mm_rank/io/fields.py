@@ -1,0 +1,122 @@
+"""The columns of a manifest by our names, and what may stand in them: strings, numbers, bytes."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank.errors import PoolError, nearest
+from nemo_mm_rank.io.bad_row import shown
+from nemo_mm_rank.io.manifest import Column, Rows, plain
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MODALITY, PAIR_ID, POOL
+
+DATA_PATH, ANNOTATION_PATH = "data_path", "annotation_path"
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Fields:
+    """The rows' columns by our names."""
+
+    def __init__(self, rows: Rows, source: PoolSource) -> None:
+        ours = (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION, DATA_BYTES, DATA_PATH, ANNOTATION_PATH)
+        self.names = {name: source.fields.get(name, name) for name in ours}
+        self.columns = rows.columns
+        for name in ours:
+            if name in self.columns and name not in self.names.values():
+                theirs = self.names[name]
+                raise PoolError(
+                    f"{rows.file}: column {name!r} is there, but {name!r} is mapped to {theirs!r}; drop one"
+                )
+
+    def get(self, ours: str) -> Column | None:
+        """Return a column by our name, None where there is none."""
+        return self.columns.get(self.names[ours])
+
+    def absence(self, ours: str) -> str:
+        """Say what is found where a row has no value for one of our fields."""
+        theirs = self.names[ours]
+        if theirs in self.columns or not self.columns:
+            return "nothing"
+        return f"no field {theirs!r}{nearest(theirs, self.columns)} (there are: {', '.join(list(self.columns)[:8])})"
+
+    def extras(self) -> dict[str, Column]:
+        """Return the columns that are none of ours."""
+        used = set(self.names.values())
+        return {name: column for name, column in self.columns.items() if name not in used}
+
+
+def strings(column: Column | None, n: int, numbers: bool = False) -> tuple[pa.Array, dict[int, str]]:
+    """Return a column as ``n`` strings, null where there is none, and what stood where it is none.
+
+    Args:
+        column: JSON values or an Arrow array, or None for a column that is not there.
+        n: length.
+        numbers: take numbers too, as their text.
+    """
+    if column is None:
+        return pa.nulls(n, pa.string()), {}
+    if isinstance(column, pa.Array):
+        if pa.types.is_string(column.type):
+            return column, {}
+        if pa.types.is_null(column.type) or (numbers and pa.types.is_integer(column.type)):
+            return column.cast(pa.string()), {}
+    else:
+        try:
+            return pa.array(column, pa.string()), {}
+        except pa.ArrowTypeError:
+            pass
+    wrong: dict[int, str] = {}
+    out: list[str | None] = [None] * n
+    for row, value in enumerate(column if isinstance(column, list) else column.to_pylist()):
+        if isinstance(value, str):
+            out[row] = value
+        elif numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
+            out[row] = str(value)
+        elif value is not None:
+            wrong[row] = f"{type(value).__name__} {shown(value)}"
+    return pa.array(out, pa.string()), wrong
+
+
+def contents(table: Fields, n: int, media: Mask) -> tuple[pa.Array, pa.Array | None, dict[int, str]]:
+    """Return the data side's text or name, the content where rows carry it, and what stood where it is neither."""
+    column, payload = table.get(DATA), table.get(DATA_BYTES)
+    if isinstance(column, pa.Array) and pa.types.is_struct(column.type) and "bytes" in [f.name for f in column.type]:
+        # The layout of Hugging Face data sets: {"bytes": ..., "path": ...}, either of which may be null.
+        payload = plain(pc.struct_field(column, "bytes"))
+        has_path = "path" in [f.name for f in column.type]
+        column = plain(pc.struct_field(column, "path")) if has_path else None
+    elif isinstance(column, pa.Array) and pa.types.is_binary(column.type):
+        column, payload = None, column
+    data, wrong = strings(column, n)
+    if payload is None or (isinstance(payload, pa.Array) and pa.types.is_null(payload.type)):
+        return data, None, wrong
+    if not (isinstance(payload, pa.Array) and pa.types.is_binary(payload.type)):
+        stray = payload if isinstance(payload, list) else payload.to_pylist()
+        wrong.update({row: shown(value) for row, value in enumerate(stray) if value is not None})
+        return data, None, wrong
+    there = mask(pc.is_valid(payload))
+    values = data.to_pylist()
+    for row in np.flatnonzero(there).tolist():
+        content = payload[row].as_py()
+        if not content:
+            wrong[row] = "no bytes"
+        elif not media[row]:
+            try:
+                values[row] = content.decode()
+            except UnicodeDecodeError:
+                wrong[row] = f"bytes that are not UTF-8: {shown(content[:20])}"
+        elif not values[row]:
+            values[row] = hashlib.blake2b(content, digest_size=16).hexdigest()
+    payload = pc.if_else(pa.array(media), payload, pa.scalar(None, pa.binary()))
+    return pa.array(values, pa.string()), payload, wrong
+
+
+def mask(array: pa.Array) -> Mask:
+    """Return an Arrow array of booleans as numpy's, False for null."""
+    return np.asarray(pc.fill_null(array, False).to_numpy(zero_copy_only=False), dtype=bool)
