@@ -36,6 +36,10 @@ class MediaError(PairError):
     """Media that is missing, refused, too large, or cannot be decoded."""
 
 
+class TextError(PairError):
+    """A text that is missing, empty, too long, or not text."""
+
+
 class EmbeddingError(PairError):
     """A model gave no usable vector or text for this item."""
 

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image as PILImage
+
+from nemo_mm_rank.errors import MediaError
+
+if TYPE_CHECKING:  # vectors can be computed and ranked where Pillow is not installed
+    from PIL import Image as PILImage
 
 Span: TypeAlias = Sequence[float]
 """``[start, end]`` in seconds (audio, video) or characters (text), or ``[x, y, w, h]`` in pixels (image)."""
+
+
+def part_key(key: str, *bounds: float | str) -> str:
+    """Return the key of the part of ``key``'s segment that ``bounds`` describe: 32 hexadecimal digits (BLAKE2b)."""
+    return hashlib.blake2b(f"{key}@{','.join(map(str, bounds))}".encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -28,16 +38,23 @@ class Image:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the pixels take."""
-        return self.pixels.width * self.pixels.height * 3
+        """Size in memory."""
+        return 3 * self.pixels.width * self.pixels.height
 
     def part(self, box: Span) -> Image:
-        """Crop to ``[x, y, w, h]`` in pixels, clipped to the picture."""
+        """Crop to ``[x, y, w, h]`` in pixels, clipped to the picture.
+
+        Raises:
+            MediaError: where nothing of the box lies within the picture.
+        """
         x, y, w, h = box
         width, height = self.pixels.size
         left, upper = max(0, int(x)), max(0, int(y))
         right, lower = min(width, round(x + w)), min(height, round(y + h))
-        return Image(f"{self.key}@{left},{upper},{right},{lower}", self.pixels.crop((left, upper, right, lower)))
+        if left >= right or upper >= lower:
+            raise MediaError(f"box {list(box)} lies outside the picture of {width} x {height} pixels")
+        bounds = (left, upper, right, lower)
+        return Image(part_key(self.key, *bounds), self.pixels.crop(bounds))
 
 
 @dataclass(frozen=True)
@@ -57,22 +74,28 @@ class Audio:
     start: float = 0.0
 
     @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        return int(self.samples.nbytes)
+
+    @property
     def duration(self) -> float:
         """Length in seconds."""
         return len(self.samples) / self.rate
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the samples take."""
-        return self.samples.nbytes
-
     def part(self, window: Span) -> Audio:
-        """Cut to ``[start, end]`` in seconds of the recording; a view, not a copy."""
+        """Cut to ``[start, end]`` in seconds of the recording; a view, not a copy.
+
+        Raises:
+            MediaError: where nothing of the window lies within the waveform.
+        """
         first = max(0, round((window[0] - self.start) * self.rate))
-        last = max(first, round((window[1] - self.start) * self.rate))
+        last = min(len(self.samples), round((window[1] - self.start) * self.rate))
+        if first >= last:
+            raise MediaError(f"window {list(window)} lies outside the recording of {self.duration:.3f} s")
         return replace(
             self,
-            key=f"{self.key}@{first},{last}",
+            key=part_key(self.key, first, last),
             samples=self.samples[first:last],
             start=self.start + first / self.rate,
         )
@@ -96,19 +119,17 @@ class Video:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the frames take."""
-        return self.frames.nbytes
+        """Size in memory."""
+        return int(self.frames.nbytes)
 
     def part(self, window: Span) -> Video:
         """Keep the frames within ``[start, end]`` seconds; where there is none, the one nearest to the middle."""
         inside: npt.NDArray[Any] = np.flatnonzero((self.times >= window[0]) & (self.times <= window[1]))
         if not len(inside):
             inside = np.array([int(np.abs(self.times - (window[0] + window[1]) / 2).argmin())])
+        first, last = int(inside[0]), int(inside[-1]) + 1
         return replace(
-            self,
-            key=f"{self.key}@{inside[0]},{inside[-1]}",
-            frames=self.frames[inside[0] : inside[-1] + 1],
-            times=self.times[inside[0] : inside[-1] + 1],
+            self, key=part_key(self.key, first, last), frames=self.frames[first:last], times=self.times[first:last]
         )
 
 

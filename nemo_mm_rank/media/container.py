@@ -1,0 +1,77 @@
+"""Audio and video files through PyAV: which are opened at all, and their packets and frames as streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Literal
+
+import av
+import av.error
+import av.stream
+from av.container import InputContainer
+
+from nemo_mm_rank.errors import MediaError
+
+CONTAINERS = (
+    "3gp,aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,flv,gif,ivf,loas,m4a,matroska,mov,mp3,mp4,mpeg,mpegts,ogg,"
+    "w64,wav,webm,wv"
+)
+"""FFmpeg's names of what is opened. Playlists and lists of files (HLS, DASH, concat) are not among them: they could
+make FFmpeg open other files and addresses."""
+
+
+@contextmanager
+def open_stream(
+    file: IO[bytes], kind: Literal["audio", "video"], max_pixels: int | None = None
+) -> Iterator[tuple[InputContainer, Any]]:
+    """Open the main stream of one kind; every other stream is passed over by the demuxer.
+
+    Decoders run on one thread each: files are what is decoded in parallel.
+
+    Raises:
+        MediaError: not a known container, or it has no such stream.
+    """
+    options = {"format_whitelist": CONTAINERS}
+    if max_pixels is not None:
+        options["max_pixels"] = str(min(max_pixels, 2**31 - 1))
+    file.seek(0)
+    try:
+        # Bytes that are no UTF-8 in a title are no reason to refuse the recording.
+        container = av.open(file, "r", options=options, metadata_errors="replace", buffer_size=1 << 17)
+    except av.error.FFmpegError as error:
+        raise MediaError(f"cannot be opened as {kind}: {error.strerror}") from error
+    with container:
+        stream = container.streams.best(kind)
+        # A cover picture in a song is stored as a video stream.
+        if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
+            raise MediaError(f"has no {kind} stream")
+        if stream.codec_context is None:
+            raise MediaError(f"has {kind} in a coding that is not known")
+        for other in container.streams:
+            if other is not stream:
+                other.discard = av.stream.Discard.all
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = options
+        yield container, stream
+
+
+def packets(container: InputContainer, stream: Any) -> Iterator[Any]:
+    """Yield the stream's packets up to the file's end, or to where the file is cut short.
+
+    Empty packets (dropped frames in AVI) are left out: a decoder takes one for the end.
+    """
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except av.error.FFmpegError:
+        return  # what came before is kept; that nothing came at all is for the caller to refuse
+
+
+def frames(stream: Any, packet: Any | None) -> list[Any]:
+    """Decode one packet (None: what the decoder still holds). A damaged packet gives no frames."""
+    try:
+        return list(stream.codec_context.decode(packet))
+    except av.error.FFmpegError:
+        return []

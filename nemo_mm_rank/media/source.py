@@ -1,0 +1,142 @@
+"""From a media reference to an open file: below the pool's root, at a URL that the user allows, or in the row."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from io import BytesIO
+from typing import IO
+from urllib.parse import unquote
+
+from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.errors import MediaError
+
+REMOTE_SCHEMES = frozenset(
+    (
+        *("http", "https", "ftp", "sftp", "webdav", "hf", "memory"),
+        *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "tos", "hdfs", "webhdfs"),
+    )
+)
+"""What a row may name. The rest of fsspec's schemes can be turned on this machine's own files (``file``, ``zip``,
+``reference``, caches ...) or are for roots, which the user gives, not the rows."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_LOCAL = re.compile(r"(?:file|local)://")
+_CHUNK = 1 << 20
+_IN_MEMORY = 1 << 24  # a larger download waits on disk
+
+
+def open_source(ref: str, root: str, settings: MediaSettings, content: bytes | None = None) -> IO[bytes]:
+    """Open what ``ref`` names for reading, as a seekable file at its start; the caller closes it.
+
+    Args:
+        ref: a path below ``root``, or an fsspec URL where ``settings.allow_urls``. With ``content`` only a name.
+        root: a folder or an fsspec URL, given by the user and trusted.
+        settings: for ``allow_urls`` and ``max_bytes``.
+        content: the bytes themselves.
+
+    Raises:
+        MediaError: missing, refused, empty or too large, without the name: the caller knows what the user calls it.
+    """
+    if content is not None:
+        _check_size(len(content), settings.max_bytes)
+        file: IO[bytes] = BytesIO(content)
+    elif match := _URL.match(ref):
+        file = _open_url(ref, match[1].lower(), settings)
+    else:
+        if ref.startswith("/"):
+            raise MediaError("is an absolute path; a reference is a path below the pool's root")
+        local = _LOCAL.sub("", root) if _LOCAL.match(root) or not _URL.search(root) else None
+        # A server undoes %2e%2e before it looks for the file, so below a URL it counts as written out.
+        if ".." in re.split(r"[/\\]", ref if local is not None else unquote(ref)):
+            raise MediaError("leads out of the pool's root")
+        file = _open_below_url(ref, root, settings) if local is None else _open_local(ref, local, settings)
+    if not file.read(1):
+        file.close()
+        raise MediaError("is empty")
+    file.seek(0)
+    return file
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise MediaError(f"has {size:,} bytes, more than the {limit:,} allowed")
+
+
+def _open_local(ref: str, root: str, settings: MediaSettings) -> IO[bytes]:
+    try:
+        base = os.path.realpath(root, strict=True)
+        path = os.path.realpath(os.path.join(base, ref), strict=True)
+        if os.path.commonpath((base, path)) != base:
+            raise MediaError("leads out of the pool's root")
+        # Not to wait for the other end of a FIFO, and not to follow a link put there since.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise MediaError(_why(error)) from error
+    except ValueError as error:  # a NUL or an unpaired surrogate
+        raise MediaError("is not a file name") from error
+    status = os.fstat(handle)
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise MediaError("is not a regular file")
+        _check_size(status.st_size, settings.max_bytes)
+    except MediaError:
+        os.close(handle)
+        raise
+    return os.fdopen(handle, "rb")
+
+
+def _open_below_url(ref: str, root: str, settings: MediaSettings) -> IO[bytes]:
+    import fsspec
+
+    # The root is resolved alone: joined first, a '::' in the reference could name another file system.
+    fs, base = fsspec.url_to_fs(root)
+    return _download(fs, f"{base.rstrip('/')}/{ref}", settings.max_bytes)
+
+
+def _open_url(ref: str, scheme: str, settings: MediaSettings) -> IO[bytes]:
+    import fsspec
+
+    if not settings.allow_urls:
+        raise MediaError("is a URL; set media.allow_urls to open those")
+    if scheme not in REMOTE_SCHEMES or "::" in ref:
+        raise MediaError(f"is not a URL that a row may name ({', '.join(sorted(REMOTE_SCHEMES))})")
+    try:
+        fs, path = fsspec.url_to_fs(ref)
+    except (ImportError, ValueError) as error:  # its library is not installed, or it is not well-formed
+        raise MediaError(f"cannot be opened: {error}") from error
+    return _download(fs, path, settings.max_bytes)
+
+
+def _download(fs: object, path: str, limit: int) -> IO[bytes]:
+    """Copy a remote file, once: it is read twice (hashed, decoded), and decoders seek."""
+    spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 (handed to the caller)
+    try:
+        with fs.open(path, "rb") as stream:  # type: ignore[attr-defined]
+            _check_size(getattr(stream, "size", None) or 0, limit)
+            # The size above is what the server says, where it says anything.
+            while chunk := stream.read(_CHUNK):
+                if spool.tell() + len(chunk) > limit:
+                    raise MediaError(f"has more than the {limit:,} bytes allowed")
+                spool.write(chunk)
+    except MediaError:
+        spool.close()
+        raise
+    except FileNotFoundError as error:  # fsspec says so, too, where a server does not answer
+        spool.close()
+        raise MediaError("cannot be found") from error
+    except Exception as error:  # every file system brings its own error classes
+        spool.close()
+        raise MediaError(_why(error)) from error
+    spool.seek(0)
+    return spool
+
+
+def _why(error: Exception) -> str:
+    """Say what went wrong without the path or URL, which is this machine's affair."""
+    if isinstance(error, FileNotFoundError):
+        return "does not exist"
+    said = error.strerror if isinstance(error, OSError) else None
+    return f"cannot be read: {said or type(error).__name__}"

@@ -1,0 +1,209 @@
+"""References: what stays below the root, what is refused, and how much is read."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.media.source import open_source
+
+CONTENT = bytes(range(256)) * 16
+OPEN = MediaSettings(allow_urls=True)
+
+
+def read(ref: str, root: object, settings: MediaSettings | None = None, content: bytes | None = None) -> bytes:
+    with open_source(ref, str(root), settings or MediaSettings(), content) as file:
+        assert file.tell() == 0
+        assert file.seekable()
+        return file.read()
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """Return a pool with a file, beside it what it must not lead to."""
+    root = tmp_path / "pool"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "a.bin").write_bytes(CONTENT)
+    (tmp_path / "secret.bin").write_bytes(b"secret")
+    (tmp_path / "pool-two").mkdir()
+    (tmp_path / "pool-two" / "a.bin").write_bytes(b"secret")
+    return root
+
+
+def test_a_path_below_the_root(pool: Path) -> None:
+    for ref in ("sub/a.bin", "./sub/a.bin", "sub//a.bin"):
+        assert read(ref, pool) == CONTENT
+    assert read("sub/a.bin", f"file://{pool}") == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("../secret.bin", "leads out of the pool's root"),
+        ("sub/../../secret.bin", "leads out of the pool's root"),
+        ("sub/../sub/a.bin", "leads out of the pool's root"),
+        ("..\\secret.bin", "leads out of the pool's root"),
+        ("/etc/hostname", "absolute path"),
+        ("nothing.bin", "does not exist"),
+        ("sub/a.bin/b", "Not a directory"),
+        ("sub", "not a regular file"),
+        ("", "not a regular file"),
+        ("a\0b", "not a file name"),
+        ("\ud800.bin", "not a file name"),
+        ("x" * 5000, "File name too long"),
+        ("file:///etc/hostname", "is a URL"),
+        ("https://example.org/a.bin", "is a URL; set media.allow_urls"),
+    ],
+)
+def test_refused(pool: Path, ref: str, message: str) -> None:
+    with pytest.raises(MediaError, match=message) as caught:
+        read(ref, pool)
+    assert str(pool.parent) not in str(caught.value)
+
+
+def test_links_that_lead_out_are_refused_and_those_that_stay_followed(pool: Path) -> None:
+    (pool / "out.bin").symlink_to(pool.parent / "secret.bin")
+    (pool / "beside.bin").symlink_to(pool.parent / "pool-two" / "a.bin")
+    (pool / "up").symlink_to(pool.parent)
+    (pool / "loop").symlink_to("loop")
+    (pool / "in.bin").symlink_to(Path("sub") / "a.bin")
+    for ref in ("out.bin", "beside.bin", "up/secret.bin", "up/pool-two/a.bin"):
+        with pytest.raises(MediaError, match="leads out of the pool's root"):
+            read(ref, pool)
+    with pytest.raises(MediaError):
+        read("loop", pool)
+    assert read("in.bin", pool) == CONTENT
+    (pool.parent / "link-to-pool").symlink_to(pool)
+    assert read("in.bin", pool.parent / "link-to-pool") == CONTENT
+    assert read("up/pool/sub/a.bin", pool) == CONTENT
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(pool: Path) -> None:
+    os.mkfifo(pool / "fifo")
+    with pytest.raises(MediaError, match="not a regular file"):
+        read("fifo", pool)
+    with pytest.raises(MediaError, match="not a regular file"):
+        read("null", "/dev")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(MediaError):
+            read("sub", pool)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_size_and_emptiness(pool: Path) -> None:
+    exact = MediaSettings(max_bytes=len(CONTENT))
+    less = MediaSettings(max_bytes=len(CONTENT) - 1)
+    assert read("sub/a.bin", pool, exact) == CONTENT
+    assert read("any name", pool, exact, CONTENT) == CONTENT
+    for content in (None, CONTENT):
+        with pytest.raises(MediaError, match="4,096 bytes, more than the 4,095 allowed"):
+            read("sub/a.bin", pool, less, content)
+    (pool / "empty").touch()
+    for content in (None, b""):
+        with pytest.raises(MediaError, match="is empty"):
+            read("empty", pool, content=content)
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """Return the URL of a folder in memory with ``sub/a.bin`` in it."""
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/media-test/sub/a.bin", CONTENT)
+    fs.pipe("/media-secret.bin", b"secret")
+    yield "memory://media-test"
+    fs.rm("/media-test", recursive=True)
+    fs.rm("/media-secret.bin")
+
+
+def test_urls_only_where_allowed(memory: str, tmp_path: Path) -> None:
+    assert read(f"{memory}/sub/a.bin", tmp_path, OPEN) == CONTENT
+    with pytest.raises(MediaError, match="allow_urls"):
+        read(f"{memory}/sub/a.bin", tmp_path)
+    with pytest.raises(MediaError, match="cannot be found"):
+        read(f"{memory}/nothing", tmp_path, OPEN)
+
+
+def test_a_root_may_be_a_url_and_holds_its_references_too(memory: str) -> None:
+    assert read("sub/a.bin", memory) == CONTENT
+    for ref in ("../media-secret.bin", "sub/%2e%2e/%2E%2E/media-secret.bin", "sub/..%2f../media-secret.bin"):
+        with pytest.raises(MediaError, match="leads out of the pool's root"):
+            read(ref, memory)
+    with pytest.raises(MediaError, match="cannot be found"):
+        read("sub/a.bin::memory://media-secret.bin", memory)
+    with pytest.raises(MediaError, match="absolute"):
+        read("/media-secret.bin", memory)
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "file:///etc/hostname",
+        "local:///etc/hostname",
+        "zip://a::file:///etc/hostname",
+        "http://host/a::file:///etc/hostname",
+        "reference://x",
+        "nonsense://x",
+    ],
+)
+def test_urls_that_reach_this_machine_are_never_allowed(ref: str, tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match="not a URL that a row may name"):
+        read(ref, tmp_path, OPEN)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves one file, one that never says how long it is, and one that promises less than it sends."""
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        if self.path not in ("/pool/a%20b.bin", "/pool/long.bin"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if self.path == "/pool/a%20b.bin":
+            self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        if body:
+            self.wfile.write(CONTENT * (1 if self.path == "/pool/a%20b.bin" else 64))
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Return the address of a server on this machine's loopback."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_address[1]}/pool"
+        http.shutdown()
+        thread.join()
+
+
+def test_http(server: str, tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp", reason="fsspec needs aiohttp to open http URLs")
+    assert read(f"{server}/a b.bin", tmp_path, OPEN) == CONTENT
+    assert read("a b.bin", server) == CONTENT
+    assert read("long.bin", server) == CONTENT * 64
+    with pytest.raises(MediaError, match="cannot be found"):
+        read(f"{server}/nothing", tmp_path, OPEN)
+    with pytest.raises(MediaError, match="4,096 bytes, more than the 1,000 allowed"):
+        read("a b.bin", server, MediaSettings(max_bytes=1000))
+    with pytest.raises(MediaError, match="more than the 100,000 bytes allowed"):
+        read("long.bin", server, MediaSettings(max_bytes=100_000))
+    with pytest.raises(MediaError, match="cannot be found"):
+        read("http://127.0.0.1:1/a.bin", tmp_path, OPEN)
