@@ -45,7 +45,7 @@ class Grounded:
 
     Attributes:
         spans: ``(c, 2)`` seconds or ``(c, 4)`` boxes ``x, y, w, h`` in pixels: the candidates.
-        scores: ``(c, p)`` float32 similarity of each candidate to each phrase.
+        scores: ``(c, p)`` float32 similarity of each candidate to each phrase; NaN where either has no embedding.
     """
 
     spans: torch.Tensor

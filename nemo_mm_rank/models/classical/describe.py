@@ -1,0 +1,186 @@
+"""Media in plain words: what anyone could say of a picture's colours or a sound's pitch without knowing what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_mm_rank.errors import EmbeddingError, PairError
+from nemo_mm_rank.media.segment import Audio
+from nemo_mm_rank.models.base import Described, Item
+from nemo_mm_rank.models.classical.audio import FLOOR, frequencies, power_frames, sound
+from nemo_mm_rank.models.classical.colours import CHROMATIC, NAMES, name_colours
+from nemo_mm_rank.models.classical.image import Pixels, luma, picture, squares
+from nemo_mm_rank.models.classical.vectors import Floats
+from nemo_mm_rank.models.classical.video import frames, motion
+from nemo_mm_rank.models.contract import support
+from nemo_mm_rank.schema import Modality
+
+SIDE = 48
+AT_ONCE = 256
+"""Pictures worked on at a time."""
+
+Steps = Sequence[tuple[float, str]]
+
+BRIGHTNESS: Steps = [(70, "dark"), (95, "dim"), (140, ""), (float("inf"), "bright")]
+CONTRAST: Steps = [(33, "low-contrast"), (63, ""), (float("inf"), "high-contrast")]
+COLOURED: Steps = [(0.08, "colourless"), (0.2, "muted"), (0.62, ""), (float("inf"), "colourful")]
+DETAIL: Steps = [(8, "plain"), (17, ""), (float("inf"), "busy")]
+"""Up to which mean luma, standard deviation of luma, share of coloured pixels, and mean step of luma from pixel to
+pixel a picture is called what."""
+
+AMOUNT: Steps = [(0.1, ""), (0.25, "some"), (0.45, "much"), (float("inf"), "mostly")]
+LIKENESS: dict[tuple[str, str], str] = {
+    ("blue", "top"): "sky",
+    ("white", "top"): "sky",
+    ("green", "bottom"): "grass",
+    ("blue", "bottom"): "water",
+    ("turquoise", "bottom"): "water",
+    ("white", "bottom"): "snow",
+    ("beige", "bottom"): "sand",
+    ("brown", "bottom"): "ground",
+    ("green", "top"): "trees",
+    ("black", "top"): "night",
+}
+"""What a colour in a place mostly is, outdoors: a guess, and worded as one."""
+
+MOTION: Steps = [(1, "still"), (8, "slowly moving"), (20, "moving"), (float("inf"), "fast moving")]
+"""Up to which mean change of luma from frame to frame."""
+
+SILENCE = -60.0
+LOUDNESS: Steps = [(-22, "quiet"), (-9, ""), (float("inf"), "loud")]
+PITCH: Steps = [(600, "low"), (2000, "medium"), (float("inf"), "high")]
+STEADINESS: Steps = [(4, "steady"), (12, "changing"), (float("inf"), "bursty")]
+TEXTURE: Steps = [(0.02, "tonal"), (0.15, ""), (float("inf"), "noisy")]
+"""Up to which level in dB of full scale, spectral centroid in hertz, standard deviation in dB of the level, and
+spectral flatness a sound is called what."""
+
+RESEMBLANCE: dict[tuple[str, str], str] = {
+    ("low", "steady"): "an engine",
+    ("low", "changing"): "thunder or an engine",
+    ("low", "bursty"): "knocking",
+    ("medium", "steady"): "rain or a machine",
+    ("medium", "changing"): "speech or music",
+    ("medium", "bursty"): "a voice or a barking dog",
+    ("high", "steady"): "rain or wind",
+    ("high", "changing"): "birds or a crying baby",
+    ("high", "bursty"): "chirping birds or clicking",
+}
+"""What a sound of such pitch and steadiness often is: a guess, and worded as one."""
+
+
+class PlainWords:
+    """Describes images, audio and video in one short English sentence each, from simple measures.
+
+    Args:
+        name: what the configuration calls it.
+    """
+
+    modalities: frozenset[str] = frozenset({Modality.IMAGE, Modality.AUDIO, Modality.VIDEO})
+    revision = "1"
+
+    def __init__(self, name: str = "plain-words") -> None:
+        self.name = name
+
+    def describe(self, items: Sequence[Item], modality: str) -> Described:
+        """Describe ``items``; the words for one do not depend on the others."""
+        support(self, modality)
+        if modality == Modality.AUDIO:
+            return self._sounds(items)
+        if modality == Modality.VIDEO:
+            return Described([self._video(squares(frames(item), SIDE)) for item in items])
+        texts: list[str | None] = []
+        for start in range(0, len(items), AT_ONCE):
+            pixels = squares([picture(item) for item in items[start : start + AT_ONCE]], SIDE)
+            texts += [f"A {words}." for words in map(picture_words, pixels[:, None])]
+        return Described(texts)
+
+    def _video(self, pixels: Pixels) -> str:
+        movement = _step(MOTION, float(motion(pixels, 8).mean()))
+        return f"A {movement} video, a {picture_words(pixels)}."
+
+    def _sounds(self, items: Sequence[Item]) -> Described:
+        texts: list[str | None] = []
+        errors: dict[int, PairError] = {}
+        for row, item in enumerate(items):
+            audio = sound(item)
+            if np.isfinite(audio.samples).all():
+                texts.append(sound_words(audio))
+            else:
+                texts.append(None)
+                errors[row] = EmbeddingError(f"{self.name}: samples that are not finite")
+        return Described(texts, errors)
+
+
+def picture_words(pixels: Pixels) -> str:
+    """Return words for one picture, or for the frames of one video: ``(n, SIDE, SIDE, 3)`` RGB."""
+    grey = luma(pixels) / 1000
+    names = name_colours(pixels)
+    shares = _shares(names)
+    detail = (np.abs(np.diff(grey, axis=1)).mean() + np.abs(np.diff(grey, axis=2)).mean()) / 2
+    adjectives = [
+        _step(BRIGHTNESS, float(grey.mean())),
+        _step(CONTRAST, float(grey.std())),
+        _step(COLOURED, float(shares[CHROMATIC].sum())),
+        _step(DETAIL, float(detail)),
+    ]
+    amounts = [(_step(AMOUNT, float(shares[colour])), NAMES[colour]) for colour in np.argsort(-shares, kind="stable")]
+    colours = [f"{amount} {name}" for amount, name in amounts[:4] if amount]
+    third = SIDE // 3
+    thirds = {
+        "top": names[:, :third],
+        "centre": names[:, third:-third, third:-third],
+        "bottom": names[:, -third:],
+    }
+    most = NAMES[int(shares.argmax())]
+    places = [_place(part, where, most) for where, part in thirds.items()]
+    looks = ["picture, " + ", ".join(colours), ", ".join(filter(None, places))]
+    return f"{_listed(adjectives)} {'; '.join(filter(None, looks))}".strip()
+
+
+def _place(names: npt.NDArray[np.intp], where: str, most: str) -> str:
+    """Return the colour that takes up much of a place, unless that says no more than what ``most`` of all is."""
+    shares = _shares(names)
+    colour = NAMES[int(shares.argmax())]
+    like = LIKENESS.get((colour, where))
+    if shares.max() < 0.4 or (colour == most and not like):
+        return ""
+    return f"{colour} {where}" + (f" like {like}" if like else "")
+
+
+def _shares(names: npt.NDArray[np.intp]) -> Floats:
+    counts = np.bincount(names.reshape(-1), minlength=len(NAMES))
+    shares: Floats = counts / names.size
+    return shares
+
+
+def sound_words(audio: Audio) -> str:
+    """Return words for a sound: how loud, high, steady and noisy it is."""
+    spectrum = np.zeros(len(frequencies(audio.rate)))
+    levels = []
+    for power in power_frames(audio):
+        spectrum += power.sum(axis=0)
+        levels.append(10 * np.log10(np.maximum(power.sum(axis=1), FLOOR)))
+    level = np.concatenate(levels)
+    if level.max() < SILENCE:
+        return "Silence."
+    mean = spectrum / len(level)
+    total = mean.sum()
+    loudness = _step(LOUDNESS, float(10 * np.log10(total)))
+    pitch = _step(PITCH, float((mean * frequencies(audio.rate)).sum() / total))
+    steadiness = _step(STEADINESS, float(level.std()))
+    texture = _step(TEXTURE, float(np.exp(np.log(mean + FLOOR).mean()) / (mean + FLOOR).mean()))
+    adjectives = _listed([loudness, f"{pitch}-pitched", steadiness, texture])
+    return f"A {adjectives} sound like {RESEMBLANCE[pitch, steadiness]}."
+
+
+def _step(steps: Steps, value: float) -> str:
+    return next(word for limit, word in steps if value <= limit)
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return words as English lists them: a, b and c."""
+    *most, last = [word for word in words if word] or [""]
+    return f"{', '.join(most)} and {last}" if most else last
