@@ -1,0 +1,116 @@
+"""The built-in demo pool: pairs of all five modalities, made by code alone, with a few faulty ones among them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from nemo_mm_rank.demo import pictures, sounds, words
+from nemo_mm_rank.demo.pictures import Landscape, Shapes
+from nemo_mm_rank.io.parquet import write_text
+from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, Modality
+
+QUERY = "natural outdoor scenes with sky, sea, grass or sun"
+"""What the pairs with ``on_topic`` are about."""
+
+_FOREIGN = [
+    "The invoice is due at the end of the month.",
+    "Press the button twice to restart the printer.",
+    "Our office is closed on public holidays.",
+]
+
+
+def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) -> Path:
+    """Write the demo pool to ``folder`` and return its manifest.
+
+    Half of the pairs of a modality (none of code) have ``on_topic`` set: those that `QUERY` asks for. ``fault`` says
+    what is wrong with a pair, where something is: annotations with a foreign sentence added, which trimming should
+    take off again, and besides the pairs asked for a corrupt picture, a missing file, an empty caption and an id
+    that is there twice, which should be quarantined. About 64 KB for each sound, 15 KB for each film.
+
+    The same arguments give the same files, and files that are there already are not written again.
+
+    Args:
+        folder: made where it is not there.
+        pairs_per_modality: good pairs of each modality.
+        seed: another one gives another pool.
+    """
+    rows: list[dict[str, Any]] = []
+    for modality, make in _MAKERS.items():
+        for number in range(pairs_per_modality):
+            random = Random(f"{seed} {modality} {number}")  # noqa: S311 (nothing secret)
+            data, annotation, on_topic = make(random, number)
+            fault = None
+            if number % 9 == 4 and modality != Modality.CODE:
+                annotation, fault = f"{annotation} {random.choice(_FOREIGN)}", "foreign sentence"
+            name = f"{modality}-{number:03d}"
+            if isinstance(data, bytes):
+                data = _put(folder, f"{modality}/{name}{_SUFFIXES[modality]}", data)
+            rows.append(_row(name, modality, data, annotation, on_topic, fault))
+    rows[len(rows) // 3 : len(rows) // 3] = _faulty(folder, rows)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    write_text(folder / "pool.jsonl", "".join(lines))
+    return folder / "pool.jsonl"
+
+
+def _row(name: str, modality: str, data: str, annotation: str, on_topic: bool, fault: str | None) -> dict[str, Any]:
+    row = {PAIR_ID: name, POOL: "demo", MODALITY: str(modality), DATA: data, ANNOTATION: annotation}
+    return {**row, "on_topic": on_topic, "fault": fault}
+
+
+def _faulty(folder: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    picture = pictures.jpeg(Landscape.at_random(Random(0)).draw())  # noqa: S311
+    corrupt = _put(folder, "image/corrupt.jpg", picture[:200] + bytes(len(picture) - 200))
+    yield _row("bad-corrupt", "image", corrupt, "The calm blue sea under a clear blue sky.", True, "corrupt file")
+    yield _row("bad-missing", "image", "image/missing.jpg", "Green grass in the sun.", True, "missing file")
+    yield _row("bad-empty", "text", "Only a passage, and nobody asks about it.", " ", False, "empty annotation")
+    yield {**rows[0], "fault": "id there twice"}
+
+
+def _put(folder: Path, name: str, content: bytes) -> str:
+    """Write a file below ``folder`` where it is not there as it should be (a new time would look like a change)."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != content:
+        path.write_bytes(content)
+    return name
+
+
+def _text(random: Random, number: int) -> tuple[str, str, bool]:
+    on_topic = number % 2 == 0
+    return *words.text(random, on_topic, number // 2), on_topic
+
+
+def _code(random: Random, number: int) -> tuple[str, str, bool]:
+    return *words.code(random, number), False
+
+
+def _image(random: Random, number: int) -> tuple[bytes, str, bool]:
+    on_topic = number % 2 == 0
+    scene = Landscape.at_random(random) if on_topic else Shapes.at_random(random)
+    return pictures.jpeg(scene.draw()), scene.caption(random), on_topic
+
+
+def _audio(random: Random, number: int) -> tuple[bytes, str, bool]:
+    on_topic = number % 2 == 0
+    return *sounds.sound(random, on_topic, number // 2), on_topic
+
+
+def _video(random: Random, number: int) -> tuple[bytes, str, bool]:
+    on_topic = number % 2 == 0
+    scene = Landscape.at_random(random) if on_topic else Shapes.at_random(random)
+    return pictures.film(scene), scene.film_caption(random), on_topic
+
+
+_Maker = Callable[[Random, int], tuple[str, str, bool] | tuple[bytes, str, bool]]
+_MAKERS: dict[Modality, _Maker] = {
+    Modality.TEXT: _text,
+    Modality.CODE: _code,
+    Modality.IMAGE: _image,
+    Modality.AUDIO: _audio,
+    Modality.VIDEO: _video,
+}
+_SUFFIXES = {Modality.IMAGE: ".jpg", Modality.AUDIO: ".wav", Modality.VIDEO: ".mp4"}
