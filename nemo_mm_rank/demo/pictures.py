@@ -29,18 +29,18 @@ COLOURS: dict[str, Colour] = {
     "brown": (120, 75, 40),
     "black": (20, 20, 20),
     "white": (245, 245, 245),
-    "gray": (130, 130, 130),
+    "grey": (130, 130, 130),
 }
 
 SKIES: dict[str, tuple[Colour, Colour]] = {
     "a clear blue sky": ((70, 130, 225), (180, 215, 250)),
     "an orange evening sky": ((110, 80, 140), (250, 150, 60)),
     "a pink morning sky": ((150, 150, 210), (250, 180, 190)),
-    "a pale gray sky": ((150, 155, 160), (205, 208, 210)),
+    "a pale grey sky": ((150, 155, 160), (205, 208, 210)),
     "a dark night sky": ((8, 12, 40), (30, 40, 85)),
 }
 GROUNDS: dict[str, tuple[Colour, Colour]] = {
-    "the calm blue sea": ((40, 100, 170), (15, 50, 110)),
+    "the calm blue water of the sea": ((40, 100, 170), (15, 50, 110)),
     "a field of green grass": ((90, 170, 70), (40, 110, 35)),
     "a beach of yellow sand": ((235, 210, 140), (200, 165, 95)),
     "a plain of white snow": ((235, 240, 248), (205, 215, 230)),
@@ -104,7 +104,7 @@ class Landscape:
         if self.trees:
             sentences.append(random.choice([f"dark green trees grow {self.trees}.", f"some firs stand {self.trees}."]))
         if self.mountains:
-            sentences.append("gray mountains rise in the distance.")
+            sentences.append("grey mountains rise in the distance.")
         return " ".join(_capital(sentence) for sentence in sentences[:3])
 
     def film_caption(self, random: Random) -> str:
@@ -169,7 +169,7 @@ class Shapes:
     @classmethod
     def at_random(cls, random: Random) -> Shapes:
         """Make some up, of colours and places that differ."""
-        background = random.choice(["white", "black", "gray", "pink", "purple"])
+        background = random.choice(["grey", "pink", "purple", "orange", "brown"])
         n = random.choice([1, 2])
         colours = random.sample([name for name in COLOURS if name != background], n)
         places = random.sample(list(PLACES), n)

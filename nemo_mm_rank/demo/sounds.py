@@ -71,7 +71,7 @@ def _birds(random: Random, loud: str) -> tuple[Samples, str]:
 
 def _rain(random: Random, loud: str) -> tuple[Samples, str]:
     caption = random.choice(
-        [f"{loud} rain falls on leaves and grass without a pause.", f"Steady rain from a gray sky, {loud} and even."]
+        [f"{loud} rain falls on leaves and grass without a pause.", f"Steady rain from a grey sky, {loud} and even."]
     )
     return _noise(random.randrange(2**32), 900, 3800), caption
 
