@@ -1,0 +1,144 @@
+"""Sides that are pictures or recordings: embedded whole, and trimmed to regions or windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from nemo_mm_rank.config import SNSSettings
+from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.media.segment import Audio, Image, Segment, Video, part_key
+from nemo_mm_rank.media.spans import merge
+from nemo_mm_rank.models.base import Encoder, Grounded, Grounder, Item
+from nemo_mm_rank.sns.geometry import select_windows, union_box
+from nemo_mm_rank.sns.relevance import host
+from nemo_mm_rank.sns.sides import ALL, NONE, UNTOUCHED, Cut, Selector, Side, Spans, make_cut, per_pair
+
+CHUNK_ITEMS, CHUNK_BYTES = 64, 64 * 2**20
+"""Decoded media held at a time: at most this many, and no more once they weigh this much (their parts weigh more)."""
+
+
+def media_side(
+    decoded: Iterable[Item | PairError],
+    n: int,
+    phrases: Sequence[Sequence[str]],
+    modality: str,
+    encoder: Encoder,
+    grounder: Grounder | None,
+    select: Selector,
+) -> Side:
+    """Embed media whole and trimmed, decoding each once and holding a bounded number of them.
+
+    Args:
+        decoded: the media, or why one cannot be decoded.
+        n: how many those are.
+        phrases: what each one's annotation speaks of; only the grounder reads it.
+        modality: image, audio or video.
+        encoder: shares a space with text.
+        grounder: scores parts against phrases; None leaves all media whole.
+        select: which parts to keep.
+    """
+    whole = np.full((n, encoder.dim), np.nan, dtype=np.float32)
+    trimmed = whole.copy()
+    cuts = [UNTOUCHED] * n
+    errors: dict[int, PairError] = {}
+    for rows, items in _chunks(decoded, errors):
+        encoded = encoder.encode(items, modality)
+        whole[rows] = host(encoded)
+        errors.update((rows[i], error) for i, error in encoded.errors.items())
+        if grounder is None:
+            continue
+        grounded = grounder.ground(items, [phrases[row] for row in rows], modality)
+        found = _cut_media(items, grounded, select)
+        lefts = [(row, _left(item, cut.spans)) for row, item, cut in zip(rows, items, found, strict=True) if cut.spans]
+        for row, cut in zip(rows, found, strict=True):
+            cuts[row] = cut
+        if lefts:
+            trimmed[[row for row, _ in lefts]] = host(encoder.encode([left for _, left in lefts], modality))
+    return Side(whole, cuts, trimmed, errors)
+
+
+def _chunks(
+    decoded: Iterable[Item | PairError], errors: dict[int, PairError]
+) -> Iterator[tuple[list[int], list[Segment]]]:
+    """Gather decoded media until they are many or heavy; what could not be decoded goes to ``errors``."""
+    rows: list[int] = []
+    items: list[Segment] = []
+    for row, item in enumerate(decoded):
+        if isinstance(item, PairError):
+            errors[row] = item
+        elif not isinstance(item, str):
+            rows.append(row)
+            items.append(item)
+        if len(items) >= CHUNK_ITEMS or sum(kept.nbytes for kept in items) >= CHUNK_BYTES:
+            yield rows, items
+            rows, items = [], []
+    if items:
+        yield rows, items
+
+
+def _cut_media(items: Sequence[Segment], grounded: Sequence[Grounded | PairError], select: Selector) -> list[Cut]:
+    """Select among the candidate parts of all ``items`` at once; where grounding failed, there is nothing to cut."""
+    found = [one for one in grounded if isinstance(one, Grounded)]
+    counts = np.array([len(one.spans) if isinstance(one, Grounded) else 0 for one in grounded], dtype=np.int64)
+    best = [np.fmax.reduce(one.scores.cpu().numpy(), axis=1, initial=np.nan) for one in found]
+    relevance = np.concatenate([np.zeros(0, dtype=np.float32), *best])
+    mask = select(relevance, np.repeat(np.arange(len(items)), counts))
+    cuts = []
+    for item, one, scores, keep in zip(
+        items, grounded, per_pair(relevance, counts), per_pair(mask, counts), strict=True
+    ):
+        if isinstance(one, PairError):
+            cuts.append(Cut(None, f"{type(one).__name__}: {one}"))
+            continue
+        candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
+        if len(one.spans) < 2 or not candidates:
+            cuts.append(make_cut(candidates, len(candidates), len(one.spans), ""))
+        elif isinstance(item, Image):
+            cuts.append(_cut_image(item, candidates, len(one.spans), select.settings))
+        else:
+            cuts.append(_cut_recording(item, candidates, scores[keep].tolist(), len(one.spans), select.settings))
+    return cuts
+
+
+def _cut_image(image: Image, boxes: Spans, of: int, settings: SNSSettings) -> Cut:
+    width, height = image.pixels.size
+    tight = union_box(boxes, width, height, 0)
+    if tight is None:
+        return NONE
+    padding = settings.padding * max(tight[2] - tight[0], tight[3] - tight[1])
+    left, upper, right, lower = union_box(boxes, width, height, padding) or tight
+    if (left, upper, right, lower) == (0, 0, width, height):
+        return ALL
+    return make_cut([[left, upper, right - left, lower - upper]], len(boxes), of, "regions")
+
+
+def _cut_recording(
+    recording: Audio | Video, windows: Spans, scores: Sequence[float], of: int, settings: SNSSettings
+) -> Cut:
+    """Keep runs of relevant windows: those that touch or overlap are one, as relevant as the best of them."""
+    runs = [
+        (start, end, max(score for window, score in zip(windows, scores, strict=True) if start <= window[0] < end))
+        for start, end in merge(windows)
+    ]
+    # Ends computed from starts may fall short of the shortest window by a rounding error.
+    chosen = select_windows(runs, settings.max_segments, settings.min_duration - 1e-9)
+    if sum(end - start for start, end in chosen) >= recording.duration - 1e-6:
+        return ALL
+    kept = sum(any(start <= window[0] < end for start, end in chosen) for window in windows)
+    return make_cut([list(window) for window in chosen], kept, of, "windows")
+
+
+def _left(item: Segment, spans: Spans) -> Segment:
+    """Return what is left of ``item``: kept windows end to end."""
+    if isinstance(item, Image):
+        return item.part(spans[0])
+    key = part_key(item.key, *(bound for span in spans for bound in span))
+    if isinstance(item, Audio):
+        heard = [item.part(span) for span in spans]
+        return replace(heard[0], key=key, samples=np.concatenate([part.samples for part in heard]))
+    seen = [item.part(span) for span in spans]
+    frames, times = (np.concatenate([getattr(part, name) for part in seen]) for name in ("frames", "times"))
+    return replace(item, key=key, frames=frames, times=times)

@@ -1,0 +1,195 @@
+"""SNS, the Symmetric Nucleus Sub-sampler, as a step: finds what to keep of each pair, and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec, SNSSettings
+from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
+from nemo_mm_rank.experts.expert import Expert, build
+from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.rows import annotation_texts, iter_data
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.base import Encoder
+from nemo_mm_rank.models.grounding import PartsGrounder
+from nemo_mm_rank.schema import (
+    ANNOTATION_SPANS,
+    CANONICAL,
+    DATA_BYTES,
+    DATA_SPANS,
+    MEDIA_ROOT,
+    MODALITY,
+    SNS_REASON,
+    SPANS,
+    Modality,
+)
+from nemo_mm_rank.sns.components import components, load_parser, parser_revision
+from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
+from nemo_mm_rank.sns.media import media_side
+from nemo_mm_rank.sns.relevance import Parts, embed_parts
+from nemo_mm_rank.sns.sides import Selector
+from nemo_mm_rank.sns.split import CharSpan, block_spans, sentence_spans
+from nemo_mm_rank.sns.texts import Texts
+from nemo_mm_rank.steps import Added, Step, by_value
+
+DENSITY = 4
+"""Frames of a video looked at to find what to keep, as a multiple of those that experts see."""
+
+
+@dataclass
+class SNSStep(Step):
+    """Adds the spans to keep of data and annotation (null: the whole), a reason, and the pair's similarity.
+
+    Forward keeps the parts of the data that the annotation's components find; backward keeps the sentences of the
+    annotation that the data supports; bidirectional does both, each from the original pair. A candidate has to pass
+    the gate: the data that is left against the whole annotation, the whole data against the annotation that is left,
+    and what is left of both against each other. Where the last is refused the better single direction stands, where
+    none passes the pair stays as it is. Media are not rewritten: decoders apply the spans.
+
+    ``sns_before`` and ``sns_after`` are the cosine of data and annotation in the expert's space, of the original
+    and of what was kept. A pair whose data or annotation has no vector is quarantined.
+
+    Args:
+        settings: which side, and how boldly.
+        expert: whose space judges. Data of a modality that it does not embed beside text stays whole.
+        models: the configuration's models by name.
+        media: how media are opened.
+    """
+
+    settings: SNSSettings
+    expert: ExpertSpec
+    models: Mapping[str, ModelSpec]
+    media: MediaSettings = field(default_factory=MediaSettings)
+    name: str = "sns"
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The canonical columns."""
+        return CANONICAL
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Where media are to be found."""
+        return (DATA_BYTES, MEDIA_ROOT)
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """Spans of both sides, the reason, and the similarity before and after."""
+        return {
+            DATA_SPANS: SPANS,
+            ANNOTATION_SPANS: SPANS,
+            SNS_REASON: pa.string(),
+            BEFORE: pa.float32(),
+            AFTER: pa.float32(),
+        }
+
+    def setup(self, device: str | None = None) -> None:
+        """Load the expert's models, and the spaCy pipeline where there is one (nothing where this process has them)."""
+        if self.settings.mode == "off":
+            return
+        self._expert: Expert = build(self.expert, self.models, loader.pick_device(device))
+        self._parser = load_parser(self.settings.spacy_model) if self.settings.spacy_model else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the loaded models."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("_expert", "_parser")}
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, expert, models with their revisions, and how media are decoded."""
+        spec = self.expert
+        used = {spec.encoder, *spec.encoders.values(), *spec.describers.values()} - {None}
+        parser = self.settings.spacy_model
+        return {
+            "step": self.name,
+            "settings": self.settings.model_dump(mode="json"),
+            "expert": spec.model_dump(mode="json"),
+            "models": loader.identities({name: self.models[name] for name in sorted(map(str, used))}),
+            "spacy": parser_revision(parser) if parser else None,
+            "media": self.media.model_dump(exclude={"threads"}),
+        }
+
+    def process(self, rows: Frame) -> Added:
+        """Trim ``rows``, modality by modality; media are decoded once, ahead in threads."""
+        decisions = Decisions(len(rows))
+        annotations = annotation_texts(rows, self.media, use_spans=False)
+        for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
+            if modality not in set(Modality):
+                error = EmbeddingError(f"modality {modality!r} is not one of {', '.join(Modality)}")
+                decisions.errors.update(dict.fromkeys(positions, error))
+            elif self.settings.mode == "off":
+                decisions.leave(positions, "mode is off")
+            elif (encoder := self._shared_encoder(modality)) is None:
+                decisions.leave(positions, f"expert {self.expert.name} has no space for {modality} and text")
+            else:
+                self._trim(rows, modality, positions, annotations, encoder, decisions)
+        return decisions.added()
+
+    def _shared_encoder(self, modality: str) -> Encoder | None:
+        """Return the encoder that puts ``modality`` and text into one space, where the expert has one."""
+        encoder = self._expert.encoder(modality)
+        return encoder if encoder is not None and Modality.TEXT in encoder.modalities else None
+
+    def _trim(
+        self,
+        rows: Frame,
+        modality: str,
+        positions: Sequence[int],
+        annotations: Sequence[str | TextError],
+        encoder: Encoder,
+        decisions: Decisions,
+    ) -> None:
+        """Trim the pairs of one modality at ``positions``."""
+        settings = self.settings
+        pairs = [(row, text) for row in positions if isinstance(text := annotations[row], str)]
+        decisions.errors.update((row, error) for row in positions if isinstance(error := annotations[row], TextError))
+        opener = Opener(self.media, frames=DENSITY * self.media.video_frames)
+        decoded = iter_data(rows, opener, [row for row, _ in pairs], use_spans=False, threads=self.media.threads)
+        documents: list[str] = []
+        if not Modality(modality).is_media:
+            data = list(zip(pairs, decoded, strict=True))
+            decisions.errors.update((row, item) for (row, _), item in data if isinstance(item, PairError))
+            pairs = [pair for pair, item in data if isinstance(item, str)]
+            documents = [item for _, item in data if isinstance(item, str)]
+
+        if not pairs:
+            return
+
+        texts = [text for _, text in pairs]
+        sentences = Texts.embed(texts, sentence_spans if self._backward else _unsplit, encoder, Modality.TEXT)
+        phrases = components(texts, settings.components, self._parser) if self._forward else []
+        select = Selector(settings, settings.tau.get(Modality(modality), settings.tau_forward))
+        if Modality(modality).is_media:
+            grounder = PartsGrounder(encoder, settings.region_grid, settings.window) if self._forward else None
+            data_side = media_side(decoded, len(pairs), phrases, modality, encoder, grounder, select)
+            parts = Parts(data_side.whole, np.ones(len(pairs), dtype=np.int64))
+        else:
+            noun, split = ("blocks", block_spans) if modality == Modality.CODE else ("sentences", sentence_spans)
+            document = Texts.embed(documents, split, encoder, modality)
+            parts = document.parts
+            data_side = document.untrimmed()
+            if self._forward:
+                data_side = document.trim(embed_parts(phrases, encoder), select, noun, "\n", encoder, modality)
+        annotation_side = sentences.untrimmed()
+        if self._backward:
+            select = Selector(settings, settings.tau_backward)
+            annotation_side = sentences.trim(parts, select, "annotation sentences", " ", encoder, Modality.TEXT)
+        decisions.take([row for row, _ in pairs], data_side, annotation_side, settings)
+
+    @property
+    def _forward(self) -> bool:
+        return self.settings.mode in ("forward", "bidirectional")
+
+    @property
+    def _backward(self) -> bool:
+        return self.settings.mode in ("backward", "bidirectional")
+
+
+def _unsplit(text: str) -> list[CharSpan]:
+    return []
