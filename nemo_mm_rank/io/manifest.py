@@ -140,8 +140,6 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
     bad: list[BadRow] = []
     decode = json.JSONDecoder().decode
     for number, line in enumerate(lines, first_line):
-        if not line or line.isspace():
-            continue
         try:
             text = line if isinstance(line, str) else line.decode()
             row = decode(text)
@@ -151,6 +149,8 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
                 # JSON can spell half a character, which no UTF-8 file can hold.
                 json.dumps(row, ensure_ascii=False).encode()
         except (UnicodeError, ValueError, TypeError, RecursionError) as error:
+            if not (line.strip(" \t\r") if isinstance(line, str) else line.strip(b" \t\r")):
+                continue
             bad.append(BadRow(file, number, "row", "one JSON object a line, in UTF-8", _why(error)))
         else:
             rows.append(row)
