@@ -86,8 +86,8 @@ def rank(shards: Shards, cosines: Sequence[str], settings: RankingSettings, budg
     """
     _check_quotas(settings)
     scoring = Scoring.fit(shards, cosines, settings)
+    _check_names(settings, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
-    _check_names(settings, scoring)
     there = _rows_by_group(scoring, shards, groups, budget.threshold)
     total = int(there.sum()) if budget.threshold is not None else budget.pairs(scoring.ranked)
     wanted = quota_counts(total, settings.quotas)
@@ -155,10 +155,13 @@ def _check_quotas(settings: RankingSettings) -> None:
         raise ConfigError(f"ranking.quota_by: give the shares by {settings.quota_by} in ranking.quotas")
 
 
-def _check_names(settings: RankingSettings, scoring: Scoring) -> None:
-    if settings.quota_by is None or not scoring.ranked:
-        return
-    known = list(Modality) if settings.quota_by == MODALITY else list(scoring.counts[settings.quota_by])
+def _check_names(settings: RankingSettings, shards: Shards) -> None:
+    """Refuse quotas for groups that the pool does not have; one that was quarantined to the last pair is only short."""
+    if settings.quota_by == MODALITY:
+        known = {str(modality) for modality in Modality}
+    elif settings.quota_by is not None:
+        by = settings.quota_by
+        known = {name for part in range(shards.count) for name in shards.read(part, [by])[by].unique().to_pylist()}
     for name in settings.quotas:
         if name not in known:
             raise ConfigError(f"ranking.quotas: no {settings.quota_by} {name!r} here{nearest(name, known)}")

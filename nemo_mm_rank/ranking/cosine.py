@@ -27,7 +27,7 @@ def cosines(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         directions: ``(q, d)`` float32.
 
     Returns:
-        ``(n, q)`` float32 on the vectors' device; NaN or infinite for a vector that is zero or not finite.
+        ``(n, q)`` float32 on the vectors' device; NaN or infinite for a vector whose norm is zero or not finite.
     """
     directions = directions.to(device=vectors.device, dtype=torch.float32)
     out = vectors.new_empty((len(vectors), len(directions)), dtype=torch.float32)
@@ -48,7 +48,8 @@ def _rows_numpy(vectors: torch.Tensor, directions: torch.Tensor, out: torch.Tens
         for query, column in zip(queries, into.T, strict=True):
             np.einsum("ij,j->i", rows, query, out=column)
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            into /= np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
+            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+            into /= np.where(np.isinf(norms), np.nan, norms)[:, None]
 
     starts = range(0, len(matrix), _ROWS)
     if len(starts) < 2 or torch.get_num_threads() < 2:
@@ -66,6 +67,7 @@ def _rows_torch(vectors: torch.Tensor, directions: torch.Tensor, out: torch.Tens
         # How CUDA splits a sum depends on the shape, so the last block is filled up to the shape of the others.
         rows = torch.nn.functional.pad(rows, (0, 0, 0, _ROWS - count))
         norms = (rows * rows).sum(1).sqrt()
+        norms[norms.isinf()] = float("nan")
         for column, query in enumerate(directions):
             out[start : start + count, column] = ((rows * query).sum(1) / norms)[:count]
 

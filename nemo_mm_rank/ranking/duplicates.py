@@ -51,25 +51,26 @@ class DistinctFirst:
     def _take_block(
         self, block: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], room: npt.NDArray[np.int64]
     ) -> None:
+        double = self.double_of[block]
         earlier = np.flatnonzero(self.taken)
         for start in range(0, len(earlier), _CHUNK):
-            single = block[self.double_of[block] < 0]
+            single = np.flatnonzero(double < 0)
             kept = earlier[start : start + _CHUNK]
-            near = self._near(single, kept)
-            self.double_of[single] = np.where(near.any(1), kept[near.argmax(1)], -1)
+            near = self._near(block[single], kept)
+            double[single] = np.where(near.any(1), kept[near.argmax(1)], -1)
         near = self._near(block, block)
-        here: npt.NDArray[np.bool_] = np.zeros(len(block), dtype=bool)
         # Whether one is taken depends on those before it, so this part is sequential: one look per candidate.
-        for row in np.flatnonzero(self.double_of[block] < 0).tolist():
-            if not room[groups[row]]:
+        for row, group in enumerate(groups.tolist()):
+            if not room[group]:
                 continue
-            nearest = np.flatnonzero(near[row, :row] & here[:row])
-            if len(nearest):
-                self.double_of[block[row]] = block[nearest[0]]
+            if double[row] < 0:
+                nearest = np.flatnonzero(near[row, :row] & self.taken[block[:row]])
+                double[row] = block[nearest[0]] if len(nearest) else -1
+            if double[row] < 0:
+                self.taken[block[row]] = True
+                room[group] -= 1
             else:
-                here[row] = True
-                room[groups[row]] -= 1
-        self.taken[block[here]] = True
+                self.double_of[block[row]] = double[row]
 
     def _near(self, rows: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return ``(r, o)``: whether the cosine reaches the similarity, the same whatever the shape."""

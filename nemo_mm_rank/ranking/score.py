@@ -131,7 +131,10 @@ class ScoreStep(Step):
             columns[space.score] = pa.array(scores, pa.float32(), mask=~np.isfinite(scores))
             scored |= valid
         if self.agreement:
-            columns[PREFIX + AGREEMENT] = frames.array(rows, AGREEMENT).cast(pa.float32())
+            agreement = frames.array(rows, AGREEMENT).cast(pa.float32())
+            for row in np.flatnonzero(~np.isfinite(agreement.fill_null(0).to_numpy(zero_copy_only=False))).tolist():
+                errors[row] = EmbeddingError("the agreement is not finite")
+            columns[PREFIX + AGREEMENT] = agreement
         for row in np.flatnonzero(~scored).tolist():
             errors[row] = EmbeddingError(f"no vector in any of {', '.join(space.column for space in self.spaces)}")
         return Added(columns, errors)

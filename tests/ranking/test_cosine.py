@@ -64,10 +64,12 @@ def test_the_path_of_other_devices_agrees() -> None:
 
 
 def test_vectors_without_a_direction_have_no_cosine() -> None:
-    vectors = torch.tensor([[0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0], [3.0, 4.0]])
-    found = cosines(vectors, torch.tensor([[0.0, 1.0]]))[:, 0]
-    assert found.isfinite().tolist() == [False, False, False, True]
-    assert found[3] == pytest.approx(0.8)
+    vectors = torch.tensor([[0.0, 0.0], [float("nan"), 1.0], [float("inf"), 1.0], [1e30, 0.0], [3.0, 4.0]])
+    query, other = torch.tensor([[0.0, 1.0]]), torch.empty(5, 1)
+    _rows_torch(vectors, query, other)
+    for found in (cosines(vectors, query)[:, 0], other[:, 0]):
+        assert found.isfinite().tolist() == [False] * 4 + [True]
+        assert found[4] == pytest.approx(0.8)
 
 
 def test_mean_is_one_weighted_dot() -> None:
