@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table
 from nemo_mm_rank.io.references import References
-from nemo_mm_rank.schema import DATA, DATA_BYTES, MEDIA_ROOT, MODALITY, Modality
+from nemo_mm_rank.schema import DATA, DATA_BYTES, MEDIA_ROOT, MODALITY
 
 MAX_PART_BYTES = 256 * 2**20
 
@@ -82,19 +83,17 @@ def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
         return False
     if not part["files"]:
         return True
-    table = read_table(folder / part["name"])
-    if DATA_BYTES in table.column_names:
+    if DATA_BYTES in pq.read_schema(folder / part["name"]).names:
         return False
-    stamps = np.full((table.num_rows, 2), -1, dtype=np.int64)
-    media = pc.is_in(table[MODALITY], pa.array([str(kind) for kind in Modality if kind.is_media])).to_numpy()
-    references: dict[str, References] = {}
-    for row in np.flatnonzero(media).tolist():
-        root = table[MEDIA_ROOT][row].as_py()
-        opened = references.setdefault(root, References(root))
-        try:
-            stamps[row] = opened.stamp(table[DATA][row].as_py())
-        except MediaError:
-            return False
+    columns = read_table(folder / part["name"], [MODALITY, DATA, MEDIA_ROOT]).to_pydict()
+    stamps = np.full((part["rows"], 2), -1, dtype=np.int64)
+    references = {root: References(root) for root in set(columns[MEDIA_ROOT])}
+    for row, (modality, data, root) in enumerate(zip(*columns.values(), strict=True)):
+        if modality in MEDIA:
+            try:
+                stamps[row] = references[root].stamp(data)
+            except MediaError:
+                return False
     return bool(_stamps_digest(stamps) == part["files"])
 
 

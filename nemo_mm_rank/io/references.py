@@ -33,6 +33,7 @@ class References:
         self.root = root
         self.check_files = check_files and not is_url(root)
         self._real_root = root if is_url(root) else os.path.realpath(root)
+        self._inside = self._real_root.rstrip("/") + "/"
         self._real_folders: dict[str, str] = {}
 
     def stamp(self, reference: str) -> tuple[int, int]:
@@ -59,7 +60,7 @@ class References:
             raise MediaError(f"{shown(reference)}: {error.strerror}") from error
         except ValueError as error:
             raise MediaError(f"{shown(reference)}, which is no file name") from error
-        if os.path.commonpath([path, self._real_root]) != self._real_root:
+        if not path.startswith(self._inside):
             raise MediaError(f"{shown(reference)}, which leads out of the pool's root")
         if not stat.S_ISREG(found.st_mode):
             raise MediaError(f"{shown(reference)}, which is no file")
