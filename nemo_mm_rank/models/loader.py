@@ -139,7 +139,8 @@ def load(
             except (UserError, PairError):
                 raise
             except Exception as error:
-                raise ModelError(f"model {name!r} ({class_name}) does not load: {error}") from error
+                message = " ".join(str(error).split())
+                raise ModelError(f"model {name!r} ({class_name}) does not load: {message}") from error
             _loaded[key] = model
         if wrap is None:
             return _loaded[key]

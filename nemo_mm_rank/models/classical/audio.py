@@ -23,10 +23,14 @@ WINDOW, HOP = 0.025, 0.010
 """Seconds, as in speech recognition."""
 BANDS, LOWEST = 64, 50.0
 FLOOR = 1e-10
+"""Power that counts as none."""
 MIDDLE, SCALE = -6.0, 2.0
 """Log10 power that counts as neither loud nor quiet, and the spread of common sounds about it."""
 FRAMES_AT_ONCE = 4096
 """Frames worked on at a time: bounds the memory of an hour's recording."""
+
+FLOORS = (0.0, 1.0, 0.5)
+"""Lengths of the blocks of mean, deviation and change that are next to nothing, in units of log10 power."""
 
 DIM = 3 * BANDS
 
@@ -53,7 +57,7 @@ class AudioFeatures:
         features = np.full((len(items), DIM), np.nan)
         for row, item in enumerate(items):
             statistics = mel_statistics(sound(item))
-            features[row] = join_blocks([block[None] for block in statistics])
+            features[row] = join_blocks([block[None] for block in statistics], FLOORS)
         return encoded(features, self.name, self._device)
 
 
@@ -91,7 +95,7 @@ def mel_statistics(audio: Audio) -> tuple[Floats, Floats, Floats]:
 def log_mel(audio: Audio) -> Iterator[Floats]:
     """Yield the log10 mel power spectrogram ``(frames, BANDS)`` in blocks, of one frame at least in all.
 
-    Power is that of a full-scale sine at 1; it is 0 dB = log10 power 0. Sounds shorter than a window are padded.
+    The peak of a full-scale sine is 0. Sounds shorter than a window are padded.
     """
     for power in power_frames(audio):
         bands = _mel_filters(audio.rate) @ power.T
@@ -105,11 +109,24 @@ def power_frames(audio: Audio) -> Iterator[Floats]:
     if len(samples) < size:
         samples = np.pad(samples, (0, size - len(samples)))
     framed = np.lib.stride_tricks.sliding_window_view(samples, size)[::hop]
-    window = hann(size, sym=False)
-    window *= 2 / window.sum()
+    window = _window(audio.rate)
     for start in range(0, len(framed), FRAMES_AT_ONCE):
         spectrum: npt.NDArray[Any] = rfft(framed[start : start + FRAMES_AT_ONCE] * window, _length(audio.rate))
         yield spectrum.real**2 + spectrum.imag**2
+
+
+def levels(power: Floats, rate: int) -> Floats:
+    """Return each frame's level in dB: that of a full-scale sine is 0 (AES17-2015, section 3.12.1).
+
+    Args:
+        power: ``(frames, bins)`` from `power_frames`.
+        rate: samples per second.
+    """
+    window = _window(rate)
+    # Windowing and padding spread a sine's power over so many bins, and noise no less.
+    spread = _length(rate) * np.square(window).sum() / window.sum() ** 2
+    decibels: Floats = 10 * np.log10(np.maximum(power.sum(axis=1) / spread, FLOOR))
+    return decibels
 
 
 def frequencies(rate: int) -> Floats:
@@ -117,6 +134,12 @@ def frequencies(rate: int) -> Floats:
     length = _length(rate)
     bins: Floats = np.arange(length // 2 + 1, dtype=np.float64) * (rate / length)
     return bins
+
+
+def _window(rate: int) -> Floats:
+    window: Floats = hann(round(WINDOW * rate), sym=False)
+    window *= 2 / window.sum()
+    return window
 
 
 def _length(rate: int) -> int:

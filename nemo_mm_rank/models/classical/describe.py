@@ -10,7 +10,7 @@ import numpy.typing as npt
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Described, Item
-from nemo_mm_rank.models.classical.audio import FLOOR, frequencies, power_frames, sound
+from nemo_mm_rank.models.classical.audio import FLOOR, frequencies, levels, power_frames, sound
 from nemo_mm_rank.models.classical.colours import CHROMATIC, NAMES, name_colours
 from nemo_mm_rank.models.classical.image import Pixels, luma, picture, squares
 from nemo_mm_rank.models.classical.vectors import Floats
@@ -50,7 +50,7 @@ MOTION: Steps = [(1, "still"), (8, "slowly moving"), (20, "moving"), (float("inf
 """Up to which mean change of luma from frame to frame."""
 
 SILENCE = -60.0
-LOUDNESS: Steps = [(-22, "quiet"), (-9, ""), (float("inf"), "loud")]
+LOUDNESS: Steps = [(-27, "quiet"), (-13, ""), (float("inf"), "loud")]
 PITCH: Steps = [(600, "low"), (2000, "medium"), (float("inf"), "high")]
 STEADINESS: Steps = [(4, "steady"), (12, "changing"), (float("inf"), "bursty")]
 TEXTURE: Steps = [(0.02, "tonal"), (0.15, ""), (float("inf"), "noisy")]
@@ -159,17 +159,16 @@ def _shares(names: npt.NDArray[np.intp]) -> Floats:
 def sound_words(audio: Audio) -> str:
     """Return words for a sound: how loud, high, steady and noisy it is."""
     spectrum = np.zeros(len(frequencies(audio.rate)))
-    levels = []
+    blocks = []
     for power in power_frames(audio):
         spectrum += power.sum(axis=0)
-        levels.append(10 * np.log10(np.maximum(power.sum(axis=1), FLOOR)))
-    level = np.concatenate(levels)
+        blocks.append(levels(power, audio.rate))
+    level = np.concatenate(blocks)
     if level.max() < SILENCE:
         return "Silence."
     mean = spectrum / len(level)
-    total = mean.sum()
-    loudness = _step(LOUDNESS, float(10 * np.log10(total)))
-    pitch = _step(PITCH, float((mean * frequencies(audio.rate)).sum() / total))
+    loudness = _step(LOUDNESS, float(levels(mean[None], audio.rate)[0]))
+    pitch = _step(PITCH, float((mean * frequencies(audio.rate)).sum() / mean.sum()))
     steadiness = _step(STEADINESS, float(level.std()))
     texture = _step(TEXTURE, float(np.exp(np.log(mean + FLOOR).mean()) / (mean + FLOOR).mean()))
     adjectives = _listed([loudness, f"{pitch}-pitched", steadiness, texture])

@@ -18,6 +18,8 @@ from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.schema import Modality
 
 CELLS = 8
+FLOORS = (0.0, 0.1, 8.0)
+"""Lengths of the blocks of mean, deviation and motion that are next to nothing."""
 DIM = 2 * image.DIM + CELLS**2
 
 
@@ -47,7 +49,7 @@ class VideoFeatures:
                 [picture_features(pixels[at : at + AT_ONCE]) for at in range(0, len(pixels), AT_ONCE)]
             )
             blocks = [looks.mean(axis=0), looks.std(axis=0), motion(pixels, CELLS)]
-            features[row] = join_blocks([block[None] for block in blocks])
+            features[row] = join_blocks([block[None] for block in blocks], FLOORS)
         return encoded(features, self.name, self._device)
 
 
