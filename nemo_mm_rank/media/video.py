@@ -70,11 +70,18 @@ def decode_video(
     duration = min(timeline.length / timeline.second, max_seconds)
     kept = clip(windows if windows is not None else [(0.0, duration)], duration)
     shown = np.sort(timeline.ticks[timeline.shown])
-    middles = np.rint(slice_middles(kept, count) * timeline.second)
+    # A thousandth of a tick more: rounding must not turn a moment on a frame's start into one before it.
+    middles = slice_middles(kept, count) * timeline.second + 1e-3
     wanted = shown[np.maximum(np.searchsorted(shown, middles, side="right") - 1, 0)]
-    with open_stream(file, "video", max_pixels) as (container, stream):
-        pixels, ticks = _decode_at(container, stream, timeline, wanted.tolist(), side)
-    return pixels, ticks / timeline.second, duration
+    for sparing in (True, False):
+        with open_stream(file, "video", max_pixels) as (container, stream):
+            taken = _decode_at(container, stream, timeline, wanted.tolist(), side, sparing)
+        ticks = np.array([tick for tick, _ in taken], dtype=np.float64)
+        if np.array_equal(ticks, wanted):  # or else the file is not what its packets say
+            break
+    if not taken:
+        raise MediaError("holds no frame that decodes")
+    return np.stack([pixels for _, pixels in taken]), ticks / timeline.second, duration
 
 
 def _check_pixels(context: Any, limit: int) -> None:
@@ -117,9 +124,15 @@ def _read_timeline(container: Any, stream: Any, max_seconds: float) -> Timeline:
 
 
 def _decode_at(
-    container: Any, stream: Any, timeline: Timeline, wanted: list[int], side: int
-) -> tuple[Pixels, npt.NDArray[np.float64]]:
-    """Decode the frames shown at the ``wanted`` ticks (ascending, some perhaps equal)."""
+    container: Any, stream: Any, timeline: Timeline, wanted: list[int], side: int, sparing: bool
+) -> list[tuple[int, Pixels]]:
+    """Decode the frames shown at the ``wanted`` ticks (ascending, some perhaps equal), with the ticks that they have.
+
+    ``sparing`` leaves out frames that are neither wanted nor needed for others: exact in H.264, where it saves a
+    third of the time (in HEVC a frame can be marked so and yet be needed).
+    """
+    sparing = sparing and stream.codec_context.name == "h264"
+    chosen = set(wanted)
     picture = _Picture(stream, side)
     starts = [_start(timeline, tick) for tick in wanted]
     taken: list[tuple[int, Pixels]] = []
@@ -141,6 +154,8 @@ def _decode_at(
     for number, packet in enumerate(packets(container, stream)):
         if number < resume:
             continue
+        if sparing:
+            stream.codec_context.skip_frame = "DEFAULT" if int(timeline.ticks[number]) in chosen else "NONREF"
         look(frames(stream, packet))
         if len(taken) == len(wanted):
             break
@@ -151,9 +166,7 @@ def _decode_at(
         look(frames(stream, None))
     while before is not None and len(taken) < len(wanted):
         take(before)
-    if len(taken) < len(wanted):
-        raise MediaError("holds no frame that decodes")
-    return np.stack([pixels for _, pixels in taken]), np.array([tick for tick, _ in taken], dtype=np.float64)
+    return taken
 
 
 def _start(timeline: Timeline, tick: int) -> int:

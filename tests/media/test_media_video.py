@@ -61,6 +61,14 @@ def test_the_middles_of_equal_slices(
     assert duration == pytest.approx(50 / rate, abs=0.01)
 
 
+@pytest.mark.parametrize(("name", "codec", "options"), CODINGS)
+def test_middles_between_the_starts_of_frames(
+    write_video: WriteVideo, indices: Indices, name: str, codec: str, options: dict[str, str]
+) -> None:
+    path = write_video(name, 50, 25 if codec == "mpeg2video" else 10, codec=codec, options=options)
+    assert indices(decode(path, 8)[0]) == [3, 9, 15, 21, 28, 34, 40, 46]
+
+
 @pytest.mark.parametrize(("name", "codec", "options"), CODINGS[:4])
 def test_spans_keep_exactly_their_seconds(
     write_video: WriteVideo, indices: Indices, name: str, codec: str, options: dict[str, str]
