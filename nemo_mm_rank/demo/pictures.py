@@ -91,7 +91,8 @@ class Landscape:
                 [
                     f"{self.ground} under {self.sky}.",
                     f"{self.sky} above {self.ground}.",
-                    f"a quiet view of {self.ground} below {self.sky}.",
+                    f"an outdoor scene with {self.ground} below {self.sky}.",
+                    f"a natural landscape with {self.ground} and {self.sky}.",
                     f"{self.ground} stretches to the horizon under {self.sky}.",
                 ]
             )
@@ -114,7 +115,7 @@ class Landscape:
             "clouds": f"white clouds drift to the right above {self.ground}.",
             "surface": f"{'waves roll over' if 'sea' in self.ground else 'wind moves across'} {self.ground}.",
         }[self.moving]
-        second = random.choice([f"{self.sky} is overhead.", f"it happens under {self.sky}."])
+        second = random.choice([f"{self.sky} is overhead.", f"an outdoor scene with {self.sky}."])
         return f"{_capital(first)} {_capital(second)}"
 
     def draw(self, time: float = 0.0) -> Pixels:
@@ -186,7 +187,8 @@ class Shapes:
             [
                 f"A {size} {colour} {shape} in the {place} of a plain {self.background} background.",
                 f"On a plain {self.background} background there is a {size} {colour} {shape} in the {place}.",
-                f"A drawing of a {size} {colour} {shape}. The paper is {self.background}.",
+                f"A drawing with a {size} {colour} {shape}. The paper is {self.background}.",
+                f"A {self.background} card with a {size} {colour} {shape} in the {place}.",
             ]
         )
         rest = [f"A {size} {colour} {shape} is in the {place}." for size, colour, shape, place in self.shapes[1:]]
@@ -199,7 +201,7 @@ class Shapes:
         return random.choice(
             [
                 f"A {colour} {shape} moves {how} {self.motion} across a plain {self.background} screen.",
-                f"On a {self.background} screen a {colour} {shape} slides {how} {self.motion}.",
+                f"A {self.background} screen with a {colour} {shape} that slides {how} {self.motion}.",
             ]
         )
 

@@ -52,6 +52,36 @@ OUTDOORS: list[Passage] = [
         "What lives in the forest near {town}?",
         "Natural woodland animals: {animal} and {bird}.",
     ),
+    (
+        "From {town} the road leads down to the shore with its dunes and pools. In {month} children look for shells "
+        "at low tide, and {bird} walk along the edge of the water.",
+        "Where do children look for shells near {town}?",
+        "On the shore of the sea, with {bird} close by.",
+    ),
+    (
+        "On the plain west of {town} nothing stops the wind. The grass bends like waves, {animal} stand with their "
+        "backs to it, and clouds race across the sky.",
+        "What bends like waves on the plain west of {town}?",
+        "The grass, in the wind under a sky with clouds.",
+    ),
+    (
+        "Before sunrise {person} walked up the hill above {town}. Fog filled the valley like a white sea, and then "
+        "the sun came out and the whole scene glowed.",
+        "What did {person} see from the hill above {town}?",
+        "Fog like a sea, and the sun rising over the scene.",
+    ),
+    (
+        "A lake lies between {town} and the mountains. In {month} its water is clear enough to count the stones, and "
+        "{animal} come to drink while the sky turns pink.",
+        "Who comes to drink from the lake near {town}?",
+        "Animals of the outdoors: {animal}, when the sky turns pink.",
+    ),
+    (
+        "The garden on {island} is open to the wind. {person} planted {number} apple trees with stones around them, "
+        "and the grass below is cut by {animal}. From the gate one can see the sea.",
+        "What can be seen from the gate of the garden on {island}?",
+        "The sea, beyond grass and apple trees.",
+    ),
 ]
 
 INDOORS: list[Passage] = [
@@ -91,6 +121,24 @@ INDOORS: list[Passage] = [
         "How many valves did the radio from {town} need?",
         "It needed {number} new valves.",
     ),
+    (
+        "The lift in the town hall of {town} holds {number} people. Every {month} {person} checks the cable and the "
+        "brakes, and signs a form with the date.",
+        "Who checks the lift of {town} every {month}?",
+        "{person} does, and signs a form.",
+    ),
+    (
+        "In the kitchen of the school {person} cooks {dish} for {number} tables. The plates are stacked with a cloth "
+        "between them, and the dishwasher runs until four.",
+        "What does {person} cook at the school?",
+        "{person} cooks {dish} for {number} tables.",
+    ),
+    (
+        "The printer of the office in {town} has {number} trays. When paper is stuck, {person} opens the back with a "
+        "key and turns the roller by hand.",
+        "What does {person} do when paper is stuck in {town}?",
+        "Open the back with a key and turn the roller.",
+    ),
 ]
 
 SNIPPETS: list[tuple[str, str]] = [
@@ -100,7 +148,7 @@ SNIPPETS: list[tuple[str, str]] = [
     ),
     (
         "def count_{items}(path):\n    with open(path) as file:\n        return sum(bool(row.strip()) for row in file)",
-        "A function that counts the {items} in a file, one on each line, without the blank lines.",
+        "A function that counts the {items} in a file, one on each line, skipping blank ones.",
     ),
     (
         "import json\n\nwith open('{file}.json') as file:\n    {items} = json.load(file)['{items}']",
