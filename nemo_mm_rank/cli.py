@@ -137,6 +137,8 @@ def demo(
     folder: Annotated[Path, typer.Argument(help="Where the demo pool and its run go.")] = Path("nemo-mm-rank-demo"),
 ) -> None:
     """Make the built-in demo pool and run the main job on it."""
+    import pandas as pd
+
     from nemo_mm_rank.demo import QUERY, make_demo_pool
     from nemo_mm_rank.run import curation
 
@@ -151,7 +153,12 @@ def demo(
             "sns": {"mode": "bidirectional"},
         },
     )
-    curation.curate(settings, Console()).print(Console())
+    console = Console()
+    console.print(f"objective: {QUERY}", highlight=False)
+    result = curation.curate(settings, console)
+    result.print(console)
+    found, pool_share = result.blend["on_topic"].mean(), pd.read_json(pool, lines=True)["on_topic"].mean()
+    console.print(f"on topic    {found:.0%} of the blend, {pool_share:.0%} of the pool", highlight=False)
 
 
 @app.command()

@@ -83,6 +83,11 @@ class ExpertSpec(Settings):
     encoders: dict[Modality, str] = Field(default_factory=dict)
     describers: dict[Modality, str] = Field(default_factory=dict)
 
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of all models that it is put together from."""
+        return frozenset({*self.encoders.values(), *self.describers.values(), *filter(None, [self.encoder])})
+
     @model_validator(mode="after")
     def _fits_kind(self) -> ExpertSpec:
         wanted = {
@@ -243,6 +248,13 @@ class Config(Settings):
     ranking: RankingSettings = Field(default_factory=RankingSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
+    @property
+    def sns_expert(self) -> ExpertSpec:
+        """The expert in whose space SNS judges what belongs together."""
+        named = [expert for expert in self.experts if expert.name == self.sns.expert]
+        shared = [expert for expert in self.experts if expert.kind != "fusion"]
+        return (named or shared)[0]
+
     @model_validator(mode="after")
     def _names_fit(self) -> Config:
         def known(model: str, where: str) -> None:
@@ -256,11 +268,14 @@ class Config(Settings):
         if len(set(names)) < len(names):
             raise ValueError(f"experts: names must differ, not {names}")
         for expert in self.experts:
-            for model in (expert.encoder, *expert.encoders.values(), *expert.describers.values()):
-                if model is not None:
-                    known(model, f"expert {expert.name!r}")
+            for model in sorted(expert.models):
+                known(model, f"expert {expert.name!r}")
         if self.sns.expert is not None and self.sns.expert not in names:
             raise ValueError(f"sns.expert: no expert {self.sns.expert!r}{nearest(self.sns.expert, names)}")
+        if self.sns.mode != "off" and self.sns.expert is None and all(e.kind == "fusion" for e in self.experts):
+            raise ValueError(
+                "sns: trimming needs an expert that shares a space with text, and a fusion expert has none"
+            )
         scores = ("fused", "experts", "annotation", "agreement", *names)
         for score in self.ranking.weights:
             if score not in scores:
@@ -299,7 +314,7 @@ CLASSICAL_EXPERTS: tuple[ExpertSpec, ...] = (
     ),
 )
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=BaseModel)
 
 
 def parse(settings: type[S], values: Any) -> S:

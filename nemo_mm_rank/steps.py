@@ -48,6 +48,8 @@ class Step(ABC):
     """
 
     name: str
+    device: str | None = None
+    """Where models are to run; None: CUDA where there is one."""
 
     @property
     @abstractmethod
@@ -65,7 +67,7 @@ class Step(ABC):
         """Columns that the step adds, with their types (``error`` goes without saying)."""
 
     def setup(self, device: str | None = None) -> None:  # noqa: B027 (many steps need no model)
-        """Load what `process` needs, on ``device`` (default: CUDA where there is one).
+        """Load what `process` needs, on ``device`` (None: CUDA where there is one).
 
         Runs before every frame and must cost nothing once loaded: models are kept by `models.loader`, per process.
         """
@@ -89,7 +91,7 @@ class Step(ABC):
             }
             return frames.attach(frame, {**columns, ERROR: pa.array(errors, pa.string())})
         with _ONE_AT_A_TIME:
-            self.setup()
+            self.setup(self.device)
             added = self.process(frame if live.all() else frame[live])
         positions = np.flatnonzero(live)
         for row, error in added.errors.items():

@@ -61,13 +61,11 @@ class DaskEngine:
 
     def map(self, task: Callable[[int], T], parts: Sequence[int]) -> Iterator[tuple[int, T]]:
         """Yield results as shards finish; what is left is cancelled when the consumer stops or a task fails."""
-        from distributed import as_completed
-
         # The task goes with every future: it is small, and data scattered to a worker would be lost with it.
         # Shards of a lost worker are done again by the scheduler; files appear whole, so twice does no harm.
         futures = {self.client.submit(task, part, pure=False): part for part in parts}
         try:
-            for future in as_completed(futures):
+            for future in require("distributed", "dask").as_completed(futures):
                 yield futures[future], future.result()
         finally:
             self.client.cancel([future for future in futures if not future.done()])

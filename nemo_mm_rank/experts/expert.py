@@ -100,9 +100,10 @@ class Expert:
         for source in sources(spec):
             encoder = load_encoder(source.model, models, device)
             if spec.kind == "text-based":
-                describers = {m: load_describer(d, models, device) for m, d in spec.describers.items()}
-                for modality, describer in describers.items():
-                    _check(spec.name, spec.describers[modality], describer.modalities, modality)
+                describers: dict[str, Describer] = {}
+                for modality, name in spec.describers.items():
+                    describers[modality] = load_describer(name, models, device)
+                    _check(spec.name, name, describers[modality].modalities, modality)
                 if describers:
                     encoder = DescribedEncoder(describers, encoder)
             for modality in source.modalities or (Modality(name) for name in encoder.modalities):

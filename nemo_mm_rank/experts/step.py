@@ -87,15 +87,12 @@ class ExpertStep(Step):
 
     def identity(self) -> dict[str, Any]:
         """Experts, models with their revisions, and how media are decoded."""
-        used = {
-            self.anchor,
-            *(m for e in self.experts for m in (e.encoder, *e.encoders.values(), *e.describers.values())),
-        }
+        used = {self.anchor}.union(*(expert.models for expert in self.experts))
         return {
             "step": self.name,
             "experts": [expert.model_dump(mode="json") for expert in self.experts],
             "anchor": self.anchor,
-            "models": loader.identities({name: self.models[name] for name in sorted(used - {None})}),
+            "models": loader.identities({name: self.models[name] for name in sorted(used)}),
             "media": self.media.model_dump(exclude={"threads"}),
         }
 

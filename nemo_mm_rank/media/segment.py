@@ -1,4 +1,7 @@
-"""Decoded media: what an encoder is handed. Each knows how to cut a part out of itself without decoding again."""
+"""Decoded media: what an encoder is handed. Each knows how to cut a part out of itself without decoding again.
+
+The part that is all of a segment is the segment itself, so that no model sees the same twice under two keys.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,8 @@ class Image:
         if left >= right or upper >= lower:
             raise MediaError(f"box {list(box)} lies outside the picture of {width} x {height} pixels")
         bounds = (left, upper, right, lower)
+        if bounds == (0, 0, width, height):
+            return self
         return Image(part_key(self.key, *bounds), self.pixels.crop(bounds))
 
 
@@ -93,6 +98,8 @@ class Audio:
         last = min(len(self.samples), round((window[1] - self.start) * self.rate))
         if first >= last:
             raise MediaError(f"window {list(window)} lies outside the recording of {self.duration:.3f} s")
+        if (first, last) == (0, len(self.samples)):
+            return self
         return replace(
             self,
             key=part_key(self.key, first, last),
@@ -128,6 +135,8 @@ class Video:
         if not len(inside):
             inside = np.array([int(np.abs(self.times - (window[0] + window[1]) / 2).argmin())])
         first, last = int(inside[0]), int(inside[-1]) + 1
+        if (first, last) == (0, len(self.frames)):
+            return self
         return replace(
             self, key=part_key(self.key, first, last), frames=self.frames[first:last], times=self.times[first:last]
         )

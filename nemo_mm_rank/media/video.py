@@ -56,7 +56,7 @@ def decode_video(
 
     Frames come upright (rotation by quarter turns), with square pixels, scaled down to ``side`` pixels on the
     longer side. A recording that is cut short or damaged gives what decodes of it: in place of a frame that does
-    not, the one before it. Where there are fewer frames than slices they come again.
+    not, the last one before it that was decoded. Where there are fewer frames than slices they come again.
 
     Returns:
         ``(count, h, w, 3)`` uint8 RGB, ``(count,)`` seconds from the first frame, and the duration in seconds.
@@ -112,7 +112,7 @@ def _read_timeline(container: Any, stream: Any, max_seconds: float) -> Timeline:
     gaps = np.diff(ordered)
     # How long the last frame stays is what the header says: believed up to the longest stay that was seen.
     longest = int(gaps.max()) if len(gaps) else int(second / float(stream.guessed_rate or 25))
-    last = min(length_of_last or longest, longest)
+    last = max(1, min(length_of_last or longest, longest))
     return Timeline(
         ticks=times - ordered[0],
         key=np.frombuffer(key, dtype=np.bool_),
@@ -136,7 +136,7 @@ def _decode_at(
     picture = _Picture(stream, side)
     starts = [_start(timeline, tick) for tick in wanted]
     taken: list[tuple[int, Pixels]] = []
-    before: Any = None  # the last frame that came out of the decoder since it was last started
+    before: Any = None  # the last frame that came out of the decoder
 
     def take(frame: Any) -> None:
         tick = frame.pts - timeline.first
@@ -151,7 +151,7 @@ def _decode_at(
             before = frame
 
     resume = starts[0]
-    for number, packet in enumerate(packets(container, stream)):
+    for number, packet in zip(range(len(timeline.ticks)), packets(container, stream), strict=False):
         if number < resume:
             continue
         if sparing:
@@ -160,7 +160,7 @@ def _decode_at(
         if len(taken) == len(wanted):
             break
         if starts[len(taken)] > number + 1:
-            resume, before = starts[len(taken)], None
+            resume = starts[len(taken)]
             stream.codec_context.flush_buffers()
     else:
         look(frames(stream, None))

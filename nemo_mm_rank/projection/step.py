@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from nemo_mm_rank import frames
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.projection.artifact import CONFIG, WEIGHTS, Projection
 from nemo_mm_rank.schema import ANNOTATION, FUSED, VECTOR, annotation_column
 from nemo_mm_rank.steps import Added, Step
@@ -38,7 +39,7 @@ class ProjectionStep(Step):
 
     def __init__(self, folder: str | Path, sources: Sequence[str], anchor: str) -> None:
         self.folder, self.sources, self.anchor = str(folder), tuple(sources), anchor
-        self.device = "cpu"
+        self._device = "cpu"
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
@@ -53,14 +54,14 @@ class ProjectionStep(Step):
 
     def setup(self, device: str | None = None) -> None:
         """Load the projection, once per process and content of its folder."""
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = pick_device(device)
         self._projection()
 
     def process(self, rows: Frame) -> Added:
         """Project ``rows``; a pair without any source, or with a value that is not finite, fails."""
         projection = self._projection()
-        sources = {name: frames.vectors(rows, name, self.device) for name in self.sources}
-        anchors = frames.vectors(rows, annotation_column(self.anchor), self.device)
+        sources = {name: frames.vectors(rows, name, self._device) for name in self.sources}
+        anchors = frames.vectors(rows, annotation_column(self.anchor), self._device)
         texts = frames.strings(rows, ANNOTATION)
         fused = projection.project(sources, [text or "" for text in texts])
         finite = torch.isfinite(fused.values).all(1)
@@ -82,7 +83,7 @@ class ProjectionStep(Step):
         return {"step": self.name, "projection": _digest(self.folder), "sources": self.sources, "anchor": self.anchor}
 
     def _projection(self) -> Projection:
-        return _load(self.folder, _digest(self.folder), self.device)
+        return _load(self.folder, _digest(self.folder), self._device)
 
 
 @lru_cache(maxsize=2)

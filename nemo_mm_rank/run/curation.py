@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
-import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank.config import Config, ModelSpec, parse
@@ -18,18 +18,24 @@ from nemo_mm_rank.experts.expert import Source, sources
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.parquet import read_table, write_json
+from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import CONFIG, Projection
 from nemo_mm_rank.projection.fit import fit
 from nemo_mm_rank.projection.step import ProjectionStep
+from nemo_mm_rank.ranking import explain as explain_pair
+from nemo_mm_rank.ranking import rank as rank_shards
+from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.run import outcome
 from nemo_mm_rank.run.engine import Engine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.run.sample import read_sample
+from nemo_mm_rank.run.state import State, inputs
 from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Shards, Stage, digest
-from nemo_mm_rank.run.summary import print_summary
+from nemo_mm_rank.run.summary import count_steps, print_summary
 from nemo_mm_rank.schema import annotation_column
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
@@ -108,6 +114,53 @@ def rank(
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again())
 
 
+def dry_run(config: Config, console: Console) -> None:
+    """Check what can be checked without work, and say what would be done.
+
+    Raises:
+        UserError: a pool that is not there, or a model class or argument that does not exist.
+    """
+    found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
+    for spec in config.models.values():
+        loader.check_arguments(spec.class_, spec.arguments)
+    folder = RunFolder(Path(config.output))
+    steps = _embedding_steps(config, config.models)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say(f"pools    {', '.join(found)}")
+    for query in config.queries:
+        say(f"query    {query.text!r}" + (f" x {query.weight:g}" if query.weight != 1 else ""))
+    for step in steps:
+        say(f"step     {step.name}: adds {', '.join(step.provides)}")
+    say(f"fit      projection: {config.projection.folds} folds, anchored on {config.anchor!r}")
+    say(f"budget   {', '.join(f'{k} {v}' for k, v in config.budget.model_dump(exclude_none=True).items())}")
+    say(f"output   {folder.path}" + (" (an earlier run there is taken up)" if folder.config.exists() else ""))
+
+
+def explain(run: str | Path, pair_id: str) -> str:
+    """Say in a few lines why a pair was or was not chosen.
+
+    Raises:
+        UserError: the folder is no finished run, or there is no such pair in it (the nearest id is named).
+    """
+    folder = RunFolder(Path(run))
+    folder.load_config()
+    ranking = Ranking.load(folder.ranking)
+    state = State.load(folder)
+    scored = sorted((folder.path / "steps").glob("rank-*"))
+    if len(scored) != 1:
+        raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
+    return explain_pair(pair_id, state.open(folder).then(scored[0]), ranking, read_table(folder.bad_rows))
+
+
+def _embedding_steps(config: Config, models: Mapping[str, ModelSpec]) -> list[Step]:
+    """Return what takes every shard from the pool to its embeddings."""
+    steps: list[Step] = []
+    if config.sns.mode != "off":
+        steps.append(SNSStep(config.sns, config.sns_expert, models, config.media))
+    steps.append(ExpertStep(config.experts, models, config.anchor, config.media))
+    return steps
+
+
 def _with_engine(config: Config, engine: Engine | None, work: Callable[[Engine], T]) -> T:
     if engine is not None:
         return work(engine)
@@ -130,7 +183,7 @@ class _Curation:
         config = self.config
         report, shards = self._ingest()
         models = fit_statistics(config.models, shards, self.folder.fitted, self.engine, self.reporter, report.good)
-        for step in self._embedding_steps(models):
+        for step in _embedding_steps(config, models):
             shards = self._through(step, shards, report.good)
         shards = self._project(shards, report.good)
         return self._finish(report, shards, models)
@@ -148,14 +201,6 @@ class _Curation:
             raise UserError(f"the pool has no usable pair: {report.rows_in} rows in, {report.bad} of them bad")
         self.reporter.say(f"{'pool':<11} {report.good:,} pairs in {report.shards} shards, {report.bad:,} bad rows")
         return report, Shards((self.folder.pool,), report.shards)
-
-    def _embedding_steps(self, models: Mapping[str, ModelSpec]) -> list[Step]:
-        config = self.config
-        steps: list[Step] = []
-        if config.sns.mode != "off":
-            steps.append(SNSStep(config.sns, _sns_expert(config), models, config.media))
-        steps.append(ExpertStep(config.experts, models, config.anchor, config.media))
-        return steps
 
     def _through(self, step: Step, shards: Shards, pairs: int) -> Shards:
         """Take all shards through one step, those that are not done yet."""
@@ -198,9 +243,52 @@ class _Curation:
                 )
                 fit(sample, settings, config.seed, loader.pick_device(self.engine.device)).save(folder)
                 advance(pairs)
-        self._projection = Projection.load(folder)
-        step = ProjectionStep(str(folder), list(self._projection.sources), config.anchor)
+        self._projection_folder = folder
+        step = ProjectionStep(folder, list(Projection.load(folder).sources), config.anchor)
         return self._through(step, shards, pairs)
+
+    def _finish(self, report: IngestReport, shards: Shards, models: Mapping[str, ModelSpec]) -> Result:
+        state = State(
+            stages=tuple(str(stage.relative_to(self.folder.path)) for stage in shards.stages),
+            steps=tuple(self._steps),
+            shards=shards.count,
+            pairs=report.good,
+            rows=report.rows_in,
+            bad_rows=report.bad,
+            inputs=inputs(self.config),
+            models={name: dict(spec.model_dump(by_alias=True)) for name, spec in models.items()},
+            projection=str(self._projection_folder.relative_to(self.folder.path)),
+        )
+        state.save(self.folder)
+        return self._rank(state)
+
+    def rank_again(self) -> Result:
+        """Rank what an earlier run has embedded."""
+        return self._rank(State.load(self.folder))
+
+    def _rank(self, state: State) -> Result:
+        """Score all shards, choose, and write the blend, the quarantine and the manifest."""
+        config = self.config
+        shards = state.open(self.folder)
+        models = {name: parse(ModelSpec, values) for name, values in state.models.items()}
+        step = score_step(config, models, shards.columns())
+        scored = self._through(step, shards, state.pairs)
+        ranking = rank_shards(scored, list(step.provides), config.ranking, config.budget)
+        ranking.save(self.folder.ranking)
+        blend = outcome.write_blends(self.folder, ranking, scored, config.jsonl)
+        quarantine = outcome.write_quarantine(self.folder, scored)
+        steps = count_steps(scored, [*state.steps, step.name])
+        manifest = outcome.manifest(config, state, models, self.folder, steps, ranking, blend, quarantine)
+        write_json(self.folder.manifest, manifest)
+        write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
+        self._forget_rankings_but(scored.stages[-1])
+        return Result(self.folder.path, manifest)
+
+    def _forget_rankings_but(self, newest: Path) -> None:
+        """Remove the scores of earlier queries: they are made anew in no time, and every query would leave some."""
+        for stage in newest.parent.glob(f"{newest.name.split('-')[0]}-*"):
+            if stage != newest:
+                shutil.rmtree(stage)
 
     def _sources(self) -> list[Source]:
         return [source for expert in self.config.experts for source in sources(expert)]

@@ -51,6 +51,11 @@ class RunFolder:
         return self.path / "ranking"
 
     @property
+    def state(self) -> Path:
+        """Which shards hold the embedded pairs, so that they can be ranked again."""
+        return self.path / "state.json"
+
+    @property
     def blend(self) -> Path:
         """The chosen pairs, best first."""
         return self.path / "blend.parquet"

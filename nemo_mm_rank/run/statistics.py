@@ -62,6 +62,6 @@ def fit_statistics(
                     total = counts if total is None else total + counts
                     texts += n
                     advance(rows)
-            found.save_statistics(path, total, texts)  # type: ignore[attr-defined]
+            found.save_statistics(path, total, texts)
         fitted[name] = ModelSpec.model_validate({**spec.model_dump(by_alias=True), "statistics": str(path)})
     return fitted

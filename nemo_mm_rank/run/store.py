@@ -113,20 +113,23 @@ class Stage:
     def __call__(self, part: int) -> int:
         """Do one shard and return its number of rows."""
         table = self.inputs.read(part, self._columns())
-        self.step.setup(self.device)
+        if self.device is not None:
+            self.step.device = self.device
         frame = self.step(frames.from_table(table, self.backend))
         added = frames.to_table(frame[[*self.step.provides, ERROR]])
         added = pa.table({name: _typed(added[name], kind) for name, kind in self._types().items()})
         note = {"key": self.key(part), "counts": count(table, added)}
         write_table(self.folder / part_name(part), added, note)
-        return table.num_rows
+        return int(table.num_rows)
 
     def _columns(self) -> list[str]:
         there = self.inputs.columns()
         missing = [name for name in self.step.requires if name not in there]
         if missing:
             raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")
-        return [name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in there]
+        return [
+            name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in there
+        ]
 
     def _types(self) -> Mapping[str, pa.DataType]:
         return {**self.step.provides, ERROR: pa.string()}

@@ -18,6 +18,9 @@ from nemo_mm_rank.io.parquet import read_note
 from nemo_mm_rank.run.store import Shards, part_name
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
 
+PAIR_ID_WIDTH = 28
+"""Characters of a pair's id that the table of the blend shows."""
+
 
 @dataclass
 class StepCounts:
@@ -132,13 +135,13 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
 def blend_table(blend: pa.Table, most: int = 10) -> Table:
     """Return the first pairs of the blend."""
     shown = min(most, blend.num_rows)
-    table = _table(
-        f"Blend: the first {shown} of {blend.num_rows:,}", ["rank", "score", "modality", "pair", "annotation"], 5
-    )
+    table = _table(f"Blend: the first {shown} of {blend.num_rows:,}", ["rank", "score", "modality", "pair"], 4)
+    table.add_column("annotation", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.expand = True
     for row in blend.slice(0, most).to_pylist():
-        annotation = Text(" ".join(row[ANNOTATION].split()), overflow="ellipsis", no_wrap=True)
-        pair = Text(row[PAIR_ID], overflow="ellipsis", no_wrap=True)
-        table.add_row(str(row["rank"]), f"{row['score']:.3f}", row[MODALITY], pair, annotation)
+        name = row[PAIR_ID] if len(row[PAIR_ID]) <= PAIR_ID_WIDTH else row[PAIR_ID][: PAIR_ID_WIDTH - 1] + "…"
+        cells = (str(row["rank"]), f"{row['score']:.3f}", row[MODALITY], name, " ".join(row[ANNOTATION].split()))
+        table.add_row(*map(Text, cells))
     return table
 
 
@@ -147,7 +150,7 @@ def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, co
     console.print()
     console.print(rows_table(manifest))
     if (reasons := reasons_table(manifest)) is not None:
-        console.print(reasons_table(manifest))
+        console.print(reasons)
     console.print(spaces_table(manifest["projection"]["metrics"]))
     console.print(blend_table(blend))
     console.print(f"blend       {folder / 'blend.parquet'}", highlight=False, soft_wrap=True)

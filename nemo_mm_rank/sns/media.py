@@ -22,7 +22,6 @@ CHUNK_ITEMS, CHUNK_BYTES = 64, 64 * 2**20
 
 def media_side(
     decoded: Iterable[Item | PairError],
-    n: int,
     phrases: Sequence[Sequence[str]],
     modality: str,
     encoder: Encoder,
@@ -33,13 +32,13 @@ def media_side(
 
     Args:
         decoded: the media, or why one cannot be decoded.
-        n: how many those are.
-        phrases: what each one's annotation speaks of; only the grounder reads it.
+        phrases: what each one's annotation speaks of (for the grounder).
         modality: image, audio or video.
         encoder: shares a space with text.
         grounder: scores parts against phrases; None leaves all media whole.
         select: which parts to keep.
     """
+    n = len(phrases)
     whole = np.full((n, encoder.dim), np.nan, dtype=np.float32)
     trimmed = whole.copy()
     cuts = [UNTOUCHED] * n

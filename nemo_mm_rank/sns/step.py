@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_texts, iter_data
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoder
+from nemo_mm_rank.models.base import Encoder, Item
 from nemo_mm_rank.models.grounding import PartsGrounder
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
@@ -34,12 +34,12 @@ from nemo_mm_rank.sns.components import components, load_parser, parser_revision
 from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
 from nemo_mm_rank.sns.media import media_side
 from nemo_mm_rank.sns.relevance import Parts, embed_parts
-from nemo_mm_rank.sns.sides import Selector
+from nemo_mm_rank.sns.sides import Selector, Side
 from nemo_mm_rank.sns.split import CharSpan, block_spans, sentence_spans
 from nemo_mm_rank.sns.texts import Texts
 from nemo_mm_rank.steps import Added, Step, by_value
 
-DENSITY = 4
+DENSITY = 2
 """Frames of a video looked at to find what to keep, as a multiple of those that experts see."""
 
 
@@ -157,30 +157,52 @@ class SNSStep(Step):
             decisions.errors.update((row, item) for (row, _), item in data if isinstance(item, PairError))
             pairs = [pair for pair, item in data if isinstance(item, str)]
             documents = [item for _, item in data if isinstance(item, str)]
-
         if not pairs:
             return
 
         texts = [text for _, text in pairs]
         sentences = Texts.embed(texts, sentence_spans if self._backward else _unsplit, encoder, Modality.TEXT)
-        phrases = components(texts, settings.components, self._parser) if self._forward else []
         select = Selector(settings, settings.tau.get(Modality(modality), settings.tau_forward))
         if Modality(modality).is_media:
-            grounder = PartsGrounder(encoder, settings.region_grid, settings.window) if self._forward else None
-            data_side = media_side(decoded, len(pairs), phrases, modality, encoder, grounder, select)
+            data_side = self._cut_media(decoded, texts, modality, encoder, select)
             parts = Parts(data_side.whole, np.ones(len(pairs), dtype=np.int64))
         else:
-            noun, split = ("blocks", block_spans) if modality == Modality.CODE else ("sentences", sentence_spans)
+            split = block_spans if modality == Modality.CODE else sentence_spans
             document = Texts.embed(documents, split, encoder, modality)
+            data_side = self._cut_texts(document, texts, modality, encoder, select)
             parts = document.parts
-            data_side = document.untrimmed()
-            if self._forward:
-                data_side = document.trim(embed_parts(phrases, encoder), select, noun, "\n", encoder, modality)
         annotation_side = sentences.untrimmed()
         if self._backward:
             select = Selector(settings, settings.tau_backward)
             annotation_side = sentences.trim(parts, select, "annotation sentences", " ", encoder, Modality.TEXT)
         decisions.take([row for row, _ in pairs], data_side, annotation_side, settings)
+
+    def _cut_media(
+        self,
+        decoded: Iterator[Item | PairError],
+        annotations: Sequence[str],
+        modality: str,
+        encoder: Encoder,
+        select: Selector,
+    ) -> Side:
+        settings = self.settings
+        if not self._forward:
+            return media_side(decoded, [[]] * len(annotations), modality, encoder, None, select)
+        grounder = PartsGrounder(encoder, settings.region_grid, settings.window)
+        phrases = components(annotations, settings.components, self._parser)
+        return media_side(decoded, phrases, modality, encoder, grounder, select)
+
+    def _cut_texts(
+        self, document: Texts, annotations: Sequence[str], modality: str, encoder: Encoder, select: Selector
+    ) -> Side:
+        if not self._forward:
+            return document.untrimmed()
+        # What is one part cannot be cut, and needs nothing to look for.
+        counts = document.parts.counts
+        sought = [text if count > 1 else "" for text, count in zip(annotations, counts, strict=True)]
+        phrases = embed_parts(components(sought, self.settings.components, self._parser), encoder)
+        noun = "blocks" if modality == Modality.CODE else "sentences"
+        return document.trim(phrases, select, noun, "\n", encoder, modality)
 
     @property
     def _forward(self) -> bool:

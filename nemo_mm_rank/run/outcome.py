@@ -1,0 +1,110 @@
+"""The files that a run leaves for its user: the blend, the quarantine, and the manifest that vouches for both."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank import __version__
+from nemo_mm_rank.config import Config, ModelSpec
+from nemo_mm_rank.io.bad_row import SCHEMA
+from nemo_mm_rank.io.blend import write_blend
+from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io.parquet import read_table, write_table
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.projection.artifact import Projection
+from nemo_mm_rank.ranking import Ranking, attach_rows
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.state import State
+from nemo_mm_rank.run.store import Shards, split_error
+from nemo_mm_rank.run.summary import StepCounts
+from nemo_mm_rank.schema import (
+    ANNOTATION,
+    ANNOTATION_SPANS,
+    DATA,
+    DATA_SPANS,
+    ERROR,
+    MEDIA_ROOT,
+    MODALITY,
+    PAIR_ID,
+    POOL,
+    SNS_REASON,
+)
+
+VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
+"""Libraries whose version can change what comes out."""
+
+
+def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: bool) -> pa.Table:
+    """Write the chosen pairs with the users' own columns, what SNS kept, score, rank and reason; return them."""
+    pool = Shards(shards.stages[:1], shards.count)
+    own = [name for name in pool.columns() if name not in (*ranking.chosen.column_names, MEDIA_ROOT)]
+    trimmed = [name for name in (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON) if name in shards.columns()]
+    wide = attach_rows(ranking.chosen, ranking.places, shards, [*own, *trimmed])
+    first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
+    blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
+    write_blend(blend, folder.blend)
+    lines = folder.blend.with_suffix(".jsonl")
+    if jsonl:
+        write_blend(blend, lines)
+    else:
+        lines.unlink(missing_ok=True)
+    return blend
+
+
+def write_quarantine(folder: RunFolder, shards: Shards) -> pa.Table:
+    """Write every pair that could not be ranked, with step, error class and message; return them."""
+    found = [read_table(folder.bad_rows)]
+    for part in range(shards.count):
+        table = shards.read(part, [PAIR_ID, POOL, MODALITY, ERROR])
+        failed = table.filter(pc.is_valid(table[ERROR]))
+        if failed.num_rows:
+            parts = zip(*(split_error(text) for text in failed[ERROR].to_pylist()), strict=True)
+            columns = dict(zip(("step", "error", "message"), map(list, parts), strict=True))
+            table = failed.drop_columns([ERROR])
+            for name, values in columns.items():
+                table = table.append_column(name, pa.array(values, pa.string()))
+            found.append(table.cast(pa.schema([(name, pa.string()) for name in table.column_names])))
+    quarantine = pa.concat_tables([SCHEMA.empty_table(), *found], promote_options="default")
+    write_table(folder.quarantine, quarantine.combine_chunks())
+    return quarantine
+
+
+def manifest(
+    config: Config,
+    state: State,
+    models: Mapping[str, ModelSpec],
+    folder: RunFolder,
+    steps: Sequence[StepCounts],
+    ranking: Ranking,
+    blend: pa.Table,
+    quarantine: pa.Table,
+) -> dict[str, Any]:
+    """Return where a blend comes from and what became of every row. The same for the same input, seed and versions."""
+    last = steps[-1]
+    ranked = {m: n - sum(last.quarantined.get(m, Counter()).values()) for m, n in sorted(last.rows.items())}
+    settings = config.model_dump(mode="json", by_alias=True, exclude={"engine", "output", "shards", "rows_per_shard"})
+    return {
+        "nemo_mm_rank": __version__,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in VERSIONS},
+        "config": settings,
+        "models": loader.identities(models),
+        "inputs": state.inputs,
+        "counts": {
+            "pool": {"rows": state.rows, "bad_rows": state.bad_rows, "in": dict(sorted(steps[0].rows.items()))},
+            "steps": [step.as_json() for step in steps],
+            "ranked": ranked,
+            "quarantined": quarantine.num_rows,
+            "blend": dict(sorted(Counter(blend[MODALITY].to_pylist()).items())),
+        },
+        "projection": {"metrics": Projection.load(folder.path / state.projection).metrics},
+        "ranking": ranking.summary,
+        "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
+    }

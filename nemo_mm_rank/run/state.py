@@ -1,0 +1,69 @@
+"""What a finished run has embedded, written down so that it can be ranked again without looking at the pool."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nemo_mm_rank.config import Config
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.digest import file_digest
+from nemo_mm_rank.io.parquet import write_json
+from nemo_mm_rank.io.pool import manifests
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.store import Shards
+
+
+@dataclass(frozen=True)
+class State:
+    """The embedded shards, and what belongs to them. Paths are relative to the run's folder.
+
+    Attributes:
+        stages: folders of the shards' files, the pool first.
+        steps: names of the steps behind the pool.
+        shards: how many.
+        pairs: good rows of the pool.
+        rows: all rows of the pool.
+        bad_rows: those that never became pairs.
+        inputs: the manifests with digests of their bytes.
+        models: the models as they were used, with their statistics.
+        projection: folder of the fitted projection.
+    """
+
+    stages: tuple[str, ...]
+    steps: tuple[str, ...]
+    shards: int
+    pairs: int
+    rows: int
+    bad_rows: int
+    inputs: list[dict[str, str]]
+    models: dict[str, dict[str, Any]]
+    projection: str
+
+    def save(self, folder: RunFolder) -> None:
+        """Write it into the run's folder."""
+        write_json(folder.state, asdict(self))
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> State:
+        """Read it back.
+
+        Raises:
+            UserError: the run has not come that far.
+        """
+        try:
+            values = json.loads(folder.state.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder.path} holds no finished run: start it again with curate") from error
+        return cls(**{**values, "stages": tuple(values["stages"]), "steps": tuple(values["steps"])})
+
+    def open(self, folder: RunFolder) -> Shards:
+        """Return the embedded shards."""
+        return Shards(tuple(folder.path / stage for stage in self.stages), self.shards)
+
+
+def inputs(config: Config) -> list[dict[str, str]]:
+    """Return the manifests of all pools with digests of their bytes."""
+    files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
+    return [{"file": file, "digest": file_digest(file)} for file in files]
