@@ -74,7 +74,8 @@ class PartsGrounder:
             if error := _fault(parts, rows) or _fault(words, columns):
                 grounded.append(error)
                 continue
-            scores = parts.vectors[rows.start : rows.stop] @ words.vectors[columns].T
+            # A copy, because the last bits of a product depend on where in memory its rows lie.
+            scores = parts.vectors[rows.start : rows.stop].clone() @ words.vectors[columns].T
             grounded.append(Grounded(torch.tensor(spans, dtype=torch.float64), scores))
         return grounded
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -109,6 +110,29 @@ def test_the_scores_of_an_item_do_not_depend_on_the_others() -> None:
     together = grounder.ground(items, phrases, "image")
     for item, own, result in zip(items, phrases, together, strict=True):
         alone = ok(grounder.ground([item], [own], "image")[0])
+        assert alone.scores.numpy().tobytes() == ok(result).scores.numpy().tobytes()
+
+
+class OddSpace:
+    """A space whose vectors cannot all begin at a round address."""
+
+    name, revision, dim = "odd", "1", 257
+    modalities: frozenset[str] = frozenset({"text", "image"})
+
+    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
+        rows = torch.empty((len(items), self.dim))
+        for row, item in enumerate(items):
+            key = item if isinstance(item, str) else item.key
+            rows[row] = torch.randn(self.dim, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+        return Encoded(F.normalize(rows, dim=1))
+
+
+def test_nor_on_where_the_others_put_it_in_memory() -> None:
+    items = [planted("red", (i, 0, 20, 20)) for i in range(6)]
+    phrases = [["red", "green", "blue"][: 1 + i % 3] for i in range(6)]
+    together = PartsGrounder(OddSpace()).ground(items, phrases, "image")
+    for item, own, result in zip(items, phrases, together, strict=True):
+        alone = ok(PartsGrounder(OddSpace()).ground([item], [own], "image")[0])
         assert alone.scores.numpy().tobytes() == ok(result).scores.numpy().tobytes()
 
 

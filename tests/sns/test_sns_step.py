@@ -398,7 +398,7 @@ class Unsure:
 def test_what_a_grounder_cannot_judge_stays_whole_and_says_so() -> None:
     images = [Image(f"key{i}", PILImage.new("RGB", (10, 10), "red")) for i in range(3)]
     select = Selector(SNSSettings(padding=0), 0.0)
-    side = media_side(iter(images), 3, [["red"]] * 3, "image", PlainSense(), Unsure(), select)
+    side = media_side(iter(images), [["red"]] * 3, "image", PlainSense(), Unsure(), select)
     assert side.cuts == [
         Cut(None, "EmbeddingError: nothing to compare"),
         Cut(None, "no segment is relevant"),
