@@ -109,7 +109,6 @@ class SentenceTransformersEncoder:
         """Embed search queries, with the prompt that is theirs."""
         return self._encode(texts, self._query_prompt)
 
-    @torch.inference_mode()
     def _encode(self, items: Sequence[Item], prompt: str | None) -> Encoded:
         texts = [str(item) for item in items]
         vectors = torch.empty((len(texts), self.dim), device=self._device)
@@ -119,8 +118,9 @@ class SentenceTransformersEncoder:
             rows = torch.tensor(order[start : start + TOKENIZED_AT_ONCE])
             features = self._model.preprocess([texts[row] for row in rows], prompt=prompt)
             for chosen, batch in self._batches(features, len(rows)):
-                embedded = self._model(batch)["sentence_embedding"].float()
-                vectors[rows[chosen].to(self._device)] = F.normalize(embedded, dim=1)[: len(chosen)]
+                with torch.inference_mode():
+                    embedded = F.normalize(self._model(batch)["sentence_embedding"].float(), dim=1)
+                vectors[rows[chosen].to(self._device)] = embedded[: len(chosen)]
         return usable(Encoded(vectors), self, len(texts))
 
     def _batches(self, features: Mapping[str, Any], n: int) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:

