@@ -207,6 +207,20 @@ def test_damaged_in_the_middle_gives_the_frames_around(write_video: WriteVideo, 
     assert indices(frames)[-1] == 47
 
 
+def test_frames_that_do_not_decode_give_way_to_the_one_before(write_video: WriteVideo, indices: Indices) -> None:
+    noise = np.random.default_rng(3).integers(0, 4, (50, 48, 64, 3), dtype=np.uint8)
+    pictures = noise + np.arange(14, 214, 4, dtype=np.uint8)[:, None, None, None]  # no two packets alike
+    content = write_video("a.mkv", 50, options={"g": "1"}, pictures=pictures).read_bytes()
+    with av.open(io.BytesIO(content), "r") as container:
+        coded = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for packet in (*coded[4:8], *coded[15:]):
+        assert content.count(packet) == 1
+        content = content.replace(packet, bytes(len(packet)))
+    frames, times, _ = decode(content, 10, max_seconds=2)
+    assert indices(frames) == [1, 3, 3, 3, 9, 11, 13, 14, 14, 14]
+    np.testing.assert_allclose(times * 10, [1, 3, 3, 3, 9, 11, 13, 14, 14, 14], atol=0.02)
+
+
 def test_no_frames_at_all(tmp_path: Path, write_video: WriteVideo, write_wav: Callable[..., Path]) -> None:
     path = tmp_path / "none.mkv"
     with av.open(str(path), "w") as out:
