@@ -1,6 +1,12 @@
 """nemo-mm-rank: the best k pairs of a multimodal pool for an objective in plain words."""
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenMP's threads spin while they wait for each other. Where cores are shared with other processes or workers, a
+# thread that waits then takes the core that the one it waits for needs: 41 s instead of 5 s for a hundred texts on
+# two busy cores. OpenMP reads this when torch is imported first, so this has to come before; your own setting stays.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 __all__ = ["Config", "Result", "__version__", "curate", "rank"]
