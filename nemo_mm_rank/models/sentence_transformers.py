@@ -25,6 +25,8 @@ UNUSED = (*PICKLES, "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.py", "onnx/*", "op
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 WEIGHTS_AND_SETTINGS = {".safetensors", ".json", ".txt", ".model"}
 
+UNLIMITED = 2**20
+"""Tokens; stands for no limit, which models give as none, infinity or a huge number."""
 TOKENIZED_AT_ONCE = 2048
 CPU_BATCH_TOKENS, DEVICE_BATCH_TOKENS = 256, 32_768
 
@@ -43,8 +45,8 @@ class SentenceTransformersEncoder:
         device: where it runs.
         revision: branch, tag or commit on the hub.
         max_length: tokens that a text is cut to; default: the model's own limit.
-        prompt: put before every text.
-        query_prompt: put before queries instead; default: the model's own query prompt, or else ``prompt``.
+        prompt: put before every text; default: the model's own prompt for documents, where it has one.
+        query_prompt: put before queries instead; default: the model's own prompt for queries, or else ``prompt``.
         batch_tokens: padded tokens per forward pass; default: 256 on a CPU, 32,768 elsewhere. A part of what decides
             the last bits, so it belongs to the configuration.
 
@@ -85,14 +87,16 @@ class SentenceTransformersEncoder:
             raise ModelError(f"{path}: this model takes {', '.join(map(str, self._model.modalities))}, not text")
         if max_length is not None:
             self._model.max_seq_length = max_length
-        self._limit = int(self._model.max_seq_length or 2**20)
+        self._limit = int(min(self._model.max_seq_length or UNLIMITED, UNLIMITED))
         # Variable-length attention would make the shapes depend on the batch again.
         if hasattr(self._model[0], "unpad_inputs"):
             self._model[0].unpad_inputs = False
         self._pad_left = getattr(self._model.tokenizer, "padding_side", "right") == "left"
         self._pad_token = getattr(self._model.tokenizer, "pad_token_id", None) or 0
-        self._prompt = prompt
-        self._query_prompt = query_prompt or self._model.prompts.get("query") or prompt
+        own = self._model.prompts
+        default = own.get("document") or own.get(self._model.default_prompt_name)
+        self._prompt = prompt if prompt is not None else default
+        self._query_prompt = query_prompt if query_prompt is not None else own.get("query") or self._prompt
         self.dim = int(self._model.get_embedding_dimension())
 
     @staticmethod

@@ -116,6 +116,50 @@ def test_prompts(tiny: Path) -> None:
     assert torch.equal(encode_queries(plain, ["dog"]).vectors, expected[2:])
 
 
+def test_the_models_own_prompts_are_the_default(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "prompted")
+    settings = json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8"))
+    settings["prompts"] = {"query": "query : ", "document": "a "}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings), encoding="utf-8")
+    plain, prompted = SentenceTransformersEncoder(str(tiny)), SentenceTransformersEncoder(str(folder))
+    expected = plain.encode(["a dog", "query : dog", "dog"], "text").vectors
+    assert torch.allclose(prompted.encode(["dog"], "text").vectors, expected[:1])
+    assert torch.allclose(encode_queries(prompted, ["dog"]).vectors, expected[1:2])
+    unprompted = SentenceTransformersEncoder(str(folder), prompt="")
+    assert torch.allclose(unprompted.encode(["dog"], "text").vectors, expected[2:])
+
+
+def test_padding_on_the_left_keeps_every_token(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "left")
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": "left"}), encoding="utf-8")
+    encoder = SentenceTransformersEncoder(str(folder))
+    texts = ["dog", "a cat sleeps", "a dog runs " * 9, "cat"]
+    together = encoder.encode(texts, "text").vectors
+    for row, text in enumerate(texts):
+        assert torch.equal(encoder.encode([text], "text").vectors[0], together[row])
+    assert len({row.numpy().tobytes() for row in together}) == 4
+
+
+def test_a_model_without_attention(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    torch.manual_seed(0)
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+    model.save(str(tmp_path / "static"))
+    encoder = SentenceTransformersEncoder(str(tmp_path / "static"))
+    texts = ["a dog", "cat runs a a", "sleeps"]
+    together = encoder.encode(texts, "text").vectors
+    assert torch.allclose(together, model.encode(texts, normalize_embeddings=True, convert_to_tensor=True))
+    assert torch.equal(encoder.encode(texts[1:2], "text").vectors[0], together[1])
+
+
 @pytest.mark.parametrize("max_length", [None, 10, 5, 3])
 def test_texts_are_cut_at_the_limit_whatever_it_is(tiny: Path, max_length: int | None) -> None:
     encoder = SentenceTransformersEncoder(str(tiny), max_length=max_length)
