@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
-from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, ExpertSpec, ModelSpec, SNSSettings
+from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, ExpertSpec, MediaSettings, ModelSpec, SNSSettings
 from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
 from nemo_mm_rank.frames import to_table
 from nemo_mm_rank.media.segment import Audio, Image, Video
@@ -268,15 +268,17 @@ def test_spans_are_characters_of_any_script(data: str, annotation: str) -> None:
     assert row["sns_data_spans"] is not None
 
 
-def test_long_texts_are_cut_in_bounded_parts() -> None:
-    data = "The market closed. " * 5_000 + "The dog runs. " * 2_000
-    annotation = "A dog. " * 5_000 + "Rain is coming. " * 2_000
-    (row,) = trim(step(), ("text", data, annotation))
+def test_a_megabyte_of_text_is_cut_in_bounded_parts() -> None:
+    data = "The market closed. " * 40_000 + "The dog runs. " * 20_000
+    annotation = "A dog. " * 100_000 + "Rain is coming. " * 20_000
+    sns = step()
+    sns.media = MediaSettings(max_text_chars=2_000_000)
+    (row,) = trim(sns, ("text", data, annotation))
     assert row["error"] is None
-    assert "of 250 sentences" in row["sns_reason"]
-    kept = [data[int(start) : int(end)] for start, end in row["sns_data_spans"]]
-    assert sum("dog" in part for part in kept) == len(kept)
-    assert row["sns_after"] > 0.9
+    assert row["sns_reason"] == "bidirectional: kept 78 of 256 sentences and 192 of 256 annotation sentences"
+    assert sum("market" in data[int(start) : int(end)] for start, end in row["sns_data_spans"]) <= 1
+    assert not any("Rain" in annotation[int(start) : int(end)] for start, end in row["sns_annotation_spans"])
+    assert row["sns_after"] > 0.99
 
 
 def write_image(path: Path) -> None:
