@@ -84,17 +84,17 @@ def attach_rows(chosen: pa.Table, places: Rows, shards: Shards, columns: Sequenc
         shards: where the columns are.
         columns: those to add; a shard that lacks one gives nulls.
     """
-    if not len(places):
+    # Where nothing was chosen, the columns are still there.
+    pieces = [] if len(places) or not shards.count else [shards.read(0, columns).slice(0, 0)]
+    order = []
+    for part, mine in _by_part(places):
+        pieces.append(shards.read(part, columns).take(pa.array(places[mine, 1])))
+        order.append(mine)
+    if not pieces:
         return chosen
-    # Stable, so that row positions within a part come back in the order of `chosen`.
-    order = np.argsort(places[:, 0], kind="stable")
-    pieces = []
-    for part in np.unique(places[:, 0]).tolist():
-        mine = places[order][places[order, 0] == part, 1]
-        pieces.append(shards.read(part, columns).take(pa.array(mine)))
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    found = pa.concat_tables(pieces, promote_options="permissive").take(pa.array(back))
+    found = pa.concat_tables(pieces, promote_options="permissive")
+    if order:
+        found = found.take(pa.array(np.argsort(np.concatenate(order))))
     for name in found.column_names:
         chosen = chosen.append_column(found.schema.field(name), found[name])
     return chosen
@@ -103,8 +103,7 @@ def attach_rows(chosen: pa.Table, places: Rows, shards: Shards, columns: Sequenc
 def read_vectors(places: Rows, shards: Shards, column: str) -> npt.NDArray[np.float32]:
     """Return ``(k, d)`` embeddings of the rows at ``places`` ``(k, 2)``; zeros where a row has none."""
     vectors = np.zeros((len(places), 0), dtype=np.float32)
-    for part in np.unique(places[:, 0]).tolist():
-        mine = np.flatnonzero(places[:, 0] == part)
+    for part, mine in _by_part(places):
         table = shards.read(part, [column]).take(pa.array(places[mine, 1]))
         found = frames.vectors(frames.from_table(table), column).values.numpy()
         if found.shape[1]:
@@ -112,3 +111,11 @@ def read_vectors(places: Rows, shards: Shards, column: str) -> npt.NDArray[np.fl
                 vectors = np.zeros((len(places), found.shape[1]), dtype=np.float32)
             vectors[mine] = found
     return vectors
+
+
+def _by_part(places: Rows) -> Iterator[tuple[int, Rows]]:
+    """Yield each shard that has a row among ``places``, with the positions of its rows there."""
+    order = np.argsort(places[:, 0], kind="stable")
+    parts, starts, counts = np.unique(places[order, 0], return_index=True, return_counts=True)
+    for part, start, count in zip(parts.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        yield part, order[start : start + count]

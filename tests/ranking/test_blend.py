@@ -334,6 +334,13 @@ def test_own_columns_come_back_for_the_chosen(tmp_path: Path) -> None:
         assert (row["mine"], row["emb_fused"]) == (by_id[row["pair_id"]]["mine"], by_id[row["pair_id"]]["emb_fused"])
 
 
+def test_own_columns_are_there_though_nothing_is_chosen() -> None:
+    table = make_pool(20, 2)
+    found = rank(split(table, 2), COSINES, RankingSettings(), Budget(threshold=1e6))
+    full = attach_rows(found.chosen, found.places, split(table, 2), ["mine"])
+    assert (full.num_rows, full.column_names) == (0, [*found.chosen.column_names, "mine"])
+
+
 def test_a_ranking_is_saved_and_read_back(tmp_path: Path) -> None:
     found = rank(split(make_pool(200, 2), 3), COSINES, RankingSettings(collapse_duplicates=True), Budget(count=20))
     assert found.duplicates.num_rows > 0
