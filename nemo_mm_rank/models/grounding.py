@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 
 import torch
 
@@ -14,8 +13,8 @@ from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Item
 from nemo_mm_rank.models.contract import support, usable
 from nemo_mm_rank.schema import Modality
 
-PARTS_AT_ONCE = 512
-"""Parts in one call of the encoder: bounds the memory that their pixels and samples take."""
+PARTS_AT_ONCE, BYTES_AT_ONCE = 512, 256 * 2**20
+"""Parts in one call of the encoder: at most this many, and no more once their pixels or samples weigh this much."""
 
 
 class PartsGrounder:
@@ -92,7 +91,7 @@ class PartsGrounder:
         errors: dict[int, PairError] = {}
         done = 0
         parts = (segment.part(span) for segment, spans in zip(segments, candidates, strict=True) for span in spans)
-        for chunk in _chunks(parts, PARTS_AT_ONCE):
+        for chunk in _chunks(parts):
             encoded = usable(self._encoder.encode(chunk, modality), self._encoder, len(chunk))
             vectors.append(encoded.vectors)
             errors.update({done + row: error for row, error in encoded.errors.items()})
@@ -145,7 +144,15 @@ def _fault(encoded: Encoded, rows: Sequence[int]) -> PairError | None:
     return None
 
 
-def _chunks(parts: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    waiting = iter(parts)
-    while chunk := list(islice(waiting, size)):
+def _chunks(parts: Iterable[Segment]) -> Iterator[list[Item]]:
+    """Gather parts until they are many or heavy."""
+    chunk: list[Item] = []
+    weight = 0
+    for part in parts:
+        chunk.append(part)
+        weight += part.nbytes
+        if len(chunk) == PARTS_AT_ONCE or weight >= BYTES_AT_ONCE:
+            yield chunk
+            chunk, weight = [], 0
+    if chunk:
         yield chunk

@@ -99,6 +99,10 @@ def test_many_parts_are_cut_into_bounded_calls(monkeypatch: pytest.MonkeyPatch) 
     encoder = Means()
     cut = PartsGrounder(encoder).ground(items, [["red"]] * 4, "image")
     assert sorted(encoder.calls) == [("image", 6)] + [("image", 10)] * 5 + [("text", 1)]
+    monkeypatch.setattr("nemo_mm_rank.models.grounding.BYTES_AT_ONCE", 1)
+    encoder = Means()
+    PartsGrounder(encoder).ground(items, [["red"]] * 4, "image")
+    assert encoder.calls.count(("image", 1)) == 56
     for one, other in zip(whole, cut, strict=True):
         assert torch.equal(ok(one).scores, ok(other).scores)
 
