@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -75,12 +75,21 @@ def recall_at_k(data: Array, annotation: Array, k: int) -> dict[str, float]:
     Raises:
         ValueError: wrong shapes, no rows, ``k`` below 1, or a value that is not finite.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    return recalls(data, annotation, [k])[k]
+
+
+def recalls(data: Array, annotation: Array, ks: Iterable[int]) -> dict[int, dict[str, float]]:
+    """Return what `recall_at_k` returns for several ``k``, at the cost of one."""
+    wanted = list(ks)
+    if min(wanted) < 1:
+        raise ValueError(f"k must be at least 1, not {min(wanted)}")
     left, right = (F.normalize(side, dim=1) for side in _pair(data, annotation))
-    there = float((_ranks(right, left) < k).double().mean())
-    back = float((_ranks(left, right) < k).double().mean())
-    return {"annotation_to_data": there, "data_to_annotation": back, "average": (there + back) / 2}
+    there, back = _ranks(right, left), _ranks(left, right)
+    found = {}
+    for k in wanted:
+        shares = float((there < k).double().mean()), float((back < k).double().mean())
+        found[k] = {"annotation_to_data": shares[0], "data_to_annotation": shares[1], "average": sum(shares) / 2}
+    return found
 
 
 def average_precision(scores: Array | Sequence[float], relevant: Array | Sequence[bool]) -> float:

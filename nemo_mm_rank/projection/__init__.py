@@ -2,9 +2,15 @@
 
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.fit import fit
-from nemo_mm_rank.projection.losses import cluster_bias_loss, contrastive_loss, residual_bias_loss, scale_bias_loss
+from nemo_mm_rank.projection.losses import (
+    alignment_loss,
+    cluster_bias_loss,
+    contrastive_loss,
+    residual_bias_loss,
+    scale_bias_loss,
+)
 from nemo_mm_rank.projection.network import FusionNetwork
-from nemo_mm_rank.projection.sample import FitSample, choose_sample, folds_of
+from nemo_mm_rank.projection.sample import FitSample, folds_of
 from nemo_mm_rank.projection.step import AGREEMENT, ProjectionStep
 
 __all__ = [
@@ -13,7 +19,7 @@ __all__ = [
     "FusionNetwork",
     "Projection",
     "ProjectionStep",
-    "choose_sample",
+    "alignment_loss",
     "cluster_bias_loss",
     "contrastive_loss",
     "fit",

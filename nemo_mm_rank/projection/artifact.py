@@ -78,16 +78,20 @@ class Projection:
         """
         rows = len(annotations)
         inputs = {name: self._source(name, size, sources, rows) for name, size in self.sources.items()}
-        device = self._first.defaults[0].device
-        valid = torch.stack([column.valid for column in inputs.values()]).any(0)
+        device = self._first.bias.device
         out = torch.zeros(rows, self.dim, device=device)
+        there = torch.stack([column.valid for column in inputs.values()], dim=1)
         folds = torch.from_numpy(folds_of(annotations, len(self.networks), self.seed)).to(device)
+        # Rows that have the same sources go together: then every product is over a whole block.
+        kinds, kind = torch.unique(torch.cat([folds[:, None], there.long()], dim=1), dim=0, return_inverse=True)
         with torch.inference_mode(), threads(1):
-            for fold, network in enumerate(self.networks):
-                for chosen in torch.split(torch.nonzero(valid & (folds == fold)).view(-1), _BLOCK):
-                    block = {name: _padded(column, chosen) for name, column in inputs.items()}
-                    out[chosen] = network(block)[: len(chosen)]
-        return Vectors(out, valid)
+            for index, (fold, *has) in enumerate(kinds.tolist()):
+                if not any(has):
+                    continue
+                for chosen in torch.split(torch.nonzero(kind == index).view(-1), _BLOCK):
+                    block = {name: _block(inputs[name], chosen, bool(h)) for name, h in zip(inputs, has, strict=True)}
+                    out[chosen] = self.networks[fold](block)[: len(chosen)]
+        return Vectors(out, there.any(1))
 
     def _source(self, name: str, size: int, sources: Mapping[str, Vectors], rows: int) -> Vectors:
         if name not in sources:
@@ -134,12 +138,12 @@ class Projection:
         return projection.to(device)
 
 
-def _padded(column: Vectors, rows: torch.Tensor) -> Vectors:
-    """Take ``rows`` of a column into a block of fixed shape, zero beyond them."""
+def _block(column: Vectors, rows: torch.Tensor, there: bool) -> Vectors:
+    """Take ``rows`` of a column, which all have it or all lack it, into a block of fixed shape, zero beyond them."""
     values = column.values.new_zeros(_BLOCK, column.values.shape[1])
-    valid = column.valid.new_zeros(_BLOCK)
-    values[: len(rows)], valid[: len(rows)] = column.values[rows], column.valid[rows]
-    return Vectors(values, valid)
+    if there:
+        values[: len(rows)] = column.values[rows]
+    return Vectors(values, torch.full((_BLOCK,), there, device=values.device))
 
 
 @contextmanager

@@ -3,114 +3,135 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.config import ProjectionSettings
-from nemo_mm_rank.evaluation import matched_gap, modality_gap, recall_at_k
+from nemo_mm_rank.evaluation.geometry import matched_gap, modality_gap, recalls
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection.artifact import Projection, threads
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.network import FusionNetwork
 from nemo_mm_rank.projection.sample import FitSample, folds_of, hashes
-from nemo_mm_rank.projection.train import Trainer
+from nemo_mm_rank.projection.train import History, TrainingSet, train
 
 log = logging.getLogger(__name__)
 
 _VALIDATION = 10  # one annotation in this many of the training folds is set aside for early stopping
+_MEASURED = 4096  # held-out pairs of a fold that are measured: recall costs their square
+
+Measures = dict[str, dict[str, float]]
 
 
 def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str = "cpu") -> Projection:
     """Fit one network per fold.
 
     The fold of a pair is a stable hash of its annotation, so that equal annotations share one, here and in any new
-    pool. The same sample, settings, seed and versions give the same networks.
+    pool. The same sample, settings, seed, versions and device give the same networks, to the bit.
 
     Args:
-        sample: in the order of `choose_sample`, for a fit that does not depend on how the pool is sharded.
+        sample: in an order that does not depend on how the pool is stored (by `sample.hashes` of the pair ids, say).
         settings: network, objective and folds.
         seed: of folds, weights, batches and dropout.
         device: where to train.
+
+    Returns:
+        The projection. Its ``metrics`` are of held-out pairs only: ``folds`` and their ``mean``, each with ``n``,
+        ``gap``, ``matched_gap``, ``recall_at_1``, ``recall_at_5`` and ``recall_at_10`` (mean of both directions) of
+        ``fused`` and of every source in the anchor's space; and the ``losses`` of every fold's epochs.
 
     Raises:
         ModelError: counts that do not fit, or values that are not finite.
     """
     sample.check()
-    sources = {
-        name: Vectors(column.values.to(device, torch.float32), column.valid.to(device))
-        for name, column in sample.sources.items()
-        if bool(column.valid.any())
-    }
-    anchors = F.normalize(sample.anchors.to(device, torch.float32), dim=1)
-    rows = len(anchors)
-    keys = hashes(sample.annotations, seed)
-    trainer = Trainer(sources, anchors, codes(list(sample.modality), rows, device), codes(keys, rows, device), settings)
+    data = _tensors(sample, device)
     folds = torch.from_numpy(folds_of(sample.annotations, settings.folds, seed))
-    aside = torch.from_numpy(keys // np.uint64(settings.folds) % np.uint64(_VALIDATION) == 0)
-    networks, histories = [], []
-    with threads(settings.threads):
-        for fold in range(settings.folds):
-            generator = torch.Generator().manual_seed((seed << 8) + fold)
-            network = FusionNetwork(
-                {name: column.values.shape[1] for name, column in sources.items()},
-                anchors.shape[1],
-                settings.hidden,
-                settings.depth,
-                settings.dropout,
-                [name for name in sample.anchor_space if name in sources],
+    aside = torch.from_numpy(
+        hashes(sample.annotations, seed) // np.uint64(settings.folds) % np.uint64(_VALIDATION) == 0
+    )
+    skip = [name for name in sample.anchor_space if name in data.sources]
+
+    def fit_fold(fold: int) -> tuple[FusionNetwork, History]:
+        torch.set_num_threads(1)
+        generator = torch.Generator().manual_seed(int(hashes([f"fold {fold}"], seed)[0] >> np.uint64(1)))
+        network = _network(data, skip, settings)
+        network.initialise(generator)
+        network.to(device)
+        training = torch.nonzero((folds != fold) & ~aside).view(-1)
+        if len(torch.unique(data.annotation[training.to(device)])) < 2:
+            log.warning(
+                "projection: fold %d leaves too few annotations to learn from; its network is as it began", fold
             )
-            network.initialise(generator)
-            network.to(device)
-            training = torch.nonzero((folds != fold) & ~aside).view(-1)
-            validation = torch.nonzero((folds != fold) & aside).view(-1)
-            if len(torch.unique(trainer.groups[training.to(device)])) > 1:
-                histories.append(trainer.train(network, training, validation, generator))
-            else:
-                log.warning("projection: fold %d has nothing to learn from; its network stays untrained", fold)
-                histories.append([])
-            networks.append(network)
+            return network, []
+        validation = torch.nonzero((folds != fold) & aside).view(-1)
+        return network, train(network, data, training, validation, settings, generator)
+
+    # Each network has one thread to itself: faster than several for each in turn, and the same whatever their number.
+    with threads(1), ThreadPoolExecutor(settings.threads) as pool:
+        networks, losses = zip(*pool.map(fit_fold, range(settings.folds)), strict=True)
     projection = Projection(networks, seed, {})
-    projection.metrics = {
-        "losses": histories,
-        "folds": [_measure(projection, sample, sources, anchors, folds == fold) for fold in range(settings.folds)],
-    }
-    projection.metrics["mean"] = _mean(projection.metrics["folds"])
+    held_out = [torch.nonzero(folds == fold).view(-1)[:_MEASURED] for fold in range(settings.folds)]
+    measured = [_measure(projection, sample, data, rows) for rows in held_out]
+    projection.metrics = {"mean": _mean(measured), "folds": measured, "losses": list(losses)}
     return projection
 
 
-def _measure(
-    projection: Projection, sample: FitSample, sources: dict[str, Vectors], anchors: torch.Tensor, held: torch.Tensor
-) -> dict[str, dict[str, float]]:
-    """Return gap, matched gap and recall on the held-out rows, of the fused space and each source in the same space."""
-    chosen = torch.nonzero(held).view(-1)
-    taken = {name: Vectors(column.values[chosen], column.valid[chosen]) for name, column in sources.items()}
-    spaces = {"fused": projection.project(taken, [sample.annotations[row] for row in chosen.tolist()])}
-    spaces |= {name: taken[name] for name in sample.anchor_space if name in taken}
-    modality = np.asarray(list(sample.modality), dtype=object)[chosen.numpy()].astype(str)
+def _tensors(sample: FitSample, device: str) -> TrainingSet:
+    """Put a sample on the device, without the sources that none of its rows has."""
+    rows = len(sample.anchors)
+    return TrainingSet(
+        sources={
+            name: Vectors(column.values.to(device, torch.float32), column.valid.to(device))
+            for name, column in sample.sources.items()
+            if bool(column.valid.any())
+        },
+        anchors=F.normalize(sample.anchors.to(device, torch.float32), dim=1),
+        modality=codes(list(sample.modality), rows, device),
+        annotation=codes(list(sample.annotations), rows, device),
+    )
+
+
+def _network(data: TrainingSet, skip: Sequence[str], settings: ProjectionSettings) -> FusionNetwork:
+    sizes = {name: column.values.shape[1] for name, column in data.sources.items()}
+    return FusionNetwork(sizes, data.anchors.shape[1], settings.hidden, settings.depth, settings.dropout, skip)
+
+
+def _measure(projection: Projection, sample: FitSample, data: TrainingSet, rows: torch.Tensor) -> Measures:
+    """Measure the fused space, and each source in the same space, on some rows."""
+    where = rows.to(data.anchors.device)
+    sources = {name: Vectors(column.values[where], column.valid[where]) for name, column in data.sources.items()}
+    modality = np.array([sample.modality[row] for row in rows.tolist()])
+    spaces = {"fused": projection.project(sources, [sample.annotations[row] for row in rows.tolist()])}
+    spaces |= {name: sources[name] for name in sample.anchor_space if name in sources}
     return {
-        name: geometry(column.values[column.valid], anchors[chosen][column.valid], modality[column.valid.cpu().numpy()])
+        name: geometry(
+            column.values[column.valid], data.anchors[where][column.valid], modality[column.valid.cpu().numpy()]
+        )
         for name, column in spaces.items()
         if bool(column.valid.any())
     }
 
 
-def geometry(data: torch.Tensor, annotation: torch.Tensor, modality: Any) -> dict[str, float]:
-    """Return ``n``, ``gap``, ``matched_gap`` and ``recall_at_1 / 5 / 10`` of one space."""
-    data = F.normalize(data, dim=1)
+def geometry(data: torch.Tensor, annotation: torch.Tensor, modality: npt.NDArray[Any]) -> dict[str, float]:
+    """Return ``n``, ``gap``, ``matched_gap`` and ``recall_at_1 / 5 / 10`` of one space, its vectors normalised."""
+    data, annotation = F.normalize(data, dim=1), F.normalize(annotation, dim=1)
     return {
         "n": len(data),
         "gap": modality_gap(data, modality),
         "matched_gap": matched_gap(data, annotation, modality),
-        **{f"recall_at_{k}": recall_at_k(data, annotation, k)["average"] for k in (1, 5, 10)},
+        **{f"recall_at_{k}": found["average"] for k, found in recalls(data, annotation, (1, 5, 10)).items()},
     }
 
 
-def _mean(folds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+def _mean(folds: Sequence[Measures]) -> Measures:
     """Return each measure's mean over the folds that have it; ``n`` is their sum."""
-    out: dict[str, dict[str, float]] = {}
+    out: Measures = {}
     for name in dict.fromkeys(name for fold in folds for name in fold):
         found = [fold[name] for fold in folds if name in fold]
         out[name] = {key: float(np.mean([one[key] for one in found])) for key in found[0]}

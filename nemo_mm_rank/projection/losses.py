@@ -47,6 +47,28 @@ def contrastive_loss(
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
+def alignment_loss(projected: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+    """Return the mean of one minus the cosine of each row with its own anchor.
+
+    Half the alignment of Wang & Isola (2020, arXiv 2005.10242, section 4.2), whose squared distance it is for
+    normalised vectors. Where `contrastive_loss` looks for what tells a pair from others, this looks for what they have
+    in common with their annotations, which is what a broad objective asks for.
+
+    Args:
+        projected: ``(n, d)`` float.
+        anchors: ``(n, d)`` float, row i belonging to row i of ``projected``.
+
+    Returns:
+        A scalar between 0 and 2.
+
+    Raises:
+        ValueError: wrong shapes, or a value that is not finite.
+    """
+    _check(projected, "projected")
+    _check(anchors, "anchors", projected)
+    return (1 - F.cosine_similarity(projected, anchors, dim=1)).mean()
+
+
 def cluster_bias_loss(projected: torch.Tensor, modality: Modalities) -> torch.Tensor:
     """Return how far the modalities' centroids lie from the common one.
 

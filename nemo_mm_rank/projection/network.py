@@ -14,18 +14,23 @@ from nemo_mm_rank.frames import Vectors
 
 
 class FusionNetwork(nn.Module):
-    """An MLP over concatenated sources; a source that a row lacks is replaced by a learnt default.
+    """An MLP over concatenated sources; what a row lacks is replaced by a learnt default.
 
-    Sources that already lie in the anchor's space are also added to the output (their mean, over those present), so
-    that the network starts as the experts that need no training and learns what to change. The output is normalised.
+    The first layer is a product with the concatenation, written as the sum of one product per source, so that nothing
+    is computed for rows without it; the default therefore stands for the product. Sources that already lie in the
+    anchor's space are also added to the output (the mean of those present): the network starts as the experts that
+    need no training, and learns what to change. The output is normalised.
 
     Args:
-        sources: name -> dimension of every source, in the order in which they are concatenated.
+        sources: name -> dimension of every source; their vectors are normalised.
         dim: dimension of the anchor's space.
         hidden: width of the hidden layers.
         depth: number of hidden layers; 0 is a linear map.
         dropout: share of hidden units dropped while training.
         skip: names of the sources that lie in the anchor's space.
+
+    Raises:
+        ValueError: no source, or a skipped one that is not there or of another dimension.
     """
 
     config_keys = ("sources", "dim", "hidden", "depth", "dropout", "skip")
@@ -40,39 +45,64 @@ class FusionNetwork(nn.Module):
         skip: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if not sources:
+            raise ValueError("a fusion network needs at least one source")
         for name in skip:
             if sources.get(name) != dim:
-                raise ValueError(f"source {name!r} cannot lie in the anchor's space of {dim} dimensions")
+                raise ValueError(f"source {name!r} does not lie in the anchor's space of {dim} dimensions")
         self.sources, self.dim, self.hidden, self.depth = dict(sources), dim, hidden, depth
         self.dropout, self.skip = dropout, tuple(skip)
-        # A list, because a parameter's name may not hold the dots that a source's name may.
-        self.defaults = nn.ParameterList([nn.Parameter(torch.zeros(size)) for size in self.sources.values()])
-        widths = [sum(self.sources.values()), *[hidden] * depth]
-        layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [nn.Linear(before, after), nn.GELU(), nn.Dropout(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], dim))
+        widths = [*[hidden] * depth, dim]
+        # In lists, because a parameter's name may not hold the dots that a source's name may.
+        self.first = nn.ModuleList([nn.Linear(size, widths[0], bias=False) for size in self.sources.values()])
+        self.defaults = nn.ParameterList([nn.Parameter(torch.zeros(widths[0])) for _ in self.sources])
+        self.bias = nn.Parameter(torch.zeros(widths[0]))
+        self.rest = nn.ModuleList([nn.Linear(before, after) for before, after in itertools.pairwise(widths)])
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all weights from ``generator`` (PyTorch's own initialisation would use the global state)."""
-        for module in self.layers:
-            if isinstance(module, nn.Linear):
-                bound = module.in_features**-0.5
-                nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-                nn.init.zeros_(module.bias)
+        weights = [parameter for parameter in self.parameters() if parameter.ndim == 2]
+        for weight in weights:
+            bound = weight.shape[1] ** -0.5
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+        if self.skip:
+            for weight in weights[-1:] if self.depth else weights:
+                nn.init.zeros_(weight)
+        for parameter in self.parameters():
+            if parameter.ndim == 1:
+                nn.init.zeros_(parameter)
 
     def forward(self, sources: Mapping[str, Vectors]) -> torch.Tensor:
         """Fuse ``n`` rows: ``(n, dim)`` float32, normalised."""
-        parts = [
-            torch.where(sources[name].valid[:, None], sources[name].values, default)
-            for name, default in zip(self.sources, self.defaults, strict=True)
-        ]
-        out: torch.Tensor = self.layers(torch.cat(parts, dim=1))
+        return F.normalize(self.fuse(sources), dim=1)
+
+    def fuse(self, sources: Mapping[str, Vectors], generator: torch.Generator | None = None) -> torch.Tensor:
+        """Fuse ``n`` rows: ``(n, dim)`` float32, not yet normalised. With a ``generator``, hidden units are dropped."""
+        x: torch.Tensor = self.bias
+        for name, layer, default in zip(self.sources, self.first, self.defaults, strict=True):
+            column = sources[name]
+            # A normalised vector has entries of variance 1 / d; the layer is to see a variance of 1.
+            scale = column.values.shape[1] ** 0.5
+            there = torch.nonzero(column.valid).view(-1)
+            if len(there) == len(column.valid):
+                x = x + layer(column.values * scale)
+            elif len(there):
+                x = x + default.expand(len(column.valid), -1).index_copy(0, there, layer(column.values[there] * scale))
+            else:
+                x = x + default.expand(len(column.valid), -1)
+        for layer in self.rest:
+            x = layer(self._drop(F.gelu(x), generator))
         if self.skip:
-            there = torch.stack([sources[name].valid for name in self.skip]).sum(0).clamp(min=1)
+            count = torch.stack([sources[name].valid for name in self.skip]).sum(0).clamp(min=1)
             # Rows without a source are zero in it, so that the sum is over those present.
-            out = out + torch.stack([sources[name].values for name in self.skip]).sum(0) / there[:, None]
-        return F.normalize(out, dim=1)
+            x = x + torch.stack([sources[name].values for name in self.skip]).sum(0) / count[:, None]
+        return x
+
+    def _drop(self, x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        if not self.dropout or generator is None:
+            return x
+        kept = torch.rand(x.shape, generator=generator, device=generator.device) >= self.dropout
+        return x * kept.to(x.device) / (1 - self.dropout)
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that make an equal network, JSON-able."""

@@ -55,9 +55,9 @@ class FitSample:
 
 def hashes(texts: Sequence[str], seed: int) -> Keys:
     """Return a stable 64-bit hash of each text: ``(n,)`` uint64, the same in every process and version."""
-    salt = seed.to_bytes(8, "little")
+    key = str(seed).encode()
     digests = b"".join(
-        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, salt=salt).digest() for text in texts
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key).digest() for text in texts
     )
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
@@ -65,13 +65,3 @@ def hashes(texts: Sequence[str], seed: int) -> Keys:
 def folds_of(annotations: Sequence[str], folds: int, seed: int) -> npt.NDArray[np.int64]:
     """Return the fold of each annotation: ``(n,)`` int64 in ``0 .. folds - 1``; equal texts share one."""
     return (hashes(annotations, seed) % np.uint64(folds)).astype(np.int64)
-
-
-def choose_sample(pair_ids: Sequence[str], max_pairs: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return the positions of at most ``max_pairs`` pairs, in the order of a stable hash of their ids.
-
-    Neither the choice nor its order depends on the order given; and the choice from the choices of parts is the
-    choice from the whole, so that shards can be read one at a time.
-    """
-    order = np.lexsort((np.asarray(pair_ids, dtype=object).astype(str), hashes(pair_ids, seed)))
-    return order[:max_pairs].astype(np.int64)

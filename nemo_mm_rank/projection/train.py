@@ -2,98 +2,114 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from nemo_mm_rank.config import ProjectionSettings
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import losses
 from nemo_mm_rank.projection.network import FusionNetwork
 
+History = list[dict[str, float]]
+"""The training and validation loss of every epoch."""
 
-class Trainer:
-    """A sample as tensors, and how a network is trained on some of its rows.
 
-    Args:
+@dataclass(frozen=True)
+class TrainingSet:
+    """A sample as tensors, all on one device.
+
+    Attributes:
         sources: name -> embeddings of ``n`` rows.
-        anchors: ``(n, d)``.
+        anchors: ``(n, d)`` float32, normalised.
         modality: ``(n,)`` int64 codes.
-        groups: ``(n,)`` int64 codes, equal for equal annotations.
-        settings: network and objective.
+        annotation: ``(n,)`` int64 codes, equal for equal annotations.
     """
 
-    def __init__(
-        self,
-        sources: dict[str, Vectors],
-        anchors: torch.Tensor,
-        modality: torch.Tensor,
-        groups: torch.Tensor,
-        settings: ProjectionSettings,
-    ) -> None:
-        self.sources, self.anchors, self.modality, self.groups = sources, anchors, modality, groups
-        self.settings = settings
+    sources: dict[str, Vectors]
+    anchors: torch.Tensor
+    modality: torch.Tensor
+    annotation: torch.Tensor
 
-    def train(
-        self, network: FusionNetwork, training: torch.Tensor, validation: torch.Tensor, generator: torch.Generator
-    ) -> list[dict[str, float]]:
-        """Train ``network`` in place and leave it with the weights of its best epoch.
 
-        Args:
-            network: initialised.
-            training: row positions.
-            validation: row positions, without the training annotations; where empty, the training loss decides.
-            generator: of batches and dropout.
+def train(
+    network: FusionNetwork,
+    data: TrainingSet,
+    training: torch.Tensor,
+    validation: torch.Tensor,
+    settings: ProjectionSettings,
+    generator: torch.Generator,
+) -> History:
+    """Train ``network`` in place and leave it with the weights of its best epoch.
 
-        Returns:
-            The training and validation loss of every epoch.
-        """
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
-        )
-        history: list[dict[str, float]] = []
-        best, best_weights, waited = float("inf"), copy.deepcopy(network.state_dict()), 0
-        for _ in range(self.settings.max_epochs):
-            network.train()
-            total = count = 0.0
-            for rows in balanced_batches(self.modality, training, self.settings.batch_size, generator):
-                optimiser.zero_grad(set_to_none=True)
-                loss = self.loss(network, rows)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                total, count = total + float(loss.detach()) * len(rows), count + len(rows)
-            network.eval()
-            trained = total / count
+    The learning rate falls to zero along a cosine.
+
+    Args:
+        network: initialised.
+        data: the whole sample.
+        training: row positions, on the CPU.
+        validation: row positions, without the training annotations; where empty, the training loss decides.
+        settings: the objective and its optimiser.
+        generator: CPU; of batches and dropout.
+    """
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.max_epochs)
+    history: History = []
+    best, waited = float("inf"), 0
+    weights = _weights(network)
+    for _ in range(settings.max_epochs):
+        total = 0.0
+        for rows in balanced_batches(data.modality, training, settings.batch_size, generator):
+            optimiser.zero_grad(set_to_none=True)
+            loss = objective(network, data, rows, settings, generator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            total += float(loss.detach()) * len(rows)
+        schedule.step()
+        judged = trained = total / len(training)
+        if len(validation):
             with torch.no_grad():
-                judged = float(self.loss(network, validation)) if len(validation) else trained
-            history.append({"training": trained, "validation": judged})
-            if judged < best:
-                best, best_weights, waited = judged, copy.deepcopy(network.state_dict()), 0
-            else:
-                waited += 1
-                if waited >= self.settings.patience:
-                    break
-        network.load_state_dict(best_weights)
-        return history
+                judged = float(objective(network, data, validation, settings))
+        history.append({"training": trained, "validation": judged})
+        waited += 1
+        if judged < best:
+            best, waited, weights = judged, 0, _weights(network)
+        if waited >= settings.patience:
+            break
+    network.load_state_dict(weights)
+    return history
 
-    def loss(self, network: FusionNetwork, rows: torch.Tensor) -> torch.Tensor:
-        """Return the weighted sum of the objective's terms on ``rows``."""
-        settings = self.settings
-        taken = {name: Vectors(column.values[rows], column.valid[rows]) for name, column in self.sources.items()}
-        anchors, modality = self.anchors[rows], self.modality[rows]
-        projected = network(taken)
-        terms = []
-        if settings.contrastive_weight:
-            contrast = losses.contrastive_loss(projected, anchors, settings.temperature, self.groups[rows])
-            terms.append(settings.contrastive_weight * contrast)
-        if settings.residual_bias_weight:
-            terms.append(settings.residual_bias_weight * losses.residual_bias_loss(projected, anchors, modality))
-        if settings.cluster_bias_weight:
-            terms.append(settings.cluster_bias_weight * losses.cluster_bias_loss(projected, modality))
-        if settings.scale_bias_weight:
-            terms.append(settings.scale_bias_weight * losses.scale_bias_loss(projected, modality))
-        return torch.stack(terms).sum()
+
+def objective(
+    network: FusionNetwork,
+    data: TrainingSet,
+    rows: torch.Tensor,
+    settings: ProjectionSettings,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return the weighted sum of the objective's terms on ``rows``."""
+    rows = rows.to(data.anchors.device)
+    anchors, modality = data.anchors[rows], data.modality[rows]
+    sources = {name: Vectors(column.values[rows], column.valid[rows]) for name, column in data.sources.items()}
+    projected = network.fuse(sources, generator)
+    total = torch.zeros((), device=projected.device)
+    if settings.contrastive_weight:
+        contrast = losses.contrastive_loss(projected, anchors, settings.temperature, data.annotation[rows])
+        total = total + settings.contrastive_weight * contrast
+    if settings.alignment_weight:
+        total = total + settings.alignment_weight * losses.alignment_loss(projected, anchors)
+    if settings.residual_bias_weight:
+        total = total + settings.residual_bias_weight * losses.residual_bias_loss(projected, anchors, modality)
+    biased = F.normalize(projected, dim=1) if settings.normalise_bias else projected
+    if settings.cluster_bias_weight:
+        total = total + settings.cluster_bias_weight * losses.cluster_bias_loss(biased, modality)
+    if settings.scale_bias_weight:
+        total = total + settings.scale_bias_weight * losses.scale_bias_loss(biased, modality)
+    return total
 
 
 def balanced_batches(
@@ -103,11 +119,23 @@ def balanced_batches(
 
     Each modality's rows are shuffled and laid out evenly over the epoch, so that a rare one is not missing from most
     batches and crowded in one.
+
+    Args:
+        modality: ``(n,)`` int64 codes of the whole sample.
+        rows: positions in it, on the CPU.
+        batch_size: aimed at; batches differ by one row at most.
+        generator: CPU.
     """
-    position = torch.empty(len(rows), dtype=torch.float64)
     shuffled = rows[torch.randperm(len(rows), generator=generator)]
-    for code in torch.unique(modality[shuffled]):
-        own = torch.nonzero(modality[shuffled] == code).view(-1)
+    codes = modality.cpu()[shuffled]
+    place = torch.empty(len(rows), dtype=torch.float64)
+    for code in range(int(codes.max()) + 1):
+        own = torch.nonzero(codes == code).view(-1)
         start = torch.rand((), generator=generator, dtype=torch.float64)
-        position[own] = (torch.arange(len(own), dtype=torch.float64) + start) / len(own)
-    yield from torch.chunk(shuffled[position.argsort(stable=True)], max(1, round(len(rows) / batch_size)))
+        place[own] = (torch.arange(len(own), dtype=torch.float64) + start) / max(1, len(own))
+    order = shuffled[place.argsort(stable=True)]
+    yield from torch.tensor_split(order, max(1, round(len(rows) / batch_size)))
+
+
+def _weights(network: FusionNetwork) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
