@@ -48,7 +48,7 @@ def bare() -> dict[str, Any]:
     from tests.adapters import MobileNetFeatures, MobileNetWords, YamnetFeatures, YamnetWords
 
     folder = str(real_pool.MODELS)
-    labels, sounds = MobileNetWords(folder), YamnetWords(folder)
+    labels, sounds = MobileNetWords(folder, top=8), YamnetWords(folder)
     pictures, noises = MobileNetFeatures(folder), YamnetFeatures(folder)
     minilm = SentenceTransformer(real_pool.minilm(), device="cpu")
     loaded = _status("VmRSS")
@@ -96,7 +96,7 @@ def ours(sns: str) -> dict[str, Any]:
     from nemo_mm_rank.experts.step import ExpertStep
 
     with tempfile.TemporaryDirectory() as folder:
-        config = parse(Config, real_pool.settings(folder, sns={"mode": sns}))
+        config = parse(Config, real_pool.settings(folder, sns=sns))
         ExpertStep(config.experts, config.models, config.anchor, config.media).setup()
         loaded = _status("VmRSS")
         result = curate(config=config, progress=False)

@@ -33,7 +33,7 @@ def minilm() -> str:
     return str(found[0].parent)
 
 
-def settings(output: str | Path, query: str = SCENES, **changes: Any) -> dict[str, Any]:
+def settings(output: str | Path, query: str = SCENES, sns: str = "off", **changes: Any) -> dict[str, Any]:
     """Return the run's configuration: words -> MiniLM as text-based expert, MobileNet and YAMNet as fusion expert."""
     folder = str(MODELS)
     return {
@@ -43,7 +43,7 @@ def settings(output: str | Path, query: str = SCENES, **changes: Any) -> dict[st
         "output": str(output),
         "models": {
             "minilm": {"class": "sentence-transformers", "path": minilm()},
-            "labels": {"class": "tests.adapters:MobileNetWords", "folder": folder},
+            "labels": {"class": "tests.adapters:MobileNetWords", "folder": folder, "top": 8},
             "sounds": {"class": "tests.adapters:YamnetWords", "folder": folder},
             "mobilenet": {"class": "tests.adapters:MobileNetFeatures", "folder": folder},
             "yamnet": {"class": "tests.adapters:YamnetFeatures", "folder": folder},
@@ -68,5 +68,6 @@ def settings(output: str | Path, query: str = SCENES, **changes: Any) -> dict[st
             },
         ],
         "anchor": "minilm",
+        "sns": {"mode": sns, "region_grid": 2},
         **changes,
     }

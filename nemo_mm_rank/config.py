@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -32,6 +33,7 @@ class PoolSource(Settings):
     fields: dict[str, str] = Field(default_factory=dict, description="ours -> the manifest's own name")
     modality: Modality | None = Field(None, description="for pools whose rows do not say")
     name: str | None = Field(None, description="the `pool` of rows that do not say; default: the manifest's stem")
+    rename: dict[str, str] = Field(default_factory=dict, description="your own columns: name -> name to keep it under")
     root: str | None = Field(None, description="what media references are relative to; default: the manifest's folder")
 
     @model_validator(mode="after")
@@ -171,6 +173,19 @@ class RankingSettings(Settings):
     collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
     duplicate_similarity: float = Field(0.98, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _quotas_fit(self) -> RankingSettings:
+        if bool(self.quota_by) != bool(self.quotas):
+            raise ValueError("quota_by says by what, quotas the shares: give both or neither")
+        if any(not 0 <= share <= 1 for share in self.quotas.values()):
+            raise ValueError(f"quotas: shares are between 0 and 1, not {self.quotas}")
+        if sum(Fraction(str(share)) for share in self.quotas.values()) > 1:
+            raise ValueError(f"quotas: the shares {self.quotas} sum to more than 1")
+        for name in self.quotas if self.quota_by == "modality" else ():
+            if name not in list(Modality):
+                raise ValueError(f"quotas: no modality {name!r}{nearest(name, list(Modality))}")
+        return self
+
 
 class EngineSettings(Settings):
     """Where the work is done; never changes what comes out."""
@@ -207,7 +222,7 @@ class Budget(Settings):
             return {"count": value}
         if isinstance(value, str):
             if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
-                return {"fraction": float(match[1]) / 100}
+                return {"fraction": float(Fraction(match[1]) / 100)}
             if re.fullmatch(r"\s*\d[\d_,]*\s*", value):
                 return {"count": int(re.sub(r"[\s_,]", "", value))}
             raise ValueError(f"a budget is a number of pairs or a share like 20%, not {value!r}")
@@ -224,7 +239,8 @@ class Budget(Settings):
         if self.count is not None:
             return min(self.count, ranked)
         if self.fraction is not None:
-            return min(ranked, max(1, int(ranked * self.fraction)))
+            # As the decimal number it was written as: 29 % of 100 is 29, which floats make 28.999...
+            return min(ranked, max(1, int(ranked * Fraction(str(self.fraction)))))
         return ranked
 
 
@@ -277,7 +293,11 @@ class Config(Settings):
             raise ValueError(
                 "sns: trimming needs an expert that shares a space with text, and a fusion expert has none"
             )
-        scores = ("fused", "experts", "annotation", "agreement", *names)
+        own = ("fused", "experts", "annotation", "agreement")
+        for name in names:
+            if name in own:
+                raise ValueError(f"experts: {name!r} is the name of a score of ours; give the expert another")
+        scores = (*own, *names)
         for score in self.ranking.weights:
             if score not in scores:
                 raise ValueError(f"ranking.weights: no score {score!r}{nearest(score, scores)}")

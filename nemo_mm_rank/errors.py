@@ -46,7 +46,7 @@ class EmbeddingError(PairError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or ``""`` where none is close."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(name, [str(one) for one in known], n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 
 

@@ -47,6 +47,22 @@ def test_two_keys_are_enough() -> None:
             {"experts": [{"name": "a", "kind": "text-based", "encoder": "tex"}]},
             "configuration: expert 'a': no model 'tex'; did you mean 'text'?",
         ),
+        (
+            {"ranking": {"quota_by": "modality", "quotas": {"imge": 0.5}}},
+            "ranking: quotas: no modality 'imge'; did you mean 'image'?",
+        ),
+        (
+            {"ranking": {"quotas": {"image": 0.5}}},
+            "ranking: quota_by says by what, quotas the shares: give both or neither",
+        ),
+        (
+            {"ranking": {"quota_by": "pool", "quotas": {"a": 0.7, "b": 0.4}}},
+            "ranking: quotas: the shares {'a': 0.7, 'b': 0.4} sum to more than 1",
+        ),
+        (
+            {"experts": [{"name": "fused", "kind": "text-based", "encoder": "text"}]},
+            "configuration: experts: 'fused' is the name of a score of ours; give the expert another",
+        ),
         ({"queries": [{"text": "x", "weight": -1}]}, "configuration: queries: at least one needs a positive weight"),
     ],
 )
@@ -69,7 +85,15 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("given", "of", "pairs"),
-    [(10, 100, 10), ("10", 100, 10), ("10_000", 100, 100), ("20%", 33, 6), ("0.5%", 100, 1), (" 12.5 % ", 80, 10)],
+    [
+        (10, 100, 10),
+        ("10", 100, 10),
+        ("10_000", 100, 100),
+        ("20%", 33, 6),
+        ("0.5%", 100, 1),
+        ("29%", 100, 29),
+        (" 12.5 % ", 80, 10),
+    ],
 )
 def test_budgets(given: int | str, of: int, pairs: int) -> None:
     assert parse(Budget, given).pairs(of) == pairs

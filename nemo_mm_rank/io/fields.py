@@ -27,6 +27,7 @@ class Fields:
         ours = (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION, DATA_BYTES, DATA_PATH, ANNOTATION_PATH)
         self.names = {name: source.fields.get(name, name) for name in ours}
         self.columns = rows.columns
+        self.rename = source.rename
         for name in ours:
             if name in self.columns and name not in self.names.values():
                 theirs = self.names[name]
@@ -46,9 +47,9 @@ class Fields:
         return f"no field {theirs!r}{nearest(theirs, self.columns)} (there are: {', '.join(list(self.columns)[:8])})"
 
     def extras(self) -> dict[str, Column]:
-        """Return the columns that are none of ours."""
+        """Return the columns that are none of ours, by the names that they are to be kept under."""
         used = set(self.names.values())
-        return {name: column for name, column in self.columns.items() if name not in used}
+        return {self.rename.get(name, name): column for name, column in self.columns.items() if name not in used}
 
 
 def strings(column: Column | None, n: int, numbers: bool = False) -> tuple[pa.Array, dict[int, str]]:

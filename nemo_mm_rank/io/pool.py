@@ -128,5 +128,8 @@ def read_manifest(manifest: Manifest, source: PoolSource, seen: Seen, check_file
         batch = canonical(rows, source, manifest.pool, references, seen)
         for name in batch.extras:
             if name in RESERVED or name.startswith(RESERVED_PREFIXES):
-                raise PoolError(f"{manifest.file}: column {name!r} has a name that a run adds; rename it")
+                raise PoolError(
+                    f"{manifest.file}: column {name!r} has a name that a run adds; keep it under another, "
+                    f"with rename: {{{name}: my_{name}}} in the pool's configuration"
+                )
         yield batch

@@ -26,6 +26,9 @@ SHORT_NAMES: dict[str, str] = {
 }
 """Every short name a configuration may use for a class; anything else is an import path ``package.module:Class``."""
 
+STATISTICS = "statistics"
+"""The argument that takes the path of what a model counted in the pool, for classes that count."""
+
 _loaded: dict[str, Any] = {}
 _lock = threading.RLock()
 
@@ -93,9 +96,16 @@ def pick_device(device: str | None) -> str:
 
 
 def identities(models: Mapping[str, ModelSpec]) -> dict[str, Any]:
-    """Return what the models' results depend on: class, arguments and revision."""
+    """Return what the models' results depend on: class, arguments and revision.
+
+    The path of fitted statistics is left out: it says where a run lies, and the revision has their digest.
+    """
     return {
-        name: {"class": spec.class_, "arguments": spec.arguments, "revision": revision(name, spec)}
+        name: {
+            "class": spec.class_,
+            "arguments": {key: value for key, value in spec.arguments.items() if key != STATISTICS},
+            "revision": revision(name, spec),
+        }
         for name, spec in models.items()
     }
 

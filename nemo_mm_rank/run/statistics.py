@@ -51,7 +51,7 @@ def fit_statistics(
     fitted = dict(models)
     for name, spec in models.items():
         found = loader.find_class(spec.class_)
-        if not hasattr(found, "count") or spec.arguments.get("statistics"):
+        if not hasattr(found, "count") or spec.arguments.get(loader.STATISTICS):
             continue
         keys = [shards.key(part) for part in range(shards.count)]
         path = folder / f"{name}-{digest([spec.model_dump(mode='json', by_alias=True), keys])[:12]}.safetensors"
@@ -63,5 +63,5 @@ def fit_statistics(
                     texts += n
                     advance(rows)
             found.save_statistics(path, total, texts)
-        fitted[name] = ModelSpec.model_validate({**spec.model_dump(by_alias=True), "statistics": str(path)})
+        fitted[name] = ModelSpec.model_validate({**spec.model_dump(by_alias=True), loader.STATISTICS: str(path)})
     return fitted

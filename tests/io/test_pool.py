@@ -193,8 +193,16 @@ def test_a_mapped_field_beside_one_with_our_name_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["error", "media_root", "emb_data__x", "sns_reason", "cosine__x", "score", "rank"])
 def test_a_column_of_ours_is_refused(tmp_path: Path, name: str) -> None:
     file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, name: 1}])
-    with pytest.raises(PoolError, match=rf"pool\.jsonl: column '{name}' has a name that a run adds; rename it"):
+    with pytest.raises(PoolError, match=rf"pool\.jsonl: column '{name}' has a name that a run adds; keep it under"):
         read(file)
+
+
+def test_a_column_of_ours_can_be_kept_under_another_name(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, "score": 0.5}])
+    columns, bad = read(PoolSource(path=str(file), rename={"score": "clip_score"}))
+    assert not bad
+    assert columns["clip_score"] == [0.5]
+    assert "score" not in columns
 
 
 def test_texts_from_files(tmp_path: Path) -> None:

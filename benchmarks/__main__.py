@@ -1,0 +1,7 @@
+"""Run every benchmark, one after the other: ``python -m benchmarks``."""
+
+import runpy
+
+for name in ("ranking_topk", "quality", "main_job"):
+    print(f"\n## {name}\n", flush=True)
+    runpy.run_module(f"benchmarks.{name}", run_name="__main__")
