@@ -123,12 +123,12 @@ def reasons_table(manifest: Mapping[str, Any]) -> Table | None:
 def spaces_table(metrics: Mapping[str, Any]) -> Table:
     """Return gap, matched gap and recall of every space, measured on held-out pairs (the mean over the folds)."""
     spaces, folds = metrics["mean"], len(metrics["folds"])
-    n = spaces["fused"]["n"]
-    title = f"Spaces (held-out pairs only: {n:,} in {folds} folds, each a gallery of its own)"
-    table = _table(title, ["space", "gap", "matched gap", "Recall@10"])
+    title = f"Spaces (held-out pairs only, {folds} folds)"
+    table = _table(title, ["space", "pairs", "gap", "matched gap", "Recall@10"])
     for name in sorted(spaces, key=lambda name: name == "fused"):
         cells = (spaces[name][measure] for measure in ("gap", "matched_gap", "recall_at_10"))
-        table.add_row(name, *(f"{value:.3f}" for value in cells), style="bold" if name == "fused" else "")
+        pairs = f"{spaces[name]['n']:,}"
+        table.add_row(name, pairs, *(f"{value:.3f}" for value in cells), style="bold" if name == "fused" else "")
     return table
 
 
