@@ -28,6 +28,10 @@ class ModelError(UserError):
     """A model that cannot be loaded, or that breaks its contract for a whole batch."""
 
 
+class StorageError(UserError):
+    """A file of a run cannot be written: the disk is full, or the folder is not ours to write to."""
+
+
 class PairError(Exception):
     """One pair cannot be processed; it is quarantined with this error's class and message."""
 

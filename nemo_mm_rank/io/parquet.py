@@ -12,7 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nemo_mm_rank.errors import StorageError
+
 NOTE = b"nemo_mm_rank"
+
+TEMPORARY = ".tmp"
+"""How the names of unfinished files end; they begin with a dot, so that no pattern of ours finds them."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -20,9 +25,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     A process killed at any moment, or a full disk, leaves the old file or none; a stray ``.tmp`` file is ignored
     by every reader of ours.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written to.
     """
+    try:
+        _write_and_rename(path, write)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {os.strerror(error.errno) if error.errno else error}"
+        ) from error
+
+
+def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:

@@ -88,7 +88,7 @@ def curate(config: Config, console: Console | None = None, engine: Engine | None
     folder = RunFolder(Path(config.output))
     reporter = Reporter(console or Console(quiet=True))
     with folder.locked():
-        folder.save_config(config)
+        folder.begin(config)
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).curate())
 
 
@@ -144,12 +144,12 @@ def explain(run: str | Path, pair_id: str) -> str:
     """
     folder = RunFolder(Path(run))
     folder.load_config()
-    ranking = Ranking.load(folder.ranking)
     state = State.load(folder)
-    scored = sorted((folder.path / "steps").glob("rank-*"))
-    if len(scored) != 1:
+    scored = sorted(folder.steps.glob("rank-*"))
+    if len(scored) != 1 or not folder.manifest.exists():
         raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
-    return explain_pair(pair_id, state.open(folder).then(scored[0]), ranking, read_table(folder.bad_rows))
+    shards = state.open(folder).then(scored[0])
+    return explain_pair(pair_id, shards, Ranking.load(folder.ranking), read_table(folder.bad_rows))
 
 
 def _embedding_steps(config: Config, models: Mapping[str, ModelSpec]) -> list[Step]:
@@ -274,14 +274,16 @@ class _Curation:
         step = score_step(config, models, shards.columns())
         scored = self._through(step, shards, state.pairs)
         ranking = rank_shards(scored, list(step.provides), config.ranking, config.budget)
+        # The manifest vouches for the files beside it, so it goes first and comes last.
+        self.folder.manifest.unlink(missing_ok=True)
         ranking.save(self.folder.ranking)
         blend = outcome.write_blends(self.folder, ranking, scored, config.jsonl)
         quarantine = outcome.write_quarantine(self.folder, scored)
         steps = count_steps(scored, [*state.steps, step.name])
         manifest = outcome.manifest(config, state, models, self.folder, steps, ranking, blend, quarantine)
-        write_json(self.folder.manifest, manifest)
-        write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
         self._forget_rankings_but(scored.stages[-1])
+        write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
+        write_json(self.folder.manifest, manifest)
         return Result(self.folder.path, manifest)
 
     def _forget_rankings_but(self, newest: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from nemo_mm_rank.config import Config, parse, read_yaml
-from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.parquet import write_text
+from nemo_mm_rank.errors import StorageError, UserError
+from nemo_mm_rank.io.parquet import TEMPORARY, write_text
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "fitted"
 
     @property
+    def steps(self) -> Path:
+        """What the steps added, one folder for each step in each configuration."""
+        return self.path / "steps"
+
+    @property
     def ranking(self) -> Path:
         """Scores of the last ranking."""
         return self.path / "ranking"
@@ -77,25 +82,43 @@ class RunFolder:
 
     def stage(self, name: str, identity: str) -> Path:
         """The files of one step in one configuration."""
-        return self.path / "steps" / f"{name}-{identity[:12]}"
+        return self.steps / f"{name}-{identity[:12]}"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process.
+        """Hold the folder for this process, and clear away what one that was killed had begun to write.
 
         Raises:
             UserError: another process works in it.
+            StorageError: it cannot be made or written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(f"{self.path}: another run is at work in this folder") from error
+            for stray in self._strays():
+                stray.unlink(missing_ok=True)
             yield
 
-    def save_config(self, config: Config) -> None:
-        """Keep the configuration beside the results."""
+    def _strays(self) -> Iterator[Path]:
+        """Yield the unfinished files among our own: whoever names their home as the output has others lie there."""
+        for folder in (self.pool, self.fitted, self.steps, self.ranking):
+            yield from folder.rglob(f".*{TEMPORARY}")
+        for file in (self.config, self.state, self.blend, self.quarantine, self.manifest, self.timings):
+            yield from self.path.glob(f".{file.stem}.*{TEMPORARY}")
+
+    def begin(self, config: Config) -> None:
+        """Keep the configuration; what an earlier run embedded may be ranked again only once this one has come as far.
+
+        The earlier blend stays, with the manifest that vouches for it, until there is another.
+        """
+        self.state.unlink(missing_ok=True)
         values = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         write_text(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nemo_mm_rank.config import PoolSource
-from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.errors import PoolError, StorageError
 from nemo_mm_rank.io import ingest as module
 from nemo_mm_rank.io import parts as parts_module
 from nemo_mm_rank.io.digest import table_digest
@@ -289,7 +289,7 @@ def test_a_full_disk_leaves_no_record(tmp_path: Path, monkeypatch: pytest.Monkey
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(StorageError, match="File too large"):
             ingest([source], tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
 from nemo_mm_rank.io.parquet import write_atomically
@@ -89,7 +89,12 @@ class HashedText:
     def save_statistics(path: str | Path, counts: npt.NDArray[np.int64], n: int) -> None:
         """Save the document frequencies ``counts`` of ``n`` texts as safetensors, atomically."""
         tensors = {"counts": np.ascontiguousarray(counts, dtype=np.int64), "n": np.array([n], dtype=np.int64)}
-        write_atomically(Path(path), lambda target: save_file(tensors, target))
+        content = save(tensors)
+
+        def write(target: Path) -> None:
+            target.write_bytes(content)
+
+        write_atomically(Path(path), write)
 
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
         """Embed texts; one without a letter, digit or pictograph fails."""
