@@ -58,8 +58,6 @@ def curate(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
-    from nemo_mm_rank.run import curation
-
     values: dict[str, Any] = read_yaml(config) if config else {}
     if pool:
         values["pools"] = _pools(pool, field, modality, root)
@@ -78,6 +76,8 @@ def curate(
     _merge(values, "engine", engine)
     _merge(values, "sns", {"mode": sns})
     settings = parse(Config, values)
+    from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
+
     if dry_run:
         curation.dry_run(settings, Console())
     else:
@@ -120,7 +120,7 @@ def validate(
     modality: ModalityName = None,
     root: Root = None,
 ) -> None:
-    """Report every bad row of a pool; exit status 1 where there is one."""
+    """Report every bad row of a pool; exit status 1 where there is one, or where a manifest cannot be read."""
     from nemo_mm_rank.io.validate import validate as check
 
     sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root)]
@@ -128,7 +128,7 @@ def validate(
     console = Console()
     for line in report.lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if report.bad:
+    if not report.ok:
         raise typer.Exit(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
 from nemo_mm_rank.config import EngineSettings
@@ -48,25 +49,39 @@ class DaskEngine:
             cluster = require("dask_cuda", "gpu").LocalCUDACluster()
             client = distributed.Client(cluster)
             return cls(client, "cudf", settings.device or "cuda", [cluster, client])
+        threads = str(max(1, (os.cpu_count() or 1) // settings.workers))
         cluster = distributed.LocalCluster(
             n_workers=settings.workers,
             threads_per_worker=1,
             dashboard_address=None,
             memory_limit=0,  # models are big and known; a worker restarted for its size would never end
+            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
         )
         client = distributed.Client(cluster)
-        threads = max(1, (os.cpu_count() or 1) // settings.workers)
-        client.run(_set_threads, threads)
         return cls(client, "pandas", settings.device, [cluster, client])
 
     def map(self, task: Callable[[int], T], parts: Sequence[int]) -> Iterator[tuple[int, T]]:
-        """Yield results as shards finish; what is left is cancelled when the consumer stops or a task fails."""
+        """Yield results as shards finish; what is left is cancelled when the consumer stops or a task fails.
+
+        Raises:
+            UserError: workers die of a shard again and again, or the cluster is gone.
+        """
+        distributed = require("distributed", "dask")
         # The task goes with every future: it is small, and data scattered to a worker would be lost with it.
         # Shards of a lost worker are done again by the scheduler; files appear whole, so twice does no harm.
         futures = {self.client.submit(task, part, pure=False): part for part in parts}
         try:
-            for future in require("distributed", "dask").as_completed(futures):
-                yield futures[future], future.result()
+            for future in distributed.as_completed(futures):
+                try:
+                    result = future.result()
+                except distributed.KilledWorker as error:
+                    raise UserError(
+                        f"shard {futures[future]}: {error.allowed_failures + 1} workers died while they worked on it; "
+                        "memory may be too small for the models, so try fewer workers or more and smaller shards"
+                    ) from error
+                except CancelledError as error:
+                    raise UserError("the Dask cluster is gone; start again to go on from here") from error
+                yield futures[future], result
         finally:
             self.client.cancel([future for future in futures if not future.done()])
 
@@ -74,9 +89,3 @@ class DaskEngine:
         """Close the client and the cluster, where they are ours."""
         while self._owned:
             self._owned.pop().close()
-
-
-def _set_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ import torch
 
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.models.base import Described, Describer, Encoded, Encoder, Item, encode_queries
-from nemo_mm_rank.models.contract import told, usable
+from nemo_mm_rank.models.contract import answering, told, usable
 
 Key: TypeAlias = tuple[str, bytes]
 V = TypeVar("V")
@@ -100,7 +100,9 @@ class CachedEncoder:
 
     def _get(self, keys: list[Key], encode: Callable[[list[int]], Encoded]) -> Encoded:
         def make(positions: list[int]) -> list[_Embedding]:
-            encoded = usable(encode(positions), self._encoder, len(positions))
+            with answering(self.name):
+                encoded = encode(positions)
+            encoded = usable(encoded, self._encoder, len(positions))
             texts = encoded.texts or [None] * len(positions)
             # Copies, because a row that is a view would keep its whole batch in memory.
             rows = [row.clone() for row in encoded.vectors.detach()]
@@ -136,7 +138,8 @@ class CachedDescriber:
         """Describe ``items``, those that are not known yet in one call."""
 
         def make(positions: list[int]) -> list[tuple[str | None, PairError | None]]:
-            described = self._describer.describe([items[position] for position in positions], modality)
+            with answering(self.name):
+                described = self._describer.describe([items[position] for position in positions], modality)
             described = told(described, self.name, len(positions))
             return [(text, described.errors.get(i)) for i, text in enumerate(described.texts)]
 

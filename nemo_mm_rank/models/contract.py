@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
+from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, UserError
 from nemo_mm_rank.models.base import Described, Encoded, Encoder
 
 NORM_TOLERANCE = 1e-2
@@ -40,6 +44,23 @@ def support(model: Any, modality: str) -> None:
     """
     if modality not in model.modalities:
         raise ModelError(f"{model.name} takes {', '.join(sorted(model.modalities))}, not {modality}")
+
+
+@contextmanager
+def answering(name: str) -> Iterator[None]:
+    """Turn what the model called ``name`` raises into one line: one item's fault is returned, never raised.
+
+    Raises:
+        ModelError: naming the model, its error, and the line of code that raised it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        raise ModelError(f"{name} failed with {said} ({Path(place.filename).name}, line {place.lineno})") from error
 
 
 def usable(encoded: Encoded, encoder: Encoder, n: int) -> Encoded:
