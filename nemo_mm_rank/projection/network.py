@@ -81,7 +81,7 @@ class FusionNetwork(nn.Module):
         x: torch.Tensor = self.bias
         for name, layer, default in zip(self.sources, self.first, self.defaults, strict=True):
             column = sources[name]
-            # A normalised vector has entries of variance 1 / d; the layer is to see a variance of 1.
+            # A normalised vector has entries of variance 1 / d; here all are to have a variance of 1, whatever their d.
             scale = column.values.shape[1] ** 0.5
             there = torch.nonzero(column.valid).view(-1)
             if len(there) == len(column.valid):
@@ -95,7 +95,8 @@ class FusionNetwork(nn.Module):
         if self.skip:
             count = torch.stack([sources[name].valid for name in self.skip]).sum(0).clamp(min=1)
             # Rows without a source are zero in it, so that the sum is over those present.
-            x = x + torch.stack([sources[name].values for name in self.skip]).sum(0) / count[:, None]
+            near = torch.stack([sources[name].values for name in self.skip]).sum(0) / count[:, None]
+            x = x + near * self.dim**0.5
         return x
 
     def _drop(self, x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

@@ -64,17 +64,18 @@ class ProjectionStep(Step):
         anchors = frames.vectors(rows, annotation_column(self.anchor), self._device)
         texts = frames.strings(rows, ANNOTATION)
         fused = projection.project(sources, [text or "" for text in texts])
-        finite = torch.isfinite(fused.values).all(1)
+        anchored = anchors.valid & torch.isfinite(anchors.values).all(1)
+        good = fused.valid & torch.isfinite(fused.values).all(1) & anchored
         errors: dict[int, PairError] = {}
-        for row in torch.nonzero(~fused.valid | ~finite | ~anchors.valid).view(-1).tolist():
-            if not bool(anchors.valid[row]):
-                errors[row] = EmbeddingError("the annotation has no embedding")
+        for row in torch.nonzero(~good).view(-1).tolist():
+            if not bool(anchored[row]):
+                errors[row] = EmbeddingError("the annotation has no usable embedding")
             elif not bool(fused.valid[row]):
                 errors[row] = EmbeddingError("no expert embedded the data")
             else:
                 errors[row] = EmbeddingError("the fused embedding is not finite")
-        good = fused.valid & finite & anchors.valid
-        agreement = (fused.values * F.normalize(anchors.values, dim=1)).sum(1) if bool(good.any()) else good.float()
+        agreement = torch.zeros(len(good), device=fused.values.device)
+        agreement[good] = F.cosine_similarity(fused.values[good], anchors.values[good], dim=1)
         column = pa.array(agreement.cpu().numpy(), pa.float32(), mask=~good.cpu().numpy())
         return Added({FUSED: Vectors(fused.values, good), AGREEMENT: column}, errors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from nemo_mm_rank.config import ProjectionSettings
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import losses
 from nemo_mm_rank.projection.network import FusionNetwork
+
+_STEPS = 10  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
 
 History = list[dict[str, float]]
 """The training and validation loss of every epoch."""
@@ -44,7 +47,8 @@ def train(
 ) -> History:
     """Train ``network`` in place and leave it with the weights of its best epoch.
 
-    The learning rate falls to zero along a cosine.
+    The learning rate falls to zero along a cosine. An epoch is once through the training rows, or ten batches where
+    there are fewer.
 
     Args:
         network: initialised.
@@ -61,16 +65,18 @@ def train(
     history: History = []
     best, waited = float("inf"), 0
     weights = _weights(network)
+    batches = balanced_batches(data.modality, training, settings.batch_size, generator)
+    steps = max(_STEPS, round(len(training) / settings.batch_size))
     for _ in range(settings.max_epochs):
-        total = 0.0
-        for rows in balanced_batches(data.modality, training, settings.batch_size, generator):
+        seen = []
+        for rows in islice(batches, steps):
             optimiser.zero_grad(set_to_none=True)
             loss = objective(network, data, rows, settings, generator)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            total += float(loss.detach()) * len(rows)
+            seen.append(float(loss.detach()))
         schedule.step()
-        judged = trained = total / len(training)
+        judged = trained = sum(seen) / len(seen)
         if len(validation):
             with torch.no_grad():
                 judged = float(objective(network, data, validation, settings))
@@ -115,10 +121,10 @@ def objective(
 def balanced_batches(
     modality: torch.Tensor, rows: torch.Tensor, batch_size: int, generator: torch.Generator
 ) -> Iterator[torch.Tensor]:
-    """Yield all ``rows`` once, in batches that each hold every modality in its share of the whole.
+    """Yield all ``rows`` over and over, in batches that each hold every modality in its share of the whole.
 
-    Each modality's rows are shuffled and laid out evenly over the epoch, so that a rare one is not missing from most
-    batches and crowded in one.
+    Each time through, each modality's rows are shuffled and laid out evenly, so that a rare one is not missing from
+    most batches and crowded in one.
 
     Args:
         modality: ``(n,)`` int64 codes of the whole sample.
@@ -126,15 +132,16 @@ def balanced_batches(
         batch_size: aimed at; batches differ by one row at most.
         generator: CPU.
     """
-    shuffled = rows[torch.randperm(len(rows), generator=generator)]
-    codes = modality.cpu()[shuffled]
-    place = torch.empty(len(rows), dtype=torch.float64)
-    for code in range(int(codes.max()) + 1):
-        own = torch.nonzero(codes == code).view(-1)
-        start = torch.rand((), generator=generator, dtype=torch.float64)
-        place[own] = (torch.arange(len(own), dtype=torch.float64) + start) / max(1, len(own))
-    order = shuffled[place.argsort(stable=True)]
-    yield from torch.tensor_split(order, max(1, round(len(rows) / batch_size)))
+    codes = modality.cpu()
+    while True:
+        shuffled = rows[torch.randperm(len(rows), generator=generator)]
+        place = torch.empty(len(rows), dtype=torch.float64)
+        for code in range(int(codes.max()) + 1):
+            own = torch.nonzero(codes[shuffled] == code).view(-1)
+            start = torch.rand((), generator=generator, dtype=torch.float64)
+            place[own] = (torch.arange(len(own), dtype=torch.float64) + start) / max(1, len(own))
+        order = shuffled[place.argsort(stable=True)]
+        yield from torch.tensor_split(order, max(1, round(len(rows) / batch_size)))
 
 
 def _weights(network: FusionNetwork) -> dict[str, torch.Tensor]:
