@@ -53,5 +53,10 @@ def annotation_column(model: str) -> str:
     return f"emb_annotation__{model}"
 
 
+def description_column(expert: str) -> str:
+    """Name of the column with what a text-based expert's describers said of the data (string, null for text)."""
+    return f"description__{expert}"
+
+
 FUSED = "emb_fused"
 DATA_SPANS, ANNOTATION_SPANS, SNS_REASON = "sns_data_spans", "sns_annotation_spans", "sns_reason"

@@ -26,7 +26,9 @@ from nemo_mm_rank.schema import (
     MEDIA_ROOT,
     MODALITY,
     VECTOR,
+    Modality,
     annotation_column,
+    description_column,
 )
 from nemo_mm_rank.steps import Added, Step, by_value
 
@@ -36,7 +38,7 @@ CHUNK_ITEMS, CHUNK_BYTES = 256, 256 * 2**20
 
 @dataclass
 class ExpertStep(Step):
-    """Adds one column of data embeddings per source and one of annotation embeddings per text space.
+    """Adds one column of data embeddings per source, one of annotation embeddings per text space, and the descriptions.
 
     Every vector is L2-normalised float32. Data of a modality that an expert does not take is null in its column;
     a pair that a model fails on, or that no expert takes, is quarantined.
@@ -66,9 +68,17 @@ class ExpertStep(Step):
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
-        """One vector column per source, and one per text space."""
+        """One vector column per source and per text space, and what describers said where there are any."""
+        return {**dict.fromkeys(self._vector_columns, VECTOR), **dict.fromkeys(self._descriptions, pa.string())}
+
+    @property
+    def _vector_columns(self) -> list[str]:
         data = [source.column for expert in self.experts for source in sources(expert)]
-        return dict.fromkeys([*data, *(annotation_column(model) for model in self.text_models)], VECTOR)
+        return [*data, *(annotation_column(model) for model in self.text_models)]
+
+    @property
+    def _descriptions(self) -> list[str]:
+        return [description_column(expert.name) for expert in self.experts if expert.describers]
 
     @property
     def text_models(self) -> list[str]:
@@ -99,12 +109,16 @@ class ExpertStep(Step):
     def process(self, rows: Frame) -> Added:
         """Embed both sides of ``rows``, modality by modality, media decoded ahead in threads."""
         n = len(rows)
-        columns = {name: _Column(n) for name in self.provides}
+        columns = {name: _Column(n) for name in self._vector_columns}
+        descriptions: dict[str, list[str | None]] = {name: [None] * n for name in self._descriptions}
         errors: dict[int, PairError] = {}
         for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            self._embed_data(rows, modality, positions, columns, errors)
+            self._embed_data(rows, modality, positions, columns, descriptions, errors)
         self._embed_annotations(rows, columns, errors)
-        return Added({name: column.vectors(errors) for name, column in columns.items()}, errors)
+        vectors = {name: column.vectors(errors) for name, column in columns.items()}
+        return Added(
+            {**vectors, **{name: pa.array(texts, pa.string()) for name, texts in descriptions.items()}}, errors
+        )
 
     def _embed_data(
         self,
@@ -112,6 +126,7 @@ class ExpertStep(Step):
         modality: str,
         positions: list[int],
         columns: dict[str, _Column],
+        descriptions: dict[str, list[str | None]],
         errors: dict[int, PairError],
     ) -> None:
         takers: list[tuple[str, Expert]] = []
@@ -128,7 +143,12 @@ class ExpertStep(Step):
             for column, expert in takers:
                 encoder = expert.encoder(modality)
                 assert encoder is not None  # noqa: S101 (it has a column)
-                columns[column].put(chunk_rows, encoder.encode(chunk, modality), errors)
+                encoded = encoder.encode(chunk, modality)
+                columns[column].put(chunk_rows, encoded, errors)
+                if encoded.texts is not None and Modality(modality).is_media:
+                    said = descriptions[description_column(expert.name)]
+                    for row, text in zip(chunk_rows, encoded.texts, strict=True):
+                        said[row] = text
 
     def _embed_annotations(self, rows: Frame, columns: dict[str, _Column], errors: dict[int, PairError]) -> None:
         texts = annotation_texts(rows, self.media)

@@ -18,7 +18,7 @@ from nemo_mm_rank.io.seen import Seen
 from nemo_mm_rank.schema import ERROR, MEDIA_ROOT
 
 RESERVED = frozenset({ERROR, MEDIA_ROOT, "agreement", "rank", "pool_rank", "score", "reason"})
-RESERVED_PREFIXES = ("emb_", "sns_", "cosine__", "score_")
+RESERVED_PREFIXES = ("emb_", "sns_", "description__", "cosine__", "score_")
 """Names of columns that steps or the blend add; a pool that brings its own is refused, not overwritten."""
 
 

@@ -35,18 +35,22 @@ from nemo_mm_rank.schema import (
     PAIR_ID,
     POOL,
     SNS_REASON,
+    description_column,
 )
+
+TOLD = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
+"""What SNS says of a pair; in the blend beside what describers said."""
 
 VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
 """Libraries whose version can change what comes out."""
 
 
 def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: bool) -> pa.Table:
-    """Write the chosen pairs with the users' own columns, what SNS kept, score, rank and reason; return them."""
+    """Write the chosen pairs with the users' own columns, what SNS kept, what describers said, score and reason."""
     pool = Shards(shards.stages[:1], shards.count)
     own = [name for name in pool.columns() if name not in (*ranking.chosen.column_names, MEDIA_ROOT)]
-    trimmed = [name for name in (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON) if name in shards.columns()]
-    wide = attach_rows(ranking.chosen, ranking.places, shards, [*own, *trimmed])
+    seen = [name for name in shards.columns() if name in TOLD or name.startswith(description_column(""))]
+    wide = attach_rows(ranking.chosen, ranking.places, shards, [*own, *seen])
     first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
     blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
     write_blend(blend, folder.blend)
