@@ -68,6 +68,6 @@ def settings(output: str | Path, query: str = SCENES, sns: str = "off", **change
             },
         ],
         "anchor": "minilm",
-        "sns": {"mode": sns, "region_grid": 2},
+        "sns": {"mode": sns},
         **changes,
     }

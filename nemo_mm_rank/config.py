@@ -113,7 +113,7 @@ class SNSSettings(Settings):
     expert: str | None = Field(None, description="whose space judges relevance; default: the first text-based one")
     select: Literal["nucleus", "threshold"] = "nucleus"
     nucleus: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="softmax mass that the kept parts reach")
-    temperature: float = Field(0.1, gt=0, description="of that softmax")
+    temperature: float = Field(0.05, gt=0, description="of that softmax")
     tau: dict[Modality, float] = Field(default_factory=dict, description="threshold mode: by modality")
     tau_forward: float = Field(0.35, ge=-1, le=1, description="threshold mode, data side, other modalities")
     tau_backward: float = Field(0.35, ge=-1, le=1, description="threshold mode, annotation side")
@@ -124,7 +124,7 @@ class SNSSettings(Settings):
     max_segments: int = Field(3, ge=1, description="windows kept of a recording")
     min_duration: float = Field(1.0, gt=0, description="seconds, shortest window")
     window: float = Field(2.0, gt=0, description="seconds, length of a candidate window")
-    region_grid: int = Field(3, ge=1, le=8, description="candidate regions lie on a grid of this many cells a side")
+    region_grid: int = Field(2, ge=1, le=8, description="candidate regions lie on a grid of this many cells a side")
     padding: float = Field(0.05, ge=0, le=1, description="added round the union of kept boxes, share of its size")
 
 
@@ -149,6 +149,12 @@ class ProjectionSettings(Settings):
     folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
     max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")
     threads: int = Field(2, ge=1, description="networks trained at a time, one thread each; changes nothing else")
+
+    @model_validator(mode="after")
+    def _some_objective(self) -> ProjectionSettings:
+        if not any(value for name, value in self if name.endswith("_weight")):
+            raise ValueError("projection: at least one weight must be positive, or there is nothing to learn")
+        return self
 
 
 class Query(Settings):
@@ -253,7 +259,7 @@ class Config(Settings):
     output: str = "nemo-mm-rank-run"
     seed: int = Field(0, ge=0)
     on_bad_row: Literal["fail", "quarantine"] = "quarantine"
-    rows_per_shard: int = Field(2048, ge=1)
+    rows_per_shard: int = Field(1024, ge=1)
     jsonl: bool = Field(False, description="write blend.jsonl beside blend.parquet")
     shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
     media: MediaSettings = Field(default_factory=MediaSettings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,9 @@ from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.experts.expert import Expert, build, has_text, load_encoder, sources
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import annotation_texts, iter_data
+from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Item
+from nemo_mm_rank.models.base import Encoded
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,
@@ -130,6 +130,10 @@ class ExpertStep(Step):
         errors: dict[int, PairError],
     ) -> None:
         takers: list[tuple[str, Expert]] = []
+        if modality not in list(Modality):
+            known = ", ".join(Modality)
+            errors.update((row, EmbeddingError(f"modality {modality!r} is not one of {known}")) for row in positions)
+            return
         for expert in self._experts:
             column = expert.column(modality)
             if column is not None:
@@ -139,7 +143,7 @@ class ExpertStep(Step):
             return
         opener = Opener(self.media)
         items = iter_data(rows, opener, positions, threads=self.media.threads)
-        for chunk_rows, chunk in _chunks(zip(positions, items, strict=True), errors):
+        for chunk_rows, chunk in in_chunks(zip(positions, items, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES):
             for column, expert in takers:
                 encoder = expert.encoder(modality)
                 assert encoder is not None  # noqa: S101 (it has a column)
@@ -189,24 +193,3 @@ class _Column:
         if errors:
             self._valid[list(errors)] = False
         return Vectors(values, self._valid)
-
-
-def _chunks(
-    decoded: Iterator[tuple[int, Item | PairError]], errors: dict[int, PairError]
-) -> Iterator[tuple[list[int], list[Item]]]:
-    """Gather decoded items until they are many or heavy; what could not be decoded goes to ``errors``."""
-    rows: list[int] = []
-    items: list[Item] = []
-    weight = 0
-    for row, item in decoded:
-        if isinstance(item, PairError):
-            errors[row] = item
-            continue
-        rows.append(row)
-        items.append(item)
-        weight += len(item) if isinstance(item, str) else item.nbytes
-        if len(items) >= (CHUNK_ITEMS if not isinstance(item, str) else 16 * CHUNK_ITEMS) or weight >= CHUNK_BYTES:
-            yield rows, items
-            rows, items, weight = [], [], 0
-    if items:
-        yield rows, items

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -83,6 +83,38 @@ def iter_data(
             yield waiting.popleft()()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_chunks(
+    decoded: Iterable[tuple[int, Item | PairError]], errors: dict[int, PairError], most: int, weight: int
+) -> Iterator[tuple[list[int], list[Item]]]:
+    """Gather decoded items until they are many or heavy, so that a bounded number of them is held at a time.
+
+    Args:
+        decoded: rows, each with its item, or why it has none.
+        errors: takes in the rows that have none.
+        most: items of a chunk; a text counts as a sixteenth of one.
+        weight: bytes that end a chunk.
+
+    Yields:
+        The rows of a chunk, and their items.
+    """
+    rows: list[int] = []
+    items: list[Item] = []
+    bulk, held = 0.0, 0
+    for row, item in decoded:
+        if isinstance(item, PairError):
+            errors[row] = item
+            continue
+        rows.append(row)
+        items.append(item)
+        bulk += 1 / 16 if isinstance(item, str) else 1
+        held += len(item) if isinstance(item, str) else item.nbytes
+        if bulk >= most or held >= weight:
+            yield rows, items
+            rows, items, bulk, held = [], [], 0.0, 0
+    if items:
+        yield rows, items
 
 
 def annotation_text(text: str | None, spans: Sequence[Span] | None = None, limit: int | None = None) -> str:

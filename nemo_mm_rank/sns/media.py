@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.media.rows import in_chunks
 from nemo_mm_rank.media.segment import Audio, Image, Segment, Video, part_key
 from nemo_mm_rank.media.spans import merge
 from nemo_mm_rank.models.base import Encoder, Grounded, Grounder, Item
@@ -43,7 +44,8 @@ def media_side(
     trimmed = whole.copy()
     cuts = [UNTOUCHED] * n
     errors: dict[int, PairError] = {}
-    for rows, items in _chunks(decoded, errors):
+    for rows, taken in in_chunks(enumerate(decoded), errors, CHUNK_ITEMS, CHUNK_BYTES):
+        items = [item for item in taken if not isinstance(item, str)]
         encoded = encoder.encode(items, modality)
         whole[rows] = host(encoded)
         errors.update((rows[i], error) for i, error in encoded.errors.items())
@@ -57,25 +59,6 @@ def media_side(
         if lefts:
             trimmed[[row for row, _ in lefts]] = host(encoder.encode([left for _, left in lefts], modality))
     return Side(whole, cuts, trimmed, errors)
-
-
-def _chunks(
-    decoded: Iterable[Item | PairError], errors: dict[int, PairError]
-) -> Iterator[tuple[list[int], list[Segment]]]:
-    """Gather decoded media until they are many or heavy; what could not be decoded goes to ``errors``."""
-    rows: list[int] = []
-    items: list[Segment] = []
-    for row, item in enumerate(decoded):
-        if isinstance(item, PairError):
-            errors[row] = item
-        elif not isinstance(item, str):
-            rows.append(row)
-            items.append(item)
-        if len(items) >= CHUNK_ITEMS or sum(kept.nbytes for kept in items) >= CHUNK_BYTES:
-            yield rows, items
-            rows, items = [], []
-    if items:
-        yield rows, items
 
 
 def _cut_media(items: Sequence[Segment], grounded: Sequence[Grounded | PairError], select: Selector) -> list[Cut]:

@@ -30,7 +30,7 @@ FEATURES = parse(ExpertSpec, {"name": "features", "kind": "fusion", "encoders": 
 @pytest.fixture
 def rows(tmp_path: Path) -> pd.DataFrame:
     Image.new("RGB", (64, 48), (200, 10, 10)).save(tmp_path / "red.png")
-    Image.new("RGB", (64, 48), (10, 10, 200)).save(tmp_path / "blue.png")
+    Image.new("RGB", (64, 48), (30, 60, 230)).save(tmp_path / "blue.png")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     pairs = [
         ("a", "text", "The sea is blue.", "What is blue?"),
@@ -39,6 +39,7 @@ def rows(tmp_path: Path) -> pd.DataFrame:
         ("d", "image", "blue.png", "A blue square."),
         ("e", "video", "x.mp4", "No expert takes it."),
         ("f", "image", "red.png", "Red again."),
+        ("g", "smell", "rose", "No modality."),
     ]
     frame = pd.DataFrame(pairs, columns=["pair_id", "modality", "data", "annotation"])
     return frame.assign(pool="p", media_root=str(tmp_path))
@@ -68,13 +69,14 @@ def test_every_pair_is_embedded_or_says_why_not(rows: pd.DataFrame) -> None:
         None,
         "experts: EmbeddingError: no expert takes video",
         None,
+        "experts: EmbeddingError: modality 'smell' is not one of text, code, image, audio, video",
     ]
     valid = {name: frames.vectors(out, name).valid.tolist() for name in out.columns if name.startswith("emb_")}
     assert valid == {
-        "emb_data__words": [True, True, False, True, False, True],
-        "emb_data__features__text": [True, False, False, False, False, False],
-        "emb_data__features__image": [False, True, False, True, False, True],
-        "emb_annotation__text": [True, True, False, True, False, True],
+        "emb_data__words": [True, True, False, True, False, True, False],
+        "emb_data__features__text": [True, False, False, False, False, False, False],
+        "emb_data__features__image": [False, True, False, True, False, True, False],
+        "emb_annotation__text": [True, True, False, True, False, True, False],
     }
     described = frames.strings(out, "description__words")
     assert described[0] is None
