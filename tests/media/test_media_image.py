@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.image import decode_image
+from tests.media_files import png_header
 
 
 def encoded(image: PILImage.Image, kind: str, **options: object) -> io.BytesIO:
@@ -128,11 +129,6 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     file = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert corners(decode_image(file, 100)) == [RED] * 4
-
-
-def png_header(width: int, height: int) -> bytes:
-    size = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (11_000, 10_000)])

@@ -17,6 +17,7 @@ import pytest
 
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.video import decode_video
+from tests.media_files import boxes
 
 WriteVideo = Callable[..., Path]
 Indices = Callable[[npt.NDArray[np.uint8]], list[int]]
@@ -122,15 +123,6 @@ def test_a_large_change_of_scale_averages(write_video: WriteVideo) -> None:
     frames = decode(write_video(count=3, size=(256, 128), pictures=stripes, options={"qp": "0"}), 1, side=32)[0]
     assert abs(frames.mean() - 127) < 8
     assert frames.std() < 20
-
-
-def boxes(content: bytes, name: bytes) -> list[int]:
-    """Return where the bodies of MP4 boxes of this name begin."""
-    found, place = [], content.find(name)
-    while place >= 0:
-        found.append(place + 4)
-        place = content.find(name, place + 4)
-    return found
 
 
 def test_rotation(write_video: WriteVideo) -> None:
