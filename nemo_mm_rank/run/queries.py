@@ -38,8 +38,12 @@ def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Contain
     anchor = queries(config.anchor)
     spaces = [Space.fused(anchor), Space.annotation(config.anchor, anchor)]
     for expert in config.experts:
+        # A score that only some of an expert's modalities had would compare those with nothing: it would say more
+        # about the modality than about the meaning.
+        if not all(has_text(source.model, models) for source in sources(expert)):
+            continue
         for source in sources(expert):
-            if source.column in columns and has_text(source.model, models):
+            if source.column in columns:
                 model = source.model if expert.kind == "fusion" else None
                 spaces.append(Space.expert(expert.name, queries(source.model), model))
     agreement = bool(config.ranking.weights.get("agreement"))
