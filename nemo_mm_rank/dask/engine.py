@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from uuid import uuid4
 
 from nemo_mm_rank.config import EngineSettings
 from nemo_mm_rank.errors import UserError, require
@@ -55,6 +58,7 @@ class DaskEngine:
             threads_per_worker=1,
             dashboard_address=None,
             memory_limit=0,  # models are big and known; a worker restarted for its size would never end
+            silence_logs=logging.ERROR,  # what a cancelled task or a restarted worker has to say is no news here
             env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
         )
         client = distributed.Client(cluster)
@@ -64,12 +68,14 @@ class DaskEngine:
         """Yield results as shards finish; what is left is cancelled when the consumer stops or a task fails.
 
         Raises:
-            UserError: workers die of a shard again and again, or the cluster is gone.
+            UserError: a task's own; or workers die of a shard again and again, or the cluster is gone.
         """
         distributed = require("distributed", "dask")
         # The task goes with every future: it is small, and data scattered to a worker would be lost with it.
         # Shards of a lost worker are done again by the scheduler; files appear whole, so twice does no harm.
-        futures = {self.client.submit(task, part, pure=False): part for part in parts}
+        name, run = getattr(task, "name", "task"), uuid4().hex  # what a dashboard shows, and what makes it unique
+        guarded = _Guarded(task)
+        futures = {self.client.submit(guarded, part, key=f"{name}-{run}-{part}"): part for part in parts}
         try:
             for future in distributed.as_completed(futures):
                 try:
@@ -81,6 +87,8 @@ class DaskEngine:
                     ) from error
                 except CancelledError as error:
                     raise UserError("the Dask cluster is gone; start again to go on from here") from error
+                if isinstance(result, UserError):
+                    raise result
                 yield futures[future], result
         finally:
             self.client.cancel([future for future in futures if not future.done()])
@@ -89,3 +97,16 @@ class DaskEngine:
         """Close the client and the cluster, where they are ours."""
         while self._owned:
             self._owned.pop().close()
+
+
+@dataclass(frozen=True)
+class _Guarded(Generic[T]):
+    """A task whose user's mistakes come back as results: raised on a worker, Dask would log them with all it has."""
+
+    task: Callable[[int], T]
+
+    def __call__(self, part: int) -> T | UserError:
+        try:
+            return self.task(part)
+        except UserError as error:
+            return error

@@ -23,15 +23,16 @@ from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, Modality
 class _Count:
     """Counts one shard's texts with a model that can; callable on any worker."""
 
-    name: str
+    model: str
     spec: ModelSpec
     shards: Shards
+    name: str = "count"
 
     def __call__(self, part: int) -> tuple[npt.NDArray[np.int64], int, int]:
         table = self.shards.read(part, [MODALITY, DATA, ANNOTATION])
         textual = pc.is_in(table[MODALITY], value_set=_strings([Modality.TEXT, Modality.CODE]))
         texts = table[ANNOTATION].to_pylist() + table[DATA].filter(textual).to_pylist()
-        model = loader.load(self.name, self.spec.class_, self.spec.arguments)
+        model = loader.load(self.model, self.spec.class_, self.spec.arguments)
         return model.count(texts), len(texts), table.num_rows
 
 

@@ -101,6 +101,11 @@ class Stage:
     backend: str = "pandas"
     device: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The step's name."""
+        return self.step.name
+
     def key(self, part: int) -> str:
         """Return the fingerprint that this stage's file of a shard must carry to be taken as done."""
         return digest([self.identity, self.inputs.key(part)])
