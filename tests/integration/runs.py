@@ -1,0 +1,50 @@
+"""Runs small enough to be made again and again, and what they leave, as digests."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+QUERY = "natural outdoor scenes with sky, sea, grass or sun"
+
+OUTCOME = ("blend.parquet", "blend.jsonl", "quarantine.parquet", "manifest.json")
+"""The files that a run is made for: the same for the same input, seed and versions."""
+
+
+def settings(pool: Path, output: Path, **changes: Any) -> dict[str, Any]:
+    """Return a whole configuration: classical models, everything trimmed, a projection that is soon fitted."""
+    return {
+        "pools": str(pool),
+        "queries": QUERY,
+        "budget": 12,
+        "output": str(output),
+        "jsonl": True,
+        "models": {
+            "text": {"class": "hashed-text", "dim": 128},
+            "words": {"class": "plain-words"},
+            "image": {"class": "image-features"},
+            "audio": {"class": "audio-features"},
+            "video": {"class": "video-features"},
+        },
+        "sns": {"mode": "bidirectional", "region_grid": 2},
+        "projection": {"max_epochs": 3, "folds": 2, "threads": 1},
+        **changes,
+    }
+
+
+def digests(run: Path, names: tuple[str, ...] = OUTCOME) -> dict[str, str]:
+    """Return the SHA-256 of each file that a run was made for."""
+    return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names}
+
+
+def command(*arguments: object) -> list[str]:
+    """Return the command line that a user would type."""
+    return [str(Path(sys.executable).with_name("nemo-mm-rank")), *map(str, arguments)]
+
+
+def say(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; its output is captured as text."""
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
