@@ -133,7 +133,7 @@ class ProjectionSettings(Settings):
 
     hidden: int = Field(512, ge=1)
     depth: int = Field(0, ge=0, le=8, description="hidden layers; 0 is a linear map")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1, description="share of every layer's inputs")] = 0.1
     temperature: float = Field(0.07, gt=0)
     contrastive_weight: float = Field(1.0, ge=0, description="find the own annotation among others")
     alignment_weight: float = Field(3.0, ge=0, description="lie close to the own annotation")
@@ -143,9 +143,9 @@ class ProjectionSettings(Settings):
     normalise_bias: bool = Field(True, description="cluster and scale bias act on normalised vectors")
     learning_rate: float = Field(1e-3, gt=0, description="at the start; it falls to zero along a cosine")
     weight_decay: float = Field(1e-2, ge=0)
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(512, ge=2)
     max_epochs: int = Field(20, ge=1)
-    patience: int = Field(5, ge=1, description="epochs without a better validation loss")
+    patience: int = Field(5, ge=1, description="epochs with a validation loss clearly worse than the best")
     folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
     max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")
     threads: int = Field(2, ge=1, description="networks trained at a time, one thread each; changes nothing else")
@@ -168,9 +168,10 @@ class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
     weights: dict[str, float] = Field(
-        default_factory=lambda: {"fused": 1.0, "experts": 1.0, "annotation": 1.0},
+        default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 1.0},
         description="of the standardised scores: fused, experts (or one expert's name), annotation, agreement",
     )
+    spread: float = Field(2.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
     combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
     calibration: Literal["off", "zscore", "quantile"] = Field("off", description="of the final score, per modality")
     quota_by: Literal["modality", "pool"] | None = None

@@ -21,7 +21,7 @@ from nemo_mm_rank.ranking.pool import Rows, Shards, read_vectors
 from nemo_mm_rank.ranking.ranks import pool_ranks
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
 from nemo_mm_rank.ranking.select import REST, BestFirst, check_shortage, quota_counts
-from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, Modality
+from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, POOL
 
 _PLACE = ("shard", "row")
 
@@ -84,7 +84,6 @@ def rank(shards: Shards, cosines: Sequence[str], settings: RankingSettings, budg
         ConfigError: weights or quotas that do not fit the pool.
         UserError: a group is too small for its quota, and the settings say ``fail``.
     """
-    _check_quotas(settings)
     scoring = Scoring.fit(shards, cosines, settings)
     _check_names(settings, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
@@ -148,23 +147,14 @@ def _picker(found: Candidates, shards: Shards, settings: RankingSettings) -> Bes
     return DistinctFirst(read_vectors(found.places, shards, FUSED), settings.duplicate_similarity)
 
 
-def _check_quotas(settings: RankingSettings) -> None:
-    if settings.quota_by is None and settings.quotas:
-        raise ConfigError("ranking.quotas: say by what with ranking.quota_by (modality or pool)")
-    if settings.quota_by is not None and not settings.quotas:
-        raise ConfigError(f"ranking.quota_by: give the shares by {settings.quota_by} in ranking.quotas")
-
-
 def _check_names(settings: RankingSettings, shards: Shards) -> None:
-    """Refuse quotas for groups that the pool does not have; one that was quarantined to the last pair is only short."""
-    if settings.quota_by == MODALITY:
-        known = {str(modality) for modality in Modality}
-    elif settings.quota_by is not None:
-        by = settings.quota_by
-        known = {name for part in range(shards.count) for name in shards.read(part, [by])[by].unique().to_pylist()}
+    """Refuse quotas for pools that are not there (a quarantined one is only short); the settings know modalities."""
+    if settings.quota_by != POOL:
+        return
+    known = {name for part in range(shards.count) for name in shards.read(part, [POOL])[POOL].unique().to_pylist()}
     for name in settings.quotas:
         if name not in known:
-            raise ConfigError(f"ranking.quotas: no {settings.quota_by} {name!r} here{nearest(name, known)}")
+            raise ConfigError(f"ranking.quotas: no pool {name!r} here{nearest(name, known)}")
 
 
 def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: float | None) -> Rows:

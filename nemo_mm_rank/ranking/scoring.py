@@ -34,8 +34,12 @@ class Scoring:
     has; a component that a pair lacks altogether counts 0, the pool's mean. The score is the sum of the components
     times their weights, by name, and then calibrated within the pair's modality where that is asked for.
 
+    A space in which the query tells pairs apart spreads their cosines; one in which it says nothing holds them close
+    together, and standardising would blow that up. So weights count by the spread of their component, relative to the
+    widest: ``weight * (std / widest std) ** settings.spread``. ``agreement`` knows no query and keeps its weight.
+
     Attributes:
-        weights: component -> weight, by name; components without weight are left out.
+        weights: component -> weight that it counts with, by name; components without weight are left out.
         moments: column of cosines -> its statistics over all ranked pairs.
         calibration: modality -> statistics of the sum over its ranked pairs; empty for none.
         counts: ``modality`` and ``pool`` -> value -> ranked pairs.
@@ -73,6 +77,7 @@ class Scoring:
             for by, counter in counts.items():
                 counter.update({entry["values"]: entry["counts"] for entry in table[by].value_counts().to_pylist()})
             ranked += table.num_rows
+        weights = _by_spread(weights, moments, settings.spread)
         scoring = cls(weights, moments, {}, {by: dict(sorted(seen.items())) for by, seen in counts.items()}, ranked)
         return scoring if settings.calibration == "off" else scoring._calibrated(shards, settings.calibration)
 
@@ -149,6 +154,21 @@ def _weights(weights: Mapping[str, float], cosines: Sequence[str]) -> dict[str, 
     if not used:
         raise ConfigError(f"ranking.weights: none of {', '.join(sorted(there))} has a weight")
     return used
+
+
+def _by_spread(weights: Mapping[str, float], moments: Mapping[str, Moments], power: float) -> dict[str, float]:
+    """Return the weights that components count with, given how far their cosines spread over the pool."""
+    spreads: dict[str, float] = {}
+    for name in weights:
+        of = [m.std for column, m in moments.items() if component(column) == name]
+        if name == EXPERTS:
+            of = [m.std for column, m in moments.items() if component(column) not in _NOT_EXPERTS]
+        if name != AGREEMENT:
+            spreads[name] = sum(of) / len(of)
+    widest = max(spreads.values(), default=0.0)
+    if not widest:
+        return dict(weights)
+    return {name: weight * (spreads.get(name, widest) / widest) ** power for name, weight in weights.items()}
 
 
 def _mean_of_present(columns: Sequence[Floats]) -> Floats:

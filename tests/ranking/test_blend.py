@@ -90,7 +90,23 @@ def naive_scores(rows: list[dict[str, Any]], options: RankingSettings) -> np.nda
         "clip": np.where(has_clip, clip, 0.0),
         "experts": np.where(has_clip, (clip + words) / 2, words),
     }
-    total: np.ndarray = np.sum([weight * values[name] for name, weight in options.weights.items()], axis=0)
+    columns = {
+        "fused": ["cosine__fused"],
+        "annotation": ["cosine__annotation"],
+        "words": ["cosine__words"],
+        "clip": ["cosine__clip__a", "cosine__clip__b"],
+        "experts": ["cosine__words", "cosine__clip__a", "cosine__clip__b"],
+    }
+
+    def spread(name: str) -> float:
+        there = [column(one)[~np.isnan(column(one))] for one in columns[name]]
+        return float(np.mean([np.std(values) if len(values) else 0.0 for values in there]))
+
+    widest = max(spread(name) for name in options.weights)
+    power = {name: (spread(name) / widest) ** options.spread if widest > 1e-6 else 1.0 for name in options.weights}
+    total: np.ndarray = np.sum(
+        [weight * power[name] * values[name] for name, weight in options.weights.items()], axis=0
+    )
     if options.calibration == "zscore":
         modality = np.array([row["modality"] for row in rows])
         for name in set(modality.tolist()):
@@ -148,6 +164,7 @@ def naive_blend(
     shortage=st.sampled_from(["fill", "leave"]),
     collapse=st.booleans(),
     calibration=st.sampled_from(["off", "zscore"]),
+    spread=st.sampled_from([0.0, 1.0, 2.0]),
     parts=st.integers(1, 9),
 )
 @settings(max_examples=80, deadline=None)
@@ -160,6 +177,7 @@ def test_equals_the_naive_blend(
     shortage: Any,
     collapse: bool,
     calibration: Any,
+    spread: float,
     parts: int,
 ) -> None:
     table = make_pool(n, seed)
@@ -171,6 +189,7 @@ def test_equals_the_naive_blend(
         shortage=shortage,
         collapse_duplicates=collapse,
         calibration=calibration,
+        spread=spread,
     )
     found = rank(split(table, parts), COSINES, options, Budget(count=count))
     scores = dict(zip(found.chosen["pair_id"].to_pylist(), found.chosen["score"].to_pylist(), strict=True))
@@ -297,11 +316,7 @@ def test_settings_that_do_not_fit_the_pool() -> None:
         ({"weights": {"fuse": 1.0}}, "nothing scores 'fuse' here; did you mean 'fused'"),
         ({"weights": {"agreement": 1.0}}, "nothing scores 'agreement'"),
         ({"weights": {"fused": 0.0}}, "has a weight"),
-        ({"quotas": {"image": 0.5}}, "quota_by"),
-        ({"quota_by": "modality"}, "ranking.quotas"),
-        ({"quota_by": "modality", "quotas": {"imge": 0.5}}, "no modality 'imge' here; did you mean 'image'"),
         ({"quota_by": "pool", "quotas": {"c": 0.5}}, "no pool 'c'"),
-        ({"quota_by": "modality", "quotas": {"image": 0.5, "text": 0.6}}, "sum to 1.1"),
     ):
         with pytest.raises(ConfigError, match=message):
             rank(shards, COSINES, RankingSettings(**options), Budget(count=5))

@@ -69,7 +69,7 @@ def test_chosen() -> None:
 
 
 def test_not_chosen_says_how_far_below_the_cut() -> None:
-    assert told("coco-1", weights={"fused": 2.0, "experts": 1.0}).splitlines() == [
+    assert told("coco-1", weights={"fused": 2.0, "experts": 1.0}, spread=0).splitlines() == [
         "coco-1 (image, pool coco): not chosen, rank 4 of 5 in the pool",
         "  score -1.414, 2.828 below the last one chosen from all (+1.414, 'coco-3')",
         "  experts      +0.00 standard deviations x weight 1",
