@@ -23,7 +23,7 @@ from nemo_mm_rank.projection.train import History, TrainingSet, train
 
 log = logging.getLogger(__name__)
 
-_VALIDATION = 10  # one annotation in this many of the training folds is set aside for early stopping
+_VALIDATION = 20  # one annotation in this many of the training folds is set aside for early stopping
 _MEASURED = 4096  # held-out pairs of a fold that are measured: recall costs their square
 
 Measures = dict[str, dict[str, float]]

@@ -26,7 +26,7 @@ class FusionNetwork(nn.Module):
         dim: dimension of the anchor's space.
         hidden: width of the hidden layers.
         depth: number of hidden layers; 0 is a linear map.
-        dropout: share of hidden units dropped while training.
+        dropout: share of every layer's inputs that is dropped while training.
         skip: names of the sources that lie in the anchor's space.
 
     Raises:
@@ -77,7 +77,7 @@ class FusionNetwork(nn.Module):
         return F.normalize(self.fuse(sources), dim=1)
 
     def fuse(self, sources: Mapping[str, Vectors], generator: torch.Generator | None = None) -> torch.Tensor:
-        """Fuse ``n`` rows: ``(n, dim)`` float32, not yet normalised. With a ``generator``, hidden units are dropped."""
+        """Fuse ``n`` rows: ``(n, dim)`` float32, not yet normalised; with a ``generator``, inputs are dropped."""
         x: torch.Tensor = self.bias
         for name, layer, default in zip(self.sources, self.first, self.defaults, strict=True):
             column = sources[name]
@@ -85,9 +85,10 @@ class FusionNetwork(nn.Module):
             scale = column.values.shape[1] ** 0.5
             there = torch.nonzero(column.valid).view(-1)
             if len(there) == len(column.valid):
-                x = x + layer(column.values * scale)
+                x = x + layer(self._drop(column.values * scale, generator))
             elif len(there):
-                x = x + default.expand(len(column.valid), -1).index_copy(0, there, layer(column.values[there] * scale))
+                product = layer(self._drop(column.values[there] * scale, generator))
+                x = x + default.expand(len(column.valid), -1).index_copy(0, there, product)
             else:
                 x = x + default.expand(len(column.valid), -1)
         for layer in self.rest:

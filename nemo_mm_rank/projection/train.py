@@ -14,7 +14,11 @@ from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import losses
 from nemo_mm_rank.projection.network import FusionNetwork
 
-_STEPS = 10  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
+_STEPS = 5  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
+
+# Validation losses of epochs are noisy, and later epochs have smaller steps behind them: the last epoch that is not
+# clearly worse than the best is kept.
+_TOLERANCE = 1.02
 
 History = list[dict[str, float]]
 """The training and validation loss of every epoch."""
@@ -45,9 +49,9 @@ def train(
     settings: ProjectionSettings,
     generator: torch.Generator,
 ) -> History:
-    """Train ``network`` in place and leave it with the weights of its best epoch.
+    """Train ``network`` in place and leave it with the weights of its last good epoch.
 
-    The learning rate falls to zero along a cosine. An epoch is once through the training rows, or ten batches where
+    The learning rate falls to zero along a cosine. An epoch is once through the training rows, or five batches where
     there are fewer.
 
     Args:
@@ -81,9 +85,11 @@ def train(
             with torch.no_grad():
                 judged = float(objective(network, data, validation, settings))
         history.append({"training": trained, "validation": judged})
-        waited += 1
-        if judged < best:
-            best, waited, weights = judged, 0, _weights(network)
+        best = min(best, judged)
+        if judged <= best * _TOLERANCE:
+            waited, weights = 0, _weights(network)
+        else:
+            waited += 1
         if waited >= settings.patience:
             break
     network.load_state_dict(weights)

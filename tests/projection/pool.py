@@ -10,7 +10,15 @@ from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import FitSample
 
 DIM = 12
-QUICK = ProjectionSettings(max_epochs=8, batch_size=64, learning_rate=5e-3, hidden=16)
+QUICK = ProjectionSettings(
+    hidden=16,
+    temperature=0.1,
+    alignment_weight=1.0,
+    residual_bias_weight=1.0,
+    learning_rate=2e-2,
+    batch_size=64,
+    max_epochs=8,
+)
 
 
 def made_up(n: int, seed: int = 0, twins: int = 0) -> FitSample:

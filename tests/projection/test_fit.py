@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.errors import ModelError
+from nemo_mm_rank.config import ProjectionSettings, parse
+from nemo_mm_rank.errors import ConfigError, ModelError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import FitSample, Projection, fit, folds_of
 from tests.projection.pool import DIM, QUICK, made_up, take
@@ -35,7 +36,7 @@ def _same(one: Projection, other: Projection) -> bool:
 def test_it_learns_what_carries_over_to_unseen_annotations(projection: Projection) -> None:
     fused, words = projection.metrics["mean"]["fused"], projection.metrics["mean"]["words"]
     assert fused["n"] == words["n"] == 320
-    assert fused["recall_at_1"] > words["recall_at_1"] + 0.1
+    assert fused["recall_at_1"] > words["recall_at_1"] + 0.2
     assert fused["matched_gap"] < 0.6 * words["matched_gap"]
     assert fused["recall_at_1"] <= fused["recall_at_5"] <= fused["recall_at_10"]
     assert projection.metrics["mean"]["code"]["n"] == 80  # one pair in four
@@ -179,6 +180,17 @@ def test_one_modality_and_a_modality_with_one_member() -> None:
     assert np.isfinite(lone.metrics["mean"]["fused"]["recall_at_1"])
 
 
+def test_training_stops_where_validation_gets_worse(sample: FitSample) -> None:
+    unrelated = sample.anchors[torch.randperm(320, generator=torch.Generator().manual_seed(0))]
+    settings = QUICK.model_copy(
+        update={"alignment_weight": 0.0, "residual_bias_weight": 0.0, "max_epochs": 40, "patience": 2}
+    )
+    for history in fit(replace(sample, anchors=unrelated, anchor_space=()), settings, seed=3).metrics["losses"]:
+        validation = [epoch["validation"] for epoch in history]
+        assert len(validation) < 40
+        assert min(validation[-2:]) > min(validation)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -194,6 +206,12 @@ def test_other_objectives_train_too(changes: dict[str, float]) -> None:
     assert bool(torch.isfinite(projection.project(sample.sources, sample.annotations).values).all())
 
 
+def test_an_objective_without_any_term_is_refused() -> None:
+    none = {"contrastive_weight": 0, "alignment_weight": 0, "residual_bias_weight": 0}
+    with pytest.raises(ConfigError, match="at least one weight must be positive"):
+        parse(ProjectionSettings, none)
+
+
 def test_sources_outside_the_anchors_space_suffice() -> None:
     sample = made_up(800)
     images = torch.tensor([row for row, name in enumerate(sample.modality) if name == "image"])
@@ -204,7 +222,7 @@ def test_sources_outside_the_anchors_space_suffice() -> None:
         annotations=[sample.annotations[row] for row in images.tolist()],
     )
     # Five of a hundred by chance.
-    assert fit(only, QUICK, seed=0).metrics["mean"]["fused"]["recall_at_5"] > 0.4
+    assert fit(only, QUICK, seed=0).metrics["mean"]["fused"]["recall_at_5"] > 0.7
 
 
 def test_a_source_that_nobody_has_is_left_out() -> None:

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.projection import cluster_bias_loss, contrastive_loss, residual_bias_loss, scale_bias_loss
+from nemo_mm_rank.projection import (
+    alignment_loss,
+    cluster_bias_loss,
+    contrastive_loss,
+    residual_bias_loss,
+    scale_bias_loss,
+)
 
 SEEDS = st.integers(0, 10_000)
 
@@ -64,9 +70,27 @@ def test_one_annotation_leaves_nothing_to_tell_apart() -> None:
     projected = _random(0, 3).requires_grad_()
     loss = contrastive_loss(projected, _random(1, 1).expand(3, -1), 0.1, ["same"] * 3)
     loss.backward()  # type: ignore[no-untyped-call]
-    assert float(loss) == 0.0
+    assert float(loss.detach()) == 0.0
     assert projected.grad is not None
     assert float(projected.grad.abs().max()) == 0.0
+
+
+def test_alignment_by_hand() -> None:
+    projected, anchors = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.6, 0.8], [0.0, -1.0]])
+    assert float(alignment_loss(projected, anchors)) == pytest.approx((0.4 + 2) / 2)
+
+
+@given(SEEDS, st.integers(1, 12))
+@settings(max_examples=20, deadline=None)
+def test_alignment_is_half_the_squared_distance_of_normalised_vectors(seed: int, n: int) -> None:
+    projected, anchors = _random(seed, n), _random(seed + 1, n)
+    distances = (F.normalize(projected, dim=1) - F.normalize(anchors, dim=1)).square().sum(1)
+    assert float(alignment_loss(projected, anchors)) == pytest.approx(float(distances.mean()) / 2)
+    # With one modality, what its mean does not explain is left: the residual bias is never larger.
+    assert (
+        float(residual_bias_loss(projected, anchors, ["a"] * n))
+        <= 2 * float(alignment_loss(projected, anchors)) + 1e-12
+    )
 
 
 def test_cluster_bias_by_hand() -> None:
@@ -149,6 +173,8 @@ GOOD = torch.eye(2)
         (lambda: contrastive_loss(GOOD, GOOD, 0.0), "temperature must be positive"),
         (lambda: contrastive_loss(GOOD, GOOD, 0.1, [1]), "one name for each of 2 rows"),
         (lambda: contrastive_loss(torch.zeros(2), torch.zeros(2), 0.1), "must be a matrix"),
+        (lambda: alignment_loss(GOOD, BROKEN), "anchors: NaN"),
+        (lambda: alignment_loss(GOOD, torch.eye(3)), "anchors must be of shape"),
         (lambda: cluster_bias_loss(BROKEN, ["a", "b"]), "projected: NaN"),
         (lambda: cluster_bias_loss(GOOD, ["a", "b", "c"]), "one name for each of 2 rows"),
         (lambda: scale_bias_loss(BROKEN, ["a", "b"]), "projected: NaN"),
