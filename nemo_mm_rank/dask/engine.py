@@ -56,7 +56,7 @@ class DaskEngine:
         cluster = distributed.LocalCluster(
             n_workers=settings.workers,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # a port of its own: the usual one may be another cluster's
             memory_limit=0,  # models are big and known; a worker restarted for its size would never end
             silence_logs=logging.ERROR,  # what a cancelled task or a restarted worker has to say is no news here
             env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
