@@ -76,7 +76,8 @@ def test_a_dry_run_writes_nothing(pool: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_one_line(pool: Path, tmp_path: Path) -> None:
     assert stopped("curate", pool) == "error: queries: missing"
-    assert "no such" in stopped("curate", tmp_path / "none.jsonl", "-q", "x").lower()
+    assert "no such" in stopped("curate", tmp_path / "none.jsonl", "-q", "x", "-o", tmp_path / "r").lower()
+    assert not (tmp_path / "r").exists()
     assert "a budget is a number of pairs or a share like 20%" in stopped("curate", pool, "-q", "x", "-b", "lots")
     assert "write it as ours=theirs" in stopped("curate", pool, "-q", "x", "--field", "caption")
     file = written(tmp_path / "c.yaml", {"pools": str(pool), "queries": "x", "rankin": {}})
@@ -97,7 +98,7 @@ def test_validate(pool: Path, tmp_path: Path) -> None:
     ]
     assert "29 rows: 26 good, 3 bad" in done.stdout
     good = [json.loads(line) for line in pool.read_text().splitlines()]
-    good = [{**row, "caption": row.pop("annotation")} for row in good if row["modality"] == "code"]
+    good = [{"caption": row.pop("annotation"), **row} for row in good if row["modality"] == "code"]
     (tmp_path / "code.jsonl").write_text("\n".join(map(json.dumps, good)))
     done = say("validate", tmp_path / "code.jsonl", "--field", "annotation=caption")
     assert done.returncode == 0, done.stdout

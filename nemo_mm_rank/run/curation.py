@@ -114,8 +114,8 @@ def rank(
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again())
 
 
-def dry_run(config: Config, console: Console) -> None:
-    """Check what can be checked without work, and say what would be done.
+def _check(config: Config) -> list[str]:
+    """Find what is wrong before anything is written or loaded; return the manifests.
 
     Raises:
         UserError: a pool that is not there, or a model class or argument that does not exist.
@@ -123,6 +123,16 @@ def dry_run(config: Config, console: Console) -> None:
     found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
     for spec in config.models.values():
         loader.check_arguments(spec.class_, spec.arguments)
+    return found
+
+
+def dry_run(config: Config, console: Console) -> None:
+    """Check what can be checked without work, and say what would be done.
+
+    Raises:
+        UserError: a pool that is not there, or a model class or argument that does not exist.
+    """
+    found = _check(config)
     folder = RunFolder(Path(config.output))
     steps = _embedding_steps(config, config.models)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
