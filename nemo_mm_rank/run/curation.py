@@ -85,6 +85,7 @@ def curate(config: Config, console: Console | None = None, engine: Engine | None
     Raises:
         UserError: anything that the user can mend, in one line.
     """
+    _check(config)
     folder = RunFolder(Path(config.output))
     reporter = Reporter(console or Console(quiet=True))
     with folder.locked():
