@@ -133,7 +133,7 @@ class ProjectionSettings(Settings):
 
     hidden: int = Field(512, ge=1)
     depth: int = Field(0, ge=0, le=8, description="hidden layers; 0 is a linear map")
-    dropout: Annotated[float, Field(ge=0, lt=1, description="share of every layer's inputs")] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1, description="share of every layer's inputs")] = 0.2
     temperature: float = Field(0.05, gt=0)
     contrastive_weight: float = Field(1.0, ge=0, description="find the own annotation among others")
     alignment_weight: float = Field(3.0, ge=0, description="lie close to the own annotation")
@@ -141,10 +141,10 @@ class ProjectionSettings(Settings):
     cluster_bias_weight: float = Field(0.0, ge=0)
     scale_bias_weight: float = Field(0.0, ge=0)
     normalise_bias: bool = Field(True, description="cluster and scale bias act on normalised vectors")
-    learning_rate: float = Field(1.5e-3, gt=0, description="at the start; it falls to zero along a cosine")
+    learning_rate: float = Field(1e-3, gt=0, description="at the start; it falls to zero along a cosine")
     weight_decay: float = Field(1e-2, ge=0)
     batch_size: int = Field(512, ge=2)
-    max_epochs: int = Field(16, ge=1)
+    max_epochs: int = Field(20, ge=1)
     patience: int = Field(5, ge=1, description="epochs with a validation loss clearly worse than the best")
     folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
     max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")

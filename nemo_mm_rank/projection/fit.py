@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +43,8 @@ def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str 
     Returns:
         The projection. Its ``metrics`` are of held-out pairs only: ``folds`` and their ``mean``, each with ``n``,
         ``gap``, ``matched_gap``, ``recall_at_1``, ``recall_at_5`` and ``recall_at_10`` (mean of both directions) of
-        ``fused`` and of every source in the anchor's space; and the ``losses`` of every fold's epochs.
+        ``fused`` and of every source in the anchor's space; and the ``losses`` of every fold's epochs. ``n`` counts
+        the pairs that have the source; to be comparable, recall is the share of all held-out pairs.
 
     Raises:
         ModelError: counts that do not fit, or values that are not finite.
@@ -110,22 +110,22 @@ def _measure(projection: Projection, sample: FitSample, data: TrainingSet, rows:
     spaces = {"fused": projection.project(sources, [sample.annotations[row] for row in rows.tolist()])}
     spaces |= {name: sources[name] for name in sample.anchor_space if name in sources}
     return {
-        name: geometry(
-            column.values[column.valid], data.anchors[where][column.valid], modality[column.valid.cpu().numpy()]
-        )
+        name: _geometry(column, data.anchors[where], modality)
         for name, column in spaces.items()
         if bool(column.valid.any())
     }
 
 
-def geometry(data: torch.Tensor, annotation: torch.Tensor, modality: npt.NDArray[Any]) -> dict[str, float]:
-    """Return ``n``, ``gap``, ``matched_gap`` and ``recall_at_1 / 5 / 10`` of one space, its vectors normalised."""
-    data, annotation = F.normalize(data, dim=1), F.normalize(annotation, dim=1)
+def _geometry(column: Vectors, anchors: torch.Tensor, modality: npt.NDArray[np.str_]) -> dict[str, float]:
+    """Return the measures of one space; a pair that has no embedding in it is not found."""
+    data, annotation = F.normalize(column.values[column.valid], dim=1), anchors[column.valid]
+    present = modality[column.valid.cpu().numpy()]
+    share = len(data) / len(anchors)
     return {
         "n": len(data),
-        "gap": modality_gap(data, modality),
-        "matched_gap": matched_gap(data, annotation, modality),
-        **{f"recall_at_{k}": found["average"] for k, found in recalls(data, annotation, (1, 5, 10)).items()},
+        "gap": modality_gap(data, present),
+        "matched_gap": matched_gap(data, annotation, present),
+        **{f"recall_at_{k}": share * found["average"] for k, found in recalls(data, annotation, (1, 5, 10)).items()},
     }
 
 

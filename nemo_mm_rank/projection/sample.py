@@ -44,6 +44,8 @@ class FitSample:
         for name, count in counts.items():
             if count != n:
                 raise ModelError(f"projection: {name!r} has {count} rows, the anchors have {n}")
+        if not any(bool(column.valid.any()) for column in self.sources.values()):
+            raise ModelError("projection: no expert embedded any pair of the sample")
         for name in self.anchor_space:
             if name not in self.sources or self.sources[name].values.shape[1] != self.anchors.shape[1]:
                 raise ModelError(f"projection: {name!r} is not a source in the anchor's space")

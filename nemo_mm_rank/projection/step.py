@@ -40,6 +40,7 @@ class ProjectionStep(Step):
     def __init__(self, folder: str | Path, sources: Sequence[str], anchor: str) -> None:
         self.folder, self.sources, self.anchor = str(folder), tuple(sources), anchor
         self._device = "cpu"
+        self._projection: Projection | None = None
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
@@ -55,15 +56,15 @@ class ProjectionStep(Step):
     def setup(self, device: str | None = None) -> None:
         """Load the projection, once per process and content of its folder."""
         self._device = pick_device(device)
-        self._projection()
+        self._projection = _load(self.folder, _digest(self.folder), self._device)
 
     def process(self, rows: Frame) -> Added:
         """Project ``rows``; a pair without any source, or with a value that is not finite, fails."""
-        projection = self._projection()
+        assert self._projection is not None, "setup runs before every frame"  # noqa: S101
         sources = {name: frames.vectors(rows, name, self._device) for name in self.sources}
         anchors = frames.vectors(rows, annotation_column(self.anchor), self._device)
         texts = frames.strings(rows, ANNOTATION)
-        fused = projection.project(sources, [text or "" for text in texts])
+        fused = self._projection.project(sources, [text or "" for text in texts])
         anchored = anchors.valid & torch.isfinite(anchors.values).all(1)
         good = fused.valid & torch.isfinite(fused.values).all(1) & anchored
         errors: dict[int, PairError] = {}
@@ -83,8 +84,8 @@ class ProjectionStep(Step):
         """Return the name and a digest of the fitted projection."""
         return {"step": self.name, "projection": _digest(self.folder), "sources": self.sources, "anchor": self.anchor}
 
-    def _projection(self) -> Projection:
-        return _load(self.folder, _digest(self.folder), self._device)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_projection": None}  # weights do not travel: each worker reads the folder
 
 
 @lru_cache(maxsize=2)

@@ -39,7 +39,9 @@ def test_it_learns_what_carries_over_to_unseen_annotations(projection: Projectio
     assert fused["recall_at_1"] > words["recall_at_1"] + 0.2
     assert fused["matched_gap"] < 0.6 * words["matched_gap"]
     assert fused["recall_at_1"] <= fused["recall_at_5"] <= fused["recall_at_10"]
-    assert projection.metrics["mean"]["code"]["n"] == 80  # one pair in four
+    code = projection.metrics["mean"]["code"]  # one pair in four has it, and the others are not found
+    assert code["n"] == 80
+    assert 0.2 < code["recall_at_10"] < 0.3
     for history in projection.metrics["losses"]:
         assert 1 <= len(history) <= QUICK.max_epochs
         assert history[-1]["training"] < history[0]["training"]
@@ -183,7 +185,7 @@ def test_one_modality_and_a_modality_with_one_member() -> None:
 def test_training_stops_where_validation_gets_worse(sample: FitSample) -> None:
     unrelated = sample.anchors[torch.randperm(320, generator=torch.Generator().manual_seed(0))]
     settings = QUICK.model_copy(
-        update={"alignment_weight": 0.0, "residual_bias_weight": 0.0, "max_epochs": 40, "patience": 2}
+        update={"alignment_weight": 0.0, "residual_bias_weight": 0.0, "dropout": 0.0, "max_epochs": 40, "patience": 2}
     )
     for history in fit(replace(sample, anchors=unrelated, anchor_space=()), settings, seed=3).metrics["losses"]:
         validation = [epoch["validation"] for epoch in history]

@@ -52,6 +52,10 @@ def test_a_sample_is_checked() -> None:
         (replace(sample, annotations=["x"] * 9), "'annotations' has 9 rows"),
         (replace(sample, sources={"words": Vectors.full(torch.zeros(7, 3))}), "'words' has 7 rows"),
         (replace(sample, sources={}), "at least one pair and one source"),
+        (
+            replace(sample, sources={"words": Vectors(torch.zeros(8, 3), torch.zeros(8, dtype=torch.bool))}),
+            "no expert embedded any pair",
+        ),
         (replace(sample, anchor_space=("sight",)), "'sight' is not a source in the anchor's space"),
         (replace(sample, anchors=broken), "the anchors hold NaN or infinite values in 1 of 8 rows"),
         (replace(sample, sources={**sample.sources, "words": Vectors.full(broken)}), "words hold NaN"),
