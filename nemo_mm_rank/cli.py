@@ -61,6 +61,8 @@ def curate(
     values: dict[str, Any] = read_yaml(config) if config else {}
     if pool:
         values["pools"] = _pools(pool, field, modality, root)
+    elif field or modality or root:
+        raise UserError("--field, --modality and --root are for pools on the command line; write yours beside them")
     if query or avoid:
         values["queries"] = _queries(query, avoid)
     plain = {
@@ -184,8 +186,9 @@ def _queries(wanted: list[str] | None, avoided: list[str] | None) -> list[dict[s
 
 def _merge(values: dict[str, Any], section: str, options: dict[str, Any]) -> None:
     given = {key: value for key, value in options.items() if value is not None}
-    if given:
-        values[section] = {**values.get(section, {}), **given}
+    there = values.get(section, {})
+    if given and isinstance(there, dict):  # anything else is refused with the rest of the configuration
+        values[section] = {**there, **given}
 
 
 def main() -> None:

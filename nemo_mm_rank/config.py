@@ -20,6 +20,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
+OFF = BeforeValidator(lambda value: "off" if value is False else value)
+"""YAML reads a bare ``off`` as false."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 FIELDS = (*CANONICAL, DATA_BYTES, "data_path", "annotation_path")
@@ -109,7 +112,7 @@ class ExpertSpec(Settings):
 class SNSSettings(Settings):
     """Symmetric Nucleus Sub-sampler: which side is trimmed, and how boldly."""
 
-    mode: Literal["off", "forward", "backward", "bidirectional"] = "off"
+    mode: Annotated[Literal["off", "forward", "backward", "bidirectional"], OFF] = "off"
     expert: str | None = Field(None, description="whose space judges relevance; default: the first text-based one")
     select: Literal["nucleus", "threshold"] = "nucleus"
     nucleus: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="softmax mass that the kept parts reach")
@@ -173,7 +176,9 @@ class RankingSettings(Settings):
     )
     spread: float = Field(2.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
     combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
-    calibration: Literal["off", "zscore", "quantile"] = Field("off", description="of the final score, per modality")
+    calibration: Annotated[Literal["off", "zscore", "quantile"], OFF] = Field(
+        "off", description="of the final score, per modality"
+    )
     quota_by: Literal["modality", "pool"] | None = None
     quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
     shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
@@ -394,8 +399,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys, not {type(values).__name__}")
-    return values
+    return {key: value for key, value in values.items() if value is not None}  # a section with all commented out

@@ -111,6 +111,13 @@ def test_what_is_not_a_yaml_mapping_is_refused(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml")
 
 
+def test_yaml_as_people_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("pools: a\nqueries: b\nsns: {mode: off}\nranking: {calibration: off}\nengine:\n  # workers: 4\n")
+    config = parse(Config, read_yaml(path))
+    assert (config.sns.mode, config.ranking.calibration, config.engine.workers) == ("off", "off", 0)
+
+
 def test_a_configuration_survives_yaml() -> None:
     config = parse(
         Config,
