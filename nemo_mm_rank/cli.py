@@ -112,7 +112,7 @@ def explain(
     """Say why a pair was or was not chosen."""
     from nemo_mm_rank.run import curation
 
-    Console().print(curation.explain(run, pair_id), highlight=False, markup=False)
+    Console().print(curation.explain(run, pair_id), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()

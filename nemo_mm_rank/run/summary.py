@@ -153,5 +153,5 @@ def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, co
         console.print(reasons)
     console.print(spaces_table(manifest["projection"]["metrics"]))
     console.print(blend_table(blend))
-    console.print(f"blend       {folder / 'blend.parquet'}", highlight=False, soft_wrap=True)
-    console.print(f"run folder  {folder}", highlight=False, soft_wrap=True)
+    for name, path in (("blend", folder / "blend.parquet"), ("run folder", folder)):
+        console.print(f"{name:<11} {path}", highlight=False, markup=False, soft_wrap=True)
