@@ -86,7 +86,7 @@ def curate(config: Config, console: Console | None = None, engine: Engine | None
         UserError: anything that the user can mend, in one line.
     """
     _check(config)
-    folder = RunFolder(Path(config.output))
+    folder = RunFolder.at(config.output)
     reporter = Reporter(console or Console(quiet=True))
     with folder.locked():
         folder.begin(config)
@@ -104,7 +104,7 @@ def rank(
     Raises:
         UserError: the folder is no run, or one that has not been finished.
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder.at(run)
     values = folder.load_config().model_dump(mode="json", by_alias=True, exclude_defaults=True)
     unknown = set(changes) - {"queries", "budget", "ranking", "jsonl"}
     if unknown:
@@ -134,7 +134,7 @@ def dry_run(config: Config, console: Console) -> None:
         UserError: a pool that is not there, or a model class or argument that does not exist.
     """
     found = _check(config)
-    folder = RunFolder(Path(config.output))
+    folder = RunFolder.at(config.output)
     steps = _embedding_steps(config, config.models)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     say(f"pools    {', '.join(found)}")
@@ -153,7 +153,7 @@ def explain(run: str | Path, pair_id: str) -> str:
     Raises:
         UserError: the folder is no finished run, or there is no such pair in it (the nearest id is named).
     """
-    folder = RunFolder(Path(run))
+    folder = RunFolder.at(run)
     folder.load_config()
     state = State.load(folder)
     scored = sorted(folder.steps.glob("rank-*"))
@@ -234,7 +234,7 @@ class _Curation:
         settings = config.projection
         key = digest(
             [
-                settings.model_dump(),
+                settings.model_dump(exclude={"threads"}),
                 config.seed,
                 [source.column for source in used],
                 config.anchor,
@@ -260,15 +260,20 @@ class _Curation:
 
     def _finish(self, report: IngestReport, shards: Shards, models: Mapping[str, ModelSpec]) -> Result:
         state = State(
-            stages=tuple(str(stage.relative_to(self.folder.path)) for stage in shards.stages),
+            stages=tuple(map(self.folder.relative, shards.stages)),
             steps=tuple(self._steps),
             shards=shards.count,
             pairs=report.good,
             rows=report.rows_in,
             bad_rows=report.bad,
             inputs=inputs(self.config),
-            models={name: dict(spec.model_dump(by_alias=True)) for name, spec in models.items()},
-            projection=str(self._projection_folder.relative_to(self.folder.path)),
+            models={name: spec.model_dump(by_alias=True) for name, spec in self.config.models.items()},
+            statistics={
+                name: self.folder.relative(spec.arguments[loader.STATISTICS])
+                for name, spec in models.items()
+                if spec != self.config.models[name]
+            },
+            projection=self.folder.relative(self._projection_folder),
         )
         state.save(self.folder)
         return self._rank(state)
@@ -281,7 +286,7 @@ class _Curation:
         """Score all shards, choose, and write the blend, the quarantine and the manifest."""
         config = self.config
         shards = state.open(self.folder)
-        models = {name: parse(ModelSpec, values) for name, values in state.models.items()}
+        models = state.specs(self.folder)
         step = score_step(config, models, shards.columns())
         scored = self._through(step, shards, state.pairs)
         ranking = rank_shards(scored, list(step.provides), config.ranking, config.budget)

@@ -25,6 +25,15 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def at(cls, path: str | Path) -> RunFolder:
+        """Return the folder by its absolute path: workers may stand elsewhere."""
+        return cls(Path(path).expanduser().absolute())
+
+    def relative(self, path: str | Path) -> str:
+        """Return a path below the folder as it stays true where the folder is moved."""
+        return str(Path(path).relative_to(self.path))
+
     @property
     def config(self) -> Path:
         """The configuration that the run was started with."""

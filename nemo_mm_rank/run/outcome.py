@@ -41,6 +41,16 @@ from nemo_mm_rank.schema import (
 TOLD = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 """What SNS says of a pair; in the blend beside what describers said."""
 
+_NO_MATTER: dict[str, bool | set[str]] = {
+    "engine": True,
+    "output": True,
+    "shards": True,
+    "rows_per_shard": True,
+    "media": {"threads"},
+    "projection": {"threads"},
+}
+"""Settings that say where and how the work is done, and change nothing of what comes out."""
+
 VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
 """Libraries whose version can change what comes out."""
 
@@ -93,7 +103,7 @@ def manifest(
     """Return where a blend comes from and what became of every row. The same for the same input, seed and versions."""
     last = steps[-1]
     ranked = {m: n - sum(last.quarantined.get(m, Counter()).values()) for m, n in sorted(last.rows.items())}
-    settings = config.model_dump(mode="json", by_alias=True, exclude={"engine", "output", "shards", "rows_per_shard"})
+    settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
     return {
         "nemo_mm_rank": __version__,
         "python": platform.python_version(),

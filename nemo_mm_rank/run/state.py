@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nemo_mm_rank.config import Config
+from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.digest import file_digest
 from nemo_mm_rank.io.parquet import write_json
 from nemo_mm_rank.io.pool import manifests
+from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.store import Shards
 
@@ -27,7 +28,8 @@ class State:
         rows: all rows of the pool.
         bad_rows: those that never became pairs.
         inputs: the manifests with digests of their bytes.
-        models: the models as they were used, with their statistics.
+        models: the models of the configuration.
+        statistics: model -> file of what it counted in this pool.
         projection: folder of the fitted projection.
     """
 
@@ -39,6 +41,7 @@ class State:
     bad_rows: int
     inputs: list[dict[str, str]]
     models: dict[str, dict[str, Any]]
+    statistics: dict[str, str]
     projection: str
 
     def save(self, folder: RunFolder) -> None:
@@ -61,6 +64,11 @@ class State:
     def open(self, folder: RunFolder) -> Shards:
         """Return the embedded shards."""
         return Shards(tuple(folder.path / stage for stage in self.stages), self.shards)
+
+    def specs(self, folder: RunFolder) -> dict[str, ModelSpec]:
+        """Return the models as they were used, with their statistics."""
+        counted = {name: {STATISTICS: str(folder.path / file)} for name, file in self.statistics.items()}
+        return {name: parse(ModelSpec, {**values, **counted.get(name, {})}) for name, values in self.models.items()}
 
 
 def inputs(config: Config) -> list[dict[str, str]]:

@@ -12,7 +12,6 @@ import pytest
 
 from benchmarks import real_pool
 from nemo_mm_rank import curate, frames
-from nemo_mm_rank.config import parse
 from nemo_mm_rank.experts import ExpertStep
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.projection.artifact import Projection
@@ -76,9 +75,12 @@ def test_on_the_users_own_client(pool: Path, whole: Result, tmp_path: Path, clie
     assert client.submit(sum, [1, 2]).result() == 3  # it is still theirs
 
 
-def test_on_a_scheduler_at_an_address(pool: Path, whole: Result, tmp_path: Path, client: Any) -> None:
+def test_on_a_scheduler_at_an_address(
+    pool: Path, whole: Result, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where its workers do not stand
     engine = {"scheduler_address": client.scheduler.address}
-    config = settings(pool, tmp_path / "run", budget=30, rows_per_shard=4, engine=engine)
+    config = settings(pool, Path("run"), budget=30, rows_per_shard=4, engine=engine)
     assert digests(curate(config=config, progress=False).folder) == digests(whole.folder)
     assert client.submit(sum, [1, 2]).result() == 3
 
@@ -88,7 +90,7 @@ def steps_of(run: Result) -> list[Step]:
     folder = RunFolder(run.folder)
     config = folder.load_config()
     state = State.load(folder)
-    models = {name: parse(type(config.models[name]), values) for name, values in state.models.items()}
+    models = state.specs(folder)
     fitted = folder.path / state.projection
     return [
         SNSStep(config.sns, config.sns_expert, models, config.media),

@@ -1,0 +1,155 @@
+"""In a folder that has been worked in, only what a change touches is done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_mm_rank import curate, rank
+from nemo_mm_rank.demo import make_demo_pool
+from nemo_mm_rank.errors import ModelError, UserError
+from nemo_mm_rank.run.curation import explain
+from tests.integration.runs import digests, settings
+
+SHARDS = 4
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return make_demo_pool(tmp_path / "pool", 4)
+
+
+@pytest.fixture
+def config(pool: Path, tmp_path: Path) -> dict[str, Any]:
+    """A configuration that has been run."""
+    values = settings(pool, tmp_path / "run", shards=SHARDS, budget=9)
+    curate(config=values, progress=False)
+    return values
+
+
+def made(run: Path) -> dict[str, int]:
+    """Inode of every file that a step or a fit made."""
+    return {
+        str(path.relative_to(run)): path.stat().st_ino
+        for name in ("steps", "fitted")
+        for path in (run / name).rglob("*")
+        if path.is_file()
+    }
+
+
+def done_again(config: dict[str, Any], **changes: Any) -> dict[str, int]:
+    """Run with changes; return how many files of each kind were made, by the first part of their folder's name."""
+    run = Path(config["output"])
+    before = made(run)
+    curate(config={**config, **changes}, progress=False)
+    fresh = [name for name, inode in made(run).items() if before.get(name) != inode]
+    kinds = [name.split("/")[1].split("-")[0] if name.startswith("steps/") else "fitted" for name in fresh]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+
+
+def test_nothing_changed(config: dict[str, Any]) -> None:
+    before = digests(Path(config["output"]))
+    assert done_again(config) == {}
+    assert digests(Path(config["output"])) == before
+
+
+QUICK = {"max_epochs": 3, "folds": 2}
+PROJECTED = {"fitted": 2, "projection": SHARDS, "rank": SHARDS}
+EMBEDDED = {"experts": SHARDS, **PROJECTED}
+
+
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"budget": 3}, {}),
+        ({"ranking": {"weights": {"fused": 1}}}, {}),
+        ({"queries": "beeps"}, {"rank": SHARDS}),
+        ({"engine": {"device": "cpu"}, "media": {"threads": 1}, "projection": {**QUICK, "threads": 2}}, {}),
+        ({"projection": {"max_epochs": 2, "folds": 2}}, PROJECTED),
+        ({"seed": 1}, PROJECTED),
+        ({"sns": {"mode": "off"}}, EMBEDDED),
+        ({"sns": {"mode": "backward"}}, {"sns": SHARDS, **EMBEDDED}),
+        ({"media": {"video_frames": 2}}, {"sns": SHARDS, **EMBEDDED}),
+    ],
+)
+def test_only_what_a_change_touches(config: dict[str, Any], changes: dict[str, Any], again: dict[str, int]) -> None:
+    first = digests(Path(config["output"]))
+    assert done_again(config, **changes) == again
+    undisturbed = {**config, **changes, "output": config["output"] + "-fresh"}
+    assert digests(Path(config["output"])) == digests(curate(config=undisturbed, progress=False).folder)
+    curate(config=config, progress=False)  # and back
+    assert digests(Path(config["output"])) == first
+
+
+def test_a_media_file_that_changed(config: dict[str, Any], pool: Path) -> None:
+    first = digests(Path(config["output"]))
+    picture = pool.parent / "image" / "image-002.jpg"
+    content = picture.read_bytes()
+    picture.write_bytes((pool.parent / "image" / "image-001.jpg").read_bytes())
+    # Its shard; what is counted and fitted over all, and the shards after that.
+    assert done_again(config) == {"sns": 1, "experts": 1, **PROJECTED, "fitted": 3}
+    assert digests(Path(config["output"])) != first
+    stat = picture.stat()
+    picture.write_bytes(content)
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    curate(config=config, progress=False)
+    assert digests(Path(config["output"])) == first
+
+
+def test_a_pool_that_grew(config: dict[str, Any], pool: Path) -> None:
+    more = {"pair_id": "new", "modality": "text", "data": "A lake under a grey sky.", "annotation": "A grey lake."}
+    pool.write_text(pool.read_text("utf-8") + json.dumps(more) + "\n", encoding="utf-8")
+    curate(config=config, progress=False)
+    fresh = curate(config={**config, "output": config["output"] + "-fresh"}, progress=False)
+    assert digests(Path(config["output"])) == digests(fresh.folder)
+    assert sum(fresh.manifest["counts"]["ranked"].values()) == 21
+
+
+def test_other_shards(config: dict[str, Any]) -> None:
+    first = digests(Path(config["output"]))
+    for pieces in ({"shards": 2}, {"shards": 9}, {"shards": None, "rows_per_shard": 5}):
+        curate(config={**config, **pieces}, progress=False)
+        assert digests(Path(config["output"])) == first
+
+
+def test_a_run_that_fails_leaves_the_blend_and_no_wrong_ranking(config: dict[str, Any]) -> None:
+    run = Path(config["output"])
+    first = digests(run)
+    broken = {**config, "sns": {"mode": "off"}}
+    broken["models"] = {**config["models"], "words": {"class": "tests.integration.user_models:Speechless"}}
+    with pytest.raises(ModelError, match="speechless failed with KeyError: 'film'"):
+        curate(config=broken, progress=False)
+    assert digests(run) == first  # the blend of the run before, and the manifest that says so
+    with pytest.raises(UserError, match="holds no finished run: start it again with curate"):
+        rank(run, "beeps")
+    with pytest.raises(UserError, match="holds no finished run"):
+        explain(run, "text-000")
+    curate(config=config, progress=False)
+    assert digests(run) == first
+    assert "rank" in explain(run, "text-001")
+
+
+def test_a_run_that_was_moved_can_be_ranked(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = curate(config={**config, "output": "run"}, progress=False).folder
+    expected = rank(run, "beeps", 5).blend
+    moved = shutil.move(run, tmp_path / "moved")
+    monkeypatch.chdir("/")
+    assert rank(moved, "beeps", 5).blend.equals(expected)
+
+
+def test_damaged_files_are_made_again(config: dict[str, Any]) -> None:
+    run = Path(config["output"])
+    first = digests(run)
+    for name in ("sns", "experts", "projection"):
+        part = sorted(run.glob(f"steps/{name}-*/part-*"))[1]
+        part.write_bytes(part.read_bytes()[:-100])
+    curate(config=config, progress=False)
+    assert digests(run) == first
