@@ -2,8 +2,8 @@
 # Makes .venv: a thin virtual environment with this checkout in it, on top of the dependencies.
 #
 # The dependencies weigh several gigabytes, so they live once per user, in the cache folder, under a digest
-# of what they are made from. A change of pyproject.toml, of constraints.txt or of Python makes a new one and
-# removes the old ones first, because the disk may not hold two.
+# of what they are made from. A change of what pyproject.toml requires, of constraints.txt or of Python makes
+# a new one and removes the old ones first, because the disk may not hold two.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ case "$version" in
     3.11 | 3.12 | 3.13) ;;
     *) echo "nemo-mm-rank needs Python 3.11 to 3.13; $python is $version. Try: make PYTHON=python3.12" >&2; exit 1 ;;
 esac
-digest=$({ "$python" -c 'import sys; print(sys.version, sys.prefix)'; echo "$extras"; cat pyproject.toml constraints.txt; } \
+digest=$({ "$python" -c 'import sys; print(sys.version, sys.prefix)'; "$python" tools/requirements.py "$extras"; cat constraints.txt; } \
     | sha256sum | cut -c1-16)
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/nemo-mm-rank"
 deps="$cache/env-$digest"
@@ -34,7 +34,8 @@ if [ ! -e "$deps/complete" ]; then
     touch "$deps/complete"
 fi
 
-if [ ! -x .venv/bin/nemo-mm-rank ] || [ "$(cat .venv/digest 2>/dev/null)" != "$digest" ]; then
+project=$({ echo "$digest"; cat pyproject.toml; } | sha256sum)
+if [ ! -x .venv/bin/nemo-mm-rank ] || [ "$(cat .venv/digest 2>/dev/null)" != "$project" ]; then
     rm -rf .venv
     "$python" -m venv --without-pip .venv
     site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -42,5 +43,5 @@ if [ ! -x .venv/bin/nemo-mm-rank ] || [ "$(cat .venv/digest 2>/dev/null)" != "$d
     echo "import site; site.addsitedir('$below')" >"$site/dependencies.pth"
     "$deps/bin/python" -m pip --python .venv/bin/python install --quiet --no-deps --no-build-isolation -e .
     ln -sf "$deps/bin/ruff" "$deps/bin/ray" .venv/bin/
-    echo "$digest" >.venv/digest
+    echo "$project" >.venv/digest
 fi
