@@ -220,6 +220,10 @@ def _pools(value: Any) -> Any:
     return [{"path": str(item)} if isinstance(item, (str, Path)) else item for item in _listed(value)]
 
 
+Pools = Annotated[tuple[PoolSource, ...], BeforeValidator(_pools)]
+"""One pool or several; a plain path is a pool."""
+
+
 class Budget(Settings):
     """How much the blend holds: a count, a share of the ranked pairs, or a least score."""
 
@@ -259,7 +263,7 @@ class Budget(Settings):
 class Config(Settings):
     """A whole run. Only ``pools`` and ``queries`` have no default; the default models need no download."""
 
-    pools: Annotated[tuple[PoolSource, ...], BeforeValidator(_pools), Field(min_length=1)]
+    pools: Annotated[Pools, Field(min_length=1)]
     queries: Annotated[tuple[Query, ...], BeforeValidator(_queries), Field(min_length=1)]
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
     output: str = "nemo-mm-rank-run"

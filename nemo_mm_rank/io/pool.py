@@ -17,8 +17,8 @@ from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.seen import Seen
 from nemo_mm_rank.schema import ERROR, MEDIA_ROOT
 
-RESERVED = frozenset({ERROR, MEDIA_ROOT, "agreement", "rank", "pool_rank", "score", "reason"})
-RESERVED_PREFIXES = ("emb_", "sns_", "description__", "cosine__", "score_")
+RESERVED = frozenset({ERROR, MEDIA_ROOT, "agreement", "rank", "pool_rank", "score", "filters_passed", "reason"})
+RESERVED_PREFIXES = ("emb_", "sns_", "description__", "cosine__", "score_", "traditional__")
 """Names of columns that steps or the blend add; a pool that brings its own is refused, not overwritten."""
 
 

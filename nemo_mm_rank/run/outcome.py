@@ -16,6 +16,7 @@ from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.io.bad_row import SCHEMA
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io.ingest import BAD_ROWS
 from nemo_mm_rank.io.parquet import read_table, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import Projection
@@ -74,20 +75,27 @@ def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: boo
 
 def write_quarantine(folder: RunFolder, shards: Shards) -> pa.Table:
     """Write every pair that could not be ranked, with step, error class and message; return them."""
-    found = [read_table(folder.bad_rows)]
+    found = [read_table(shards.stages[0] / BAD_ROWS)]
     for part in range(shards.count):
-        table = shards.read(part, [PAIR_ID, POOL, MODALITY, ERROR])
-        failed = table.filter(pc.is_valid(table[ERROR]))
-        if failed.num_rows:
-            parts = zip(*(split_error(text) for text in failed[ERROR].to_pylist()), strict=True)
-            columns = dict(zip(("step", "error", "message"), map(list, parts), strict=True))
-            table = failed.drop_columns([ERROR])
-            for name, values in columns.items():
-                table = table.append_column(name, pa.array(values, pa.string()))
-            found.append(table.cast(pa.schema([(name, pa.string()) for name in table.column_names])))
-    quarantine = pa.concat_tables([SCHEMA.empty_table(), *found], promote_options="default")
+        found.append(quarantined(shards.read(part, [PAIR_ID, POOL, MODALITY, ERROR])))
+    quarantine = pa.concat_tables(found)
     write_table(folder.quarantine, quarantine.combine_chunks())
     return quarantine
+
+
+def quarantined(table: pa.Table) -> pa.Table:
+    """Return the rows of ``table`` that have an ``error`` as a quarantine keeps them: step, error class, message.
+
+    Args:
+        table: with ``pair_id, pool, modality, error``.
+    """
+    failed = table.filter(pc.is_valid(table[ERROR]))
+    parts = [split_error(text) for text in failed[ERROR].to_pylist()]
+    columns: dict[str, Any] = {name: failed[name] for name in (PAIR_ID, POOL, MODALITY)}
+    for place, name in enumerate(("step", "error", "message")):
+        columns[name] = pa.array([part[place] for part in parts], pa.string())
+    empty = {name: pa.nulls(failed.num_rows) for name in SCHEMA.names if name not in columns}
+    return pa.table({**columns, **empty}).select(SCHEMA.names).cast(SCHEMA)
 
 
 def manifest(
