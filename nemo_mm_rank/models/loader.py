@@ -29,7 +29,10 @@ SHORT_NAMES: dict[str, str] = {
 STATISTICS = "statistics"
 """The argument that takes the path of what a model counted in the pool, for classes that count."""
 
-_loaded: dict[str, Any] = {}
+_Key = tuple[str, str, bool]
+"""What was loaded (name, class, arguments), the device, and whether it is what was wrapped round the model."""
+
+_loaded: dict[_Key, Any] = {}
 _lock = threading.RLock()
 
 
@@ -137,7 +140,8 @@ def load(
         ConfigError: a class or argument that does not exist.
         ModelError: the class's own error, in one line.
     """
-    key = json.dumps([name, class_name, dict(arguments), device], sort_keys=True, default=str)
+    what = _what(name, class_name, arguments)
+    key, wrapped = (what, device, False), (what, device, True)
     with _lock:
         if key not in _loaded:
             check_arguments(class_name, arguments)
@@ -154,7 +158,7 @@ def load(
             _loaded[key] = model
         if wrap is None:
             return _loaded[key]
-        if (wrapped := f"wrapped {key}") not in _loaded:
+        if wrapped not in _loaded:
             _loaded[wrapped] = wrap(_loaded[key])
         return _loaded[wrapped]
 
@@ -180,7 +184,32 @@ def as_grounder(name: str, model: Any) -> Grounder:
     return grounder
 
 
-def release() -> None:
-    """Forget every loaded model of this process, so that its memory can go."""
+def _what(name: str, class_name: str, arguments: Mapping[str, Any]) -> str:
+    return json.dumps([name, class_name, dict(arguments)], sort_keys=True, default=str)
+
+
+def prefetch(models: Mapping[str, ModelSpec]) -> None:
+    """See that the files of ``models`` are on this machine; nothing is loaded, and what is there stays as it is.
+
+    Concerns classes that tell their revision without loading (``revision_of``): they have to have the files for it.
+
+    Raises:
+        UserError: a model that cannot be had.
+    """
+    for name, spec in models.items():
+        if hasattr(find_class(spec.class_), "revision_of"):
+            revision(name, spec)
+
+
+def release(models: Mapping[str, ModelSpec] | None = None) -> None:
+    """Forget loaded models of this process, on every device, so that their memory can go.
+
+    Whoever still needs one of them loads it again.
+
+    Args:
+        models: those to forget; default: all.
+    """
+    gone = None if models is None else {_what(name, spec.class_, spec.arguments) for name, spec in models.items()}
     with _lock:
-        _loaded.clear()
+        for key in [key for key in _loaded if gone is None or key[0] in gone]:
+            del _loaded[key]
