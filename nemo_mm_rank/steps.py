@@ -110,6 +110,17 @@ class Step(ABC):
         return {"step": self.name}
 
 
+def columns_added(step: Step, table: pa.Table, backend: str = "pandas") -> pa.Table:
+    """Return the columns that ``step`` adds to ``table``, in the types it provides, and ``error`` last.
+
+    Only what the step reads becomes a frame; the other columns may be of any type.
+    """
+    read = [name for name in (*step.requires, *step.uses, ERROR) if name in table.column_names]
+    frame = step(frames.from_table(table.select(dict.fromkeys(read)), backend))
+    added = frames.to_table(frame[[*step.provides, ERROR]])
+    return added.cast(pa.schema([*step.provides.items(), (ERROR, pa.string())]))
+
+
 def _spread(column: pa.Array | Vectors, live: np.ndarray[Any, Any]) -> pa.Array | Vectors:
     """Put a column made of the live rows back among all rows, null elsewhere."""
     if live.all():

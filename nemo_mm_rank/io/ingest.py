@@ -13,15 +13,13 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io import extras
 from nemo_mm_rank.io.bad_row import SCHEMA, BadRow, bad_rows_table
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.digest import file_digest
-from nemo_mm_rank.io.manifest import MAX_COLUMNS
 from nemo_mm_rank.io.parquet import write_json, write_table
 from nemo_mm_rank.io.parts import PartWriter, files_unchanged
 from nemo_mm_rank.io.pool import manifests, read_pools
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, MEDIA_ROOT
+from nemo_mm_rank.io.tables import PoolTypes
 
 RECORD, BAD_ROWS = "ingest.json", "bad_rows.parquet"
 _FORMAT = 1
@@ -140,7 +138,7 @@ class _Ingest:
     on_bad_row: str
     check_files: bool
     progress: Callable[[int], None] | None
-    types: dict[str, pa.DataType] = field(default_factory=dict)
+    types: PoolTypes = field(default_factory=PoolTypes)
 
     def read(self, writer: PartWriter | None) -> _Outcome:
         """Read everything, and write it while the types known so far hold.
@@ -153,11 +151,11 @@ class _Ingest:
             outcome.count(batch)
             if self.progress is not None:
                 self.progress(batch.rows_in)
-            changed = self._learn(batch)
+            changed = self.types.learn(batch)
             if writer is not None and ((changed and writer.rows) or (outcome.bad and self.on_bad_row == "fail")):
                 writer = None
             if writer is not None:
-                table = self._table(batch)
+                table = self.types.table(batch)
                 if table is None:
                     writer = None
                 else:
@@ -166,31 +164,6 @@ class _Ingest:
             outcome.parts = writer.close()
             outcome.written = True
         return outcome
-
-    def _learn(self, batch: PoolBatch) -> bool:
-        before = dict(self.types)
-        if DATA_BYTES in batch.pairs:
-            self.types[DATA_BYTES] = pa.binary()
-        for name, column in batch.extras.items():
-            self.types[name] = extras.joined(self.types.get(name), extras.typed(column))
-        if len(self.types) > MAX_COLUMNS:
-            raise PoolError(f"the pools have more than {MAX_COLUMNS} different fields; keys of a row are field names")
-        return before != self.types
-
-    def _table(self, batch: PoolBatch) -> pa.Table | None:
-        """Return the batch in the types known so far, None where one does not fit (which is then known)."""
-        n = len(batch.stamps)
-        columns = {name: batch.pairs[name] for name in (*CANONICAL, MEDIA_ROOT)}
-        if DATA_BYTES in self.types:
-            columns[DATA_BYTES] = batch.pairs.get(DATA_BYTES, pa.nulls(n, pa.binary()))
-        fits = True
-        for name, kind in self.types.items():
-            if name != DATA_BYTES:
-                column = extras.converted(batch.extras.get(name, [None] * n), extras.settled(kind))
-                if column is None:
-                    self.types[name], fits = extras.MIXED, False
-                columns[name] = column
-        return pa.table(columns) if fits else None
 
 
 def _refuse(outcome: _Outcome, on_bad_row: str) -> None:

@@ -59,8 +59,13 @@ class Space:
     @property
     def score(self) -> str:
         """Name of the column of scores."""
-        own = data_column(self.component)
-        return PREFIX + self.component + (self.column.removeprefix(own) if self.column.startswith(own) else "")
+        return score_column(self.component, self.column)
+
+
+def score_column(component: str, column: str) -> str:
+    """Return the name of the column of scores for the embeddings in ``column``, which count as ``component``."""
+    own = data_column(component)
+    return PREFIX + component + (column.removeprefix(own) if column.startswith(own) else "")
 
 
 def component(score: str) -> str:

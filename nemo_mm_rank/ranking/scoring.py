@@ -93,14 +93,20 @@ class Scoring:
         """Yield the scored live rows, shard by shard."""
         for part, rows, table in live(shards, [*WORDS, *self.moments]):
             components = self.components(table)
-            total = np.zeros(table.num_rows)
-            for name, weight in self.weights.items():
-                total += weight * components[name]
-            batch = Batch(part, rows, table.select(WORDS), components, total)
-            if self.calibration:
-                for modality, inside in batch.by(MODALITY).items():
-                    total[inside] = self.calibration[modality].standardise(total[inside])
-            yield batch
+            yield Batch(part, rows, table.select(WORDS), components, self.scores(components, table[MODALITY]))
+
+    def scores(self, components: Mapping[str, Floats], modality: pa.ChunkedArray) -> Floats:
+        """Return ``(n,)`` scores, given the standardised components ``(n,)`` of each pair and its modality.
+
+        Where scores are calibrated, every modality must be one that was ranked.
+        """
+        total = np.zeros(len(modality))
+        for name, weight in self.weights.items():
+            total += weight * components[name]
+        if self.calibration:
+            for value, inside in _by_value(modality).items():
+                total[inside] = self.calibration[value].standardise(total[inside])
+        return total
 
     def components(self, table: pa.Table) -> dict[str, Floats]:
         """Return the standardised value of each weighted component, ``(n,)``."""
@@ -133,9 +139,13 @@ class Batch:
 
     def by(self, column: str) -> dict[str, Rows]:
         """Return value -> positions of the rows that have it."""
-        encoded = self.words[column].combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy()
-        return {value: np.flatnonzero(codes == code) for code, value in enumerate(encoded.dictionary.to_pylist())}
+        return _by_value(self.words[column])
+
+
+def _by_value(column: pa.ChunkedArray) -> dict[str, Rows]:
+    encoded = column.combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    return {value: np.flatnonzero(codes == code) for code, value in enumerate(encoded.dictionary.to_pylist())}
 
 
 def _weights(weights: Mapping[str, float], cosines: Sequence[str]) -> dict[str, float]:

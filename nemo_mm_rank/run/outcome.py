@@ -76,8 +76,8 @@ def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: boo
 def write_quarantine(folder: RunFolder, shards: Shards) -> pa.Table:
     """Write every pair that could not be ranked, with step, error class and message; return them."""
     found = [read_table(shards.stages[0] / BAD_ROWS)]
-    for part in range(shards.count):
-        found.append(quarantined(shards.read(part, [PAIR_ID, POOL, MODALITY, ERROR])))
+    columns = [PAIR_ID, POOL, MODALITY, ERROR]
+    found += [quarantined(shards.read(part, columns)) for part in range(shards.count)]
     quarantine = pa.concat_tables(found)
     write_table(folder.quarantine, quarantine.combine_chunks())
     return quarantine

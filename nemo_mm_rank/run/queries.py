@@ -3,14 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
+from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec
-from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.experts.expert import has_text, load_encoder, sources
+from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.models.base import encode_queries
-from nemo_mm_rank.ranking.score import ScoreStep, Space
+from nemo_mm_rank.ranking.score import AGREEMENT, PREFIX, ScoreStep, Space, score_column
+from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.schema import FUSED, MODALITY, VECTOR, annotation_column
+from nemo_mm_rank.steps import Added, Step
+
+SCORE = "score"
+"""The one number that pairs of a run are ranked by (float64)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A space that queries can be embedded in.
+
+    Attributes:
+        component: what it counts as: ``fused``, ``annotation``, or an expert's name.
+        column: the column with the pairs' embeddings.
+        model: the model that embeds queries into it.
+    """
+
+    component: str
+    column: str
+    model: str
+
+
+def targets(config: Config, models: Mapping[str, ModelSpec]) -> list[Target]:
+    """Return the spaces that the queries go into: the fused one, the annotations', and those of experts."""
+    found = [
+        Target("fused", FUSED, config.anchor),
+        Target("annotation", annotation_column(config.anchor), config.anchor),
+    ]
+    for expert in config.experts:
+        # A score that only some of an expert's modalities had would compare those with nothing: it would say more
+        # about the modality than about the meaning.
+        if all(has_text(source.model, models) for source in sources(expert)):
+            found += [Target(expert.name, source.column, source.model) for source in sources(expert)]
+    return found
+
+
+def embed_queries(config: Config, model: str, models: Mapping[str, ModelSpec]) -> torch.Tensor:
+    """Return the queries' vectors by ``model``, ``(q, d)`` float32 on the host.
+
+    Raises:
+        UserError: a query that cannot be embedded.
+    """
+    texts = [query.text for query in config.queries]
+    encoded = encode_queries(load_encoder(model, models), texts)
+    for position, error in encoded.errors.items():
+        raise UserError(f"query {texts[position]!r} cannot be embedded by {model!r}: {error}")
+    return encoded.vectors.float().cpu()
 
 
 def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Container[str]) -> ScoreStep:
@@ -19,32 +73,89 @@ def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Contain
     Args:
         config: queries, experts, anchor and ranking.
         models: the models as the pairs were embedded with, statistics and all.
-        columns: what the shards have; a space that is not among them is left out.
+        columns: what the shards have; an expert's space that is not among them is left out.
 
     Raises:
         UserError: a query that cannot be embedded.
     """
-    texts = [query.text for query in config.queries]
-    embedded: dict[str, torch.Tensor] = {}
+    fused, annotation, *experts = targets(config, models)
+    used = [fused, annotation, *(target for target in experts if target.column in columns)]
+    embedded = {model: embed_queries(config, model, models) for model in dict.fromkeys(one.model for one in used)}
+    spaces = [Space(target.component, target.column, embedded[target.model]) for target in used]
+    weights = [query.weight for query in config.queries]
+    return ScoreStep(spaces, weights, config.ranking.combine, _with_agreement(config))
 
-    def queries(model: str) -> torch.Tensor:
-        if model not in embedded:
-            encoded = encode_queries(load_encoder(model, models), texts)
-            for position, error in encoded.errors.items():
-                raise UserError(f"query {texts[position]!r} cannot be embedded by {model!r}: {error}")
-            embedded[model] = encoded.vectors.float().cpu()
-        return embedded[model]
 
-    anchor = queries(config.anchor)
-    spaces = [Space.fused(anchor), Space.annotation(config.anchor, anchor)]
-    for expert in config.experts:
-        # A score that only some of an expert's modalities had would compare those with nothing: it would say more
-        # about the modality than about the meaning.
-        if not all(has_text(source.model, models) for source in sources(expert)):
-            continue
-        for source in sources(expert):
-            if source.column in columns:
-                model = source.model if expert.kind == "fusion" else None
-                spaces.append(Space.expert(expert.name, queries(source.model), model))
-    agreement = bool(config.ranking.weights.get("agreement"))
-    return ScoreStep(spaces, [query.weight for query in config.queries], config.ranking.combine, agreement)
+def _with_agreement(config: Config) -> bool:
+    return bool(config.ranking.weights.get(AGREEMENT))
+
+
+class QueryStep(Step):
+    """Scores pairs as `score_step` does, but embeds the queries where it runs: to be made needs no model.
+
+    Args:
+        config: queries, experts, anchor and ranking.
+        models: the models as the pairs were embedded with, statistics and all.
+        scoring: the statistics of a finished run; with them there is a ``score`` besides, the one that the run itself
+            gives such a pair. A pair that they say nothing of is quarantined.
+    """
+
+    name = "rank"
+
+    def __init__(self, config: Config, models: Mapping[str, ModelSpec], scoring: Scoring | None = None) -> None:
+        self.config, self.models, self.scoring = config, dict(models), scoring
+        self._targets = targets(config, models)
+        self._cosines: ScoreStep | None = None
+
+    @property
+    def query_models(self) -> list[str]:
+        """The models that embed the queries."""
+        return list(dict.fromkeys(target.model for target in self._targets))
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The embeddings of every space, and the modality where scores are calibrated by it."""
+        columns = {target.column: VECTOR for target in self._targets}
+        agreement = {AGREEMENT: pa.float32()} if _with_agreement(self.config) else {}
+        return {**columns, **agreement, **({MODALITY: pa.string()} if self.scoring else {})}
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """One column of cosines for every space, and the score."""
+        names = [score_column(target.component, target.column) for target in self._targets]
+        names += [PREFIX + AGREEMENT] * _with_agreement(self.config)
+        return {**dict.fromkeys(names, pa.float32()), **({SCORE: pa.float64()} if self.scoring else {})}
+
+    def setup(self, device: str | None = None) -> None:
+        """Embed the queries, once."""
+        if self._cosines is None:
+            self._cosines = score_step(self.config, self.models, [target.column for target in self._targets])
+        self._cosines.setup(device)
+
+    def identity(self) -> dict[str, Any]:
+        """Those of the cosines; they say nothing of the statistics, so a score is not to be kept by them."""
+        self.setup(self.device)
+        assert self._cosines is not None  # noqa: S101 (setup has made it)
+        return self._cosines.identity()
+
+    def process(self, rows: Frame) -> Added:
+        """See `ScoreStep.process`."""
+        assert self._cosines is not None, "setup runs before every frame"  # noqa: S101
+        added = self._cosines.process(rows)
+        if self.scoring is None:
+            return added
+        modalities = frames.array(rows, MODALITY).cast(pa.string())
+        errors: dict[int, PairError] = dict(added.errors)
+        if self.scoring.calibration:
+            for row, modality in enumerate(modalities.to_pylist()):
+                if modality not in self.scoring.calibration:
+                    errors.setdefault(row, EmbeddingError(f"the run has ranked no {modality} to compare it with"))
+        known = np.setdiff1d(np.arange(len(rows)), list(errors))
+        table = pa.table({MODALITY: modalities, **added.columns}).take(pa.array(known))
+        scores = np.full(len(rows), np.nan)
+        scores[known] = self.scoring.scores(self.scoring.components(table), table[MODALITY])
+        column = pa.array(scores, pa.float64(), mask=np.isnan(scores))
+        return Added({**added.columns, SCORE: column}, errors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cosines": None}

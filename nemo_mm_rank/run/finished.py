@@ -1,0 +1,50 @@
+"""A finished run as something to build on: how its pairs were embedded, projected and scored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_mm_rank.config import Config, ModelSpec, parse
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.ranking.blend import Ranking
+from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.state import State
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What it takes to do to other pairs as a run did to its own.
+
+    Attributes:
+        config: as it was ranked last: with the queries and weights behind the blend that is there.
+        models: with the statistics that they took from the pool.
+        projection: folder of the fitted projection.
+        scoring: from cosines to scores, by the statistics of the run's pairs.
+    """
+
+    config: Config
+    models: dict[str, ModelSpec]
+    projection: Path
+    scoring: Scoring
+
+    @classmethod
+    def load(cls, run: str | Path) -> FinishedRun:
+        """Read a run's folder; the statistics are taken anew from its scored shards, in one pass.
+
+        Raises:
+            UserError: it is no run, or not finished.
+        """
+        folder = RunFolder.at(run)
+        folder.load_config()
+        state = State.load(folder)
+        scored = sorted(folder.steps.glob("rank-*"))
+        if len(scored) != 1 or not folder.manifest.exists():
+            raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
+        # The configuration in the manifest, because a run can be ranked again with other queries.
+        config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
+        cosines = sorted(Ranking.load(folder.ranking).summary["statistics"])
+        scoring = Scoring.fit(state.open(folder).then(scored[0]), cosines, config.ranking)
+        return cls(config, state.specs(folder), folder.path / state.projection, scoring)
