@@ -23,6 +23,10 @@ SHORT_NAMES: dict[str, str] = {
     "video-features": "nemo_mm_rank.models.classical.video:VideoFeatures",
     "plain-words": "nemo_mm_rank.models.classical.describe:PlainWords",
     "sentence-transformers": "nemo_mm_rank.models.sentence_transformers:SentenceTransformersEncoder",
+    "open-clip": "nemo_mm_rank.models.open_clip:OpenClipEncoder",
+    "clip": "nemo_mm_rank.models.contrastive:ClipEncoder",
+    "clap": "nemo_mm_rank.models.contrastive:ClapEncoder",
+    "openai": "nemo_mm_rank.models.endpoint:EndpointDescriber",
 }
 """Every short name a configuration may use for a class; anything else is an import path ``package.module:Class``."""
 

@@ -1,0 +1,262 @@
+"""Requests to an endpoint like OpenAI's: many at a time, with patience where that helps, and no word of the key."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import os
+import re
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from secrets import SystemRandom
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from nemo_mm_rank.config import Settings
+from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
+from nemo_mm_rank.models.endpoint.answers import Answer
+from nemo_mm_rank.models.endpoint.usage import Usage
+
+OPENAI = "https://api.openai.com/v1"
+OPENAI_KEY = "OPENAI_API_KEY"
+
+PASSING = frozenset({408, 425, 429})
+"""Statuses that may pass, as may any from 500 on."""
+REFUSED = frozenset({401, 402, 403, 404})
+"""Statuses that say of the whole configuration, not of one item, that it will not do."""
+
+LONGEST_MESSAGE = 200
+NO_KEY = "none"
+SHORTEST_KEY = 8
+"""Characters. What is shorter protects nothing, and may be a word that descriptions hold."""
+
+Body: TypeAlias = dict[str, Any]
+T = TypeVar("T")
+
+
+class Calls(Settings):
+    """How hard an endpoint is asked."""
+
+    concurrency: int = Field(8, ge=1, le=1024, description="requests at a time, per process")
+    timeout: float = Field(120, gt=0, description="seconds for one request")
+    retries: int = Field(5, ge=0, description="after the first attempt")
+    first_wait: float = Field(
+        1.0, ge=0, description="seconds before the first retry; each further one waits twice that"
+    )
+    longest_wait: float = Field(60, ge=0, description="seconds; an endpoint that asks for more is given up")
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Completion(BaseModel):
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+class _GaveUpError(EmbeddingError):
+    """All attempts met with what might have passed: perhaps the item's fault, perhaps the endpoint's."""
+
+
+class Endpoint:
+    """An endpoint for chat completions.
+
+    The key is read from the environment for each call of `ask` and kept nowhere; redirects, which would carry it
+    elsewhere, are not followed.
+
+    Args:
+        base_url: such as ``https://integrate.api.nvidia.com/v1``; default: OpenAI's.
+        key_variable: the environment variable that holds the key. Default: ``OPENAI_API_KEY`` for OpenAI's own
+            endpoint and no key for any other, so that none is sent where it does not belong.
+        calls: how hard it is asked.
+        usage: where requests and answers are counted.
+
+    Raises:
+        ModelError: what cannot be an URL or a variable's name, a key in the URL, or a variable that is not set.
+    """
+
+    def __init__(self, base_url: str | None, key_variable: str | None, calls: Calls, usage: Usage) -> None:
+        require("openai", "models")
+        self.base_url = base_url or OPENAI
+        self._calls = calls
+        self._usage = usage
+        self._key_variable = key_variable or (None if base_url else OPENAI_KEY)
+        address = urlsplit(self.base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ModelError("base_url is no http(s) URL")
+        if address.username or address.password or address.query:
+            raise ModelError("base_url holds more than an address: a key belongs into an environment variable")
+        self._key()
+
+    def _key(self) -> str:
+        if self._key_variable is None:
+            return NO_KEY
+        # What is no name may be the key itself: it is not repeated.
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self._key_variable):
+            raise ModelError(f"key_variable is the name of an environment variable, in capitals, such as {OPENAI_KEY}")
+        key = os.environ.get(self._key_variable, "").strip()
+        if not key:
+            raise ModelError(f"the environment variable {self._key_variable} is to hold the key, and is not set")
+        return key
+
+    def ask(self, requests: Sequence[Callable[[], Body]], took: Callable[[int, Answer], None]) -> dict[int, PairError]:
+        """Send all ``requests``, a bounded number at a time.
+
+        Args:
+            requests: each makes its body when its turn has come, in a thread; the body is a chat completion's.
+            took: is handed each answer as it comes, in a thread.
+
+        Returns:
+            Position -> why there is no answer.
+
+        Raises:
+            ModelError: the endpoint refuses the key or the model, or there were several requests and not one got
+                through: whoever starts the run again later loses nothing.
+        """
+        return _run(self._ask(requests, took)) if requests else {}
+
+    async def _ask(
+        self, requests: Sequence[Callable[[], Body]], took: Callable[[int, Answer], None]
+    ) -> dict[int, PairError]:
+        import openai
+
+        errors: dict[int, PairError] = {}
+        slots = asyncio.Semaphore(self._calls.concurrency)
+        key = self._key()
+
+        async def one(position: int) -> None:
+            async with slots:
+                try:
+                    body = await asyncio.to_thread(requests[position])
+                    answer = await self._patiently(client, key, body)
+                except PairError as error:
+                    errors[position] = error
+                else:
+                    self._usage.count(answer.prompt_tokens, answer.completion_tokens)
+                    await asyncio.to_thread(took, position, answer)
+
+        async with openai.AsyncOpenAI(
+            api_key=key,
+            base_url=self.base_url,
+            timeout=self._calls.timeout,
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+        ) as client:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for position in range(len(requests)):
+                        group.create_task(one(position))
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        if len(requests) > 1 and sum(isinstance(error, _GaveUpError) for error in errors.values()) == len(requests):
+            raise ModelError(f"{self.base_url}: none of {len(requests)} requests got through; the first: {errors[0]}")
+        return {row: EmbeddingError(str(e)) if isinstance(e, _GaveUpError) else e for row, e in sorted(errors.items())}
+
+    async def _patiently(self, client: Any, key: str, body: Body) -> Answer:
+        """Send one request until it is answered, refused, or tried often enough."""
+        import openai
+
+        said = ""
+        for attempt in range(self._calls.retries + 1):
+            asked = 0.0
+            self._usage.requests += 1
+            try:
+                # The library's own types would take any JSON for a completion.
+                response = await client.post("/chat/completions", body=body, cast_to=_raw_response())
+                return _read(response.content, key)
+            except openai.APIStatusError as error:
+                status = error.status_code
+                said = f"HTTP {status}{_message(error.body, key)}"
+                if status in REFUSED:
+                    raise ModelError(f"{self.base_url}: {said}") from None
+                if status not in PASSING and status < 500:
+                    raise EmbeddingError(said) from None
+                asked = retry_after(error.response.headers)
+            except openai.APITimeoutError:
+                said = f"no answer within {self._calls.timeout:g} s"
+            except openai.APIConnectionError as error:
+                cause = error.__cause__ or error
+                said = hide(f"connection failed: {type(cause).__name__}: {cause}", key)
+            if asked > self._calls.longest_wait:
+                raise _GaveUpError(f"{said}; asked to wait {asked:g} s, more than longest_wait")
+            if attempt < self._calls.retries:
+                own = min(self._calls.first_wait * 2**attempt, self._calls.longest_wait)
+                # Jitter, so that requests refused together do not come back together.
+                await asyncio.sleep(max(asked, own * SystemRandom().uniform(0.5, 1)))
+        raise _GaveUpError(f"{said} (after {self._calls.retries + 1} attempts)")
+
+
+def _raw_response() -> Any:
+    import httpx
+
+    return httpx.Response
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """Run ``main`` to its end, also where this thread runs a loop already, as a notebook's does."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(main)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, main).result()
+
+
+def _read(content: bytes, key: str) -> Answer:
+    """Return what a chat completion says.
+
+    Raises:
+        EmbeddingError: it is none, or says nothing.
+    """
+    try:
+        completion = _Completion.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise EmbeddingError(
+            f"the answer is no chat completion: {where + ': ' if where else ''}{first['msg']}"
+        ) from None
+    choice, usage = completion.choices[0], completion.usage or _Usage()
+    text = hide((choice.message.content or "").strip(), key)
+    if not text or choice.finish_reason == "content_filter":
+        why = choice.message.refusal or choice.finish_reason or "no reason given"
+        raise EmbeddingError(f"the answer is empty ({hide(why, key)[:LONGEST_MESSAGE]})")
+    return Answer(text=text, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+
+
+def _message(body: object, key: str) -> str:
+    """Return what an error response says, if anything, in one line."""
+    said = body.get("message", body) if isinstance(body, Mapping) else body
+    line = " ".join(hide(str(said or ""), key).split())
+    return f": {line[:LONGEST_MESSAGE]}" if line else ""
+
+
+def hide(text: str, key: str) -> str:
+    """Return ``text`` without the key, which an endpoint may repeat."""
+    return text.replace(key, "(key)") if len(key) >= SHORTEST_KEY else text
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Return the seconds that a response asks to wait (RFC 9110, section 10.2.3: seconds or a date), or 0."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,139 @@
+"""Any model behind an interface like OpenAI's, as a describer of images, video frames and sound."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from nemo_mm_rank.config import parse
+from nemo_mm_rank.errors import ConfigError, ModelError, PairError, nearest
+from nemo_mm_rank.models.base import Described, Item
+from nemo_mm_rank.models.contract import support
+from nemo_mm_rank.models.endpoint.answers import Answer, Answers
+from nemo_mm_rank.models.endpoint.client import Body, Calls, Endpoint
+from nemo_mm_rank.models.endpoint.content import MediaLimits, content
+from nemo_mm_rank.models.endpoint.usage import Usage
+from nemo_mm_rank.models.prompts import PROMPTS, Prompt, prompts
+
+WAY_OF_ASKING = 1
+"""Counted up where the same settings come to mean another request: kept answers are then asked for anew."""
+
+GENERATION = {"temperature": 0, "max_tokens": 200}
+OURS = frozenset({"model", "messages", "stream", "n"})
+"""What a request holds that is not for the configuration to say."""
+
+_log = logging.getLogger(__name__)
+
+
+class EndpointDescriber:
+    """Describes media by asking a model behind an interface like OpenAI's.
+
+    Args:
+        model: what the endpoint calls it.
+        base_url: of the endpoint, such as ``https://integrate.api.nvidia.com/v1``; default: OpenAI's.
+        key_variable: the name of the environment variable that holds the key. Default: ``OPENAI_API_KEY`` for
+            OpenAI's own endpoint, no key for any other.
+        name: what the configuration calls it; default: ``model``.
+        modalities: which of ``image``, ``audio`` and ``video`` (sent as frames) the model takes.
+        prompt: what is asked; one for all, or by modality. Default: `prompts.PROMPTS`.
+        focus: what all descriptions are to attend to, in plain words.
+        generation: further members of the request; default: ``temperature: 0, max_tokens: 200``, which what is given
+            adds to or (null) takes away from.
+        media: how large what is sent may be, see `content.MediaLimits`.
+        calls: how hard the endpoint is asked, see `client.Calls`.
+        cache: a folder for answers, which later runs and other processes share; default: none.
+        prices: of a million prompt tokens and a million completion tokens.
+
+    Raises:
+        ModelError: a setting that cannot be meant, or a key that is not there.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        key_variable: str | None = None,
+        name: str | None = None,
+        modalities: Sequence[str] = ("image", "video"),
+        prompt: Prompt = None,
+        focus: str | None = None,
+        generation: Mapping[str, Any] | None = None,
+        media: Mapping[str, Any] | None = None,
+        calls: Mapping[str, Any] | None = None,
+        cache: str | None = None,
+        prices: tuple[float, float] | None = None,
+    ) -> None:
+        self.name = name or model
+        self.revision = self.revision_of(model)
+        for modality in modalities:
+            if modality not in PROMPTS:
+                raise ModelError(
+                    f"{self.name}: {modality!r} is none of {', '.join(PROMPTS)}{nearest(modality, PROMPTS)}"
+                )
+        if foreign := sorted(OURS & set(generation or {})):
+            raise ModelError(f"{self.name}: generation cannot hold {', '.join(foreign)}")
+        self.modalities = frozenset(modalities)
+        self._model = model
+        self._prompts = prompts(prompt, focus)
+        self._generation = {k: v for k, v in {**GENERATION, **(generation or {})}.items() if v is not None}
+        try:
+            self._limits = parse(MediaLimits, media or {})
+            limits = parse(Calls, calls or {})
+        except ConfigError as error:
+            raise ModelError(f"{self.name}: {error}") from error
+        self.usage = Usage(prices=prices and (prices[0], prices[1]))
+        self._endpoint = Endpoint(base_url, key_variable, limits, self.usage)
+        self._answers = Answers(cache)
+
+    @staticmethod
+    def revision_of(model: str, **_: Any) -> str:
+        """Return all that is known of the weights: the name that the endpoint gives them."""
+        return model
+
+    def describe(self, items: Sequence[Item], modality: str) -> Described:
+        """Describe ``items``; each answer is kept as it comes.
+
+        Raises:
+            ModelError: a modality that is not listed, or an endpoint that refuses the key or the model, or that does
+                not answer at all.
+            StorageError: an answer cannot be kept.
+        """
+        support(self, modality)
+        keys = [self._key(item, modality) for item in items]
+        kept = [self._answers.get(key) for key in keys]
+        texts = [answer.text if answer else None for answer in kept]
+        open_rows = [row for row, answer in enumerate(kept) if answer is None]
+
+        def took(position: int, answer: Answer) -> None:
+            row = open_rows[position]
+            texts[row] = self._answers.keep(keys[row], answer).text
+
+        self.usage.kept += len(items) - len(open_rows)
+        failed = self._endpoint.ask([partial(self._body, items[row], modality) for row in open_rows], took)
+        _log.info("%s so far: %s", self.name, self.usage)
+        errors: dict[int, PairError] = {
+            open_rows[position]: type(error)(f"{self.name}: {error}") for position, error in failed.items()
+        }
+        return Described(texts, errors)
+
+    def _body(self, item: Item, modality: str) -> Body:
+        shown = [*content(item, self._limits), {"type": "text", "text": self._prompts[modality]}]
+        return {"model": self._model, "messages": [{"role": "user", "content": shown}], **self._generation}
+
+    def _key(self, item: Item, modality: str) -> str:
+        """Return the digest of all that an answer depends on: 64 hexadecimal digits."""
+        asked = {
+            "way": WAY_OF_ASKING,
+            "endpoint": self._endpoint.base_url,
+            "model": self._model,
+            "prompt": self._prompts[modality],
+            "generation": self._generation,
+            "media": self._limits.model_dump(),
+            "modality": modality,
+            "content": item if isinstance(item, str) else item.key,
+        }
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
