@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
 
-from nemo_mm_rank.errors import ModelError, require
+from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.models.base import Encoded, Item
+from nemo_mm_rank.models.batches import Features, FixedRows, by_length, default_tokens
 from nemo_mm_rank.models.contract import support, usable
+from nemo_mm_rank.models.weights import folder_revision, opening, pick_dtype, resolve
 from nemo_mm_rank.schema import Modality
-
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
-UNUSED = (*PICKLES, "*.h5", "*.msgpack", "*.onnx", "*.ot", "*.py", "onnx/*", "openvino/*")
-"""What is never downloaded: pickles can run code when opened, and the rest is for other frameworks."""
-
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-WEIGHTS_AND_SETTINGS = {".safetensors", ".json", ".txt", ".model"}
 
 UNLIMITED = 2**20
 """Tokens; stands for no limit, which models give as none, infinity or a huge number."""
 TOKENIZED_AT_ONCE = 2048
-CPU_BATCH_TOKENS, DEVICE_BATCH_TOKENS = 256, 32_768
 
 
 class SentenceTransformersEncoder:
-    """Embeds text and code with a sentence-transformers model.
+    """Embeds text and code with a sentence-transformers model, or any transformers model and a pooling.
 
     A text's vector is the same to the bit whatever else is in the batch, because the model only ever sees a few fixed
-    shapes: a text is padded to a length that follows from its own token count (`padded_lengths`), and for each length
-    the number of rows is fixed, filled up with repetitions.
+    shapes: a text is padded to a length that follows from its own token count (`batches.padded_lengths`), and for each
+    length the number of rows is fixed, filled up with repetitions.
 
     Args:
         path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
@@ -44,14 +33,21 @@ class SentenceTransformersEncoder:
         name: what the configuration calls it; default: ``path``.
         device: where it runs.
         revision: branch, tag or commit on the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         max_length: tokens that a text is cut to; default: the model's own limit.
-        prompt: put before every text; default: the model's own prompt for documents, where it has one.
-        query_prompt: put before queries instead; default: the model's own prompt for queries, or else ``prompt``.
-        batch_tokens: padded tokens per forward pass; default: 256 on a CPU, 32,768 elsewhere. A part of what decides
-            the last bits, so it belongs to the configuration.
+        pooling: of the tokens' vectors: ``mean``, ``cls``, ``lasttoken`` ...; default: the model's own, or else the
+            last token of a decoder and the mean of anything else.
+        prompt: put before every text (``"passage: "``); default: the model's own prompt for documents, where it has
+            one.
+        query_prompt: put before queries instead (``"query: "``); default: the model's own prompt for queries, or else
+            ``prompt``.
+        batch_tokens: padded tokens per forward pass; default: 256 on a CPU, 32,768 (or what the memory allows)
+            elsewhere. A part of what decides the last bits, so it belongs to the configuration.
+        trust_remote_code: run the code that comes with the model.
 
     Raises:
-        ModelError: no such folder or model, weights that are pickles, or a model that takes no text.
+        ModelError: no such folder or model, weights that are pickles, a model that takes no text, or a pooling that it
+            does not have.
     """
 
     modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.CODE})
@@ -62,35 +58,40 @@ class SentenceTransformersEncoder:
         name: str | None = None,
         device: str = "cpu",
         revision: str | None = None,
+        dtype: str | None = None,
         max_length: int | None = None,
+        pooling: str | None = None,
         prompt: str | None = None,
         query_prompt: str | None = None,
         batch_tokens: int | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         library = require("sentence_transformers", "models")
-        folder = fetch(path, revision)
+        folder = _folder(path, revision, trust_remote_code)
         self.name = name or path
         self.revision = folder_revision(folder)
         self._device = torch.device(device)
-        self._batch_tokens = batch_tokens or (CPU_BATCH_TOKENS if self._device.type == "cpu" else DEVICE_BATCH_TOKENS)
-        try:
+        self._batch_tokens = default_tokens(self._device) if batch_tokens is None else batch_tokens
+        with opening(path):
             self._model: Any = library.SentenceTransformer(
                 str(folder),
                 device=device,
-                trust_remote_code=False,
+                trust_remote_code=trust_remote_code,
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
-            ).eval()
-        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-            raise ModelError(f"{path}: {_line(error)}") from error
+            )
         if "text" not in self._model.modalities:
             raise ModelError(f"{path}: this model takes {', '.join(map(str, self._model.modalities))}, not text")
+        if pooling is not None:
+            _repool(self._model, path, pooling)
+        self._model.eval().to(pick_dtype(dtype, device))
         if max_length is not None:
             self._model.max_seq_length = max_length
         self._limit = int(min(self._model.max_seq_length or UNLIMITED, UNLIMITED))
         # Variable-length attention would make the shapes depend on the batch again.
         if hasattr(self._model[0], "unpad_inputs"):
             self._model[0].unpad_inputs = False
+        self._run = FixedRows(self._device)
         self._pad_left = getattr(self._model.tokenizer, "padding_side", "right") == "left"
         self._pad_token = getattr(self._model.tokenizer, "pad_token_id", None) or 0
         own = self._model.prompts
@@ -100,9 +101,9 @@ class SentenceTransformersEncoder:
         self.dim = int(self._model.get_embedding_dimension())
 
     @staticmethod
-    def revision_of(path: str, revision: str | None = None, **_: Any) -> str:
+    def revision_of(path: str, revision: str | None = None, trust_remote_code: bool = False, **_: Any) -> str:
         """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(fetch(path, revision))
+        return folder_revision(_folder(path, revision, trust_remote_code))
 
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
         """Embed texts; ``vectors`` is on the model's device."""
@@ -120,107 +121,40 @@ class SentenceTransformersEncoder:
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         for start in range(0, len(order), TOKENIZED_AT_ONCE):
             rows = torch.tensor(order[start : start + TOKENIZED_AT_ONCE])
-            features = self._model.preprocess([texts[row] for row in rows], prompt=prompt)
-            for chosen, batch in self._batches(features, len(rows)):
-                with torch.inference_mode():
-                    embedded = F.normalize(self._model(batch)["sentence_embedding"].float(), dim=1)
-                vectors[rows[chosen].to(self._device)] = embedded[: len(chosen)]
+            vectors[rows.to(self._device)] = self._embed([texts[row] for row in rows], prompt)
         return usable(Encoded(vectors), self, len(texts))
 
-    def _batches(self, features: Mapping[str, Any], n: int) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-        """Cut tokenised texts into batches of fixed shape; yields the rows and their features on the device."""
-        mask = features.get("attention_mask")
-        if mask is None:  # a bag of embeddings, summed text by text: it knows no shape
-            yield torch.arange(n), self._moved(features)
+    def _embed(self, texts: list[str], prompt: str | None) -> torch.Tensor:
+        tokenised = self._model.preprocess(texts, prompt=prompt)
+        features = {key: value for key, value in tokenised.items() if isinstance(value, torch.Tensor)}
+        settings = {key: value for key, value in tokenised.items() if key not in features}
+
+        def forward(batch: Features) -> torch.Tensor:
+            embedded: torch.Tensor = self._model({**batch, **settings})["sentence_embedding"]
+            return embedded
+
+        if "attention_mask" not in features:  # a bag of embeddings, summed text by text: it knows no shape
+            return self._run.whole(forward, features)
+        vectors = torch.empty((len(texts), self.dim), device=self._device)
+        for chosen, batch in by_length(features, self._limit, self._pad_token, self._pad_left):
+            rows = max(1, self._batch_tokens // batch["attention_mask"].shape[1])
+            vectors[chosen.to(self._device)] = self._run(forward, batch, rows)
+        return vectors
+
+
+def _folder(path: str, revision: str | None, code: bool) -> Path:
+    """Resolve ``path``; a name without an owner is one of the library's own models, as it is to the library."""
+    bare = "/" not in path and not Path(path).is_dir()
+    return resolve(f"sentence-transformers/{path}" if bare else path, revision, code=code)
+
+
+def _repool(model: Any, path: str, pooling: str) -> None:
+    kind = require("sentence_transformers.sentence_transformer.modules", "models").Pooling
+    for place, module in enumerate(model):
+        if isinstance(module, kind):
+            if pooling not in kind.POOLING_MODES:
+                known = ", ".join(kind.POOLING_MODES)
+                raise ModelError(f"pooling is one of {known}, not {pooling!r}{nearest(pooling, kind.POOLING_MODES)}")
+            model[place] = kind(module.embedding_dimension, pooling)
             return
-        lengths = padded_lengths(mask.sum(dim=1), self._limit)
-        for length in sorted(set(lengths.tolist())):
-            rows = max(1, self._batch_tokens // length)
-            for chosen in torch.split(torch.nonzero(lengths == length).flatten(), rows):
-                index = F.pad(chosen, (0, rows - len(chosen)), value=int(chosen[0]))
-                batch = {
-                    key: self._fitted(key, value[index], length)
-                    if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape
-                    else value
-                    for key, value in features.items()
-                }
-                yield chosen, self._moved(batch)
-
-    def _fitted(self, key: str, values: torch.Tensor, length: int) -> torch.Tensor:
-        """Crop or pad the second dimension to ``length``, on the side where this model's padding is."""
-        missing = length - values.shape[1]
-        padding = (missing, 0) if self._pad_left else (0, missing)
-        return F.pad(values, padding, value=self._pad_token if key == "input_ids" else 0)
-
-    def _moved(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            key: value.to(self._device) if isinstance(value, torch.Tensor) else value for key, value in features.items()
-        }
-
-
-def padded_lengths(lengths: torch.Tensor, limit: int) -> torch.Tensor:
-    """Return the length that a text of so many tokens is padded to, at most ``limit``.
-
-    Eight steps per octave (32, 36, 40 ... 64, 72, 80 ...), none shorter than 4: little is padding, and few lengths
-    occur, so that batches get filled.
-
-    Args:
-        lengths: ``(n,)`` int64 token counts.
-        limit: the most tokens that the model takes.
-    """
-    step = torch.exp2(torch.ceil(torch.log2(lengths.clamp(min=1).double())) - 4).long().clamp(min=4)
-    return ((lengths + step - 1) // step * step).clamp(min=1, max=limit)
-
-
-def fetch(path: str, revision: str | None = None) -> Path:
-    """Return the folder of a model, downloading it from the hub where ``path`` is no local folder.
-
-    Raises:
-        ModelError: neither a folder nor a model on the hub, or weights that are pickles.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        if revision is not None:
-            raise ModelError(f"{path} is a folder: it has no revision {revision!r}")
-    else:
-        folder = _download(path, revision)
-    for pickle in sorted(file for pattern in PICKLES for file in folder.rglob(pattern)):
-        if not any(pickle.parent.glob("*.safetensors")):
-            raise ModelError(
-                f"{path}: {pickle.relative_to(folder)} is a pickle, which can run code when it is opened; "
-                "only safetensors weights are loaded"
-            )
-    return folder
-
-
-def _download(path: str, revision: str | None) -> Path:
-    if not HUB_NAME.fullmatch(path):
-        raise ModelError(f"{path}: no such folder, and not the name of a model on the hub")
-    name = path if "/" in path else f"sentence-transformers/{path}"
-    download = require("huggingface_hub", "models").snapshot_download
-    try:
-        return Path(download(name, revision=revision, ignore_patterns=list(UNUSED)))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no such folder, nor to be had from the hub: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def folder_revision(folder: Path) -> str:
-    """Return the commit of a snapshot from the hub, or a digest of the files that make a model what it is."""
-    if folder.parent.name == "snapshots":
-        return folder.name
-    files = sorted(file for file in folder.rglob("*") if file.suffix in WEIGHTS_AND_SETTINGS and file.is_file())
-    return _digest(folder, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
-
-
-@lru_cache(maxsize=32)
-def _digest(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for file, _, _ in files:
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()} {content}\n".encode())
-    return digest.hexdigest()[:40]
+    raise ModelError(f"{path}: this model has no tokens to pool")

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
+from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, encode_queries
-from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder, padded_lengths
+from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder
+from tests.models import tiny_encoders
 
 pytest.importorskip("sentence_transformers", reason="needs the extra 'models'")
 
@@ -242,16 +243,53 @@ def test_what_is_nowhere_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pyt
         SentenceTransformersEncoder(str(tmp_path / "empty"))
 
 
-@given(st.lists(st.integers(1, 5000), min_size=1), st.integers(1, 6000))
-def test_padded_lengths_are_few_enough_and_long_enough(counts: list[int], limit: int) -> None:
-    lengths = torch.tensor([min(count, limit) for count in counts])
-    padded = padded_lengths(lengths, limit)
-    assert bool((padded >= lengths).all())
-    assert bool((padded <= limit).all())
-    assert bool((padded - lengths <= torch.clamp(lengths // 8, min=3)).all())
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoders.decoder(tmp_path_factory.mktemp("decoder") / "model")
 
 
-def test_padded_lengths_by_hand() -> None:
-    lengths = torch.tensor([1, 4, 5, 31, 33, 64, 65, 129, 250, 513])
-    assert padded_lengths(lengths, 512).tolist() == [4, 4, 8, 32, 36, 64, 72, 144, 256, 512]
-    assert len(set(padded_lengths(torch.arange(1, 513), 512).tolist())) == 40
+LETTERS = ["a cat", "dog", "x", "two dogs run in the park", "z" * 60, "abc"]
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_model_of_transformers_with_a_pooling(decoder: Path, tmp_path: Path, pooling: str, side: str) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = shutil.copytree(decoder, tmp_path / "side")
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "padding_side": side}), encoding="utf-8")
+    arguments = {"path": str(folder), "pooling": pooling, "prompt": "p ", "query_prompt": "q "}
+    encoder = loader.load("decoder", "sentence-transformers", arguments)
+    together = encoder.encode(LETTERS, "text").vectors
+    model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    for row, text in enumerate(LETTERS):
+        for prompt, ours in (("p ", together[row]), ("q ", encode_queries(encoder, [text]).vectors[0])):
+            tokens = tokenizer(prompt + text, truncation=True, max_length=40, return_tensors="pt")
+            with torch.inference_mode():
+                states = model(**tokens).last_hidden_state[0]
+            pooled = states[-1] if pooling == "lasttoken" else states.mean(dim=0)
+            torch.testing.assert_close(ours, F.normalize(pooled, dim=0), atol=1e-5, rtol=0)
+    assert torch.equal(encoder.encode(LETTERS[::-1], "text").vectors.flip(0), together)
+
+
+def test_a_decoder_is_read_at_its_last_token_by_default(decoder: Path) -> None:
+    default = SentenceTransformersEncoder(str(decoder)).encode(LETTERS, "text").vectors
+    named = SentenceTransformersEncoder(str(decoder), pooling="lasttoken").encode(LETTERS, "text").vectors
+    assert torch.equal(default, named)
+
+
+def test_poolings_that_are_not_there(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not 'lastoken'; did you mean 'lasttoken'"):
+        SentenceTransformersEncoder(str(tiny), pooling="lastoken")
+
+
+def test_half_the_bits_come_close(tiny: Path) -> None:
+    exact, half = SentenceTransformersEncoder(str(tiny)), SentenceTransformersEncoder(str(tiny), dtype="bfloat16")
+    texts = ["a dog runs", "cat", "sleeps"]
+    vectors = half.encode(texts, "text").vectors
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors, exact.encode(texts, "text").vectors, atol=2e-2, rtol=0)
+    assert not torch.equal(vectors, exact.encode(texts, "text").vectors)
+    with pytest.raises(ModelError, match="not 'bfloat'; did you mean 'bfloat16'"):
+        SentenceTransformersEncoder(str(tiny), dtype="bfloat")

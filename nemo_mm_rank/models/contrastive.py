@@ -1,0 +1,196 @@
+"""Contrastive models of the transformers library as encoders: CLIP, SigLIP and their kin, and CLAP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from nemo_mm_rank.errors import ModelError, require
+from nemo_mm_rank.media.segment import Audio
+from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.batches import Features, by_length
+from nemo_mm_rank.models.parts import at_rate, pictures, windows
+from nemo_mm_rank.models.towers import TwoTowers
+from nemo_mm_rank.models.weights import (
+    folder_revision,
+    load_pretrained,
+    loading_arguments,
+    opening,
+    pick_dtype,
+    resolve,
+)
+from nemo_mm_rank.schema import Modality
+
+READ_TO_THE_END = {"siglip", "siglip2"}
+"""Types of model that were trained on texts padded to the limit: they read the last token, whatever it is."""
+
+
+class _Contrastive(TwoTowers):
+    """A model of transformers with ``get_text_features`` and a method of that kind for one sort of media."""
+
+    _media_method: ClassVar[str]
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None,
+        device: str,
+        revision: str | None,
+        dtype: str | None,
+        batch_size: int | None,
+        pooling: str,
+        trust_remote_code: bool,
+    ) -> None:
+        library = require("transformers", "models")
+        folder = _folder(path, revision, trust_remote_code)
+        super().__init__(name or path, folder_revision(folder), device, batch_size, pooling)
+        self._dtype = pick_dtype(dtype, device)
+        self._model = load_pretrained(library.AutoModel, folder, path, device, self._dtype, trust_remote_code)
+        for method in ("get_text_features", self._media_method):
+            if not hasattr(self._model, method):
+                raise ModelError(f"{path}: {type(self._model).__name__} has no {method}(): another kind of model")
+        with opening(path):
+            arguments = loading_arguments(trust_remote_code)
+            arguments.pop("use_safetensors")
+            self._processor: Any = library.AutoProcessor.from_pretrained(str(folder), **arguments)
+        config = self._model.config
+        tokenizer = self._processor.tokenizer
+        self._limit = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
+        self._pad_left = tokenizer.padding_side == "left"
+        self._pad_token = tokenizer.pad_token_id or 0
+        self._padding = "max_length" if config.model_type in READ_TO_THE_END else True
+        self.dim = self._embed_texts(["a"]).shape[1]
+
+    @staticmethod
+    def revision_of(path: str, revision: str | None = None, trust_remote_code: bool = False, **_: Any) -> str:
+        """Return the revision of the model that these arguments name, without loading it."""
+        return folder_revision(_folder(path, revision, trust_remote_code))
+
+    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
+        if not texts:
+            return torch.empty((0, self.dim), device=self._device)
+        features: Features = self._processor(
+            text=texts, padding=self._padding, truncation=True, max_length=self._limit, return_tensors="pt"
+        ).data
+        if self._padding == "max_length":
+            return self._run(self._text, features, self._text_rows(self._limit))
+        groups = list(by_length(features, self._limit, self._pad_token, self._pad_left))
+        embedded = [self._run(self._text, batch, self._text_rows(batch["input_ids"].shape[1])) for _, batch in groups]
+        return torch.cat(embedded)[torch.cat([rows for rows, _ in groups]).argsort().to(self._device)]
+
+    def _text(self, batch: Features) -> torch.Tensor:
+        embedded: torch.Tensor = self._model.get_text_features(**batch).pooler_output
+        return embedded
+
+    def _media(self, batch: Features) -> torch.Tensor:
+        cast = {key: value.to(self._dtype) if value.is_floating_point() else value for key, value in batch.items()}
+        embedded: torch.Tensor = getattr(self._model, self._media_method)(**cast).pooler_output
+        return embedded
+
+
+class ClipEncoder(_Contrastive):
+    """Embeds text, images and videos (frame by frame) with CLIP, SigLIP, SigLIP 2 or a model made like them.
+
+    Args:
+        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
+            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
+        name: what the configuration calls it; default: ``path``.
+        device: where it runs.
+        revision: branch, tag or commit on the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
+        batch_size: images of a forward pass; default: 8 on a CPU, 128 (or what the memory allows) elsewhere. A part of
+            what decides the last bits, so it belongs to the configuration.
+        frame_pooling: how a video's frames become one vector: their ``mean``, or their ``medoid``.
+        trust_remote_code: run the code that comes with the model.
+
+    Raises:
+        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
+    """
+
+    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO})
+    _media_method = "get_image_features"
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        device: str = "cpu",
+        revision: str | None = None,
+        dtype: str | None = None,
+        batch_size: int | None = None,
+        frame_pooling: str = "mean",
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(path, name, device, revision, dtype, batch_size, frame_pooling, trust_remote_code)
+
+    def _parts(self, item: Item) -> list[Any]:
+        return pictures(item)
+
+    def _prepare(self, part: Any) -> Features:
+        features: Features = self._processor(images=[part], return_tensors="pt").data
+        return features
+
+
+class ClapEncoder(_Contrastive):
+    """Embeds text and sound with CLAP.
+
+    The model hears some seconds at a time (ten, as published). Of a longer recording the library would take a part at
+    random; here it is heard in windows of that length, spread evenly over it, and their vectors are pooled. Sound at
+    another rate than the model's own (48 kHz, as published) is resampled; what `media.sample_rate` has cut off by then
+    is lost to it, so set that to the model's.
+
+    Args:
+        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
+            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
+        name: what the configuration calls it; default: ``path``.
+        device: where it runs.
+        revision: branch, tag or commit on the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
+        batch_size: windows of a forward pass; default: 8 on a CPU, 128 (or what the memory allows) elsewhere. A part
+            of what decides the last bits, so it belongs to the configuration.
+        max_windows: heard of a recording.
+        window_pooling: how they become one vector: their ``mean``, or their ``medoid``.
+        trust_remote_code: run the code that comes with the model.
+
+    Raises:
+        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
+    """
+
+    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.AUDIO})
+    _media_method = "get_audio_features"
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        device: str = "cpu",
+        revision: str | None = None,
+        dtype: str | None = None,
+        batch_size: int | None = None,
+        max_windows: int = 6,
+        window_pooling: str = "mean",
+        trust_remote_code: bool = False,
+    ) -> None:
+        if max_windows < 1:
+            raise ModelError(f"max_windows is at least 1, not {max_windows}")
+        super().__init__(path, name, device, revision, dtype, batch_size, window_pooling, trust_remote_code)
+        self._extractor = self._processor.feature_extractor
+        self._max_windows = max_windows
+
+    def _parts(self, item: Item) -> list[Any]:
+        return windows(item, self._extractor.max_length_s, self._max_windows)
+
+    def _prepare(self, part: Audio) -> Features:
+        rate = self._extractor.sampling_rate
+        # Rounding while resampling may make a sample too many, and of more than it takes it would choose at random.
+        samples = at_rate(part, rate)[: self._extractor.nb_max_samples]
+        features: dict[str, torch.Tensor] = self._extractor(samples, sampling_rate=rate, return_tensors="pt").data
+        # Set at random where nothing is longer; nothing here ever is.
+        return {**features, "is_longer": torch.zeros((1, 1), dtype=torch.bool)}
+
+
+def _folder(path: str, revision: str | None, code: bool) -> Path:
+    # What open_clip reads of the same repository is the same weights once more.
+    return resolve(path, revision, ignore=["open_clip*"], code=code)
