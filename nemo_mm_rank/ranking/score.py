@@ -155,11 +155,15 @@ class ScoreStep(Step):
                 f"the queries for {space.column!r} have {best.shape[1]} dimensions, "
                 f"the embeddings {vectors.values.shape[1]}"
             )
-        products = cosines(vectors.values, torch.cat([best, rest]))
-        scores = products[:, : len(best)].amax(1) if len(best) > 1 else products[:, 0]
-        if len(rest):
-            scores = scores + products[:, -1]
+        scores = along(vectors.values, best, rest)
         return torch.where(vectors.valid, scores, float("nan")).cpu().numpy(), valid
+
+
+def along(vectors: torch.Tensor, best: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Return ``(n,)`` scores of ``vectors`` ``(n, d)`` along the directions of `cosine.combine`; NaN for a zero one."""
+    products = cosines(vectors, torch.cat([best, rest]))
+    scores = products[:, : len(best)].amax(1) if len(best) > 1 else products[:, 0]
+    return scores + products[:, -1] if len(rest) else scores
 
 
 def score_shard(shard: Path, part: Path, step: ScoreStep) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, ModelSpec
+from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.bad_row import SCHEMA
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import table_digest
@@ -88,8 +89,14 @@ def quarantined(table: pa.Table) -> pa.Table:
 
     Args:
         table: with ``pair_id, pool, modality, error``.
+
+    Raises:
+        UserError: an error that no step of ours has written.
     """
     failed = table.filter(pc.is_valid(table[ERROR]))
+    for text in failed[ERROR].to_pylist():
+        if text.count(": ") < 2:
+            raise UserError(f"column {ERROR!r} holds {text!r}, not 'step: Class: message'; is it yours? then rename it")
     parts = [split_error(text) for text in failed[ERROR].to_pylist()]
     columns: dict[str, Any] = {name: failed[name] for name in (PAIR_ID, POOL, MODALITY)}
     for place, name in enumerate(("step", "error", "message")):

@@ -1,0 +1,58 @@
+"""For pipelines of NeMo Curator 1.4 and later: stages, filters, modifiers, readers and writers.
+
+Everything is a thin wrapper round the same steps that the command line runs, and imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nemo_mm_rank.errors import require
+
+if TYPE_CHECKING:
+    from nemo_mm_rank.curator.composite import MultimodalRankStage
+    from nemo_mm_rank.curator.filters import BlendMembershipFilter, ObjectiveFilter, PairAgreementFilter
+    from nemo_mm_rank.curator.modifiers import AnnotationSentenceModifier, SNSModifier
+    from nemo_mm_rank.curator.quarantine import QuarantineStage
+    from nemo_mm_rank.curator.readers import PoolReader
+    from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, ProjectionStage, RankScoreStage, SNSStage
+    from nemo_mm_rank.curator.workflow import MultimodalRankWorkflow
+    from nemo_mm_rank.curator.writers import BlendWriter
+
+__all__ = [
+    "AnnotationSentenceModifier",
+    "BlendMembershipFilter",
+    "BlendWriter",
+    "ExpertEmbeddingStage",
+    "MultimodalRankStage",
+    "MultimodalRankWorkflow",
+    "ObjectiveFilter",
+    "PairAgreementFilter",
+    "PoolReader",
+    "ProjectionStage",
+    "QuarantineStage",
+    "RankScoreStage",
+    "SNSModifier",
+    "SNSStage",
+]
+
+_HOMES = {
+    "composite": ("MultimodalRankStage",),
+    "filters": ("BlendMembershipFilter", "ObjectiveFilter", "PairAgreementFilter"),
+    "modifiers": ("AnnotationSentenceModifier", "SNSModifier"),
+    "quarantine": ("QuarantineStage",),
+    "readers": ("PoolReader",),
+    "stages": ("ExpertEmbeddingStage", "ProjectionStage", "RankScoreStage", "SNSStage"),
+    "workflow": ("MultimodalRankWorkflow",),
+    "writers": ("BlendWriter",),
+}
+
+require("nemo_curator", "curator")
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,257 @@
+"""Our steps as Curator stages over batches of documents, to stand beside Curator's own in a pipeline."""
+
+from __future__ import annotations
+
+import copy
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from nemo_curator.backends.base import NodeInfo, WorkerMetadata
+from nemo_curator.stages.base import ProcessingStage
+from nemo_curator.stages.resources import Resources
+from nemo_curator.tasks import DocumentBatch, Task
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.config import (
+    CLASSICAL_EXPERTS,
+    CLASSICAL_MODELS,
+    Config,
+    ExpertSpec,
+    MediaSettings,
+    ModelSpec,
+    Query,
+    RankingSettings,
+    SNSSettings,
+    parse,
+)
+from nemo_mm_rank.curator.batches import put, to_table, with_rows
+from nemo_mm_rank.experts.step import ExpertStep
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.projection.artifact import Projection
+from nemo_mm_rank.projection.step import ProjectionStep
+from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.run.queries import QueryStep
+from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR
+from nemo_mm_rank.sns.step import SNSStep
+from nemo_mm_rank.steps import Step, columns_added
+
+Experts = Sequence[ExpertSpec | Mapping[str, Any]]
+Models = Mapping[str, ModelSpec | Mapping[str, Any]]
+Queries = str | Query | Mapping[str, Any] | Sequence[str | Query | Mapping[str, Any]]
+
+
+def checked(**sections: Any) -> Config:
+    """Check the sections of the configuration that a stage has, as those of a whole one are checked.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    return parse(Config, {"pools": "-", "queries": "-", **sections})
+
+
+def classical_models() -> dict[str, ModelSpec]:
+    """Return the models that need no download."""
+    return dict(CLASSICAL_MODELS)
+
+
+@dataclass(kw_only=True, repr=False)
+class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
+    """A step of ours as a stage: every batch comes out with the step's columns added, as a new Arrow table.
+
+    A pair that cannot be processed keeps its row, with the reason in ``error``, and later stages pass it by;
+    `QuarantineStage` takes such rows out. What goes on is the same to the bit however the rows are batched.
+
+    Metrics of every call: ``pairs`` (rows in), ``kept`` (live rows out), ``quarantined`` (rows that failed here),
+    ``trimmed`` (by SNS) and ``seconds``.
+
+    Args:
+        name: in the pipeline; default: the step's.
+        resources: of one worker. Models run on the GPU where one is asked for, otherwise on the CPU.
+        batch_size: batches that a worker is given at a time; each is processed by itself.
+    """
+
+    name: str = ""
+    resources: Resources = field(default_factory=Resources)
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        """Check the settings; no model is loaded.
+
+        Raises:
+            UserError: settings that cannot be meant.
+        """
+        self.step, self._models = self._make()
+        self.name = self.name or self.step.name
+
+    @abstractmethod
+    def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
+        """Check the fields; return the step, and the models that it loads."""
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """The columns that the step reads."""
+        return ["data"], list(self.step.requires)
+
+    def outputs(self) -> tuple[list[str], list[str]]:
+        """The columns that the step adds."""
+        return ["data"], [*self.step.provides, ERROR]
+
+    def validate_input(self, task: Task[Any]) -> bool:
+        """Check that the batch has the columns.
+
+        Raises:
+            MissingColumnError: naming the stage and the columns that are missing.
+        """
+        require_columns(task, self.step.requires, self.name)
+        return True
+
+    def setup_on_node(self, node_info: NodeInfo | None = None, worker_metadata: WorkerMetadata | None = None) -> None:
+        """See that the models' files are on this machine; what is there stays as it is."""
+        loader.prefetch(self._models)
+
+    def setup(self, worker_metadata: WorkerMetadata | None = None) -> None:
+        """Load the models.
+
+        Raises:
+            UserError: naming a model that cannot be loaded.
+        """
+        self.step.setup(self._device)
+
+    def teardown(self) -> None:
+        """Let go of the models."""
+        self.step = copy.copy(self.step)  # steps are pickled and copied without what they have loaded
+        loader.release(self._models)
+
+    def process(self, task: DocumentBatch) -> DocumentBatch:
+        """Return a new batch with the step's columns added to the rows of ``task``.
+
+        Raises:
+            MissingColumnError: naming the stage and the columns that are missing.
+        """
+        self.validate_input(task)
+        started = time.perf_counter()
+        table = to_table(task)
+        self.step.device = self._device
+        added = columns_added(self.step, table)
+        self._measure(table, added, time.perf_counter() - started)
+        return with_rows(task, put(table, added))
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.resources.requires_gpu else "cpu"
+
+    def _measure(self, before: pa.Table, added: pa.Table, seconds: float) -> None:
+        """Add to the metrics of this call: Curator takes them once for all batches of a call."""
+        live = before[ERROR].null_count if ERROR in before.column_names else before.num_rows
+        kept = added[ERROR].null_count
+        measured = {"pairs": before.num_rows, "kept": kept, "quarantined": live - kept, "seconds": seconds}
+        if DATA_SPANS in added.column_names:
+            trimmed = pc.or_(pc.is_valid(added[DATA_SPANS]), pc.is_valid(added[ANNOTATION_SPANS]))
+            measured["trimmed"] = pc.sum(trimmed, min_count=0).as_py()
+        so_far = getattr(self, "_custom_metrics", None) or {}
+        self._log_metrics({name: so_far.get(name, 0.0) + value for name, value in measured.items()})
+
+
+def require_columns(task: Task[Any], columns: Iterable[str], stage: str) -> None:
+    """Raise `MissingColumnError` naming the stage and the columns that the batch lacks."""
+    frames.check_columns(pd.DataFrame(columns=task.get_columns()), dict.fromkeys(columns), stage)
+
+
+@dataclass(kw_only=True, repr=False)
+class SNSStage(StepStage):
+    """Trims pairs to the parts that support each other: `sns.step.SNSStep`.
+
+    Args:
+        sns: which side, and how boldly.
+        experts: the one that ``sns.expert`` names judges; default: the first that shares a space with text.
+        models: the experts' models by name.
+        media: how media are opened.
+    """
+
+    sns: SNSSettings | Mapping[str, Any]
+    experts: Experts = CLASSICAL_EXPERTS
+    models: Models = field(default_factory=classical_models)
+    media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
+
+    def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
+        anchor = next(iter(self.models), "")  # SNS has none
+        config = checked(sns=self.sns, experts=self.experts, models=self.models, media=self.media, anchor=anchor)
+        expert = config.sns_expert
+        used = set() if config.sns.mode == "off" else expert.models
+        step = SNSStep(config.sns, expert, config.models, config.media)
+        return step, {name: config.models[name] for name in sorted(used)}
+
+
+@dataclass(kw_only=True, repr=False)
+class ExpertEmbeddingStage(StepStage):
+    """Embeds both sides of every pair with every expert: `experts.step.ExpertStep`.
+
+    Args:
+        experts: which experts.
+        models: their models by name, and the anchor.
+        anchor: the model that embeds annotations (and queries).
+        media: how media are opened.
+    """
+
+    experts: Experts = CLASSICAL_EXPERTS
+    models: Models = field(default_factory=classical_models)
+    anchor: str = "text"
+    media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
+
+    def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
+        config = checked(experts=self.experts, models=self.models, anchor=self.anchor, media=self.media)
+        used = {config.anchor}.union(*(expert.models for expert in config.experts))
+        step = ExpertStep(config.experts, config.models, config.anchor, config.media)
+        return step, {name: config.models[name] for name in sorted(used)}
+
+
+@dataclass(kw_only=True, repr=False)
+class ProjectionStage(StepStage):
+    """Fuses the experts in one space by a projection that was fitted before: `projection.step.ProjectionStep`.
+
+    Args:
+        projection: its folder, for example ``RUN/fitted/projection-...``; on a file system that all nodes see.
+        anchor: the model that embedded the annotations.
+    """
+
+    projection: str | Path
+    anchor: str = "text"
+
+    def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
+        folder = Path(self.projection).absolute()  # workers may stand elsewhere
+        return ProjectionStep(folder, list(Projection.load(folder).sources), self.anchor), {}
+
+
+@dataclass(kw_only=True, repr=False)
+class RankScoreStage(StepStage):
+    """Scores pairs against queries in every space that holds text: `run.queries.QueryStep`.
+
+    Args:
+        queries: the objective in plain words; several, with weights.
+        experts: those that the pairs were embedded by.
+        models: their models by name, and the anchor.
+        anchor: the model that embeds queries.
+        ranking: how several queries are combined; ``agreement`` is taken over where it has a weight.
+        scoring: a finished run's statistics (`run.finished.FinishedRun.scoring`). With them there is a ``score``
+            besides the cosines, the one that the run itself gives such a pair.
+    """
+
+    queries: Queries
+    experts: Experts = CLASSICAL_EXPERTS
+    models: Models = field(default_factory=classical_models)
+    anchor: str = "text"
+    ranking: RankingSettings | Mapping[str, Any] = field(default_factory=RankingSettings)
+    scoring: Scoring | None = None
+
+    def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
+        config = checked(
+            queries=self.queries, experts=self.experts, models=self.models, anchor=self.anchor, ranking=self.ranking
+        )
+        step = QueryStep(config, config.models, self.scoring)
+        return step, {name: config.models[name] for name in step.query_models}

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from nemo_curator.tasks import DocumentBatch
+
+from nemo_mm_rank import rank
+from nemo_mm_rank.curator import RankScoreStage
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.run.curation import Result
+from nemo_mm_rank.run.finished import FinishedRun
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.state import State
+from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID
+
+
+def stage_of(finished: FinishedRun, scoring: Scoring | None) -> RankScoreStage:
+    config = finished.config
+    return RankScoreStage(
+        queries=config.queries,
+        experts=config.experts,
+        models=finished.models,
+        anchor=config.anchor,
+        ranking=config.ranking,
+        scoring=scoring,
+    )
+
+
+def fused(run: Result) -> pa.Table:
+    folder = RunFolder(run.folder)
+    return State.load(folder).open(folder).read(0)
+
+
+def test_scores_are_those_of_the_run(run: Result) -> None:
+    finished = FinishedRun.load(run.folder)
+    table = fused(run)
+    done = stage_of(finished, finished.scoring).process(DocumentBatch("demo", table)).data
+    scores = dict(zip(done[PAIR_ID].to_pylist(), done["score"].to_pylist(), strict=True))
+    blend = dict(zip(run.blend[PAIR_ID], run.blend["score"], strict=True))
+    assert {name: scores[name] for name in blend} == blend  # to the bit
+    failed = done.filter(pc.is_valid(done[ERROR]))
+    assert failed[PAIR_ID].to_pylist() == ["bad-corrupt"]
+    assert failed["score"].to_pylist() == [None]
+    # Whatever company a pair comes in.
+    one = stage_of(finished, finished.scoring).process(DocumentBatch("demo", table.slice(7, 1))).data
+    assert one.select(done.column_names).equals(done.slice(7, 1))
+    plain = stage_of(finished, None).process(DocumentBatch("demo", table)).data
+    assert plain.equals(done.drop_columns(["score"]).select(plain.column_names))
+
+
+def test_a_modality_that_the_run_knows_nothing_of_is_quarantined(run: Result) -> None:
+    finished = FinishedRun.load(run.folder)
+    table = fused(run)
+    strange = table.set_column(
+        table.column_names.index(MODALITY), MODALITY, pa.array(["scent", *table[MODALITY].to_pylist()[1:]])
+    )
+    done = stage_of(finished, finished.scoring).process(DocumentBatch("demo", strange)).data.to_pylist()
+    assert done[0][ERROR] == "rank: EmbeddingError: the run has ranked no scent to compare it with"
+    assert done[0]["score"] is None
+    assert all(row["score"] is not None for row in done if row[ERROR] is None)
+
+
+def test_a_run_that_was_ranked_again_scores_by_its_last_queries(run: Result, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run.folder, copy)
+    again = rank(copy, query=["a dog"], ranking={"calibration": "zscore"})
+    finished = FinishedRun.load(copy)
+    assert [query.text for query in finished.config.queries] == ["a dog"]
+    done = stage_of(finished, finished.scoring).process(DocumentBatch("demo", fused(run))).data
+    scores = dict(zip(done[PAIR_ID].to_pylist(), done["score"].to_pylist(), strict=True))
+    assert {name: scores[name] for name in again.blend[PAIR_ID]} == dict(
+        zip(again.blend[PAIR_ID], again.blend["score"], strict=True)
+    )
+    RunFolder(copy).manifest.unlink()
+    with pytest.raises(UserError, match="the ranking is not finished"):
+        FinishedRun.load(copy)
+    with pytest.raises(UserError, match="is not a run"):
+        FinishedRun.load(tmp_path)
