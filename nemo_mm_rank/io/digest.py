@@ -4,30 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nemo_mm_rank.io.manifest import opened
+from nemo_mm_rank.io.manifest import opened, split_suffix
+from nemo_mm_rank.io.webdataset import kind_of, split_name
+from nemo_mm_rank.media.tar import walk
 
 _SIZE = 16
 _CHUNK = 2**22
 
 
 def file_digest(file: str) -> str:
-    """Return the digest of a local or remote file's bytes.
+    """Return the digest of a local or remote manifest's bytes; of a tar's without its media.
+
+    Media are stamped one by one, wherever they lie, and a tar of them may be as large as a disk.
 
     Raises:
         PoolError: it cannot be read.
     """
     digest = hashlib.blake2b(digest_size=_SIZE)
     with opened(file) as handle:
-        while chunk := handle.read(_CHUNK):
-            digest.update(chunk)
+        for part in _tar_parts(handle) if split_suffix(file)[1] == "tar" else _chunks(handle):
+            digest.update(part)
     return digest.hexdigest()
+
+
+def _chunks(handle: IO[bytes], size: int | None = None) -> Iterator[bytes]:
+    """Yield the next ``size`` bytes, or all there are."""
+    left = size
+    while chunk := handle.read(_CHUNK if left is None else min(_CHUNK, left)):
+        left = None if left is None else left - len(chunk)
+        yield chunk
+
+
+def _tar_parts(handle: IO[bytes]) -> Iterator[bytes]:
+    """Yield where each member lies and what it is, and its content unless its name says that it is media."""
+    try:
+        for member in walk(handle):
+            there = [member.name, member.type.decode("latin-1"), member.offset, member.offset_data, member.size]
+            yield json.dumps([*there, member.mtime]).encode()
+            if kind_of(split_name(member.name)[1]) is None:
+                handle.seek(member.offset_data)
+                yield from _chunks(handle, member.size)
+    except tarfile.TarError as error:
+        yield str(error).encode()
+    yield str(handle.seek(0, 2)).encode()
 
 
 def table_digest(table: pa.Table, more: bytes = b"") -> str:

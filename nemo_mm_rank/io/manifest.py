@@ -1,4 +1,7 @@
-"""Manifests as streams of rows: JSONL (also .gz and .zst) and Parquet, local or behind any fsspec URL."""
+"""Manifests as streams of rows: JSONL (also .gz and .zst) and Parquet, local or behind any fsspec URL.
+
+WebDataset tars, the third kind, have a room of their own: `io.webdataset`.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ MAX_COLUMNS = 1000
 BATCH_ROWS = 2048  # few enough for the rows, as Python objects, to stay in the processor's cache
 BLOCK_BYTES = 4 * 2**20
 
-JSON_SUFFIXES, PARQUET_SUFFIXES = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq")
+JSON_SUFFIXES, PARQUET_SUFFIXES, TAR_SUFFIX = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq"), ".tar"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-KINDS = ".jsonl, .ndjson, .json (each also .gz or .zst) or .parquet"
+KINDS = ".jsonl, .ndjson, .json (each also .gz or .zst), .parquet or .tar (WebDataset, not compressed)"
 
 Column: TypeAlias = list[Any] | pa.Array
 """One field of several rows: JSON values as they are, or an Arrow array from a Parquet file."""
@@ -37,7 +40,7 @@ class Rows:
     """Consecutive rows of one manifest.
 
     Attributes:
-        lines: ``(n,)`` int64, line (JSONL) or row (Parquet) numbers from 1.
+        lines: ``(n,)`` int64, line (JSONL), row (Parquet) or sample (WebDataset) numbers from 1.
         columns: name -> n values; a key that a JSON row lacks is None.
         bad: rows between these that cannot be read at all.
     """
@@ -49,7 +52,7 @@ class Rows:
 
 
 def split_suffix(path: str) -> tuple[str, str | None, str | None]:
-    """Return the stem of a manifest's file name, its kind (``json`` or ``parquet``) and its compression."""
+    """Return the stem of a manifest's file name, its kind (``json``, ``parquet`` or ``tar``) and its compression."""
     name = path.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     compression = next((codec for suffix, codec in COMPRESSIONS.items() if name.endswith(suffix)), None)
     inner = name.rpartition(".")[0] if compression else name
@@ -59,17 +62,19 @@ def split_suffix(path: str) -> tuple[str, str | None, str | None]:
     for suffix in PARQUET_SUFFIXES:
         if name.endswith(suffix):
             return name.removesuffix(suffix), "parquet", None
+    if name.endswith(TAR_SUFFIX):
+        return name.removesuffix(TAR_SUFFIX), "tar", None
     return name, None, None
 
 
 def read_rows(file: str) -> Iterator[Rows]:
-    """Stream the rows of one manifest, a few megabytes at a time.
+    """Stream the rows of one JSONL or Parquet manifest, a few megabytes at a time.
 
     Raises:
-        PoolError: the file is missing, is no manifest, or breaks off; naming the file and why.
+        PoolError: the file is missing, is no such manifest, or breaks off; naming the file and why.
     """
     _, kind, compression = split_suffix(file)
-    if kind is None:
+    if kind not in ("json", "parquet"):
         raise PoolError(f"{file}: a manifest is {KINDS}")
     with opened(file) as handle:
         yield from _parquet_rows(file, handle) if kind == "parquet" else _json_rows(file, handle, compression)
@@ -138,23 +143,25 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
-    decode = json.JSONDecoder().decode
     for number, line in enumerate(lines, first_line):
         try:
-            text = line if isinstance(line, str) else line.decode()
-            row = decode(text)
-            if type(row) is not dict:
-                raise TypeError(shown(text.strip()))
-            if "\\ud" in text or "\\uD" in text:
-                # JSON can spell half a character, which no UTF-8 file can hold.
-                json.dumps(row, ensure_ascii=False).encode()
-        except (UnicodeError, ValueError, TypeError, RecursionError) as error:
+            row = json_object(line)
+        except NOT_AN_OBJECT as error:
             if not (line.strip(" \t\r") if isinstance(line, str) else line.strip(b" \t\r")):
                 continue
-            bad.append(BadRow(file, number, "row", "one JSON object a line, in UTF-8", _why(error)))
+            bad.append(BadRow(file, number, "row", "one JSON object a line, in UTF-8", why_not(error)))
         else:
             rows.append(row)
             numbers.append(number)
+    return gathered(file, rows, numbers, bad)
+
+
+def gathered(file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], bad: Sequence[BadRow]) -> Rows:
+    """Return rows read one by one, with their numbers, as columns.
+
+    Raises:
+        PoolError: they have more fields than anybody can mean.
+    """
     names = dict.fromkeys(chain.from_iterable(rows))
     if len(names) > MAX_COLUMNS:
         raise PoolError(f"{file}: more than {MAX_COLUMNS} different fields; the keys of a row are field names")
@@ -162,7 +169,26 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
     return Rows(file, np.array(numbers, dtype=np.int64), columns, tuple(bad))
 
 
-def _why(error: Exception) -> str:
+NOT_AN_OBJECT = (UnicodeError, ValueError, TypeError, RecursionError)
+"""What `json_object` raises."""
+
+_decode = json.JSONDecoder().decode
+
+
+def json_object(content: str | bytes) -> dict[str, Any]:
+    """Return a JSON object in UTF-8; raises one of `NOT_AN_OBJECT` for anything else."""
+    text = content if isinstance(content, str) else content.decode()
+    row = _decode(text)
+    if type(row) is not dict:
+        raise TypeError(shown(text.strip()))
+    if "\\ud" in text or "\\uD" in text:
+        # JSON can spell half a character, which no UTF-8 file can hold.
+        json.dumps(row, ensure_ascii=False).encode()
+    return row
+
+
+def why_not(error: Exception) -> str:
+    """Say what a content was found to be that `json_object` refused."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):

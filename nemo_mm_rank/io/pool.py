@@ -15,6 +15,7 @@ from nemo_mm_rank.io.canonical import PoolBatch, canonical
 from nemo_mm_rank.io.manifest import KINDS, read_rows, split_suffix
 from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.seen import Seen
+from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.schema import ERROR, MEDIA_ROOT
 
 RESERVED = frozenset({ERROR, MEDIA_ROOT, "agreement", "rank", "pool_rank", "score", "filters_passed", "reason"})
@@ -43,7 +44,7 @@ def manifests(source: PoolSource) -> list[Manifest]:
     A folder's ``.json`` files are left alone, since they are rarely manifests; the pool bears the folder's name.
 
     Raises:
-        PoolError: there is none.
+        PoolError: there is none, or a folder has WebDataset tars beside others, which may be about the same pairs.
     """
     path = os.path.expanduser(source.path)
     remote = is_url(path)
@@ -89,7 +90,9 @@ def _of_folder(path: str, files: list[str]) -> list[str]:
 
     found = sorted(filter(is_manifest, files))
     if not found:
-        raise PoolError(f"{path}: a folder without a manifest (.jsonl, .ndjson, also .gz or .zst, or .parquet)")
+        raise PoolError(f"{path}: a folder without a manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)")
+    if len({split_suffix(file)[1] == "tar" for file in found}) > 1:
+        raise PoolError(f"{path}: a folder with .tar files and other manifests: say which, e.g. '{path}/*.tar'")
     return found
 
 
@@ -124,7 +127,9 @@ def read_manifest(manifest: Manifest, source: PoolSource, seen: Seen, check_file
         PoolError: the manifest cannot be read, or a column's name is taken.
     """
     references = References(manifest.root, check_files)
-    for rows in read_rows(manifest.file):
+    is_tar = split_suffix(manifest.file)[1] == "tar"
+    batches = tar_rows(manifest.file, source, manifest.pool, manifest.root) if is_tar else read_rows(manifest.file)
+    for rows in batches:
         batch = canonical(rows, source, manifest.pool, references, seen)
         for name in batch.extras:
             if name in RESERVED or name.startswith(RESERVED_PREFIXES):

@@ -9,6 +9,7 @@ from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.io.bad_row import MISSING_FILE, shown
 from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.tar import place_of
 
 MAX_TEXT_BYTES = 16 * 2**20
 
@@ -37,13 +38,15 @@ class References:
         self._real_folders: dict[str, str] = {}
 
     def stamp(self, reference: str) -> tuple[int, int]:
-        """Return size and modification time (ns) of a local media file; (-1, -1) for a URL.
+        """Return size and modification time (ns) of a local media file, or of the tar it lies in; (-1, -1) for a URL.
 
         Refuses what `open_source` refuses, without opening anything, at the cost of two system calls a file.
 
         Raises:
             MediaError: it is not there, is no file, is empty, or lies outside the root.
         """
+        if (place := place_of(reference)) is not None:
+            reference = place.archive
         if is_url(reference):
             return -1, -1
         if reference.startswith("/"):

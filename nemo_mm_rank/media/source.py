@@ -1,4 +1,7 @@
-"""From a media reference to an open file: below the pool's root, at a URL that the user allows, or in the row."""
+"""From a media reference to an open file: below the pool's root, at a URL that the user allows, or in the row.
+
+What lies in a tar archive is opened in its place (``shard.tar@1536!key.jpg``), under the same rules as the archive.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,13 @@ import os
 import re
 import stat
 import tempfile
-from io import BytesIO
-from typing import IO
+from io import BufferedReader, BytesIO
+from typing import IO, Any
 from urllib.parse import unquote
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.media.tar import Place, Window, find, place_of
 
 REMOTE_SCHEMES = frozenset(
     (
@@ -32,7 +36,8 @@ def open_source(ref: str, root: str, settings: MediaSettings, content: bytes | N
     """Open what ``ref`` names for reading, as a seekable file at its start; the caller closes it.
 
     Args:
-        ref: a path below ``root``, or an fsspec URL where ``settings.allow_urls``. With ``content`` only a name.
+        ref: a path below ``root``, or an fsspec URL where ``settings.allow_urls``; of a file, or of a member of a tar
+            archive. With ``content`` only a name.
         root: a folder or an fsspec URL, given by the user and trusted.
         settings: for ``allow_urls`` and ``max_bytes``.
         content: the bytes themselves.
@@ -43,16 +48,9 @@ def open_source(ref: str, root: str, settings: MediaSettings, content: bytes | N
     if content is not None:
         _check_size(len(content), settings.max_bytes)
         file: IO[bytes] = BytesIO(content)
-    elif match := _URL.match(ref):
-        file = _open_url(ref, match[1].lower(), settings)
     else:
-        if ref.startswith("/"):
-            raise MediaError("is an absolute path; a reference is a path below the pool's root")
-        local = _LOCAL.sub("", root) if _LOCAL.match(root) or not _URL.search(root) else None
-        # A server undoes %2e%2e before it looks for the file, so below a URL it counts as written out.
-        if ".." in re.split(r"[/\\]", ref if local is not None else unquote(ref)):
-            raise MediaError("leads out of the pool's root")
-        file = _open_below_url(ref, root, settings) if local is None else _open_local(ref, local, settings)
+        place = place_of(ref)
+        file = _open_path(ref if place is None else place.archive, root, settings, place)
     if not file.read(1):
         file.close()
         raise MediaError("is empty")
@@ -60,12 +58,27 @@ def open_source(ref: str, root: str, settings: MediaSettings, content: bytes | N
     return file
 
 
+def _open_path(path: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
+    """Open the file at ``path``, or the member at ``place`` of the archive at ``path``."""
+    if match := _URL.match(path):
+        return _open_url(path, match[1].lower(), settings, place)
+    if path.startswith("/"):
+        raise MediaError("is an absolute path; a reference is a path below the pool's root")
+    local = _LOCAL.sub("", root) if _LOCAL.match(root) or not _URL.search(root) else None
+    # A server undoes %2e%2e before it looks for the file, so below a URL it counts as written out.
+    if ".." in re.split(r"[/\\]", path if local is not None else unquote(path)):
+        raise MediaError("leads out of the pool's root")
+    if local is None:
+        return _open_below_url(path, root, settings, place)
+    return _open_local(path, local, settings, place)
+
+
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise MediaError(f"has {size:,} bytes, more than the {limit:,} allowed")
 
 
-def _open_local(ref: str, root: str, settings: MediaSettings) -> IO[bytes]:
+def _open_local(ref: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     try:
         base = os.path.realpath(root, strict=True)
         path = os.path.realpath(os.path.join(base, ref), strict=True)
@@ -78,43 +91,57 @@ def _open_local(ref: str, root: str, settings: MediaSettings) -> IO[bytes]:
     except ValueError as error:  # a NUL or an unpaired surrogate
         raise MediaError("is not a file name") from error
     status = os.fstat(handle)
-    try:
-        if not stat.S_ISREG(status.st_mode):
-            raise MediaError("is not a regular file")
-        _check_size(status.st_size, settings.max_bytes)
-    except MediaError:
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
+        raise MediaError("is not a regular file")
+    file = os.fdopen(handle, "rb")
+    try:
+        if place is None:
+            _check_size(status.st_size, settings.max_bytes)
+            return file
+        window = Window(file, find(file, place))
+        _check_size(window.size, settings.max_bytes)
+        return BufferedReader(window)
+    except (MediaError, OSError):
+        file.close()
         raise
-    return os.fdopen(handle, "rb")
 
 
-def _open_below_url(ref: str, root: str, settings: MediaSettings) -> IO[bytes]:
-    import fsspec
-
+def _open_below_url(ref: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     # The root is resolved alone: joined first, a '::' in the reference could name another file system.
-    fs, base = fsspec.url_to_fs(root)
-    return _download(fs, f"{base.rstrip('/')}/{ref}", settings.max_bytes)
+    fs, base = _file_system(root)
+    return _download(fs, f"{base.rstrip('/')}/{ref}", settings.max_bytes, place)
 
 
-def _open_url(ref: str, scheme: str, settings: MediaSettings) -> IO[bytes]:
-    import fsspec
-
+def _open_url(ref: str, scheme: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     if not settings.allow_urls:
         raise MediaError("is a URL; set media.allow_urls to open those")
     if scheme not in REMOTE_SCHEMES or "::" in ref:
         raise MediaError(f"is not a URL that a row may name ({', '.join(sorted(REMOTE_SCHEMES))})")
+    fs, path = _file_system(ref)
+    return _download(fs, path, settings.max_bytes, place)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path in it."""
+    import fsspec
+
     try:
-        fs, path = fsspec.url_to_fs(ref)
-    except (ImportError, ValueError) as error:  # its library is not installed, or it is not well-formed
+        fs, path = fsspec.url_to_fs(url)
+    except ImportError as error:  # fsspec's messages name the package, but not always how to get it
+        hint = "; pip install 'fsspec[http]'" if url.startswith("http") else ""
+        raise MediaError(f"cannot be opened, a library is missing: {error}{hint}") from error
+    except ValueError as error:  # not well-formed
         raise MediaError(f"cannot be opened: {error}") from error
-    return _download(fs, path, settings.max_bytes)
+    return fs, path
 
 
-def _download(fs: object, path: str, limit: int) -> IO[bytes]:
-    """Copy a remote file, once: it is read twice (hashed, decoded), and decoders seek."""
+def _download(fs: Any, path: str, limit: int, place: Place | None) -> IO[bytes]:
+    """Copy a remote file, or a member of it, once: it is read twice (hashed, decoded), and decoders seek."""
     spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 (handed to the caller)
     try:
-        with fs.open(path, "rb") as stream:  # type: ignore[attr-defined]
+        with fs.open(path, "rb") as opened:
+            stream = opened if place is None else Window(opened, find(opened, place))
             _check_size(getattr(stream, "size", None) or 0, limit)
             # The size above is what the server says, where it says anything.
             while chunk := stream.read(_CHUNK):

@@ -1,0 +1,307 @@
+"""WebDataset tars as manifests: members that share a key are a sample, and a sample is one row.
+
+The row's fields are the keys of the sample's ``.json``, and beside them its other members by their extensions: a text
+(``.txt``, ``.text``, ``.transcript``) as what it says, any other as a reference to where it lies in the archive. So a
+pool's field map can name either, and what it does not name, and no rule below uses, is a column of the user's own.
+
+* annotation: the field ``annotation``, else the first of `ANNOTATIONS` that the sample has;
+* data: the field ``data``, else the one member of the pair's modality: by its extension (`EXTENSIONS`), or, where the
+  modality is given, any one member of an extension that says nothing;
+* modality: the field ``modality``, the pool's, or else what the data's extension says;
+* pair_id: the field ``pair_id``, else ``pool/archive/key`` (``archive/key`` where the pool has the archive's name).
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.io.bad_row import BadRow, shown
+from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH
+from nemo_mm_rank.io.manifest import (
+    BATCH_ROWS,
+    BLOCK_BYTES,
+    NOT_AN_OBJECT,
+    Rows,
+    gathered,
+    json_object,
+    opened,
+    split_suffix,
+    why_not,
+)
+from nemo_mm_rank.io.references import MAX_TEXT_BYTES, is_url
+from nemo_mm_rank.media.tar import Place, place_of, walk
+from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, Modality
+
+JSON = ("json", "jsn")
+TEXTS = ("txt", "text", "transcript")
+"""Extensions of what is read into the row, as the library `webdataset` decodes them."""
+
+ANNOTATIONS = ("txt", "caption", "text", "transcript")
+"""Fields, each a key of the json or a member, that are taken for the annotation where none has that name."""
+
+EXTENSIONS = {
+    Modality.IMAGE: "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 ppm pgm pbm",
+    Modality.AUDIO: "wav flac mp3 ogg oga opus m4a aac wma aif aiff au",
+    Modality.VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ogv flv wmv 3gp",
+}
+"""What a member is by its extension; written down here, since `mimetypes` differs from machine to machine."""
+
+MAX_MEMBERS = 100
+
+_KINDS = {extension: modality for modality, names in EXTENSIONS.items() for extension in names.split()}
+
+
+class _FaultError(Exception):
+    """Why a sample is no row: the field at fault, what was expected of it, and what was found."""
+
+    def __init__(self, field_name: str, expected: str, found: str) -> None:
+        super().__init__(f"{field_name}: expected {expected}, found {found}")
+        self.told = (field_name, expected, found)
+
+
+@dataclass
+class _Sample:
+    """Consecutive members of one key.
+
+    Attributes:
+        number: of the sample in the archive, from 1.
+        members: by extension.
+        fault: what is wrong with it already.
+    """
+
+    number: int
+    key: str | None
+    members: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+    fault: _FaultError | None = None
+
+
+def tar_rows(file: str, source: PoolSource, pool: str, root: str) -> Iterator[Rows]:
+    """Stream the samples of one archive as rows; media stay where they are.
+
+    An archive that breaks off gives the samples before the break, and one bad row for it.
+
+    Args:
+        file: local path or URL.
+        source: the pool's configuration: field map, fixed modality.
+        pool: name of the pool, for ids.
+        root: folder or URL that the references to members are to be relative to.
+
+    Raises:
+        PoolError: the file is missing or no archive, or does not lie below the root.
+    """
+    archive, stem = _below(file, root), split_suffix(file)[0]
+    prefix = stem if pool == stem else f"{pool}/{stem}"
+    with opened(file) as handle:
+        reader = _Reader(handle, archive, prefix, source)
+        rows: list[dict[str, Any]] = []
+        numbers: list[int] = []
+        bad: list[BadRow] = []
+        for sample in _samples(handle, file):
+            try:
+                rows.append(reader.row(sample))
+                numbers.append(sample.number)
+            except _FaultError as fault:
+                # A key may hold bytes that are no UTF-8.
+                pair_id = None if sample.key is None else f"{prefix}/{sample.key}".encode(errors="replace").decode()
+                bad.append(BadRow(file, sample.number, *fault.told, pair_id, pool))
+            if len(rows) + len(bad) >= BATCH_ROWS or reader.held >= BLOCK_BYTES:
+                yield gathered(file, rows, numbers, bad)
+                rows, numbers, bad, reader.held = [], [], [], 0
+        yield gathered(file, rows, numbers, bad)
+
+
+def _below(file: str, root: str) -> str:
+    """Return an archive's path relative to the root, as references to its members name it."""
+    path = file if is_url(file) else os.path.abspath(file)
+    folder = root.rstrip("/") + "/"
+    if not path.startswith(folder):
+        raise PoolError(f"{file}: lies outside the root {root}, which its members are to be found below")
+    name = path.removeprefix(folder)
+    if place_of(str(Place(name, 0, "x"))) != Place(name, 0, "x"):
+        raise PoolError(f"{file}: has a name that references cannot hold: it must end in .tar, without a query")
+    return name
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the key and the extension (lower case) of a member's name: it is cut at the base name's first dot.
+
+    Either is "" for what belongs to no sample: names without an extension, hidden files, and ``__info__``-like names
+    that WebDataset keeps for itself.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    first = name.split("/", 1)[0]
+    if not stem or (first.startswith("__") and first.endswith("__") and len(first) > 3):
+        return "", ""
+    return folder + slash + stem, extension.lower()
+
+
+def kind_of(extension: str) -> Modality | None:
+    """Return the modality that an extension stands for (of ``seg.png``: that of ``png``), None where it says none."""
+    return _KINDS.get(extension.rpartition(".")[2])
+
+
+def _samples(handle: IO[bytes], file: str) -> Iterator[_Sample]:
+    size = handle.seek(0, os.SEEK_END)
+    sample = _Sample(0, None)
+    begun = False
+    try:
+        for member in walk(handle):
+            begun = True
+            key, extension = split_name(member.name)
+            if not key or not extension or member.isdir():
+                continue
+            if not sample.number or key != sample.key:
+                if sample.number:
+                    yield sample
+                sample = _Sample(sample.number + 1, key)
+            sample.fault = sample.fault or _fault(member, extension, sample, size)
+            if sample.fault is None:
+                sample.members[extension] = member
+    except tarfile.TarError as error:
+        if not begun:
+            raise PoolError(f"{file}: cannot be read: {error}") from error
+        if sample.number:
+            yield sample
+        fault = _FaultError("row", "a tar archive to its end", f"{error}; what comes after cannot be read")
+        sample = _Sample(sample.number + 1, None, fault=fault)
+    if sample.number:
+        yield sample
+
+
+def _fault(member: tarfile.TarInfo, extension: str, sample: _Sample, size: int) -> _FaultError | None:
+    """Say what is wrong with a member in its sample."""
+    name = shown(member.name)
+    try:
+        member.name.encode()
+    except UnicodeEncodeError:
+        return _FaultError("row", "member names in UTF-8", name)
+    if member.name.startswith("/") or ".." in member.name.split("/") or "\0" in member.name:
+        return _FaultError("row", "member names below the archive's root", name)
+    if not member.isreg():
+        return _FaultError("row", "regular files", f"{name}, a link or a device")
+    if extension in sample.members:
+        return _FaultError("row", "every member once", f"{name} twice")
+    if len(sample.members) >= MAX_MEMBERS:
+        return _FaultError("row", f"at most {MAX_MEMBERS} members", "more")
+    if member.offset_data + member.size > size:
+        return _FaultError("row", "whole members", f"{name}, within which the archive ends")
+    return None
+
+
+@dataclass
+class _Reader:
+    """Makes rows of samples.
+
+    Attributes:
+        held: bytes of text read so far.
+    """
+
+    handle: IO[bytes]
+    archive: str
+    prefix: str
+    source: PoolSource
+    held: int = 0
+
+    def row(self, sample: _Sample) -> dict[str, Any]:
+        """Return the sample as a row, its canonical fields under the names that the field map gives them."""
+        if sample.fault is not None:
+            raise sample.fault
+        row: dict[str, Any] = {}
+        for extension in JSON:
+            if extension in sample.members:
+                row.update(self._object(sample.members[extension]))
+        for extension, member in sample.members.items():
+            if extension in row:
+                raise _FaultError("row", "a field once", f"{extension!r} as a member and in the json")
+            if extension not in JSON:
+                row[extension] = self._text(member) if extension in TEXTS else self._reference(member)
+        self._name_annotation(row)
+        self._name_data(row, sample.members)
+        identity = self._theirs(PAIR_ID)
+        if row.get(identity) is None:
+            row[identity] = f"{self.prefix}/{sample.key}"
+        return row
+
+    def _theirs(self, ours: str) -> str:
+        return self.source.fields.get(ours, ours)
+
+    def _name_annotation(self, row: dict[str, Any]) -> None:
+        fields = self.source.fields
+        given = row.get(ANNOTATION) is not None or row.get(self._theirs(ANNOTATION_PATH)) is not None
+        if given or ANNOTATION in fields:
+            return
+        for name in ANNOTATIONS:
+            if row.get(name) is not None and name not in fields.values():
+                row[ANNOTATION] = row.pop(name)
+                return
+
+    def _name_data(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> None:
+        """Put the member that is the pair's data into its field, with its modality, where nothing else is there."""
+        name, modality = self._theirs(DATA), row.get(self._theirs(MODALITY)) or self.source.modality
+        if DATA in self.source.fields:
+            if name not in members:
+                return
+            extension = name
+        elif row.get(name) is not None or row.get(self._theirs(DATA_PATH)) is not None:
+            return
+        else:
+            extension = _only([one for one in members if one in row and one not in TEXTS], modality)
+        if modality is None and (modality := kind_of(extension)) is not None:
+            row[self._theirs(MODALITY)] = str(modality)
+        member = members[extension]
+        if not member.size:
+            raise _FaultError(DATA, "a member with content", f"{shown(member.name)}, which is empty")
+        row[name] = self._text(member) if modality in (Modality.TEXT, Modality.CODE) else self._reference(member)
+        if name != extension:
+            del row[extension]
+
+    def _reference(self, member: tarfile.TarInfo) -> str:
+        return str(Place(self.archive, member.offset, member.name))
+
+    def _object(self, member: tarfile.TarInfo) -> dict[str, Any]:
+        try:
+            return json_object(self._content(member))
+        except NOT_AN_OBJECT as error:
+            raise _FaultError("row", f"one JSON object in {shown(member.name)}, in UTF-8", why_not(error)) from error
+
+    def _text(self, member: tarfile.TarInfo) -> str:
+        try:
+            return self._content(member).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise _FaultError("row", f"text in UTF-8 in {shown(member.name)}", why_not(error)) from error
+
+    def _content(self, member: tarfile.TarInfo) -> bytes:
+        if member.size > MAX_TEXT_BYTES:
+            raise _FaultError(
+                "row", f"at most {MAX_TEXT_BYTES:,} bytes of text", f"{member.size:,} in {shown(member.name)}"
+            )
+        self.handle.seek(member.offset_data)
+        self.held += member.size
+        return self.handle.read(member.size)
+
+
+def _only(extensions: list[str], modality: Any) -> str:
+    """Return the one extension that is the data's."""
+    kinds = {extension: kind_of(extension) for extension in extensions}
+    if modality in list(Modality):
+        fitting = [one for one, kind in kinds.items() if kind == modality]
+        fitting = fitting or [one for one, kind in kinds.items() if kind is None]
+    else:
+        fitting = [one for one, kind in kinds.items() if kind is not None]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        several = ", ".join(fitting)
+        raise _FaultError(
+            DATA, "one member with the data", f"several ({several}); map one: fields: {{data: {fitting[0]}}}"
+        )
+    wanted = "the data" if modality is None else f"the {modality}"
+    there = ", ".join(extensions) or "nothing else"
+    raise _FaultError(DATA, f"a member with {wanted}, or a field 'data' in the json", there)
