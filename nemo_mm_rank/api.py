@@ -41,9 +41,9 @@ def curate(
     Raises:
         UserError: anything that you can mend, in one line.
     """
-    settings = _settings(config, {"pools": pool, "queries": query, "budget": budget, "output": output})
+    chosen = settings(config, {"pools": pool, "queries": query, "budget": budget, "output": output})
     console = Console() if progress else None
-    return curation.curate(settings, console, _engine(client))
+    return curation.curate(chosen, console, _engine(client))
 
 
 def rank(
@@ -72,7 +72,8 @@ def rank(
     )
 
 
-def _settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapping[str, Any]) -> Config:
+def settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapping[str, Any]) -> Config:
+    """Return a checked configuration: what ``config`` says, overruled by what is ``given`` and not None."""
     if isinstance(config, Config):
         values = config.model_dump(by_alias=True, exclude_defaults=True)
     elif isinstance(config, (str, Path)):

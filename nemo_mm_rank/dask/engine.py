@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from nemo_mm_rank.config import EngineSettings
 from nemo_mm_rank.errors import UserError, require
+from nemo_mm_rank.run.engine import Guarded
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class DaskEngine:
         # The task goes with every future: it is small, and data scattered to a worker would be lost with it.
         # Shards of a lost worker are done again by the scheduler; files appear whole, so twice does no harm.
         name, run = getattr(task, "name", "task"), uuid4().hex  # what a dashboard shows, and what makes it unique
-        guarded = _Guarded(task)
+        guarded = Guarded(task)
         futures = {self.client.submit(guarded, part, key=f"{name}-{run}-{part}"): part for part in parts}
         try:
             for future in distributed.as_completed(futures):
@@ -97,16 +97,3 @@ class DaskEngine:
         """Close the client and the cluster, where they are ours."""
         while self._owned:
             self._owned.pop().close()
-
-
-@dataclass(frozen=True)
-class _Guarded(Generic[T]):
-    """A task whose user's mistakes come back as results: raised on a worker, Dask would log them with all it has."""
-
-    task: Callable[[int], T]
-
-    def __call__(self, part: int) -> T | UserError:
-        try:
-            return self.task(part)
-        except UserError as error:
-            return error

@@ -74,7 +74,7 @@ class CachedEncoder:
         max_items: how many embeddings are kept between calls (each ``4 * dim`` bytes, on the encoder's device).
     """
 
-    def __init__(self, encoder: Encoder, max_items: int = 10_000) -> None:
+    def __init__(self, encoder: Encoder, max_items: int = 20_000) -> None:
         self._encoder = encoder
         self._recent: Recent[_Embedding] = Recent(max_items)
         self.name = encoder.name

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.experts.expert import Source, sources
+from nemo_mm_rank.experts.expert import sources
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.parquet import read_table, write_json
@@ -34,7 +34,7 @@ from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.run.state import State, inputs
 from nemo_mm_rank.run.statistics import fit_statistics
-from nemo_mm_rank.run.store import Shards, Stage, digest
+from nemo_mm_rank.run.store import Chain, Shards, Stage, digest
 from nemo_mm_rank.run.summary import count_steps, print_summary
 from nemo_mm_rank.schema import annotation_column
 from nemo_mm_rank.sns.step import SNSStep
@@ -188,16 +188,27 @@ class _Curation:
     folder: RunFolder
     engine: Engine
     reporter: Reporter
-    _steps: list[str] = field(default_factory=list)
 
     def curate(self) -> Result:
+        """Take the pool through all steps, or as many as an earlier run has left, and choose."""
         config = self.config
-        report, shards = self._ingest()
-        models = fit_statistics(config.models, shards, self.folder.fitted, self.engine, self.reporter, report.good)
-        for step in _embedding_steps(config, models):
-            shards = self._through(step, shards, report.good)
-        shards = self._project(shards, report.good)
-        return self._finish(report, shards, models)
+        report, pool = self._ingest()
+        models = fit_statistics(config.models, pool, self.folder.fitted, self.engine, self.reporter, report.good)
+        embedded = self._through(_embedding_steps(config, models), pool, report.good)
+        projection = self._fit(embedded, report.good)
+        project = ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
+        score = score_step(config, models, {**embedded.columns(), **project.provides})
+        scored = self._through([project, score], embedded, report.good)
+        state = self._state(report, scored.without_last(), models, projection)
+        state.save(self.folder)
+        return self._choose(state, models, scored, score)
+
+    def rank_again(self) -> Result:
+        """Rank what an earlier run has embedded."""
+        state = State.load(self.folder)
+        models, fused = state.specs(self.folder), state.open(self.folder)
+        score = score_step(self.config, models, fused.columns())
+        return self._choose(state, models, self._through([score], fused, state.pairs), score)
 
     def _ingest(self) -> tuple[IngestReport, Shards]:
         config = self.config
@@ -210,27 +221,30 @@ class _Curation:
         )
         if not report.good:
             raise UserError(f"the pool has no usable pair: {report.rows_in} rows in, {report.bad} of them bad")
-        self.reporter.say(f"{'pool':<11} {report.good:,} pairs in {report.shards} shards, {report.bad:,} bad rows")
+        self.reporter.say(f"{'pool':<17} {report.good:,} pairs in {report.shards} shards, {report.bad:,} bad rows")
         return report, Shards((self.folder.pool,), report.shards)
 
-    def _through(self, step: Step, shards: Shards, pairs: int) -> Shards:
-        """Take all shards through one step, those that are not done yet."""
-        identity = digest(step.identity())
-        stage = Stage(
-            step, shards, self.folder.stage(step.name, identity), identity, self.engine.backend, self.engine.device
-        )
-        todo = [part for part in range(shards.count) if not stage.done(part)]
+    def _through(self, steps: Sequence[Step], shards: Shards, pairs: int) -> Shards:
+        """Take all shards through some steps, those that are not done yet."""
+        stages = []
+        for step in steps:
+            identity = digest(step.identity())
+            folder = self.folder.stage(step.name, identity)
+            stages.append(Stage(step, shards, folder, identity, self.engine.backend, self.engine.device))
+            shards = shards.then(folder)
+        # Shard by shard through all of them: what one step has embedded, the next one still remembers.
+        chain = Chain(tuple(stages))
+        todo = [part for part in range(shards.count) if not chain.done(part)]
         done = pairs - sum(shards.rows(part) for part in todo)
-        with self.reporter.step(step.name, pairs, done) as advance:
-            for _, rows in self.engine.map(stage, todo):
+        with self.reporter.step(chain.name, pairs, done) as advance:
+            for _, rows in self.engine.map(chain, todo):
                 advance(rows)
-        self._steps.append(step.name)
-        return shards.then(stage.folder)
+        return shards
 
-    def _project(self, shards: Shards, pairs: int) -> Shards:
-        """Fit the projection where that has not been done, and apply it."""
+    def _fit(self, shards: Shards, pairs: int) -> Path:
+        """Fit the projection where that has not been done, and return its folder."""
         config = self.config
-        used = self._sources()
+        used = [source for expert in config.experts for source in sources(expert)]
         settings = config.projection
         key = digest(
             [
@@ -254,15 +268,13 @@ class _Curation:
                 )
                 fit(sample, settings, config.seed, loader.pick_device(self.engine.device)).save(folder)
                 advance(pairs)
-        self._projection_folder = folder
-        step = ProjectionStep(folder, list(Projection.load(folder).sources), config.anchor)
-        return self._through(step, shards, pairs)
+        return folder
 
-    def _finish(self, report: IngestReport, shards: Shards, models: Mapping[str, ModelSpec]) -> Result:
-        state = State(
-            stages=tuple(map(self.folder.relative, shards.stages)),
-            steps=tuple(self._steps),
-            shards=shards.count,
+    def _state(self, report: IngestReport, fused: Shards, models: Mapping[str, ModelSpec], projection: Path) -> State:
+        """Return what is needed to rank these shards again."""
+        return State(
+            stages=tuple(map(self.folder.relative, fused.stages)),
+            shards=fused.count,
             pairs=report.good,
             rows=report.rows_in,
             bad_rows=report.bad,
@@ -273,29 +285,19 @@ class _Curation:
                 for name, spec in models.items()
                 if spec != self.config.models[name]
             },
-            projection=self.folder.relative(self._projection_folder),
+            projection=self.folder.relative(projection),
         )
-        state.save(self.folder)
-        return self._rank(state)
 
-    def rank_again(self) -> Result:
-        """Rank what an earlier run has embedded."""
-        return self._rank(State.load(self.folder))
-
-    def _rank(self, state: State) -> Result:
-        """Score all shards, choose, and write the blend, the quarantine and the manifest."""
+    def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: Shards, score: Step) -> Result:
+        """Choose among the scored pairs, and write the blend, the quarantine and the manifest."""
         config = self.config
-        shards = state.open(self.folder)
-        models = state.specs(self.folder)
-        step = score_step(config, models, shards.columns())
-        scored = self._through(step, shards, state.pairs)
-        ranking = rank_shards(scored, list(step.provides), config.ranking, config.budget)
+        ranking = rank_shards(scored, list(score.provides), config.ranking, config.budget)
         # The manifest vouches for the files beside it, so it goes first and comes last.
         self.folder.manifest.unlink(missing_ok=True)
         ranking.save(self.folder.ranking)
         blend = outcome.write_blends(self.folder, ranking, scored, config.jsonl)
         quarantine = outcome.write_quarantine(self.folder, scored)
-        steps = count_steps(scored, [*state.steps, step.name])
+        steps = count_steps(scored)
         manifest = outcome.manifest(config, state, models, self.folder, steps, ranking, blend, quarantine)
         self._forget_rankings_but(scored.stages[-1])
         write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
@@ -307,6 +309,3 @@ class _Curation:
         for stage in newest.parent.glob(f"{newest.name.split('-')[0]}-*"):
             if stage != newest:
                 shutil.rmtree(stage)
-
-    def _sources(self) -> list[Source]:
-        return [source for expert in self.config.experts for source in sources(expert)]

@@ -41,7 +41,7 @@ class Reporter:
         """Follow one step over ``pairs`` pairs, of which ``done`` were done by an earlier run."""
         started = time.perf_counter()
         if self.console.is_terminal:
-            columns = (TextColumn(f"{name:<11}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"), _Rate())
+            columns = (TextColumn(f"{name:<17}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"), _Rate())
             with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
                 task = progress.add_task(name, total=pairs, completed=done)
                 yield _Advance(progress, task)
@@ -52,7 +52,7 @@ class Reporter:
         if not self.console.is_terminal:
             fresh = pairs - done
             resumed = f", {done:,} from before" if done else ""
-            self.say(f"{name:<11} {fresh:,} pairs in {took:.1f} s ({fresh / max(took, 1e-9):,.0f} pairs/s){resumed}")
+            self.say(f"{name:<17} {fresh:,} pairs in {took:.1f} s ({fresh / max(took, 1e-9):,.0f} pairs/s){resumed}")
 
 
 @dataclass

@@ -10,10 +10,25 @@ import pyarrow.compute as pc
 import torch
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.config import Config
+from nemo_mm_rank.experts.expert import sources
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection.sample import FitSample, hashes
-from nemo_mm_rank.run.store import Shards
-from nemo_mm_rank.schema import ANNOTATION, ERROR, MODALITY, PAIR_ID
+from nemo_mm_rank.ranking.pool import Shards
+from nemo_mm_rank.schema import ANNOTATION, ERROR, MODALITY, PAIR_ID, annotation_column
+
+
+def sample_for(config: Config, shards: Shards) -> FitSample:
+    """Read what the projection of a configuration is fitted on, from shards with the experts' embeddings."""
+    used = [source for expert in config.experts for source in sources(expert)]
+    return read_sample(
+        shards,
+        [source.column for source in used],
+        annotation_column(config.anchor),
+        [source.column for source in used if source.model == config.anchor],
+        config.projection.max_pairs,
+        config.seed,
+    )
 
 
 def read_sample(

@@ -22,7 +22,6 @@ class State:
 
     Attributes:
         stages: folders of the shards' files, the pool first.
-        steps: names of the steps behind the pool.
         shards: how many.
         pairs: good rows of the pool.
         rows: all rows of the pool.
@@ -34,7 +33,6 @@ class State:
     """
 
     stages: tuple[str, ...]
-    steps: tuple[str, ...]
     shards: int
     pairs: int
     rows: int
@@ -59,7 +57,7 @@ class State:
             values = json.loads(folder.state.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{folder.path} holds no finished run: start it again with curate") from error
-        return cls(**{**values, "stages": tuple(values["stages"]), "steps": tuple(values["steps"])})
+        return cls(**{**values, "stages": tuple(values["stages"])})
 
     def open(self, folder: RunFolder) -> Shards:
         """Return the embedded shards."""

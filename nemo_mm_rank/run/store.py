@@ -64,11 +64,11 @@ class Shards:
             found.update({name: table[name] for name in names})
         return pa.table({name: found[name] for name in wanted})
 
-    def columns(self) -> dict[str, pa.DataType]:
-        """Return the columns that the shards hold together, with their types."""
+    def columns(self, part: int = 0) -> dict[str, pa.DataType]:
+        """Return the columns of a shard (every other has the same), with their types."""
         found: dict[str, pa.DataType] = {}
         for stage in self.stages:
-            schema = pq.read_schema(stage / part_name(0))
+            schema = pq.read_schema(stage / part_name(part))
             found.update(zip(schema.names, schema.types, strict=True))
         return found
 
@@ -79,6 +79,10 @@ class Shards:
     def then(self, stage: Path) -> Shards:
         """Return these shards with one more stage."""
         return Shards((*self.stages, stage), self.count)
+
+    def without_last(self) -> Shards:
+        """Return these shards as they were before their last stage."""
+        return Shards(self.stages[:-1], self.count)
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,10 @@ class Stage:
         return note is not None and note.get("key") == self.key(part)
 
     def __call__(self, part: int) -> int:
-        """Do one shard and return its number of rows."""
-        table = self.inputs.read(part, self._columns())
+        """Do one shard, unless it is done, and return its number of rows."""
+        if self.done(part):
+            return self.inputs.rows(part)
+        table = self.inputs.read(part, self._columns(part))
         if self.device is not None:
             self.step.device = self.device
         frame = self.step(frames.from_table(table, self.backend))
@@ -127,8 +133,8 @@ class Stage:
         write_table(self.folder / part_name(part), added, note)
         return int(table.num_rows)
 
-    def _columns(self) -> list[str]:
-        there = self.inputs.columns()
+    def _columns(self, part: int) -> list[str]:
+        there = self.inputs.columns(part)
         missing = [name for name in self.step.requires if name not in there]
         if missing:
             raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")
@@ -138,6 +144,30 @@ class Stage:
 
     def _types(self) -> Mapping[str, pa.DataType]:
         return {**self.step.provides, ERROR: pa.string()}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages that a shard goes through one after the other. Callable for one shard, on any worker.
+
+    Attributes:
+        stages: each reads what the one before it wrote.
+    """
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def name(self) -> str:
+        """The steps' names."""
+        return " + ".join(stage.name for stage in self.stages)
+
+    def done(self, part: int) -> bool:
+        """Whether all stages have done the shard."""
+        return all(stage.done(part) for stage in self.stages)
+
+    def __call__(self, part: int) -> int:
+        """Take one shard through what is left to do, and return its number of rows."""
+        return [stage(part) for stage in self.stages][-1]
 
 
 def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

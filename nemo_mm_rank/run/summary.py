@@ -60,11 +60,11 @@ class StepCounts:
         }
 
 
-def count_steps(shards: Shards, names: Sequence[str]) -> list[StepCounts]:
+def count_steps(shards: Shards) -> list[StepCounts]:
     """Read what every stage after the first left in its files' notes."""
     steps = []
-    for name, stage in zip(names, shards.stages[1:], strict=True):
-        counts = StepCounts(name)
+    for stage in shards.stages[1:]:
+        counts = StepCounts(stage.name.rpartition("-")[0])
         for part in range(shards.count):
             note = read_note(stage / part_name(part)) or {}
             counts.add(note.get("counts", {}))
