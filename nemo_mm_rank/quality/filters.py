@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nemo_mm_rank.errors import TextError, require
+from nemo_mm_rank.errors import ModelError, require
 from nemo_mm_rank.quality.settings import Range, TraditionalSettings
 
 Floats = npt.NDArray[np.float64]
@@ -19,8 +19,9 @@ LANGUAGE = "lang_id"
 """Curator's name for its language filter."""
 
 _STRING = "nemo_curator.stages.text.filters.heuristic.string"
-_REPETITION = "nemo_curator.stages.text.filters.heuristic.repetition.repetition"
+_REPETITION = "nemo_curator.stages.text.filters.heuristic.repetition"
 _LANGUAGE = "nemo_mm_rank.quality.language"
+_TOP_NGRAMS = "nemo_mm_rank.quality.top_ngrams"
 
 # name: module, class, and its arguments for the least and for the most that it keeps ("" where it has no such bound)
 _CLASSES: dict[str, tuple[str, str, str, str]] = {
@@ -47,7 +48,7 @@ _CLASSES: dict[str, tuple[str, str, str, str]] = {
     "mean_word_length": (_STRING, "MeanWordLengthFilter", "min_mean_word_length", "max_mean_word_length"),
     "max_word_length": (_STRING, "LongWordFilter", "", "max_word_length"),
     "ellipsis": (_STRING, "EllipsisFilter", "", "max_num_lines_ending_with_ellipsis_ratio"),
-    "repeating_top_ngrams": (_REPETITION, "RepeatingTopNGramsFilter", "", "max_repeating_ngram_ratio"),
+    "repeating_top_ngrams": (_TOP_NGRAMS, "TopNGramsFilter", "", "max_repeating_ngram_ratio"),
     "repeating_dup_ngrams": (
         _REPETITION,
         "RepeatingDuplicateNGramsFilter",
@@ -84,13 +85,29 @@ class Rule:
     is_ratio: bool = True
 
     def make(self) -> Any:
-        """Return the ``DocumentFilter``; one with a model has it loaded by ``load_model``, as Curator's stages do.
+        """Return the ``DocumentFilter``; Curator's stages load its model where it has one.
 
         Raises:
             UserError: Curator is not installed.
         """
         require("nemo_curator", "curator")
         return getattr(require(self.module, "curator"), self.class_name)(**self.arguments)
+
+    def load(self) -> Any:
+        """Return the ``DocumentFilter``, ready to judge.
+
+        Raises:
+            UserError: Curator is not installed.
+            ModelError: its file is none of fastText, or one that predicts nothing.
+        """
+        document_filter = self.make()
+        if hasattr(document_filter, "load_model"):
+            try:
+                document_filter.load_model()
+                document_filter.score_document("a")
+            except ValueError as error:
+                raise ModelError(f"{self.name}: {error}") from error
+        return document_filter
 
     def margin(self, scores: Floats) -> Floats:
         """Return how far from the threshold scores lie on its good side: 1 the best there is, 0 at or beyond it.
@@ -145,16 +162,3 @@ def _heuristics(settings: TraditionalSettings) -> Iterator[Rule]:
             most if high else inf,
             name not in _COUNTS,
         )
-
-
-def judge(document_filter: Any, text: str) -> tuple[Any, bool]:
-    """Return the filter's score of a text, and whether it keeps it.
-
-    Raises:
-        TextError: the filter cannot judge this text (fastText sees nothing in a control character, say).
-    """
-    try:
-        score = document_filter.score_document(text)
-        return score, bool(document_filter.keep_document(score))
-    except (ArithmeticError, LookupError, ValueError) as error:
-        raise TextError(f"{document_filter.name} cannot judge it: {error}") from error

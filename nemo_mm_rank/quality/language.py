@@ -25,11 +25,11 @@ class _Lines:
         return [labels for labels, _ in found], [np.asarray(probabilities) for _, probabilities in found]
 
 
-class LanguageFilter(FastTextLangId):
+class LanguageFilter(FastTextLangId):  # type: ignore[misc]  # Curator publishes no types
     """Curator's ``FastTextLangId``; its scores and verdicts are Curator's own."""
 
     def load_model(self) -> None:
         """Open the fastText file."""
         super().load_model()
         if not hasattr(fasttext, "train_supervised"):
-            self._fasttext_langid_model = _Lines(self._fasttext_langid_model)
+            self._fasttext_langid_model: Any = _Lines(self._fasttext_langid_model)

@@ -21,8 +21,7 @@ UInt32s = npt.NDArray[np.uint32]
 Ints = npt.NDArray[np.int64]
 
 _PRIME = np.uint64((1 << 61) - 1)
-_LOW = np.uint64(0xFFFFFFFF)
-_BLOCK = 2048
+_BLOCK = 512
 """Shingles whose hashes are permuted at a time: a block of 260 permutations stays in the processor's cache."""
 _CHARACTERS = 2**20
 """Characters whose shingles are hashed at a time (a longer text is a chunk of its own)."""
@@ -132,14 +131,9 @@ def _least(hashes: UInt32s, starts: Ints, factors: UInt64s, terms: UInt64s) -> U
     """Return ``(n, p)`` the least permuted hash of each text."""
     least = np.full((len(factors), len(starts)), 0xFFFFFFFF, dtype=np.uint32)
     for begin in range(0, len(hashes), _BLOCK):
-        block = hashes[begin : begin + _BLOCK].astype(np.uint64)
-        # Below 2^63: hashes are below 2^32, factors and terms below 2^31.
-        values = factors[:, None] * block + terms[:, None]
-        values = (values & _PRIME) + (values >> np.uint64(61))
-        values -= _PRIME * (values >= _PRIME)
-        permuted = (values & _LOW).astype(np.uint32)
+        permuted = _permuted(hashes[begin : begin + _BLOCK].astype(np.uint64), factors, terms)
         # Texts that begin in this block, and the one that reaches into it.
-        inside = slice(*np.searchsorted(starts, [begin, begin + len(block)]))
+        inside = slice(*np.searchsorted(starts, [begin, begin + permuted.shape[1]]))
         heads = starts[inside] - begin
         reaching = int(inside.start) - 1
         if not len(heads) or heads[0]:
@@ -148,3 +142,18 @@ def _least(hashes: UInt32s, starts: Ints, factors: UInt64s, terms: UInt64s) -> U
         if len(heads):
             least[:, inside] = np.minimum.reduceat(permuted, heads, axis=1)
     return np.ascontiguousarray(least.T)
+
+
+def _permuted(hashes: UInt64s, factors: UInt64s, terms: UInt64s) -> UInt32s:
+    """Return ``(p, m)`` permuted hashes; all in place, since this is where the time goes."""
+    # Below 2^63: hashes are below 2^32, factors and terms below 2^31.
+    values = factors[:, None] * hashes
+    values += terms[:, None]
+    # Modulo 2^61 - 1, of which only the low 32 bits are asked for: there, taking the prime away is adding 1.
+    carry = values >> np.uint64(61)
+    values &= _PRIME
+    values += carry
+    np.add(values, np.uint64(1), out=carry)
+    carry >>= np.uint64(61)
+    values += carry
+    return values.astype(np.uint32)

@@ -13,11 +13,11 @@ import pandas as pd
 import pyarrow as pa
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import PairError, TextError, require
+from nemo_mm_rank.errors import PairError, require
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.digest import file_digest
 from nemo_mm_rank.media.rows import annotation_texts
-from nemo_mm_rank.quality.filters import LANGUAGE, judge, rules
+from nemo_mm_rank.quality.filters import LANGUAGE, rules
 from nemo_mm_rank.quality.minhash import band_keys
 from nemo_mm_rank.quality.settings import TraditionalSettings
 from nemo_mm_rank.schema import ANNOTATION
@@ -89,13 +89,10 @@ class TraditionalStep(Step):
 
         Raises:
             UserError: Curator is not installed.
+            ModelError: the file cannot be used.
         """
         if not hasattr(self, "_filters"):
-            made = [(rule, rule.make()) for rule in rules(self.settings)]
-            for _, document_filter in made:
-                if hasattr(document_filter, "load_model"):
-                    document_filter.load_model()
-            self._filters = made
+            self._filters = [(rule, rule.load()) for rule in rules(self.settings)]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the filters: a fastText model cannot be sent."""
@@ -113,45 +110,37 @@ class TraditionalStep(Step):
         """Judge each distinct annotation, and give every row its verdict."""
         texts = annotation_texts(rows, MediaSettings(), use_spans=False)
         places: dict[str, int] = {}
-        index = [places.setdefault(text, len(places)) if isinstance(text, str) else -1 for text in texts]
-        columns, failed = self._judge(list(places))
         errors: dict[int, PairError] = {}
-        for row, (text, place) in enumerate(zip(texts, index, strict=True)):
-            if isinstance(text, TextError):
+        index: list[int | None] = []
+        for row, text in enumerate(texts):
+            if isinstance(text, str):
+                index.append(places.setdefault(text, len(places)))
+            else:
                 errors[row] = text
-            elif place in failed:
-                errors[row] = failed[place]
-        taken = pa.array(np.array(index), mask=np.isin(np.arange(len(index)), list(errors)))
-        return Added({name: column.take(taken) for name, column in columns.items()}, errors)
+                index.append(None)
+        taken = pa.array(index, pa.int64())
+        return Added({name: column.take(taken) for name, column in self._judge(list(places)).items()}, errors)
 
-    def _judge(self, texts: list[str]) -> tuple[dict[str, pa.Array], dict[int, TextError]]:
-        """Return this step's columns for distinct texts, and the texts that a filter could not judge."""
+    def _judge(self, texts: list[str]) -> dict[str, pa.Array]:
+        """Return this step's columns for distinct texts."""
         columns: dict[str, pa.Array] = {}
-        failed: dict[int, TextError] = {}
         passed_count = np.zeros(len(texts), dtype=np.int32)
         margin, ratios = np.zeros(len(texts)), 0
         for rule, document_filter in self._filters:
-            scores, passed = np.zeros(len(texts)), np.zeros(len(texts), dtype=bool)
-            labels: list[str | None] = [None] * len(texts)
-            for place, text in enumerate(texts):
-                try:
-                    score, passed[place] = judge(document_filter, text)
-                except TextError as error:
-                    failed.setdefault(place, error)
-                    continue
-                if rule.name == LANGUAGE:  # Curator writes "[confidence, 'label']", so that any engine can carry it
-                    score, labels[place] = ast.literal_eval(score)
-                scores[place] = score
-            columns[score_column(rule.name)] = pa.array(scores)
-            if rule.name == LANGUAGE:
-                columns[LABEL] = pa.array(labels, pa.string())
-            columns[passed_column(rule.name)] = pa.array(passed)
+            said = [document_filter.score_document(text) for text in texts]
+            passed = np.array([document_filter.keep_document(score) for score in said], dtype=bool)
+            if rule.name == LANGUAGE:  # Curator writes "[confidence, 'label']", so that any engine can carry it
+                pairs = [ast.literal_eval(score) for score in said]
+                columns[LABEL] = pa.array([label for _, label in pairs], pa.string())
+                said = [confidence for confidence, _ in pairs]
+            scores = np.array(said, dtype=np.float64)
+            columns |= {score_column(rule.name): pa.array(scores), passed_column(rule.name): pa.array(passed)}
             passed_count += passed
             if rule.is_ratio:
                 margin += np.where(passed, rule.margin(scores), 0.0)  # certain of the wrong language is no merit
                 ratios += 1
         columns |= {ROW_FILTERS_PASSED: pa.array(passed_count), MARGIN: pa.array(margin / (ratios + 1))}
-        return columns | self._keys(texts), failed
+        return columns | self._keys(texts)
 
     def _keys(self, texts: list[str]) -> dict[str, pa.Array]:
         columns: dict[str, pa.Array] = {}

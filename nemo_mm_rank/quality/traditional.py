@@ -2,7 +2,8 @@
 
 Judged is the annotation, of every modality; the data side is never looked at, not even of text and code, so that all
 pairs are measured alike. The row filters are Curator's own classes, thresholds and order those of the English cascade
-that Curator ships (``nemo_curator/config/text/heuristic_filter_english_pipeline.yaml``, version 1.4):
+that Curator ships (``nemo_curator/config/text/heuristic_filter_english_pipeline.yaml``, version 1.4). One of them is
+made repeatable (`top_ngrams`), one reads its file by another library where that is installed (`language`):
 
 | filter (Curator's name)    | keeps                                                                            |
 |----------------------------|----------------------------------------------------------------------------------|
@@ -171,7 +172,9 @@ def _live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Rows, p
         missing = [name for name in columns if name not in table.column_names]
         if missing:
             raise MissingColumnError(f"traditional: shard {part} lacks {', '.join(map(repr, missing))}")
-        yield part, rows, table
+        # pandas makes large strings of them, and shards are to fit each other.
+        words = [pa.field(f.name, pa.string()) if f.name in _WORDS else f for f in table.schema]
+        yield part, rows, table.cast(pa.schema(words))
 
 
 def _keepers(shards: Shards, settings: TraditionalSettings, pairs: int) -> dict[str, Keepers]:
