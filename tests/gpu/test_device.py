@@ -98,5 +98,8 @@ def test_sentence_encoder_on_the_device() -> None:
         pytest.skip(reason)
     texts = ["a dog plays in the snow", "def f(x): return x", "x " * 300]
     on_cpu = SentenceTransformersEncoder(real_pool.minilm()).encode(texts, "text").vectors
-    on_gpu = SentenceTransformersEncoder(real_pool.minilm(), device="cuda").encode(texts, "text").vectors
-    torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=1e-4, rtol=0)
+    for dtype, close in (("float32", 1e-4), (None, 1e-2)):
+        on_gpu = (
+            SentenceTransformersEncoder(real_pool.minilm(), device="cuda", dtype=dtype).encode(texts, "text").vectors
+        )
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=close, rtol=0)
