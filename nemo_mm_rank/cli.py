@@ -1,4 +1,4 @@
-"""The command line: ``nemo-mm-rank curate | rank | explain | validate | demo``."""
+"""The command line: ``nemo-mm-rank curate | rank | explain | export | validate | demo``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Pools = Annotated[list[str] | None, typer.Argument(help="Manifests: JSONL or Parquet, a file, folder, glob or URL.")]
+Pools = Annotated[
+    list[str] | None, typer.Argument(help="Manifests: JSONL, Parquet or WebDataset; a file, folder, glob or URL.")
+]
 Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")]
 Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
 BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many pairs: 10000, or a share: 20%.")]
@@ -116,8 +118,30 @@ def explain(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is made for the files.")],
+    form: Annotated[str, typer.Option("--format", help="webdataset: tars with the media themselves.")] = "webdataset",
+    max_samples: Annotated[int, typer.Option(min=1, help="Most pairs of a tar.")] = 10_000,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a tar.")] = 2**30,
+) -> None:
+    """Write a run's blend, media included, in another format."""
+    if form != "webdataset":
+        raise UserError(
+            f"--format {form!r}: a blend is exported as webdataset; as Parquet it lies in the run's folder, "
+            "and as JSONL beside it with rank --jsonl"
+        )
+    from nemo_mm_rank.run.export import export_webdataset
+
+    for path in export_webdataset(run, output, max_samples, max_bytes):
+        typer.echo(path)
+
+
+@app.command()
 def validate(
-    pool: Annotated[list[str], typer.Argument(help="Manifests: JSONL or Parquet, a file, folder, glob or URL.")],
+    pool: Annotated[
+        list[str], typer.Argument(help="Manifests: JSONL, Parquet or WebDataset; a file, folder, glob or URL.")
+    ],
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,

@@ -42,17 +42,18 @@ def _write_jsonl(table: pa.Table, path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for batch in table.to_batches(max_chunksize=_ROWS):
             for row in batch.to_pylist():
-                values = {name: value if name in simple else _jsonable(value) for name, value in row.items()}
+                values = {name: value if name in simple else jsonable(value) for name, value in row.items()}
                 file.write(json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """Return the nearest value that JSON has a word for, as `write_blend` says."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if value is None or isinstance(value, (str, int)):

@@ -166,7 +166,7 @@ def test_keys_that_are_values_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"pool\.csv: a manifest is \.jsonl, .*or \.parquet"):
+    with pytest.raises(PoolError, match=r"pool\.csv: a manifest is \.jsonl, .*\.parquet or \.tar"):
         read(tmp_path / "pool.csv")
     with pytest.raises(PoolError, match=r"none\.jsonl: no such file"):
         read(tmp_path / "none.jsonl")
@@ -178,4 +178,6 @@ def test_suffixes() -> None:
     assert split_suffix("a/b.c.jsonl.gz") == ("b.c", "json", "gzip")
     assert split_suffix("s3://x/train-0.parquet") == ("train-0", "parquet", None)
     assert split_suffix("https://x/pool.jsonl?token=1") == ("pool", "json", None)
+    assert split_suffix("a/shard-000.tar") == ("shard-000", "tar", None)
     assert split_suffix("pool.parquet.gz")[1] is None
+    assert split_suffix("shard-000.tar.gz")[1] is None

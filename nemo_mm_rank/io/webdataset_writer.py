@@ -1,0 +1,154 @@
+"""A blend as WebDataset tars: the media as they are, the annotation as text, all else as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+
+from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.errors import MediaError, StorageError, UserError
+from nemo_mm_rank.io.bad_row import shown
+from nemo_mm_rank.io.blend import jsonable
+from nemo_mm_rank.io.parquet import TEMPORARY
+from nemo_mm_rank.io.webdataset import JSON, TEXTS, kind_of
+from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MEDIA_ROOT, MODALITY, PAIR_ID, Modality
+
+_ROWS = 256
+_EXTENSION = re.compile(r"[a-z0-9]{1,16}")
+
+
+def write_webdataset(
+    blend: pa.Table,
+    folder: Path,
+    media: MediaSettings | None = None,
+    root: str = ".",
+    max_samples: int = 10_000,
+    max_bytes: int = 2**30,
+) -> list[Path]:
+    """Write pairs as ``blend-000000.tar`` ..., in their order; the folder is there whole or not at all.
+
+    A sample's key is its place in the blend (``00000001`` is the best). Its members: ``.json`` with the pair's columns,
+    text and code among them; ``.txt`` with the annotation; and the media under the extension that they had (``.bin``
+    where that does not fit the modality). Equal pairs and media give equal bytes.
+
+    Args:
+        blend: canonical columns, any others, and where they are there ``data_bytes`` and ``media_root``.
+        folder: made by this; may be there if it is empty.
+        media: which references may be opened, and how large.
+        root: the folder or URL that media references are below, for rows without a ``media_root``.
+        max_samples: most samples of a tar.
+        max_bytes: most bytes of a tar, but for one sample that is larger.
+
+    Returns:
+        The tars.
+
+    Raises:
+        UserError: there is no pair, media that cannot be read, or something in the folder.
+        StorageError: the folder cannot be written.
+    """
+    if not blend.num_rows:
+        raise UserError("the blend has no pair to write")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; write the tars to a folder of their own")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent))
+        try:
+            with _Shards(unfinished, max_samples, max_bytes) as shards:
+                _fill(shards, blend, media or MediaSettings(), root)
+            unfinished.chmod(0o755)
+            unfinished.replace(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return sorted(folder.glob("*.tar"))
+
+
+class _Shards:
+    """Tars that are filled one after the other."""
+
+    def __init__(self, folder: Path, max_samples: int, max_bytes: int) -> None:
+        self._folder = folder
+        self._most = (max_samples, max_bytes)
+        self._count = 0
+        self._held = (0, 0)
+        self._tar: tarfile.TarFile | None = None
+
+    def __enter__(self) -> _Shards:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def add(self, key: str, members: Mapping[str, IO[bytes]]) -> None:
+        """Add a sample: extension -> content."""
+        sizes = {extension: content.seek(0, os.SEEK_END) for extension, content in members.items()}
+        size = sum(tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE for size in sizes.values())
+        samples, held = self._held
+        if samples and (samples == self._most[0] or held + size > self._most[1]):
+            self._close()
+        if self._tar is None:
+            # Whatever it needs besides name and size, such as times and owners, is nought in a new TarInfo.
+            self._tar = tarfile.open(self._folder / f"blend-{self._count:06d}.tar", "w")  # noqa: SIM115
+            self._count += 1
+        for extension in sorted(members):
+            header = tarfile.TarInfo(f"{key}.{extension}")
+            header.size = sizes[extension]
+            members[extension].seek(0)
+            self._tar.addfile(header, members[extension])
+        self._held = (self._held[0] + 1, self._held[1] + size)
+
+    def _close(self) -> None:
+        if self._tar is None:
+            return
+        name = self._tar.name
+        self._tar.close()
+        with open(str(name), "rb+") as file:
+            os.fsync(file.fileno())
+        self._tar, self._held = None, (0, 0)
+
+
+def _fill(shards: _Shards, blend: pa.Table, media: MediaSettings, root: str) -> None:
+    place = 0
+    for batch in blend.to_batches(max_chunksize=_ROWS):
+        for position in range(batch.num_rows):
+            # Row by row: contents that the rows carry are large.
+            [row] = batch.slice(position, 1).to_pylist()
+            place += 1
+            _add(shards, f"{place:08d}", row, media, root)
+
+
+def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, root: str) -> None:
+    own, content = row.pop(MEDIA_ROOT, None), row.pop(DATA_BYTES, None)
+    members: dict[str, IO[bytes]] = {"txt": BytesIO(row.pop(ANNOTATION).encode())}
+    if Modality(row[MODALITY]).is_media:
+        reference = row.pop(DATA)
+        try:
+            members[_extension(reference, row[MODALITY])] = open_source(reference, own or root, media, content)
+        except MediaError as error:
+            raise UserError(f"pair {row[PAIR_ID]!r}: {shown(reference)} {error}; no tar was written") from error
+    members["json"] = BytesIO(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode())
+    try:
+        shards.add(key, members)
+    finally:
+        for member in members.values():
+            member.close()
+
+
+def _extension(reference: str, modality: str) -> str:
+    """Return the extension that a reader takes for the modality, whatever the media are called."""
+    extension = reference.rpartition("/")[2].rpartition(".")[2].lower()
+    fits = _EXTENSION.fullmatch(extension) and extension not in (*JSON, *TEXTS)
+    return extension if fits and kind_of(extension) in (modality, None) else "bin"
