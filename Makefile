@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: env demo test lint types check bench constraints clean
+.PHONY: env demo test test-curator09 lint types check bench constraints clean
 
 env:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh
@@ -12,6 +12,11 @@ demo: env
 
 test: env
 	$(PY) -m pytest $(ARGS)
+
+# In an environment of its own: Curator 0.9 cannot share one with 1.x.
+test-curator09:
+	@PYTHON="$(PYTHON)" sh tools/make_env.sh curator09
+	.venv-curator09/bin/python -m pytest tests/legacy $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .
@@ -25,10 +30,12 @@ check: lint types test
 bench: env
 	$(PY) -m benchmarks
 
-# Needs `uv`; one file serves every supported Python and every extra.
+# Needs `uv`; one file serves every supported Python and every extra, and one Curator 0.9 (without the settings for uv
+# in pyproject.toml, which are about the newest torch).
+COMPILE := uv pip compile --universal -p 3.11 --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links
 constraints:
-	uv pip compile --universal pyproject.toml --all-extras -p 3.11 --upgrade --no-annotate --no-header \
-		--no-emit-index-url --no-emit-find-links -o constraints.txt
+	$(COMPILE) pyproject.toml --all-extras -o constraints.txt
+	$(COMPILE) --no-config pyproject.toml tools/curator09.in -o constraints-curator09.txt
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-curator09 .mypy_cache .ruff_cache .pytest_cache

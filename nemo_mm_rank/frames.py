@@ -83,7 +83,9 @@ def vectors(frame: Frame, name: str, device: str | torch.device = "cpu") -> Vect
         leaves = torch.utils.dlpack.from_dlpack(column.list.leaves.values)
     else:
         arrow = array(frame, name)
-        if pa.types.is_fixed_size_list(arrow.type):
+        if pa.types.is_null(arrow.type):  # a column of objects, all of them missing
+            arrow = arrow.cast(VECTOR)
+        elif pa.types.is_fixed_size_list(arrow.type):
             arrow = arrow.cast(pa.list_(arrow.type.value_type))
         valid = torch.from_numpy(np.array(pc.is_valid(arrow).to_numpy(zero_copy_only=False)))
         leaves = torch.from_numpy(_writable(arrow.flatten().to_numpy(zero_copy_only=False)))

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_mm_rank import frames
@@ -38,6 +38,7 @@ def test_the_callers_frame_is_unchanged_and_the_index_stays(frame: pd.DataFrame)
 
 
 @given(st.lists(st.booleans(), max_size=12), st.integers(1, 5))
+@settings(deadline=None)
 def test_vectors_survive_nulls_slices_and_parquet(valid: list[bool], dim: int) -> None:
     values = torch.randn(len(valid), dim)
     mask = torch.tensor(valid, dtype=torch.bool)
@@ -76,6 +77,12 @@ def test_a_fixed_size_list_column_is_read_as_well() -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0, 3.0, 4.0], pa.float32()), 2)
     frame = frames.attach(pd.DataFrame({"row": [0, 1]}), {"v": column})
     assert frames.vectors(frame, "v").values.tolist() == [[1, 2], [3, 4]]
+
+
+def test_a_column_of_objects_that_are_all_missing_has_no_vector() -> None:
+    back = frames.vectors(pd.DataFrame({"v": pd.Series([None, None], dtype=object)}), "v")
+    assert back.values.shape == (2, 0)
+    assert back.valid.tolist() == [False, False]
 
 
 def test_missing_columns_are_named_with_the_step() -> None:

@@ -1,24 +1,37 @@
 #!/bin/sh
-# Makes .venv: a thin virtual environment with this checkout in it, on top of the dependencies.
+# Makes a thin virtual environment with this checkout in it, on top of the dependencies.
+#
+#   make_env.sh             .venv, for everything
+#   make_env.sh curator09   .venv-curator09, for NeMo Curator 0.9, which cannot share one with 1.x
 #
 # The dependencies weigh several gigabytes, so they live once per user, in the cache folder, under a digest
-# of what they are made from. A change of what pyproject.toml requires, of constraints.txt or of Python makes
-# a new one and removes the old ones first, because the disk may not hold two.
+# of what they are made from. A change of what pyproject.toml requires, of the constraints or of Python makes
+# a new one and removes the old ones of its kind first, because the disk may not hold two.
 set -eu
 
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-extras="dask,curator,models,report,dev"
+case "${1:-}" in
+    "")
+        venv=.venv kind=env constraints=constraints.txt pythons="3.11 3.12 3.13" tools="ruff ray"
+        requirements() { "$python" tools/requirements.py "dask,curator,models,report,dev"; }
+        ;;
+    curator09)
+        venv=.venv-curator09 kind=legacy constraints=constraints-curator09.txt pythons=3.11 tools=""
+        requirements() { "$python" tools/requirements.py ""; cat tools/curator09.in; }
+        ;;
+    *) echo "make_env.sh: no environment '$1'; there are the default one and curator09" >&2; exit 2 ;;
+esac
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-case "$version" in
-    3.11 | 3.12 | 3.13) ;;
-    *) echo "nemo-mm-rank needs Python 3.11 to 3.13; $python is $version. Try: make PYTHON=python3.12" >&2; exit 1 ;;
+case " $pythons " in
+    *" $version "*) ;;
+    *) echo "$venv needs Python $pythons; $python is $version. Try: make PYTHON=python3.11 ..." >&2; exit 1 ;;
 esac
-digest=$({ "$python" -c 'import sys; print(sys.version, sys.prefix)'; "$python" tools/requirements.py "$extras"; cat constraints.txt; } \
+digest=$({ "$python" -c 'import sys; print(sys.version, sys.prefix)'; requirements; cat "$constraints"; } \
     | sha256sum | cut -c1-16)
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/nemo-mm-rank"
-deps="$cache/env-$digest"
+deps="$cache/$kind-$digest"
 
 mkdir -p "$cache"
 exec 9>"$cache/lock"
@@ -26,22 +39,22 @@ command -v flock >/dev/null && flock 9
 
 if [ ! -e "$deps/complete" ]; then
     echo "Installing the dependencies (several GB, some minutes) ..."
-    rm -rf "$cache"/env-*
+    rm -rf "$cache/$kind"-*
     "$python" -m venv "$deps"
-    "$python" tools/requirements.py "$extras" >"$deps/requirements.txt"
+    requirements >"$deps/requirements.txt"
     "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --upgrade "pip>=25"
-    "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir -c constraints.txt -r "$deps/requirements.txt"
+    "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir -c "$constraints" -r "$deps/requirements.txt"
     touch "$deps/complete"
 fi
 
 project=$({ echo "$digest"; cat pyproject.toml; } | sha256sum)
-if [ ! -x .venv/bin/nemo-mm-rank ] || [ "$(cat .venv/digest 2>/dev/null)" != "$project" ]; then
-    rm -rf .venv
-    "$python" -m venv --without-pip .venv
-    site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+if [ ! -x "$venv/bin/nemo-mm-rank" ] || [ "$(cat "$venv/digest" 2>/dev/null)" != "$project" ]; then
+    rm -rf "$venv"
+    "$python" -m venv --without-pip "$venv"
+    site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     below=$("$deps/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "import site; site.addsitedir('$below')" >"$site/dependencies.pth"
-    "$deps/bin/python" -m pip --python .venv/bin/python install --quiet --no-deps --no-build-isolation -e .
-    ln -sf "$deps/bin/ruff" "$deps/bin/ray" .venv/bin/
-    echo "$project" >.venv/digest
+    "$deps/bin/python" -m pip --python "$venv/bin/python" install --quiet --no-deps --no-build-isolation -e .
+    for tool in $tools; do ln -sf "$deps/bin/$tool" "$venv/bin/"; done
+    echo "$project" >"$venv/digest"
 fi

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.frames import Vectors
 
 _ROWS = 4096
 _CACHED = 1 << 18
@@ -112,3 +113,26 @@ def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tu
     scale = weight.max()
     rest = weighted[weight < 0].sum(0, keepdim=True) / scale
     return (weighted[weight > 0] / scale).float(), rest[: int((weight < 0).any())].float()
+
+
+def rowwise(left: Vectors, right: Vectors) -> torch.Tensor:
+    """Return the cosine of each row of ``left`` and the same row of ``right``.
+
+    Args:
+        left: ``(n, d)``, of any norm.
+        right: the same shape, in the same space.
+
+    Returns:
+        ``(n,)`` float32, NaN where either row is not valid, zero or not finite.
+
+    Raises:
+        ConfigError: the rows differ in dimension.
+    """
+    out = torch.full((len(left.valid),), float("nan"))
+    both = (left.valid & right.valid).cpu()
+    if bool(both.any()):
+        a, b = left.values.cpu()[both], right.values.cpu()[both]
+        if a.shape != b.shape:
+            raise ConfigError(f"embeddings of {a.shape[1]} and {b.shape[1]} dimensions do not share a space")
+        out[both] = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    return torch.where(out.isfinite(), out, float("nan"))

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.ranking.cosine import _rows_torch, combine, cosines
+from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.ranking.cosine import _rows_torch, combine, cosines, rowwise
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:
@@ -100,3 +101,16 @@ def test_queries_that_cannot_be_combined() -> None:
         combine(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), [1.0, 1.0], "mean")
     with pytest.raises(ConfigError, match="2 query weights"):
         combine(torch.ones(1, 2), [1.0, 1.0], "max")
+
+
+def test_rowwise_is_the_cosine_of_each_row_with_its_own() -> None:
+    left, right = Vectors.full(unit(6, 5, 0) * 3), Vectors.full(unit(6, 5, 1) * 0.1)
+    left.valid[1], right.valid[2], left.values[3], right.values[4, 0] = False, False, 0.0, float("inf")
+    found = rowwise(left, right)
+    assert found.isnan().tolist() == [False, True, True, True, True, False]
+    expected = torch.cosine_similarity(left.values, right.values, dim=1)
+    torch.testing.assert_close(found[[0, 5]], expected[[0, 5]], atol=1e-6, rtol=0)
+    with pytest.raises(ConfigError, match="embeddings of 5 and 4 dimensions do not share a space"):
+        rowwise(left, Vectors.full(unit(6, 4, 1)))
+    nothing = Vectors(torch.zeros((6, 0)), torch.zeros(6, dtype=torch.bool))
+    assert rowwise(left, nothing).isnan().all()
