@@ -14,7 +14,7 @@ from nemo_mm_rank.errors import MediaError
 MAX_HEADER_BYTES = 16 * 2**10
 """Bound on an extended header (long names, pax records), which the standard library reads whole, whatever its size."""
 
-_REFERENCE = re.compile(r"(?s)(.+?\.tar)@(\d{1,18})!(.+)")
+_REFERENCE = re.compile(r"(?s)(.+?\.tar)@([0-9]{1,18})!(.+)")
 
 
 @dataclass(frozen=True)
@@ -108,16 +108,19 @@ def find(file: IO[bytes], place: Place) -> tarfile.TarInfo:
     Raises:
         MediaError: another one is there or none, it is no regular file, or it is cut off.
     """
-    try:
+    size = file.seek(0, io.SEEK_END)
+    member = None
+    if place.offset < size:
         file.seek(place.offset)
-        member = _tar(file).next()
-    except (tarfile.TarError, ValueError, RecursionError) as error:
-        raise MediaError("is not in the archive where the reference says") from error
+        try:
+            member = _tar(file).next()
+        except (tarfile.TarError, ValueError, RecursionError):
+            member = None
     if member is None or member.name != place.name:
         raise MediaError("is not in the archive where the reference says")
     if not member.isreg():
         raise MediaError("is not a regular file in the archive")
-    if member.offset_data + member.size > file.seek(0, io.SEEK_END):
+    if member.offset_data + member.size > size:
         raise MediaError("is cut off: the archive ends within it")
     return member
 
