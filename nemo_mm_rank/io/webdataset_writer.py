@@ -149,6 +149,6 @@ def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, r
 
 def _extension(reference: str, modality: str) -> str:
     """Return the extension that a reader takes for the modality, whatever the media are called."""
-    extension = reference.rpartition("/")[2].rpartition(".")[2].lower()
-    fits = _EXTENSION.fullmatch(extension) and extension not in (*JSON, *TEXTS)
+    stem, _, extension = reference.rpartition("/")[2].lower().rpartition(".")
+    fits = stem and _EXTENSION.fullmatch(extension) and extension not in (*JSON, *TEXTS)
     return extension if fits and kind_of(extension) in (modality, None) else "bin"
