@@ -27,6 +27,8 @@ SHORT_NAMES: dict[str, str] = {
     "clip": "nemo_mm_rank.models.contrastive:ClipEncoder",
     "clap": "nemo_mm_rank.models.contrastive:ClapEncoder",
     "openai": "nemo_mm_rank.models.endpoint:EndpointDescriber",
+    "vision-language": "nemo_mm_rank.models.vision_language:VisionLanguageDescriber",
+    "whisper": "nemo_mm_rank.models.speech:WhisperDescriber",
 }
 """Every short name a configuration may use for a class; anything else is an import path ``package.module:Class``."""
 
