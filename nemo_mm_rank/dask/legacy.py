@@ -23,7 +23,7 @@ from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.outcome import quarantined
 from nemo_mm_rank.run.queries import QueryStep
-from nemo_mm_rank.run.sample import sample_for
+from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.run.store import part_name
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.sns.step import SNSStep
@@ -165,7 +165,7 @@ def fit_projection(dataset: DocumentDataset, config: Config, folder: str | Path)
 
     See `Partitions` for what is computed.
     """
-    sample = sample_for(config, Partitions(dataset))
+    sample = read_sample(Partitions(dataset), config)
     fit(sample, config.projection, config.seed, pick_device(config.engine.device)).save(Path(folder))
 
 

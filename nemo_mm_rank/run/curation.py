@@ -36,7 +36,6 @@ from nemo_mm_rank.run.state import State, inputs
 from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Chain, Shards, Stage, digest
 from nemo_mm_rank.run.summary import count_steps, print_summary
-from nemo_mm_rank.schema import annotation_column
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
 
@@ -258,14 +257,7 @@ class _Curation:
         folder = self.folder.fitted / f"projection-{key[:12]}"
         if not (folder / CONFIG).exists():
             with self.reporter.step("fit", pairs) as advance:
-                sample = read_sample(
-                    shards,
-                    [source.column for source in used],
-                    annotation_column(config.anchor),
-                    [source.column for source in used if source.model == config.anchor],
-                    settings.max_pairs,
-                    config.seed,
-                )
+                sample = read_sample(shards, config)
                 fit(sample, settings, config.seed, loader.pick_device(self.engine.device)).save(folder)
                 advance(pairs)
         return folder

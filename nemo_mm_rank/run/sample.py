@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,35 +16,18 @@ from nemo_mm_rank.ranking.pool import Shards
 from nemo_mm_rank.schema import ANNOTATION, ERROR, MODALITY, PAIR_ID, annotation_column
 
 
-def sample_for(config: Config, shards: Shards) -> FitSample:
-    """Read what the projection of a configuration is fitted on, from shards with the experts' embeddings."""
-    used = [source for expert in config.experts for source in sources(expert)]
-    return read_sample(
-        shards,
-        [source.column for source in used],
-        annotation_column(config.anchor),
-        [source.column for source in used if source.model == config.anchor],
-        config.projection.max_pairs,
-        config.seed,
-    )
-
-
-def read_sample(
-    shards: Shards, sources: Sequence[str], anchor: str, anchor_space: Sequence[str], max_pairs: int, seed: int
-) -> FitSample:
-    """Read at most ``max_pairs`` live pairs, chosen and ordered by a hash of their ids.
+def read_sample(shards: Shards, config: Config) -> FitSample:
+    """Read at most ``config.projection.max_pairs`` live pairs, chosen and ordered by a hash of their ids.
 
     Memory: 20 bytes a pair of the pool while choosing, then the sample itself.
 
     Args:
-        shards: with the experts' embeddings.
-        sources: the columns of data embeddings.
-        anchor: the annotations' column.
-        anchor_space: the sources that lie in the anchor's space.
-        max_pairs: bound on the sample.
-        seed: enters the hash.
+        shards: with the embeddings by the configuration's experts.
+        config: experts, anchor, bound, and the seed, which enters the hash.
     """
-    keys, parts, rows = _choose(shards, max_pairs, seed)
+    used = [source for expert in config.experts for source in sources(expert)]
+    anchor, data = annotation_column(config.anchor), [source.column for source in used]
+    keys, parts, rows = _choose(shards, config.projection.max_pairs, config.seed)
     order = np.argsort(keys, kind="stable")
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
@@ -56,19 +37,19 @@ def read_sample(
     columns: dict[str, Vectors] = {}
     for part in np.unique(parts):
         mine = np.flatnonzero(parts == part)
-        table = shards.read(int(part), [MODALITY, ANNOTATION, anchor, *sources]).take(pa.array(rows[mine]))
+        table = shards.read(int(part), [MODALITY, ANNOTATION, anchor, *data]).take(pa.array(rows[mine]))
         frame = frames.from_table(table)
         where = place[mine]
         modality[where] = table[MODALITY].to_pylist()
         annotation[where] = table[ANNOTATION].to_pylist()
-        for name in (anchor, *sources):
+        for name in (anchor, *data):
             _put(columns, name, frames.vectors(frame, name), torch.from_numpy(where), n)
     return FitSample(
-        sources={name: columns[name] for name in sources if name in columns},
+        sources={name: columns[name] for name in data if name in columns},
         anchors=columns[anchor].values,
         modality=modality.tolist(),
         annotations=annotation.tolist(),
-        anchor_space=[name for name in anchor_space if name in columns],
+        anchor_space=[one.column for one in used if one.model == config.anchor and one.column in columns],
     )
 
 
