@@ -75,6 +75,8 @@ EXACT, NEAR = "exact_duplicate", "near_duplicate"
 FILTERS_PASSED, SCORE, REASON = "filters_passed", "score", "reason"
 _WORDS = (PAIR_ID, POOL, MODALITY)
 _PART, _ROW, _NUMBER = "_part", "_row", "_number"
+_BANDS = 5
+"""Bands whose keys are held at a time (as Curator's workflow does by default)."""
 
 
 def curator_stages(
@@ -82,14 +84,14 @@ def curator_stages(
 ) -> list[Any]:
     """Return the Curator stages that a Curator user would write: a ``ScoreFilter`` for each filter, scores kept.
 
-    Curator finds duplicates by workflows over files, on a GPU, and removes them by a stage. ``duplicates`` is a
-    Parquet file (or a folder of them) with the ``pair_id`` of those to remove: `Choice.duplicates` written to a file,
-    or what Curator's own workflow wrote.
+    Curator finds duplicates by workflows over files, on a GPU, and removes them by a stage, which is the last one here.
+    It reads a Parquet file (or a folder of them) with the ``pair_id`` of those to remove: `Choice.duplicates` written
+    to a file, such as the ``duplicates.parquet`` of a job's folder.
 
     Args:
         settings: which filters, and their thresholds.
         text_field: the column to judge.
-        duplicates: what the last stage removes; None: there is no such stage.
+        duplicates: that file; None: there is no such stage.
 
     Raises:
         UserError: Curator is not installed.
@@ -127,8 +129,8 @@ class Choice:
 def choose(shards: Shards, settings: TraditionalSettings, budget: Budget) -> Choice:
     """Fill the budget from shards that have been through `step.TraditionalStep`.
 
-    Reads small columns, one shard at a time. Memory on top of a shard's: about 40 bytes per pair for the groups of
-    duplicates and the keys of one band, the ids of pairs that have a duplicate, and twice the blend's rows.
+    Reads small columns, one shard at a time. Memory on top of a shard's: about 100 bytes per pair for the groups of
+    duplicates and the keys of a few bands, the ids of pairs that have a duplicate, and twice the blend's rows.
 
     Args:
         shards: with ``pair_id, pool, modality, error`` and what the step provides.
@@ -183,8 +185,11 @@ def _keepers(shards: Shards, settings: TraditionalSettings, pairs: int) -> dict[
     found = {}
     for name, columns in keys.items():
         groups = np.arange(pairs)
-        for column in columns:
-            groups = join(groups, np.concatenate([table[column].to_numpy() for _, _, table in _live(shards, [column])]))
+        for start in range(0, len(columns), _BANDS):
+            some = columns[start : start + _BANDS]
+            held = pa.concat_tables([table for _, _, table in _live(shards, some)])
+            for column in some:
+                groups = join(groups, held[column].to_numpy())
         if columns:
             found[name] = Keepers(groups)
     number = 0
