@@ -99,6 +99,14 @@ def _forget() -> Iterator[None]:
     loader.release()
 
 
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("a folder is all that is needed")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+
+
 def load(kind: str, folder: Path, **arguments: Any) -> Any:
     return loader.load(kind, KINDS[kind].short, {"path": str(folder), **arguments})
 
@@ -209,6 +217,21 @@ def test_what_it_does_not_take_is_refused(kind: str, folders: dict[str, Path]) -
         encoder.encode(["x"], "code")
     for modality in ("text", KINDS[kind].media):
         assert encoder.encode([], modality).vectors.shape == (0, encoder.dim)
+
+
+def test_what_it_takes_is_known_without_loading_it(kind: str) -> None:
+    taken = loader.modalities("m", KINDS[kind].short, {"path": "nowhere"})
+    assert taken == ({"text", "audio"} if kind == "clap" else {"text", "image", "video"})
+
+
+def test_prepared_in_many_threads_it_is_the_same(kind: str, folders: dict[str, Path]) -> None:
+    encoder = load(kind, folders[kind])
+    alone, (_, media) = encoder._threads, both(encoder, kind)
+    encoder._threads = 6
+    items = list(KINDS[kind].items) * 5
+    many = encoder.encode(items, KINDS[kind].media).vectors
+    encoder._threads = alone
+    assert torch.equal(many, media.vectors.repeat(5, 1))
 
 
 def test_a_model_of_another_kind_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
