@@ -1,4 +1,4 @@
-"""Contrastive models of the transformers library as encoders: CLIP, SigLIP and their kin, and CLAP."""
+"""Contrastive models of the transformers library as encoders: CLIP, SigLIP and their kin, X-CLIP, and CLAP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.batches import Features, by_length
 from nemo_mm_rank.models.parts import at_rate, pictures, windows
-from nemo_mm_rank.models.towers import TwoTowers
+from nemo_mm_rank.models.towers import DEVICE_ROWS, TwoTowers
 from nemo_mm_rank.models.weights import (
     folder_revision,
     load_pretrained,
@@ -130,6 +130,55 @@ class ClipEncoder(_Contrastive):
 
     def _prepare(self, part: Any) -> Features:
         features: Features = self._processor(images=[part], return_tensors="pt").data
+        return features
+
+
+class XClipEncoder(_Contrastive):
+    """Embeds text and videos with X-CLIP, which attends across the frames instead of pooling them.
+
+    The model takes a number of frames of its own (8 or 16, as published); of a video with another number, as many are
+    taken at even distances, so set `media.video_frames` to the model's.
+
+    Args:
+        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
+            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
+        name: what the configuration calls it; default: ``path``.
+        device: where it runs.
+        revision: branch, tag or commit on the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
+        batch_size: videos of a forward pass; default: 1 on a CPU, 16 (or what the memory allows) elsewhere. A part of
+            what decides the last bits, so it belongs to the configuration.
+        trust_remote_code: run the code that comes with the model.
+
+    Raises:
+        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
+    """
+
+    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.VIDEO})
+    _media_method = "get_video_features"
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        device: str = "cpu",
+        revision: str | None = None,
+        dtype: str | None = None,
+        batch_size: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if batch_size is None:
+            batch_size = 1 if torch.device(device).type == "cpu" else DEVICE_ROWS // 8
+        super().__init__(path, name, device, revision, dtype, batch_size, "mean", trust_remote_code)
+        self._frames = int(self._model.config.vision_config.num_frames)
+
+    def _parts(self, item: Item) -> list[Any]:
+        seen = pictures(item)
+        taken = [(2 * number + 1) * len(seen) // (2 * self._frames) for number in range(self._frames)]
+        return [[seen[frame] for frame in taken]]
+
+    def _prepare(self, part: Any) -> Features:
+        features: Features = self._processor(videos=[part], return_tensors="pt").data
         return features
 
 

@@ -25,6 +25,7 @@ SHORT_NAMES: dict[str, str] = {
     "sentence-transformers": "nemo_mm_rank.models.sentence_transformers:SentenceTransformersEncoder",
     "open-clip": "nemo_mm_rank.models.open_clip:OpenClipEncoder",
     "clip": "nemo_mm_rank.models.contrastive:ClipEncoder",
+    "x-clip": "nemo_mm_rank.models.contrastive:XClipEncoder",
     "clap": "nemo_mm_rank.models.contrastive:ClapEncoder",
     "openai": "nemo_mm_rank.models.endpoint:EndpointDescriber",
     "vision-language": "nemo_mm_rank.models.vision_language:VisionLanguageDescriber",

@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[Any, str, str, list[Any]]] = {
     "clip": (tiny.clip, "clip", "image", tiny.images()),
     "siglip": (tiny.siglip, "clip", "image", tiny.images()),
     "siglip2": (tiny.siglip2, "clip", "image", tiny.images()),
+    "x_clip": (tiny.x_clip, "x-clip", "video", [tiny.video(seed, 4) for seed in range(5)]),
     "clap": (tiny.clap, "clap", "audio", [tiny.sound(seed, seconds) for seed, seconds in enumerate([0.2, 1, 2.5])]),
     "open_clip": (tiny.open_clip, "open-clip", "image", tiny.images()),
 }

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from nemo_mm_rank.config import ModelSpec, parse
 from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError
-from nemo_mm_rank.media.segment import Audio
+from nemo_mm_rank.media.segment import Audio, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder, Item
 from nemo_mm_rank.models.cached import CachedEncoder
@@ -56,6 +56,9 @@ def of_transformers(folder: Path, pictures: Sequence[Any]) -> tuple[torch.Tensor
         if isinstance(pictures[0], Audio):
             media = processor(audio=[one.samples for one in pictures], sampling_rate=16_000, return_tensors="pt")
             seen = model.get_audio_features(**media).pooler_output
+        elif isinstance(pictures[0], Video):
+            media = processor(videos=[list(one.frames) for one in pictures], return_tensors="pt")
+            seen = model.get_video_features(**media).pooler_output
         else:
             media = processor(images=[one.pixels for one in pictures], return_tensors="pt")
             seen = model.get_image_features(**media).pooler_output
@@ -76,6 +79,7 @@ KINDS = {
     "clip": Kind(tiny.clip, "clip", "image", tiny.images(), of_transformers),
     "siglip": Kind(tiny.siglip, "clip", "image", tiny.images(), of_transformers),
     "siglip2": Kind(tiny.siglip2, "clip", "image", tiny.images(), of_transformers),
+    "x_clip": Kind(tiny.x_clip, "x-clip", "video", [tiny.video(seed, 4) for seed in range(6)], of_transformers),
     "clap": Kind(tiny.clap, "clap", "audio", SOUNDS, of_transformers),
     "open_clip": Kind(tiny.open_clip, "open-clip", "image", tiny.images(), of_open_clip),
 }
@@ -200,13 +204,15 @@ def test_an_unknown_argument_is_refused(kind: str, arguments: dict[str, Any], sa
 
 
 def test_impossible_values_are_refused(kind: str, folders: dict[str, Path]) -> None:
-    pooling = "window_pooling" if kind == "clap" else "frame_pooling"
-    for arguments, said in (
+    pooling = {"clap": "window_pooling", "x_clip": None}.get(kind, "frame_pooling")
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"dtype": "float23"}, "not 'float23'; did you mean 'float32'"),
         ({"batch_size": 0}, "batch_size is at least 1, not 0"),
-        ({pooling: "medioid"}, "not 'medioid'; did you mean 'medoid'"),
         ({"revision": "main"}, "it has no revision 'main'"),
-    ):
+    ]
+    if pooling:
+        refused.append(({pooling: "medioid"}, "not 'medioid'; did you mean 'medoid'"))
+    for arguments, said in refused:
         with pytest.raises(ModelError, match=said):
             load(kind, folders[kind], **arguments)
 
@@ -221,7 +227,7 @@ def test_what_it_does_not_take_is_refused(kind: str, folders: dict[str, Path]) -
 
 def test_what_it_takes_is_known_without_loading_it(kind: str) -> None:
     taken = loader.modalities("m", KINDS[kind].short, {"path": "nowhere"})
-    assert taken == ({"text", "audio"} if kind == "clap" else {"text", "image", "video"})
+    assert taken == {"clap": {"text", "audio"}, "x_clip": {"text", "video"}}.get(kind, {"text", "image", "video"})
 
 
 def test_prepared_in_many_threads_it_is_the_same(kind: str, folders: dict[str, Path]) -> None:
@@ -288,6 +294,15 @@ def test_a_video_is_the_mean_of_its_frames_or_their_medoid(named: str, folders: 
     medoids = load(named, folders[named], frame_pooling="medoid").encode(videos, "video").vectors
     for own, medoid in zip(frames, medoids, strict=True):
         assert torch.equal(medoid, own[(own @ own.T).sum(dim=1).argmax()])
+
+
+def test_a_video_model_takes_frames_at_even_distances(folders: dict[str, Path]) -> None:
+    encoder = load("x_clip", folders["x_clip"])
+    long, short = tiny.video(0, 10), tiny.video(1, 2)
+    for given, taken in ((long, [1, 3, 6, 8]), (short, [0, 0, 1, 1])):
+        own = Video("own", given.frames[taken], given.times[taken], given.duration)
+        one, other = encoder.encode([given, own], "video").vectors
+        assert torch.equal(one, other)
 
 
 def test_a_picture_like_a_thread_fails_alone(folders: dict[str, Path]) -> None:

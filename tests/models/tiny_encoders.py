@@ -28,29 +28,51 @@ def byte_alphabet() -> list[str]:
 
 def clip(folder: Path) -> Path:
     transformers: Any = import_module("transformers")
+    tokenizer, text = _clip_text(transformers)
+    torch.manual_seed(0)
+    vision = {**TOWER, "image_size": 32, "patch_size": 8, "projection_dim": 16}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+    return _saved(folder, transformers.CLIPModel(config), processor)
 
+
+def x_clip(folder: Path) -> Path:
+    """A video model of four frames."""
+    transformers: Any = import_module("transformers")
+    tokenizer, text = _clip_text(transformers)
+    torch.manual_seed(0)
+    between = {"mit_hidden_size": 16, "mit_intermediate_size": 32, "mit_num_hidden_layers": 1}
+    config = transformers.XCLIPConfig(
+        text_config=text,
+        vision_config={
+            **TOWER,
+            **between,
+            "mit_num_attention_heads": 1,
+            "image_size": 32,
+            "patch_size": 8,
+            "num_frames": 4,
+        },
+        projection_dim=16,
+    )
+    frames = transformers.VideoMAEImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = transformers.XCLIPProcessor(image_processor=frames, tokenizer=tokenizer)
+    return _saved(folder, transformers.XCLIPModel(config), processor)
+
+
+def _clip_text(transformers: Any) -> tuple[Any, dict[str, int]]:
     letters = byte_alphabet()
     names = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     tokenizer = transformers.CLIPTokenizer(vocab={name: row for row, name in enumerate(names)}, merges=[])
     tokenizer.model_max_length = 32
-    torch.manual_seed(0)
-    model = transformers.CLIPModel(
-        transformers.CLIPConfig(
-            text_config={
-                **TOWER,
-                "vocab_size": len(names),
-                "max_position_embeddings": 32,
-                "bos_token_id": 0,
-                "eos_token_id": 1,
-                "pad_token_id": 1,
-                "projection_dim": 16,
-            },
-            vision_config={**TOWER, "image_size": 32, "patch_size": 8, "projection_dim": 16},
-            projection_dim=16,
-        )
-    )
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    return _saved(folder, model, transformers.CLIPProcessor(image_processor=images, tokenizer=tokenizer))
+    special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return tokenizer, {
+        **TOWER,
+        **special,
+        "vocab_size": len(names),
+        "max_position_embeddings": 32,
+        "projection_dim": 16,
+    }
 
 
 def siglip(folder: Path) -> Path:
