@@ -36,7 +36,7 @@ from nemo_mm_rank.io.manifest import (
 )
 from nemo_mm_rank.io.references import MAX_TEXT_BYTES, is_url
 from nemo_mm_rank.media.tar import Place, place_of, walk
-from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, Modality
 
 JSON = ("json", "jsn")
 TEXTS = ("txt", "text", "transcript")
@@ -103,13 +103,14 @@ def tar_rows(file: str, source: PoolSource, pool: str, root: str) -> Iterator[Ro
         numbers: list[int] = []
         bad: list[BadRow] = []
         for sample in _samples(handle, file):
+            row: dict[str, Any] = {}
             try:
-                rows.append(reader.row(sample))
-                numbers.append(sample.number)
+                reader.fill(row, sample)
             except _FaultError as fault:
-                # A key may hold bytes that are no UTF-8.
-                pair_id = None if sample.key is None else f"{prefix}/{sample.key}".encode(errors="replace").decode()
-                bad.append(BadRow(file, sample.number, *fault.told, pair_id, pool))
+                bad.append(BadRow(file, sample.number, *fault.told, *reader.named(row, sample, pool)))
+            else:
+                rows.append(row)
+                numbers.append(sample.number)
             if len(rows) + len(bad) >= BATCH_ROWS or reader.held >= BLOCK_BYTES:
                 yield gathered(file, rows, numbers, bad)
                 rows, numbers, bad, reader.held = [], [], [], 0
@@ -209,11 +210,10 @@ class _Reader:
     source: PoolSource
     held: int = 0
 
-    def row(self, sample: _Sample) -> dict[str, Any]:
-        """Return the sample as a row, its canonical fields under the names that the field map gives them."""
+    def fill(self, row: dict[str, Any], sample: _Sample) -> None:
+        """Make a sample a row, its canonical fields under the names that the field map gives them."""
         if sample.fault is not None:
             raise sample.fault
-        row: dict[str, Any] = {}
         for extension in JSON:
             if extension in sample.members:
                 row.update(self._object(sample.members[extension]))
@@ -224,10 +224,16 @@ class _Reader:
                 row[extension] = self._text(member) if extension in TEXTS else self._reference(member)
         self._name_annotation(row)
         self._name_data(row, sample.members)
-        identity = self._theirs(PAIR_ID)
-        if row.get(identity) is None:
-            row[identity] = f"{self.prefix}/{sample.key}"
-        return row
+        if row.get(self._theirs(PAIR_ID)) is None:
+            row[self._theirs(PAIR_ID)] = f"{self.prefix}/{sample.key}"
+
+    def named(self, row: dict[str, Any], sample: _Sample, pool: str) -> tuple[str | None, str | None, str | None]:
+        """Return id, pool and modality of a sample that is no row, as far as they are known."""
+        # A key may hold bytes that are no UTF-8.
+        own = None if sample.key is None else f"{self.prefix}/{sample.key}".encode(errors="replace").decode()
+        found = [row.get(self._theirs(name)) for name in (PAIR_ID, POOL, MODALITY)]
+        pair_id, named, modality = (value if isinstance(value, str) else None for value in found)
+        return pair_id or own, named or pool, modality
 
     def _theirs(self, ours: str) -> str:
         return self.source.fields.get(ours, ours)
