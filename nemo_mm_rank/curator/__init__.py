@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nemo_mm_rank.curator.readers import PoolReader
     from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, ProjectionStage, RankScoreStage, SNSStage
     from nemo_mm_rank.curator.workflow import MultimodalRankWorkflow
-    from nemo_mm_rank.curator.writers import BlendWriter
+    from nemo_mm_rank.curator.writers import BlendWriter, WebDatasetWriter
 
 __all__ = [
     "AnnotationSentenceModifier",
@@ -35,6 +35,7 @@ __all__ = [
     "RankScoreStage",
     "SNSModifier",
     "SNSStage",
+    "WebDatasetWriter",
 ]
 
 _HOMES = {
@@ -45,7 +46,7 @@ _HOMES = {
     "readers": ("PoolReader",),
     "stages": ("ExpertEmbeddingStage", "ProjectionStage", "RankScoreStage", "SNSStage"),
     "workflow": ("MultimodalRankWorkflow",),
-    "writers": ("BlendWriter",),
+    "writers": ("BlendWriter", "WebDatasetWriter"),
 }
 
 require("nemo_curator", "curator")

@@ -1,24 +1,69 @@
-"""Writers for Curator pipelines: files that are there whole or not at all, equal bytes for equal rows."""
+"""Writers for Curator pipelines: files that are there whole or not at all, equal bytes for equal rows.
+
+Names and modes are those of Curator's own writers: one file a batch. Unlike with those, a pipeline that is killed
+leaves no half a file.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+import tarfile
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import pyarrow as pa
 from nemo_curator.stages.text.io.writer.base import BaseWriter
 from nemo_curator.tasks import DocumentBatch
 
+from nemo_mm_rank.config import MediaSettings, parse
 from nemo_mm_rank.curator.batches import to_table
+from nemo_mm_rank.curator.stages import require_columns
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.io.blend import write_blend
+from nemo_mm_rank.io.parquet import TEMPORARY, write_atomically
 from nemo_mm_rank.io.references import is_url
+from nemo_mm_rank.io.webdataset_writer import write_webdataset
+from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, MEDIA_ROOT
 
 
 @dataclass(repr=False)
-class BlendWriter(BaseWriter):
-    """Writes every batch to a file of its own as a run writes its blend: see `io.blend.write_blend`.
+class _AtomicWriter(BaseWriter):
+    """Writes tables to a local folder.
 
-    Names and modes are those of Curator's writers; unlike with those, a pipeline that is killed leaves no half a file.
+    Args:
+        path: the folder, on a file system that all nodes see.
+        fields: the columns to write; default: all.
+        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        """Check the path.
+
+        Raises:
+            ConfigError: a URL.
+        """
+        if is_url(str(self.path)):
+            raise ConfigError(f"{self.name}: a folder that all nodes see, not the URL {str(self.path)!r}")
+        self.path = str(Path(self.path).expanduser().absolute())  # workers may stand elsewhere
+        super().__post_init__()
+
+    def write_data(self, task: DocumentBatch, file_path: str) -> None:
+        """Write the rows of one batch."""
+        self._write(to_table(task), Path(file_path))
+
+    @abstractmethod
+    def _write(self, table: pa.Table, file: Path) -> None: ...
+
+
+@dataclass(repr=False)
+class BlendWriter(_AtomicWriter):
+    """Writes every batch as a run writes its blend: see `io.blend.write_blend`.
 
     Args:
         path: the folder, on a file system that all nodes see.
@@ -32,19 +77,74 @@ class BlendWriter(BaseWriter):
     name: str = "blend_writer"
 
     def __post_init__(self) -> None:
-        """Check the path and the extension.
+        """Check path and extension.
 
         Raises:
             ConfigError: a URL, or another extension.
         """
-        if is_url(str(self.path)):
-            raise ConfigError(f"{self.name}: a folder that all nodes see, not the URL {str(self.path)!r}")
         if self.file_extension not in ("parquet", "jsonl"):
             raise ConfigError(f"{self.name}: a blend is written as parquet or jsonl, not {self.file_extension!r}")
-        self.path = str(Path(self.path).expanduser().absolute())  # workers may stand elsewhere
         super().__post_init__()
 
-    def write_data(self, task: DocumentBatch, file_path: str) -> None:
-        """Write the rows of one batch."""
-        table = to_table(task)
-        write_blend(table if self.fields is None else table.select(self.fields), Path(file_path))
+    def _write(self, table: pa.Table, file: Path) -> None:
+        write_blend(table if self.fields is None else table.select(self.fields), file)
+
+
+@dataclass(repr=False)
+class WebDatasetWriter(_AtomicWriter):
+    """Writes every batch as one WebDataset tar, media included: see `io.webdataset_writer.write_webdataset`.
+
+    Media have to be readable, so `QuarantineStage` comes first. Embeddings would go into the JSON: say in ``fields``
+    what is wanted besides the pair itself.
+
+    Args:
+        path: the folder, on a file system that all nodes see.
+        fields: columns besides the canonical ones; default: all.
+        media: which references may be opened, and how large.
+        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there.
+    """
+
+    path: str
+    file_extension: str = "tar"
+    media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
+    name: str = "webdataset_writer"
+
+    def __post_init__(self) -> None:
+        """Check path and settings.
+
+        Raises:
+            ConfigError: a URL, or settings that cannot be meant.
+        """
+        self.media = parse(MediaSettings, self.media)
+        super().__post_init__()
+
+    def inputs(self) -> tuple[list[str], list[str]]:
+        """The canonical columns."""
+        return ["data"], list(CANONICAL)
+
+    def process(self, task: DocumentBatch) -> Any:
+        """Write the rows of ``task``.
+
+        Raises:
+            MissingColumnError: naming the stage and the columns that are missing.
+            UserError: media that cannot be read; naming the pair.
+        """
+        require_columns(task, CANONICAL, self.name)
+        return super().process(task)
+
+    def _write(self, table: pa.Table, file: Path) -> None:
+        if self.fields is not None:
+            wanted = dict.fromkeys([*CANONICAL, DATA_BYTES, MEDIA_ROOT, *self.fields])
+            table = table.select([name for name in wanted if name in table.column_names or name in self.fields])
+        media = parse(MediaSettings, self.media)
+
+        def write(target: Path) -> None:
+            if not table.num_rows:
+                tarfile.open(target, "w").close()
+                return
+            with TemporaryDirectory(prefix=f".{file.name}.", suffix=TEMPORARY, dir=file.parent) as folder:
+                most = {"max_samples": table.num_rows, "max_bytes": sys.maxsize}  # one tar
+                [tar] = write_webdataset(table, Path(folder) / "tars", media, **most)
+                tar.replace(target)
+
+        write_atomically(file, write)
