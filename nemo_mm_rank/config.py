@@ -124,11 +124,22 @@ class SNSSettings(Settings):
     spacy_model: str | None = Field(None, description="used for phrases where installed; default: rules")
     gate_ratio: float = Field(1.0, ge=0, description="accept iff similarity(candidate) >= ratio * similarity(original)")
     gate_eps: float = Field(1e-6, gt=0)
+    grounders: dict[Modality, str] = Field(
+        default_factory=dict,
+        description="models that find what phrases speak of; default: parts that the expert likens",
+    )
     max_segments: int = Field(3, ge=1, description="windows kept of a recording")
     min_duration: float = Field(1.0, gt=0, description="seconds, shortest window")
     window: float = Field(2.0, gt=0, description="seconds, length of a candidate window")
     region_grid: int = Field(2, ge=1, le=8, description="candidate regions lie on a grid of this many cells a side")
     padding: float = Field(0.05, ge=0, le=1, description="added round the union of kept boxes, share of its size")
+
+    @model_validator(mode="after")
+    def _grounders_find_in_media(self) -> SNSSettings:
+        for modality in self.grounders:
+            if not modality.is_media:
+                raise ValueError(f"grounders: {str(modality)!r} is divided by its sentences, not by a model")
+        return self
 
 
 class ProjectionSettings(Settings):
@@ -305,6 +316,8 @@ class Config(Settings):
                 known(model, f"expert {expert.name!r}")
         if self.sns.expert is not None and self.sns.expert not in names:
             raise ValueError(f"sns.expert: no expert {self.sns.expert!r}{nearest(self.sns.expert, names)}")
+        for model in self.sns.grounders.values():
+            known(model, "sns.grounders")
         if self.sns.mode != "off" and self.sns.expert is None and all(e.kind == "fusion" for e in self.experts):
             raise ValueError(
                 "sns: trimming needs an expert that shares a space with text, and a fusion expert has none"

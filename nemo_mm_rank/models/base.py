@@ -46,10 +46,13 @@ class Grounded:
     Attributes:
         spans: ``(c, 2)`` seconds or ``(c, 4)`` boxes ``x, y, w, h`` in pixels: the candidates.
         scores: ``(c, p)`` float32 similarity of each candidate to each phrase; NaN where either has no embedding.
+        found: the candidates are what a detector has found, by a threshold of its own, and all of them count;
+            otherwise they divide the item up, for the most relevant to be chosen.
     """
 
     spans: torch.Tensor
     scores: torch.Tensor
+    found: bool = False
 
 
 @runtime_checkable

@@ -37,7 +37,7 @@ class VisionLanguageDescriber:
 
     It takes what its processor takes: images always, sound where there is a feature extractor. A video goes in as a
     video where the processor knows them, otherwise as one picture per frame. Texts are written greedily, so that equal
-    media have equal descriptions, and do not depend on the batch (`generation`).
+    media have equal descriptions, and do not depend on the batch (`equal_shapes`).
 
     Models that scale pictures to one size fill their batches. For those that keep the shape (Qwen2-VL and its kin)
     only pictures of one shape share a batch, and others fill up: where shapes vary much, a smaller ``batch_size`` is

@@ -14,8 +14,9 @@ from nemo_mm_rank.media.segment import Audio, Image, Segment, Video, part_key
 from nemo_mm_rank.media.spans import merge
 from nemo_mm_rank.models.base import Encoder, Grounded, Grounder, Item
 from nemo_mm_rank.sns.geometry import select_windows, union_box
-from nemo_mm_rank.sns.relevance import host
-from nemo_mm_rank.sns.sides import ALL, NONE, UNTOUCHED, Cut, Selector, Side, Spans, make_cut, per_pair
+from nemo_mm_rank.sns.relevance import Vectors, host
+from nemo_mm_rank.sns.selection import Bools
+from nemo_mm_rank.sns.sides import ALL, NONE, ONE, UNTOUCHED, Cut, Selector, Side, Spans, per_pair
 
 CHUNK_ITEMS, CHUNK_BYTES = 64, 64 * 2**20
 """Decoded media held at a time: at most this many, and no more once they weigh this much (their parts weigh more)."""
@@ -36,7 +37,7 @@ def media_side(
         phrases: what each one's annotation speaks of (for the grounder).
         modality: image, audio or video.
         encoder: shares a space with text.
-        grounder: scores parts against phrases; None leaves all media whole.
+        grounder: scores parts against phrases, or finds what they speak of; None leaves all media whole.
         select: which parts to keep.
     """
     n = len(phrases)
@@ -68,21 +69,26 @@ def _cut_media(items: Sequence[Segment], grounded: Sequence[Grounded | PairError
     best = [np.fmax.reduce(one.scores.cpu().numpy(), axis=1, initial=np.nan) for one in found]
     relevance = np.concatenate([np.zeros(0, dtype=np.float32), *best])
     mask = select(relevance, np.repeat(np.arange(len(items)), counts))
-    cuts = []
-    for item, one, scores, keep in zip(
-        items, grounded, per_pair(relevance, counts), per_pair(mask, counts), strict=True
-    ):
-        if isinstance(one, PairError):
-            cuts.append(Cut(None, f"{type(one).__name__}: {one}"))
-            continue
-        candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
-        if len(one.spans) < 2 or not candidates:
-            cuts.append(make_cut(candidates, len(candidates), len(one.spans), ""))
-        elif isinstance(item, Image):
-            cuts.append(_cut_image(item, candidates, len(one.spans), select.settings))
-        else:
-            cuts.append(_cut_recording(item, candidates, scores[keep].tolist(), len(one.spans), select.settings))
-    return cuts
+    return [
+        Cut(None, f"{type(one).__name__}: {one}")
+        if isinstance(one, PairError)
+        else _cut(item, one, scores, keep | one.found, select.settings)
+        for item, one, scores, keep in zip(
+            items, grounded, per_pair(relevance, counts), per_pair(mask, counts), strict=True
+        )
+    ]
+
+
+def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: SNSSettings) -> Cut:
+    """Return what the candidates to keep leave of ``item``; their scores are ``(c,)``."""
+    if len(one.spans) < 2 and not one.found:
+        return ONE
+    if not keep.any():
+        return NONE
+    candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
+    if isinstance(item, Image):
+        return _cut_image(item, candidates, len(one.spans), settings)
+    return _cut_recording(item, candidates, scores[keep].tolist(), len(one.spans), settings)
 
 
 def _cut_image(image: Image, boxes: Spans, of: int, settings: SNSSettings) -> Cut:
@@ -94,7 +100,7 @@ def _cut_image(image: Image, boxes: Spans, of: int, settings: SNSSettings) -> Cu
     left, upper, right, lower = union_box(boxes, width, height, padding) or tight
     if (left, upper, right, lower) == (0, 0, width, height):
         return ALL
-    return make_cut([[left, upper, right - left, lower - upper]], len(boxes), of, "regions")
+    return Cut([[left, upper, right - left, lower - upper]], _share(len(boxes), of, "region"))
 
 
 def _cut_recording(
@@ -107,10 +113,17 @@ def _cut_recording(
     ]
     # Ends computed from starts may fall short of the shortest window by a rounding error.
     chosen = select_windows(runs, settings.max_segments, settings.min_duration - 1e-9)
+    if not chosen:
+        return NONE
     if sum(end - start for start, end in chosen) >= recording.duration - 1e-6:
         return ALL
     kept = sum(any(start <= window[0] < end for start, end in chosen) for window in windows)
-    return make_cut([list(window) for window in chosen], kept, of, "windows")
+    return Cut([list(window) for window in chosen], _share(kept, of, "window"))
+
+
+def _share(kept: int, of: int, noun: str) -> str:
+    """Say how much is kept; of what a detector has found that may be all."""
+    return f"{kept} of {of} {noun}s" if kept < of else f"{of} {noun}{'s' if of > 1 else ''}"
 
 
 def _left(item: Segment, spans: Spans) -> Segment:

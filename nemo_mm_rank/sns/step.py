@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_texts, iter_data
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoder, Item
+from nemo_mm_rank.models.base import Encoder, Grounder, Item
+from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.models.grounding import PartsGrounder
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
@@ -91,26 +93,30 @@ class SNSStep(Step):
         }
 
     def setup(self, device: str | None = None) -> None:
-        """Load the expert's models, and the spaCy pipeline where there is one (nothing where this process has them)."""
+        """Load the expert's models, the grounders and the spaCy pipeline (nothing where this process has them)."""
         if self.settings.mode == "off":
             return
         self._expert: Expert = build(self.expert, self.models, loader.pick_device(device))
         self._parser = load_parser(self.settings.spacy_model) if self.settings.spacy_model else None
+        self._grounders = {
+            modality: _load_grounder(name, modality, self.models, loader.pick_device(device))
+            for modality, name in self.settings.grounders.items()
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the loaded models."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_expert", "_parser")}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_expert", "_parser", "_grounders")}
 
     def identity(self) -> dict[str, Any]:
         """Settings, expert, models with their revisions, and how media are decoded."""
         spec = self.expert
-        used = {spec.encoder, *spec.encoders.values(), *spec.describers.values()} - {None}
+        used = spec.models | set(self.settings.grounders.values())
         parser = self.settings.spacy_model
         return {
             "step": self.name,
             "settings": self.settings.model_dump(mode="json"),
             "expert": spec.model_dump(mode="json"),
-            "models": loader.identities({name: self.models[name] for name in sorted(map(str, used))}),
+            "models": loader.identities({name: self.models[name] for name in sorted(used)}),
             "spacy": parser_revision(parser) if parser else None,
             "media": self.media.model_dump(exclude={"threads"}),
         }
@@ -188,7 +194,9 @@ class SNSStep(Step):
         settings = self.settings
         if not self._forward:
             return media_side(decoded, [[]] * len(annotations), modality, encoder, None, select)
-        grounder = PartsGrounder(encoder, settings.region_grid, settings.window)
+        grounder = self._grounders.get(Modality(modality))
+        if grounder is None:
+            grounder = PartsGrounder(encoder, settings.region_grid, settings.window)
         phrases = components(annotations, settings.components, self._parser)
         return media_side(decoded, phrases, modality, encoder, grounder, select)
 
@@ -211,6 +219,13 @@ class SNSStep(Step):
     @property
     def _backward(self) -> bool:
         return self.settings.mode in ("backward", "bidirectional")
+
+
+def _load_grounder(name: str, modality: Modality, models: Mapping[str, ModelSpec], device: str) -> Grounder:
+    spec = models[name]
+    grounder: Grounder = loader.load(name, spec.class_, spec.arguments, device, wrap=partial(loader.as_grounder, name))
+    support(grounder, modality)
+    return grounder
 
 
 def _unsplit(text: str) -> list[CharSpan]:

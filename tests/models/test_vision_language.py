@@ -145,7 +145,7 @@ def test_a_description_is_the_same_in_any_company(
 def test_inputs_that_weigh_much_do_not_wait(
     folders: dict[str, Path], described: dict[tuple[str, str], list[str | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_mm_rank.models.generation.HELD_BYTES", 1)
+    monkeypatch.setattr("nemo_mm_rank.models.equal_shapes.HELD_BYTES", 1)
     asked = describer(folders["llava"])
     assert asked.describe(ITEMS["image"], "image").texts == described["llava", "image"]
 

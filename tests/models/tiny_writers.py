@@ -44,13 +44,13 @@ def byte_tokenizer() -> Any:
     return tokenizer
 
 
-def decided(model: Any, seed: int = 0) -> Any:
+def decided(model: Any, seed: int = 0, std: float = 0.5) -> Any:
     """Give a model weights so large that its words depend on what it sees."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.5)
+                parameter.normal_(std=std)
     return model.eval()
 
 
