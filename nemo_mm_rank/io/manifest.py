@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_row import BadRow, shown
+from nemo_mm_rank.media.source import lacking
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_COLUMNS = 1000
@@ -88,7 +89,9 @@ def opened(file: str) -> Iterator[IO[bytes]]:
             yield handle
     except FileNotFoundError as error:
         raise PoolError(f"{file}: no such file") from error
-    except (OSError, EOFError, ValueError, ImportError, pa.ArrowException) as error:
+    except ImportError as error:
+        raise PoolError(f"{file}: cannot be read: {lacking(file, error)}") from error
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         raise PoolError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -16,6 +16,7 @@ from nemo_mm_rank.io.manifest import KINDS, read_rows, split_suffix
 from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.seen import Seen
 from nemo_mm_rank.io.webdataset import tar_rows
+from nemo_mm_rank.media.source import lacking
 from nemo_mm_rank.schema import ERROR, MEDIA_ROOT
 
 RESERVED = frozenset({ERROR, MEDIA_ROOT, "agreement", "rank", "pool_rank", "score", "filters_passed", "reason"})
@@ -50,7 +51,9 @@ def manifests(source: PoolSource) -> list[Manifest]:
     remote = is_url(path)
     try:
         files, named = _remote(path) if remote else _local(path)
-    except (OSError, ValueError, ImportError) as error:
+    except ImportError as error:
+        raise PoolError(f"{source.path}: cannot be read: {lacking(path, error)}") from error
+    except (OSError, ValueError) as error:
         raise PoolError(f"{source.path}: cannot be read: {' '.join(str(error).split())}") from error
     found = []
     for file in files:

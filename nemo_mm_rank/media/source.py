@@ -128,12 +128,19 @@ def _file_system(url: str) -> tuple[Any, str]:
 
     try:
         fs, path = fsspec.url_to_fs(url)
-    except ImportError as error:  # fsspec's messages name the package, but not always how to get it
-        hint = "; pip install 'fsspec[http]'" if url.startswith("http") else ""
-        raise MediaError(f"cannot be opened, a library is missing: {error}{hint}") from error
+    except ImportError as error:
+        raise MediaError(f"cannot be opened: {lacking(url, error)}") from error
     except ValueError as error:  # not well-formed
         raise MediaError(f"cannot be opened: {error}") from error
+    except OSError as error:
+        raise MediaError(_why(error)) from error
     return fs, path
+
+
+def lacking(url: str, error: ImportError) -> str:
+    """Say what to install for a URL, where fsspec finds no library for it (fsspec names the package itself)."""
+    hint = "; pip install 'fsspec[http]'" if url.lower().startswith(("http:", "https:")) else ""
+    return f"a library is missing: {error}{hint}"
 
 
 def _download(fs: Any, path: str, limit: int, place: Place | None) -> IO[bytes]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -194,8 +196,43 @@ def server() -> Iterator[str]:
         thread.join()
 
 
+MISSING = """
+import sys
+sys.modules.update(aiohttp=None, s3fs=None)  # as where they are not installed
+from nemo_mm_rank.config import MediaSettings, PoolSource
+from nemo_mm_rank.errors import MediaError, PoolError
+from nemo_mm_rank.io.pool import manifests
+from nemo_mm_rank.media.source import open_source
+
+allowed = MediaSettings(allow_urls=True)
+for url, root in (("http://127.0.0.1:1/a.bin", "."), ("a.bin", "https://127.0.0.1:1"), ("s3://bucket/a.bin", ".")):
+    try:
+        open_source(url, root, allowed)
+    except MediaError as error:
+        print(error)
+for path in ("http://127.0.0.1:1/pool.tar", "s3://bucket/pool.tar"):
+    try:
+        manifests(PoolSource(path=path))
+    except PoolError as error:
+        print(error)
+"""
+
+
+def test_a_library_that_is_missing_is_named() -> None:
+    done = subprocess.run([sys.executable, "-c", MISSING], capture_output=True, text=True, timeout=120)
+    http = 'a library is missing: HTTPFileSystem requires "requests" and "aiohttp" to be installed; '
+    http += "pip install 'fsspec[http]'"
+    s3 = "a library is missing: Install s3fs to access S3"
+    assert done.stdout.splitlines() == [
+        f"cannot be opened: {http}",
+        f"cannot be opened: {http}",
+        f"cannot be opened: {s3}",
+        f"http://127.0.0.1:1/pool.tar: cannot be read: {http}",
+        f"s3://bucket/pool.tar: cannot be read: {s3}",
+    ], done.stderr
+
+
 def test_http(server: str, tmp_path: Path) -> None:
-    pytest.importorskip("aiohttp", reason="fsspec needs aiohttp to open http URLs")
     assert read(f"{server}/a b.bin", tmp_path, OPEN) == CONTENT
     assert read("a b.bin", server) == CONTENT
     assert read("long.bin", server) == CONTENT * 64
