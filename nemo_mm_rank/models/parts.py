@@ -29,7 +29,7 @@ def pictures(item: Item) -> list[PILImage.Image]:
     """Return an image, or the frames of a video.
 
     Raises:
-        EmbeddingError: it is far longer in one direction than in the other.
+        EmbeddingError: it is far longer in one direction than in the other, or holds no frames.
         ModelError: it is neither.
     """
     if isinstance(item, Image):
@@ -38,6 +38,8 @@ def pictures(item: Item) -> list[PILImage.Image]:
         seen = [PILImage.fromarray(frame) for frame in item.frames]
     else:
         raise ModelError(f"images and videos are expected, not {type(item).__name__}")
+    if not seen:
+        raise EmbeddingError("holds no frames")
     width, height = seen[0].size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise EmbeddingError(f"{width} x {height} pixels: more than {MAX_ASPECT} times as long as it is wide")

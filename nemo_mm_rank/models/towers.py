@@ -71,8 +71,8 @@ class TwoTowers(ABC):
         return usable(encoded, self, len(items))
 
     def _text_rows(self, length: int) -> int:
-        """Return how many texts of ``length`` tokens a forward pass takes."""
-        return max(1, self._tokens // length)
+        """Return how many texts of ``length`` tokens a forward pass takes: as many as media, or more short ones."""
+        return max(self._rows, self._tokens // length)
 
     @abstractmethod
     def _embed_texts(self, texts: list[str]) -> torch.Tensor:

@@ -163,4 +163,5 @@ def load_pretrained(
 
 def one_line(error: Exception) -> str:
     """Return an error's message without line breaks."""
-    return " ".join(str(error).split())
+    said = " ".join(str(error).split())
+    return f"there is no {said}" if isinstance(error, KeyError) else said

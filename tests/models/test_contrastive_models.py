@@ -314,6 +314,14 @@ def test_a_picture_like_a_thread_fails_alone(folders: dict[str, Path]) -> None:
     assert torch.equal(encoded.vectors[0], encoder.encode([tiny.image(0)], "image").vectors[0])
 
 
+def test_a_video_without_frames_fails_alone(folders: dict[str, Path]) -> None:
+    whole = tiny.video(0, 2)
+    empty = Video("none", whole.frames[:0], whole.times[:0], 0.0)
+    encoded = load("clip", folders["clip"]).encode([empty, whole], "video")
+    assert {row: str(error) for row, error in encoded.errors.items()} == {0: "holds no frames"}
+    assert encoded.vectors[1].isfinite().all()
+
+
 def test_a_longer_sound_is_heard_in_windows(folders: dict[str, Path]) -> None:
     encoder = load("clap", folders["clap"], max_windows=3)
     long, other = tiny.sound(0, 9.5), tiny.sound(1, 1.75)
@@ -390,6 +398,13 @@ def test_code_that_comes_with_a_model_does_not_run(folders: dict[str, Path], tmp
     with pytest.raises(ModelError, match="code: "):
         load("clip", folder)
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_open_clip_folder_of_another_layout_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["open_clip"], tmp_path / "layout")
+    (folder / "open_clip_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ModelError, match="layout: there is no 'model_cfg'"):
+        load("open_clip", folder)
 
 
 def test_an_open_clip_tokenizer_that_asks_for_code_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
