@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from nemo_mm_rank import frames
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
-from nemo_mm_rank.steps import Step
+from nemo_mm_rank.steps import Step, columns_added
 
 
 def digest(values: Any) -> str:
@@ -126,9 +125,7 @@ class Stage:
         table = self.inputs.read(part, self._columns(part))
         if self.device is not None:
             self.step.device = self.device
-        frame = self.step(frames.from_table(table, self.backend))
-        added = frames.to_table(frame[[*self.step.provides, ERROR]])
-        added = pa.table({name: _typed(added[name], kind) for name, kind in self._types().items()})
+        added = columns_added(self.step, table, self.backend)
         note = {"key": self.key(part), "counts": count(table, added)}
         write_table(self.folder / part_name(part), added, note)
         return int(table.num_rows)
@@ -141,9 +138,6 @@ class Stage:
         return [
             name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in there
         ]
-
-    def _types(self) -> Mapping[str, pa.DataType]:
-        return {**self.step.provides, ERROR: pa.string()}
 
 
 @dataclass(frozen=True)
@@ -168,10 +162,6 @@ class Chain:
     def __call__(self, part: int) -> int:
         """Take one shard through what is left to do, and return its number of rows."""
         return [stage(part) for stage in self.stages][-1]
-
-
-def _typed(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    return column if column.type == kind else column.cast(kind)
 
 
 def count(before: pa.Table, after: pa.Table) -> dict[str, dict[str, Any]]:

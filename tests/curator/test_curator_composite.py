@@ -91,7 +91,7 @@ def test_resources_and_a_pipeline_s_description(pool: Path, run: Result, tmp_pat
 def test_what_can_be_mended_is_said(run: Result, tmp_path: Path) -> None:
     for arguments in ({}, {"run": run.folder, "config": {"queries": "x"}}, {"config": {"queries": "x"}}):
         with pytest.raises(ConfigError, match="give either the run, or both config and projection"):
-            MultimodalRankStage(**arguments)  # type: ignore[arg-type]
+            MultimodalRankStage(**arguments)
     with pytest.raises(UserError, match="is not a run"):
         MultimodalRankStage(run=tmp_path)
     with pytest.raises(ConfigError, match="querys: unknown key; did you mean 'queries'"):

@@ -21,7 +21,7 @@ from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import PAIR_ID
 
-QUERIES = ["a dog", {"text": "a printer", "weight": -0.5}]
+QUERIES: list[str | dict[str, Any]] = ["a dog", {"text": "a printer", "weight": -0.5}]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_the_objective_s_score_is_that_of_the_ranking(
     column: str, combine: str, finished: FinishedRun, fused: pa.Table, through: Any
 ) -> None:
     config, models = finished.config, finished.models
-    queries = [*QUERIES, "the sea"]
+    queries: list[str | dict[str, Any]] = [*QUERIES, "the sea"]
     stage = RankScoreStage(
         queries=queries, experts=config.experts, models=models, ranking={"combine": combine, "weights": {"fused": 1}}
     )

@@ -255,7 +255,8 @@ def test_stages_are_pickled_without_their_models(
 
 def test_models_load_in_setup_and_go_in_teardown(stages: list[StepStage], monkeypatch: pytest.MonkeyPatch) -> None:
     loader.release()
-    monkeypatch.setattr(loader, "_loaded", loaded := {})
+    loaded: dict[Any, Any] = {}
+    monkeypatch.setattr(loader, "_loaded", loaded)
     embed = stages[1]
     embed.setup_on_node()
     assert not loaded
