@@ -54,6 +54,7 @@ EXTENSIONS = {
 
 MAX_MEMBERS = 100
 
+_WHOLE = "whole members"
 _KINDS = {extension: modality for modality, names in EXTENSIONS.items() for extension in names.split()}
 
 
@@ -170,6 +171,8 @@ def _samples(handle: IO[bytes], file: str) -> Iterator[_Sample]:
             raise PoolError(f"{file}: cannot be read: {error}") from error
         if sample.number:
             yield sample
+        if sample.fault is not None and sample.fault.told[1] == _WHOLE:
+            return
         fault = _FaultError("row", "a tar archive to its end", f"{error}; what comes after cannot be read")
         sample = _Sample(sample.number + 1, None, fault=fault)
     if sample.number:
@@ -192,7 +195,7 @@ def _fault(member: tarfile.TarInfo, extension: str, sample: _Sample, size: int) 
     if len(sample.members) >= MAX_MEMBERS:
         return _FaultError("row", f"at most {MAX_MEMBERS} members", "more")
     if member.offset_data + member.size > size:
-        return _FaultError("row", "whole members", f"{name}, within which the archive ends")
+        return _FaultError("row", _WHOLE, f"{name}, within which the archive ends")
     return None
 
 

@@ -63,12 +63,11 @@ class _Header(tarfile.TarInfo):
 def walk(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """Yield the members of an uncompressed archive in order, of any type; their contents are passed over.
 
-    The consumer may read from ``file`` between two members. A file that ends within a member's content ends the walk:
-    who reads contents finds the last one short.
+    The consumer may read from ``file`` between two members.
 
     Raises:
-        tarfile.ReadError: a header is broken, the end mark is missing, or the file goes on behind it. (The standard
-            library takes a broken header for the end.)
+        tarfile.ReadError: a header is broken, the file ends within a member (which has been yielded) or without the end
+            mark, or it goes on behind that. (The standard library takes a broken header for the end.)
     """
     size = file.seek(0, io.SEEK_END)
     offset = 0
@@ -92,7 +91,7 @@ def walk(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         offset = tar.offset
         yield member
         if member.offset_data + member.size > size:
-            return
+            raise tarfile.ReadError(f"the file ends within a member at byte {member.offset:,}")
     if file.read(tarfile.RECORDSIZE).strip(b"\0"):
         raise tarfile.ReadError(f"more behind the archive's end mark at byte {offset:,} (archives put together?)")
 

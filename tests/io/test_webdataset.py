@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -315,6 +316,12 @@ def test_an_archive_that_breaks_off(tmp_path: Path) -> None:
         assert columns["pair_id"][0] == "s/first"
         assert len(columns["pair_id"]) == (2 if said == [no_end] else 1)
         assert [str(row) for row in bad] == said
+    loose = write_tar(path, [*GOOD_FIRST, ("README", b"of no sample")])
+    os.truncate(loose, header_at(loose, "README") + 515)
+    within = no_end.replace(f"{path}:3", f"{path}:2").replace(
+        "the file ends without the archive's end mark", "the file ends within a member at byte 2,048"
+    )
+    assert [str(row) for row in read(loose)[1]] == [within]
     path.write_bytes(whole)
     damage(path, picture, b"????")
     assert [row.message for row in read(path)[1]][1:] == [
@@ -349,6 +356,27 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert read(path) == whole
     monkeypatch.setattr(reader, "BLOCK_BYTES", 100)
     assert read(path) == whole
+
+
+@given(st.integers(0, 10_239), st.binary(min_size=1, max_size=20), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_any_damage_is_a_row_or_an_error(at: int, noise: bytes, cut: bool) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_tar(Path(folder) / "s.tar", [*GOOD_FIRST, *GOOD_LAST])
+        second = header_at(path, "last.json")
+        damage(path, at, noise)
+        if cut:
+            os.truncate(path, at + len(noise))
+        try:
+            columns, bad = read(path)
+        except PoolError:
+            assert at < 512  # the first header
+            return
+        if at >= second:
+            assert columns["pair_id"][0] == "s/first"
+            assert columns["annotation"][0] == "one"
+        assert all(row.line > 0 and row.message for row in bad)
+        file_digest(str(path))
 
 
 def test_folders_globs_and_roots(tmp_path: Path) -> None:
