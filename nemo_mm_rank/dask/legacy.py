@@ -177,13 +177,15 @@ def write_parquet(dataset: DocumentDataset, folder: str | Path) -> None:
 
     Args:
         dataset: computed here, partition by partition.
-        folder: on a file system that all workers see.
+        folder: on a file system that all workers see; what an earlier call has left there is replaced.
     """
     folder = Path(folder).absolute()
     dask = require("dask", "dask")
     write = dask.delayed(_write, pure=False)
-    parts = enumerate(dataset.df.to_delayed())
-    dask.compute([write(folder / part_name(number), part) for number, part in parts])
+    parts = {folder / part_name(number): part for number, part in enumerate(dataset.df.to_delayed())}
+    dask.compute([write(path, part) for path, part in parts.items()])
+    for stale in set(folder.glob("part-*.parquet")) - set(parts):
+        stale.unlink()
 
 
 def _write(path: Path, frame: Frame) -> None:

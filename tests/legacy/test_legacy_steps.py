@@ -163,6 +163,9 @@ def test_json_in_and_out(pool: Path, run: Path, scheduler: None, tmp_path: Path)
 def test_parquet_in_and_out(run: Path, scheduler: None, tmp_path: Path) -> None:
     config = config_of(run)
     out = ExpertEmbedding(config)(SNS(config)(pool_of(run)))
+    write_parquet(pool_of(run).repartition(npartitions=2), tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 2
+    (tmp_path / "out" / "part-00003.parquet").touch()  # of an earlier dataset with more partitions
     write_parquet(out, tmp_path / "out")
     files = sorted((tmp_path / "out").iterdir())
     assert [file.name for file in files] == [f"part-{number:05d}.parquet" for number in range(3)]
