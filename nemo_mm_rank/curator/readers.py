@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from nemo_curator.tasks import DocumentBatch, EmptyTask, FileGroupTask
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.curator.stages import checked
-from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.errors import ConfigError, PoolError
 from nemo_mm_rank.io.bad_row import BadRow
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.pool import Manifest, manifests, read_manifest
@@ -58,6 +59,10 @@ class PoolReader(CompositeStage[EmptyTask, DocumentBatch]):
             ConfigError: settings that cannot be meant.
         """
         super().__init__()
+        for setting in ("files_per_partition", "rows_per_batch"):
+            value = getattr(self, setting)
+            if value is not None and value < 1:
+                raise ConfigError(f"{self.name}: {setting} is at least 1, not {value}")
         self._sources = [_absolute(source) for source in checked(pools=self.pools).pools]
 
     def decompose(self) -> list[ProcessingStage[Any, Any]]:
@@ -100,9 +105,9 @@ class PoolFilesStage(ProcessingStage[EmptyTask, FileGroupTask]):
             for found in [manifests(source)]
             for start in range(0, len(found), self.files_per_partition)
         ]
-        files = [manifest.file for _, group in groups for manifest in group]
-        for file in files:
-            if files.count(file) > 1:  # its batches would have the names of each other's files
+        files = Counter(manifest.file for _, group in groups for manifest in group)
+        for file, times in files.items():
+            if times > 1:  # a writer would give its batches the same names
                 raise PoolError(f"{file} is in two pools")
         return [_file_group(place, group, index, len(groups)) for index, (place, group) in enumerate(groups)]
 
