@@ -44,7 +44,7 @@ def as_tars(pool: Path, folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_demo_pool(tmp_path_factory.mktemp("files") / "pool", 4)
+    return make_demo_pool(tmp_path_factory.mktemp("files") / "pool", 3)
 
 
 @pytest.fixture(scope="module")
