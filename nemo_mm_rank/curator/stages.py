@@ -183,7 +183,7 @@ class SNSStage(StepStage):
         anchor = next(iter(self.models), "")  # SNS has none
         config = checked(sns=self.sns, experts=self.experts, models=self.models, media=self.media, anchor=anchor)
         expert = config.sns_expert
-        used = set() if config.sns.mode == "off" else expert.models
+        used = set() if config.sns.mode == "off" else expert.models | set(config.sns.grounders.values())
         step = SNSStep(config.sns, expert, config.models, config.media)
         return step, {name: config.models[name] for name in sorted(used)}
 

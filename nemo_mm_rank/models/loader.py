@@ -30,6 +30,7 @@ SHORT_NAMES: dict[str, str] = {
     "openai": "nemo_mm_rank.models.endpoint:EndpointDescriber",
     "vision-language": "nemo_mm_rank.models.vision_language:VisionLanguageDescriber",
     "whisper": "nemo_mm_rank.models.speech:WhisperDescriber",
+    "moments": "nemo_mm_rank.models.moments:MomentGrounder",
     "grounding-dino": "nemo_mm_rank.models.grounding_dino:GroundingDinoGrounder",
 }
 """Every short name a configuration may use for a class; anything else is an import path ``package.module:Class``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -223,7 +222,7 @@ class SNSStep(Step):
 
 def _load_grounder(name: str, modality: Modality, models: Mapping[str, ModelSpec], device: str) -> Grounder:
     spec = models[name]
-    grounder: Grounder = loader.load(name, spec.class_, spec.arguments, device, wrap=partial(loader.as_grounder, name))
+    grounder = loader.as_grounder(name, loader.load(name, spec.class_, spec.arguments, device))
     support(grounder, modality)
     return grounder
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import wave
 from typing import Any, Literal
 
-import numpy as np
 from PIL import Image as PILImage
 from pydantic import Field
 
@@ -16,6 +14,7 @@ from nemo_mm_rank.errors import EmbeddingError
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.parts import at_rate, pictures
+from nemo_mm_rank.models.wav import wav
 
 SMALLEST = 64
 """Pixels of the longer side below which a picture is not shrunk to fit."""
@@ -77,14 +76,7 @@ def _wav(sound: Audio, limits: MediaLimits) -> bytes:
         raise EmbeddingError(
             f"{sound.duration:,.0f} s of sound are more than the {limits.max_seconds:,.0f} allowed (media.max_seconds)"
         )
-    samples = np.clip(at_rate(sound, limits.sample_rate), -1, 1)
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(limits.sample_rate)
-        file.writeframes(np.rint(samples * 32767).astype("<i2").tobytes())
-    return buffer.getvalue()
+    return wav(at_rate(sound, limits.sample_rate), limits.sample_rate)
 
 
 def _base64(data: bytes) -> str:
