@@ -48,7 +48,7 @@ class ShardTask(Task[int]):
         return True
 
 
-@dataclass
+@dataclass(repr=False)
 class ShardStage(ProcessingStage[ShardTask, ShardTask]):
     """Takes shards through one step of a run; what it makes goes to the run's folder.
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
+import pyarrow as pa
 from rich.console import Console
 
+from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.expert import sources
@@ -63,6 +65,18 @@ class Result:
     def quarantine(self) -> pd.DataFrame:
         """The pairs that could not be ranked, with step, error class and message."""
         return pd.read_parquet(RunFolder(self.folder).quarantine)
+
+    def pairs(self, columns: Sequence[str]) -> pd.DataFrame:
+        """Return every pair of the pool with some columns: its own, and those that steps have added.
+
+        Args:
+            columns: their names; unknown ones are left out. All pairs have to fit into memory with these columns.
+        """
+        folder = RunFolder(self.folder)
+        shards = State.load(folder).open(folder)
+        table = pa.concat_tables(shards.read(part, columns) for part in range(shards.count))
+        frame: pd.DataFrame = frames.from_table(table)
+        return frame
 
     def print(self, console: Console | None = None) -> None:
         """Print the tables that the command line prints."""
@@ -154,11 +168,7 @@ def explain(run: str | Path, pair_id: str) -> str:
     """
     folder = RunFolder.at(run)
     folder.load_config()
-    state = State.load(folder)
-    scored = sorted(folder.steps.glob("rank-*"))
-    if len(scored) != 1 or not folder.manifest.exists():
-        raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
-    shards = state.open(folder).then(scored[0])
+    shards = State.load(folder).scored(folder)
     return explain_pair(pair_id, shards, Ranking.load(folder.ranking), read_table(folder.bad_rows))
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_mm_rank.config import Config, ModelSpec, parse
-from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.folder import RunFolder
@@ -40,11 +39,9 @@ class FinishedRun:
         folder = RunFolder.at(run)
         folder.load_config()
         state = State.load(folder)
-        scored = sorted(folder.steps.glob("rank-*"))
-        if len(scored) != 1 or not folder.manifest.exists():
-            raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
+        scored = state.scored(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
         config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
         cosines = sorted(Ranking.load(folder.ranking).summary["statistics"])
-        scoring = Scoring.fit(state.open(folder).then(scored[0]), cosines, config.ranking)
+        scoring = Scoring.fit(scored, cosines, config.ranking)
         return cls(config, state.specs(folder), folder.path / state.projection, scoring)

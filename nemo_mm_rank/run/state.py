@@ -63,6 +63,17 @@ class State:
         """Return the embedded shards."""
         return Shards(tuple(folder.path / stage for stage in self.stages), self.shards)
 
+    def scored(self, folder: RunFolder) -> Shards:
+        """Return the embedded shards with the scores of the last ranking.
+
+        Raises:
+            UserError: that ranking is not finished.
+        """
+        scores = sorted(folder.steps.glob("rank-*"))
+        if len(scores) != 1 or not folder.manifest.exists():
+            raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
+        return self.open(folder).then(scores[0])
+
     def specs(self, folder: RunFolder) -> dict[str, ModelSpec]:
         """Return the models as they were used, with their statistics."""
         counted = {name: {STATISTICS: str(folder.path / file)} for name, file in self.statistics.items()}
