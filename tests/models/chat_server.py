@@ -23,6 +23,7 @@ class Reply:
         headers: further ones.
         wait: seconds before it.
         cut: close the connection before it, or within its body.
+        drip: seconds between the bytes of the body.
     """
 
     status: int = 200
@@ -30,6 +31,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     wait: float = 0
     cut: str | None = None
+    drip: float = 0
 
 
 def completion(text: str | None, reason: str = "stop") -> dict[str, Any]:
@@ -64,6 +66,9 @@ class ChatServer(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.released = threading.Event()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that gave up waiting is no news."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
@@ -97,9 +102,18 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in reply.headers.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(sent[: len(sent) // 2] if reply.cut == "within" else sent)
+            self._write(sent[: len(sent) // 2] if reply.cut == "within" else sent, reply.drip)
         if reply.cut:
             self.close_connection = True
+
+    def _write(self, content: bytes, drip: float) -> None:
+        if not drip:
+            self.wfile.write(content)
+            return
+        for byte in content:
+            if self.server.released.wait(drip):
+                return
+            self.wfile.write(bytes([byte]))
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""

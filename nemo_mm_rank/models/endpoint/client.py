@@ -60,8 +60,8 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Completion(BaseModel):
@@ -177,7 +177,8 @@ class Endpoint:
             self._usage.requests += 1
             try:
                 # The library's own types would take any JSON for a completion.
-                response = await client.post("/chat/completions", body=body, cast_to=_raw_response())
+                async with asyncio.timeout(self._calls.timeout):  # the library's own begins anew with every byte
+                    response = await client.post("/chat/completions", body=body, cast_to=_raw_response())
                 return _read(response.content, key)
             except openai.APIStatusError as error:
                 status = error.status_code
@@ -187,7 +188,7 @@ class Endpoint:
                 if status not in PASSING and status < 500:
                     raise EmbeddingError(said) from None
                 asked = retry_after(error.response.headers)
-            except openai.APITimeoutError:
+            except (openai.APITimeoutError, TimeoutError):
                 said = f"no answer within {self._calls.timeout:g} s"
             except openai.APIConnectionError as error:
                 cause = error.__cause__ or error
@@ -236,7 +237,7 @@ def _read(content: bytes, key: str) -> Answer:
     if not text or choice.finish_reason == "content_filter":
         why = choice.message.refusal or choice.finish_reason or "no reason given"
         raise EmbeddingError(f"the answer is empty ({hide(why, key)[:LONGEST_MESSAGE]})")
-    return Answer(text=text, prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens)
+    return Answer(text=text, prompt_tokens=usage.prompt_tokens or 0, completion_tokens=usage.completion_tokens or 0)
 
 
 def _message(body: object, key: str) -> str:
