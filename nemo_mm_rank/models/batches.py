@@ -28,7 +28,7 @@ PROBE_ROWS = 8
 MEMORY_SHARE = 0.6
 """Of a device's free memory, what a batch may need: other models and allocations are to come."""
 
-CPU_TOKENS, DEVICE_TOKENS = 256, 32_768
+CPU_TEXTS, CPU_TOKENS, DEVICE_TOKENS = 32, 1024, 32_768
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,9 +116,18 @@ def _shape(features: Features) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((key, tuple(value.shape[1:])) for key, value in features.items())
 
 
-def default_tokens(device: torch.device) -> int:
-    """Return how many tokens of text a forward pass takes: on a CPU few, so that they stay in its caches."""
-    return CPU_TOKENS if device.type == "cpu" else DEVICE_TOKENS
+def text_rows(length: int, device: torch.device, tokens: int | None = None) -> int:
+    """Return how many texts a forward pass takes.
+
+    Args:
+        length: of each, in tokens, padding included.
+        device: where they go. On a CPU a product of more than a thousand rows gets no faster, and of short texts there
+            are no more than 32, because few of a length come together and the rest would be filling.
+        tokens: of a pass, at most (but one text there always is); default: 1,024 on a CPU, 32,768 elsewhere.
+    """
+    if device.type == "cpu":
+        return max(1, min(CPU_TEXTS, (tokens or CPU_TOKENS) // length))
+    return max(1, (tokens or DEVICE_TOKENS) // length)
 
 
 def padded_lengths(lengths: torch.Tensor, limit: int) -> torch.Tensor:

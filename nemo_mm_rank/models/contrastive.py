@@ -10,7 +10,7 @@ import torch
 from nemo_mm_rank.errors import ModelError, require
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Item
-from nemo_mm_rank.models.batches import Features, by_length
+from nemo_mm_rank.models.batches import Features, by_length, text_rows
 from nemo_mm_rank.models.parts import at_rate, pictures, windows
 from nemo_mm_rank.models.towers import DEVICE_ROWS, TwoTowers
 from nemo_mm_rank.models.weights import (
@@ -75,9 +75,11 @@ class _Contrastive(TwoTowers):
             text=texts, padding=self._padding, truncation=True, max_length=self._limit, return_tensors="pt"
         ).data
         if self._padding == "max_length":
-            return self._run(self._text, features, self._text_rows(self._limit))
+            return self._run(self._text, features, text_rows(self._limit, self._device))
         groups = list(by_length(features, self._limit, self._pad_token, self._pad_left))
-        embedded = [self._run(self._text, batch, self._text_rows(batch["input_ids"].shape[1])) for _, batch in groups]
+        embedded = [
+            self._run(self._text, batch, text_rows(batch["input_ids"].shape[1], self._device)) for _, batch in groups
+        ]
         return torch.cat(embedded)[torch.cat([rows for rows, _ in groups]).argsort().to(self._device)]
 
     def _text(self, batch: Features) -> torch.Tensor:
@@ -100,7 +102,7 @@ class ClipEncoder(_Contrastive):
         device: where it runs.
         revision: branch, tag or commit on the hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
-        batch_size: images of a forward pass; default: 8 on a CPU, 128 (or what the memory allows) elsewhere. A part of
+        batch_size: images of a forward pass; default: 16 on a CPU, 128 (or what the memory allows) elsewhere. A part of
             what decides the last bits, so it belongs to the configuration.
         frame_pooling: how a video's frames become one vector: their ``mean``, or their ``medoid``.
         trust_remote_code: run the code that comes with the model.
@@ -197,7 +199,7 @@ class ClapEncoder(_Contrastive):
         device: where it runs.
         revision: branch, tag or commit on the hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
-        batch_size: windows of a forward pass; default: 8 on a CPU, 128 (or what the memory allows) elsewhere. A part
+        batch_size: windows of a forward pass; default: 16 on a CPU, 128 (or what the memory allows) elsewhere. A part
             of what decides the last bits, so it belongs to the configuration.
         max_windows: heard of a recording.
         window_pooling: how they become one vector: their ``mean``, or their ``medoid``.

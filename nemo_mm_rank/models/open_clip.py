@@ -10,7 +10,7 @@ import torch
 
 from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.models.base import Item
-from nemo_mm_rank.models.batches import Features
+from nemo_mm_rank.models.batches import Features, text_rows
 from nemo_mm_rank.models.parts import pictures
 from nemo_mm_rank.models.towers import TwoTowers
 from nemo_mm_rank.models.weights import PICKLES, folder_revision, opening, pick_dtype, resolve
@@ -34,7 +34,7 @@ class OpenClipEncoder(TwoTowers):
         revision: branch, tag or commit on the hub.
         checkpoint: the library's own name of weights for the model ``path`` (``laion2b_s34b_b79k``).
         dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
-        batch_size: rows of a forward pass; default: 8 on a CPU, 128 (or what the memory allows) elsewhere. A part of
+        batch_size: images of a forward pass; default: 16 on a CPU, 128 (or what the memory allows) elsewhere. A part of
             what decides the last bits, so it belongs to the configuration.
         frame_pooling: how a video's frames become one vector: their ``mean``, or their ``medoid``.
 
@@ -78,7 +78,7 @@ class OpenClipEncoder(TwoTowers):
             return torch.empty((0, self.dim), device=self._device)
         # Always padded to the context's full length: some of the models read their last token, whatever it is.
         tokens = self._tokenizer(texts)
-        return self._run(self._text, {"tokens": tokens}, self._text_rows(tokens.shape[1]))
+        return self._run(self._text, {"tokens": tokens}, text_rows(tokens.shape[1], self._device))
 
     def _text(self, batch: Features) -> torch.Tensor:
         embedded: torch.Tensor = self._model.encode_text(batch["tokens"])

@@ -10,7 +10,7 @@ import torch
 
 from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.models.base import Encoded, Item
-from nemo_mm_rank.models.batches import Features, FixedRows, by_length, default_tokens
+from nemo_mm_rank.models.batches import Features, FixedRows, by_length, text_rows
 from nemo_mm_rank.models.contract import support, usable
 from nemo_mm_rank.models.weights import folder_revision, opening, pick_dtype, resolve
 from nemo_mm_rank.schema import Modality
@@ -41,7 +41,7 @@ class SentenceTransformersEncoder:
             one.
         query_prompt: put before queries instead (``"query: "``); default: the model's own prompt for queries, or else
             ``prompt``.
-        batch_tokens: padded tokens per forward pass; default: 256 on a CPU, 32,768 (or what the memory allows)
+        batch_tokens: padded tokens per forward pass; default: 1,024 on a CPU, 32,768 (or what the memory allows)
             elsewhere. A part of what decides the last bits, so it belongs to the configuration.
         trust_remote_code: run the code that comes with the model.
 
@@ -71,7 +71,7 @@ class SentenceTransformersEncoder:
         self.name = name or path
         self.revision = folder_revision(folder)
         self._device = torch.device(device)
-        self._batch_tokens = default_tokens(self._device) if batch_tokens is None else batch_tokens
+        self._batch_tokens = batch_tokens
         with opening(path):
             self._model: Any = library.SentenceTransformer(
                 str(folder),
@@ -137,7 +137,7 @@ class SentenceTransformersEncoder:
             return self._run.whole(forward, features)
         vectors = torch.empty((len(texts), self.dim), device=self._device)
         for chosen, batch in by_length(features, self._limit, self._pad_token, self._pad_left):
-            rows = max(1, self._batch_tokens // batch["attention_mask"].shape[1])
+            rows = text_rows(batch["attention_mask"].shape[1], self._device, self._batch_tokens)
             vectors[chosen.to(self._device)] = self._run(forward, batch, rows)
         return vectors
 

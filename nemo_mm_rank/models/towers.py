@@ -11,12 +11,12 @@ import torch
 
 from nemo_mm_rank.errors import ModelError, PairError, nearest
 from nemo_mm_rank.models.base import Encoded, Item
-from nemo_mm_rank.models.batches import Features, FixedRows, ahead, default_tokens, stacked
+from nemo_mm_rank.models.batches import Features, FixedRows, ahead, stacked
 from nemo_mm_rank.models.contract import support, usable
 from nemo_mm_rank.models.parts import POOLINGS, pool
 from nemo_mm_rank.schema import Modality
 
-CPU_ROWS, DEVICE_ROWS = 8, 128
+CPU_ROWS, DEVICE_ROWS = 16, 128
 """Media of a forward pass; on a device, where its memory allows."""
 
 
@@ -31,7 +31,7 @@ class TwoTowers(ABC):
         name: what the configuration calls it.
         revision: what its weights are.
         device: where it runs.
-        batch_size: rows of a forward pass; default: 8 on a CPU, 128 elsewhere.
+        batch_size: rows of a forward pass; default: 16 on a CPU, 128 elsewhere.
         pooling: how the vectors of an item's parts become one: ``mean`` or ``medoid``.
 
     Attributes:
@@ -51,7 +51,6 @@ class TwoTowers(ABC):
         self._device = torch.device(device)
         on_cpu = self._device.type == "cpu"
         self._rows = batch_size or (CPU_ROWS if on_cpu else DEVICE_ROWS)
-        self._tokens = default_tokens(self._device)
         # On a CPU the model has the cores; one thread prepares what comes next in its pauses.
         self._threads = 1 if on_cpu else min(8, os.cpu_count() or 1)
         self._pooling = pooling
@@ -69,10 +68,6 @@ class TwoTowers(ABC):
         else:
             encoded = self._embed_media(items)
         return usable(encoded, self, len(items))
-
-    def _text_rows(self, length: int) -> int:
-        """Return how many texts of ``length`` tokens a forward pass takes: as many as media, or more short ones."""
-        return max(self._rows, self._tokens // length)
 
     @abstractmethod
     def _embed_texts(self, texts: list[str]) -> torch.Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, padded_lengths, stacked
+from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, padded_lengths, stacked, text_rows
 
 CPU = torch.device("cpu")
 
@@ -100,6 +100,13 @@ def test_padded_lengths_by_hand() -> None:
     lengths = torch.tensor([1, 4, 5, 31, 33, 64, 65, 129, 250, 513])
     assert padded_lengths(lengths, 512).tolist() == [4, 4, 8, 32, 36, 64, 72, 144, 256, 512]
     assert len(set(padded_lengths(torch.arange(1, 513), 512).tolist())) == 40
+
+
+def test_texts_of_a_pass() -> None:
+    gpu = torch.device("cuda")
+    assert [text_rows(length, CPU) for length in (4, 32, 36, 77, 512, 5000)] == [32, 32, 28, 13, 2, 1]
+    assert [text_rows(length, gpu) for length in (4, 77, 512, 50_000)] == [8192, 425, 64, 1]
+    assert (text_rows(64, CPU, 256), text_rows(64, gpu, 256)) == (4, 4)
 
 
 def test_what_comes_next_is_made_ahead_in_order_and_no_further() -> None:
