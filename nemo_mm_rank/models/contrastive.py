@@ -11,7 +11,7 @@ from nemo_mm_rank.errors import ModelError, require
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.batches import Features, by_length, text_rows
-from nemo_mm_rank.models.parts import at_rate, pictures, windows
+from nemo_mm_rank.models.parts import Pixels, at_rate, picture, pictures, windows
 from nemo_mm_rank.models.towers import DEVICE_ROWS, TwoTowers
 from nemo_mm_rank.models.weights import (
     folder_revision,
@@ -127,11 +127,11 @@ class ClipEncoder(_Contrastive):
     ) -> None:
         super().__init__(path, name, device, revision, dtype, batch_size, frame_pooling, trust_remote_code)
 
-    def _parts(self, item: Item) -> list[Any]:
+    def _parts(self, item: Item) -> list[Pixels]:
         return pictures(item)
 
-    def _prepare(self, part: Any) -> Features:
-        features: Features = self._processor(images=[part], return_tensors="pt").data
+    def _prepare(self, part: Pixels) -> Features:
+        features: Features = self._processor(images=[picture(part)], return_tensors="pt").data
         return features
 
 
@@ -174,13 +174,14 @@ class XClipEncoder(_Contrastive):
         super().__init__(path, name, device, revision, dtype, batch_size, "mean", trust_remote_code)
         self._frames = int(self._model.config.vision_config.num_frames)
 
-    def _parts(self, item: Item) -> list[Any]:
+    def _parts(self, item: Item) -> list[list[Pixels]]:
         seen = pictures(item)
         taken = [(2 * number + 1) * len(seen) // (2 * self._frames) for number in range(self._frames)]
         return [[seen[frame] for frame in taken]]
 
-    def _prepare(self, part: Any) -> Features:
-        features: Features = self._processor(videos=[part], return_tensors="pt").data
+    def _prepare(self, part: list[Pixels]) -> Features:
+        frames = [picture(one) for one in part]
+        features: Features = self._processor(videos=[frames], return_tensors="pt").data
         return features
 
 
@@ -230,7 +231,7 @@ class ClapEncoder(_Contrastive):
         self._extractor = self._processor.feature_extractor
         self._max_windows = max_windows
 
-    def _parts(self, item: Item) -> list[Any]:
+    def _parts(self, item: Item) -> list[Audio]:
         return windows(item, self._extractor.max_length_s, self._max_windows)
 
     def _prepare(self, part: Audio) -> Features:

@@ -11,7 +11,7 @@ import torch
 from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.batches import Features, text_rows
-from nemo_mm_rank.models.parts import pictures
+from nemo_mm_rank.models.parts import Pixels, picture, pictures
 from nemo_mm_rank.models.towers import TwoTowers
 from nemo_mm_rank.models.weights import PICKLES, folder_revision, opening, pick_dtype, resolve
 from nemo_mm_rank.schema import Modality
@@ -84,11 +84,11 @@ class OpenClipEncoder(TwoTowers):
         embedded: torch.Tensor = self._model.encode_text(batch["tokens"])
         return embedded
 
-    def _parts(self, item: Item) -> list[Any]:
+    def _parts(self, item: Item) -> list[Pixels]:
         return pictures(item)
 
-    def _prepare(self, part: Any) -> Features:
-        return {"pixels": self._transform(part)[None]}
+    def _prepare(self, part: Pixels) -> Features:
+        return {"pixels": self._transform(picture(part))[None]}
 
     def _media(self, batch: Features) -> torch.Tensor:
         embedded: torch.Tensor = self._model.encode_image(batch["pixels"].to(self._dtype))

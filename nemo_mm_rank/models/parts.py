@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,28 +23,35 @@ vector that is most like all others, which a title or a black frame does not mov
 MAX_ASPECT = 200
 """Longer to shorter side: resized to a model's size, a picture of one pixel's height would be many gigabytes."""
 
-Samples = npt.NDArray[np.float32]
+Samples: TypeAlias = npt.NDArray[np.float32]
+Pixels: TypeAlias = PILImage.Image | npt.NDArray[np.uint8]
 
 
-def pictures(item: Item) -> list[PILImage.Image]:
-    """Return an image, or the frames of a video.
+def pictures(item: Item) -> list[Pixels]:
+    """Return an image, or the frames of a video, as they lie in memory; `picture` opens them one by one.
 
     Raises:
         EmbeddingError: it is far longer in one direction than in the other, or holds no frames.
         ModelError: it is neither.
     """
     if isinstance(item, Image):
-        seen = [item.pixels]
+        width, height = item.pixels.size
     elif isinstance(item, Video):
-        seen = [PILImage.fromarray(frame) for frame in item.frames]
+        height, width = item.frames.shape[1:3]
     else:
         raise ModelError(f"images and videos are expected, not {type(item).__name__}")
-    if not seen:
-        raise EmbeddingError("holds no frames")
-    width, height = seen[0].size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise EmbeddingError(f"{width} x {height} pixels: more than {MAX_ASPECT} times as long as it is wide")
-    return seen
+    if isinstance(item, Image):
+        return [item.pixels]
+    if not len(item.frames):
+        raise EmbeddingError("holds no frames")
+    return list(item.frames)
+
+
+def picture(part: Pixels) -> PILImage.Image:
+    """Return one of `pictures` as Pillow has them."""
+    return part if isinstance(part, PILImage.Image) else PILImage.fromarray(part)
 
 
 def windows(item: Item, seconds: float, most: int) -> list[Audio]:
