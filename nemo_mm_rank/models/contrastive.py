@@ -11,7 +11,7 @@ from nemo_mm_rank.errors import ModelError, require
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.batches import Features, by_length, text_rows
-from nemo_mm_rank.models.parts import Pixels, at_rate, picture, pictures, windows
+from nemo_mm_rank.models.parts import Pixels, at_rate, picture, shots, windows
 from nemo_mm_rank.models.towers import DEVICE_ROWS, TwoTowers
 from nemo_mm_rank.models.weights import (
     folder_revision,
@@ -128,7 +128,7 @@ class ClipEncoder(_Contrastive):
         super().__init__(path, name, device, revision, dtype, batch_size, frame_pooling, trust_remote_code)
 
     def _parts(self, item: Item) -> list[Pixels]:
-        return pictures(item)
+        return shots(item)
 
     def _prepare(self, part: Pixels) -> Features:
         features: Features = self._processor(images=[picture(part)], return_tensors="pt").data
@@ -175,7 +175,7 @@ class XClipEncoder(_Contrastive):
         self._frames = int(self._model.config.vision_config.num_frames)
 
     def _parts(self, item: Item) -> list[list[Pixels]]:
-        seen = pictures(item)
+        seen = shots(item)
         taken = [(2 * number + 1) * len(seen) // (2 * self._frames) for number in range(self._frames)]
         return [[seen[frame] for frame in taken]]
 

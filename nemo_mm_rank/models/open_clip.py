@@ -11,7 +11,7 @@ import torch
 from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.batches import Features, text_rows
-from nemo_mm_rank.models.parts import Pixels, picture, pictures
+from nemo_mm_rank.models.parts import Pixels, picture, shots
 from nemo_mm_rank.models.towers import TwoTowers
 from nemo_mm_rank.models.weights import PICKLES, folder_revision, opening, pick_dtype, resolve
 from nemo_mm_rank.schema import Modality
@@ -85,7 +85,7 @@ class OpenClipEncoder(TwoTowers):
         return embedded
 
     def _parts(self, item: Item) -> list[Pixels]:
-        return pictures(item)
+        return shots(item)
 
     def _prepare(self, part: Pixels) -> Features:
         return {"pixels": self._transform(picture(part))[None]}

@@ -27,8 +27,8 @@ Samples: TypeAlias = npt.NDArray[np.float32]
 Pixels: TypeAlias = PILImage.Image | npt.NDArray[np.uint8]
 
 
-def pictures(item: Item) -> list[Pixels]:
-    """Return an image, or the frames of a video, as they lie in memory; `picture` opens them one by one.
+def shots(item: Item) -> list[Pixels]:
+    """Return an image, or the frames of a video, as they lie in memory; `picture` makes pictures of them one by one.
 
     Raises:
         EmbeddingError: it is far longer in one direction than in the other, or holds no frames.
@@ -49,9 +49,14 @@ def pictures(item: Item) -> list[Pixels]:
     return list(item.frames)
 
 
-def picture(part: Pixels) -> PILImage.Image:
-    """Return one of `pictures` as Pillow has them."""
-    return part if isinstance(part, PILImage.Image) else PILImage.fromarray(part)
+def picture(shot: Pixels) -> PILImage.Image:
+    """Return one of `shots` as Pillow has it."""
+    return shot if isinstance(shot, PILImage.Image) else PILImage.fromarray(shot)
+
+
+def pictures(item: Item) -> list[PILImage.Image]:
+    """Return an image, or the frames of a video, all as pictures; raises as `shots` does."""
+    return [picture(shot) for shot in shots(item)]
 
 
 def windows(item: Item, seconds: float, most: int) -> list[Audio]:
