@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
 
-from nemo_mm_rank.config import ModelSpec
+from nemo_mm_rank.api import curate
+from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.errors import EmbeddingError, ModelError, StorageError
 from nemo_mm_rank.experts.expert import load_describer
 from nemo_mm_rank.media.segment import Audio, Image, Video
@@ -464,3 +466,47 @@ def test_retry_after() -> None:
     assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
     assert retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}) > 1e9
     assert retry_after({"retry-after": "soon"}) == 0
+
+
+def test_a_whole_run_keeps_the_key_to_itself(
+    server: ChatServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    rows = []
+    for number in range(12):
+        picture(number).pixels.save(tmp_path / f"{number}.png")
+        rows.append({"modality": "image", "data": f"{number}.png", "annotation": f"picture of width {number}"})
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    server.plan = [Reply(), Reply(400, {"error": {"message": f"no, {KEY}"}}), Reply(500, KEY.encode())]
+    config = {
+        "pools": str(tmp_path / "pool.jsonl"),
+        "queries": "wide pictures",
+        "output": str(tmp_path / "run"),
+        "models": {
+            "text": {"class": "hashed-text"},
+            "captions": {
+                "class": "openai",
+                "model": "vision",
+                "base_url": server.url,
+                "key_variable": VARIABLE,
+                "calls": QUICK,
+                "cache": str(tmp_path / "answers"),
+            },
+        },
+        "experts": [{"name": "words", "kind": "text-based", "encoder": "text", "describers": {"image": "captions"}}],
+    }
+    result = curate(config=parse(Config, config), progress=False)
+    loader.release()
+    (failed,) = pq.read_table(tmp_path / "run" / "quarantine.parquet").to_pylist()
+    assert (failed["step"], failed["error"]) == ("experts", "EmbeddingError")
+    assert failed["message"] == "captions: HTTP 400: no, (key)"
+    assert len(server.bodies) == 13
+    assert len(list((tmp_path / "answers").rglob("*.json"))) == 11
+    assert result.manifest["counts"]
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".png"]
+    assert len(files) > 15
+    for file in files:
+        written = file.read_bytes()
+        tables = pq.read_table(file).to_pylist() if file.suffix == ".parquet" else ""
+        assert KEY not in written.decode("latin-1") + str(tables), file
+    assert KEY not in caplog.text

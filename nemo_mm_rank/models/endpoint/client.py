@@ -171,14 +171,16 @@ class Endpoint:
         """Send one request until it is answered, refused, or tried often enough."""
         import openai
 
+        # As it was sent: the library's own types would take any JSON for a completion.
+        create = client.chat.completions.with_raw_response.create
+        further = {name: value for name, value in body.items() if name not in ("model", "messages")}
         said = ""
         for attempt in range(self._calls.retries + 1):
             asked = 0.0
             self._usage.requests += 1
             try:
-                # The library's own types would take any JSON for a completion.
                 async with asyncio.timeout(self._calls.timeout):  # the library's own begins anew with every byte
-                    response = await client.post("/chat/completions", body=body, cast_to=_raw_response())
+                    response = await create(model=body["model"], messages=body["messages"], extra_body=further)
                 return _read(response.content, key)
             except openai.APIStatusError as error:
                 status = error.status_code
@@ -200,12 +202,6 @@ class Endpoint:
                 # Jitter, so that requests refused together do not come back together.
                 await asyncio.sleep(max(asked, own * SystemRandom().uniform(0.5, 1)))
         raise _GaveUpError(f"{said} (after {self._calls.retries + 1} attempts)")
-
-
-def _raw_response() -> Any:
-    import httpx
-
-    return httpx.Response
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T:
