@@ -53,7 +53,10 @@ def test_a_run_begun_elsewhere_goes_on_where_a_worker_dies(texts: Path, tmp_path
     assert digests(tmp_path / "run") == digests(plain.folder)
     assert (experts / f"part-{kept:05d}.parquet").stat().st_mtime_ns == before
     shards = {name: [task.data for task in tasks] for name, tasks in outcome.pipeline_tasks.items()}
-    assert {name: sorted(parts) for name, parts in shards.items()} == {"experts": sorted(lost), "projection + rank": [kept]}
+    assert {name: sorted(parts) for name, parts in shards.items()} == {
+        "experts": sorted(lost),
+        "projection + rank": [kept],
+    }
 
 
 @pytest.mark.slow
