@@ -1,0 +1,396 @@
+"""Multimodal language models as encoders: a chat with the item in it is read, and its tokens' last states are pooled.
+
+What UNITE, Qwen2.5-Omni and Omni-Embed have in common; each says in a `Chat` and a `Sight` how it differs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
+from nemo_mm_rank.media.segment import Audio, Image, Video
+from nemo_mm_rank.models.base import Encoded, Item
+from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, text_rows
+from nemo_mm_rank.models.contract import support, usable
+from nemo_mm_rank.models.equal_shapes import EqualShapes
+from nemo_mm_rank.models.parts import at_rate, picture, shots
+from nemo_mm_rank.models.weights import (
+    folder_revision,
+    load_pretrained,
+    loading_arguments,
+    opening,
+    pick_dtype,
+    resolve,
+)
+from nemo_mm_rank.schema import Modality
+
+POSITIONS = ("1d", "mrope")
+"""``1d``: tokens are numbered 0, 1, 2 ... on all three axes of the rotary embedding. ``mrope``: as the library does by
+default, those of pictures and videos by time, row and column."""
+TOKEN_POOLINGS = ("last", "mean")
+"""Of the attended tokens' states after the final norm."""
+
+KINDS: dict[type, Modality] = {
+    str: Modality.TEXT,
+    Image: Modality.IMAGE,
+    Video: Modality.VIDEO,
+    Audio: Modality.AUDIO,
+}
+WORDS = {Modality.TEXT: "sentence"}
+"""What a modality is called in the prompt, where that is not its name."""
+
+SHORTEST_SOUND = 0.1
+"""Seconds; of less the audio tower makes no token, and silence is added up to this."""
+
+Fused: TypeAlias = tuple[str, Image | Video | Audio]
+"""A text and what it belongs to, embedded as one."""
+Content: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]
+"""The parts of a message, and the media that its processor is to put into them."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How an item is put to a model.
+
+    Attributes:
+        system: what the chat begins with; None: what the model's own template says.
+        asks: the content is followed by "Summary above ... in one word:", and the answer begins.
+        ending: what then follows.
+        passage: put before every text.
+    """
+
+    system: str | None = None
+    asks: bool = True
+    ending: str = ""
+    passage: str = ""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a model sees of pictures and videos.
+
+    Attributes:
+        image: pixels of a picture, at least and at most; None: what its processor says.
+        video: the same of a video's frame.
+        shrunk: pixels that a frame is scaled down (or up) to before that, at least and at most.
+        rate: frames per second.
+        frames: of a video, at least and at most.
+    """
+
+    image: tuple[int, int] | None = None
+    video: tuple[int, int] | None = None
+    shrunk: tuple[int, int] | None = None
+    rate: float = 1.0
+    frames: tuple[int, int] = (4, 12)
+
+
+class ChatEncoder:
+    """An encoder of text and media by one language model that reads both.
+
+    A vector is the same to the bit whatever else is in the batch: texts are padded to lengths of their own in batches
+    of a fixed number of rows, and media, whose shapes vary, are read one at a time on a CPU. On a device those of one
+    shape share a batch (`EqualShapes`).
+
+    A text that spells one of the model's marks (``<|image_pad|>``) is read as text: a space is put into it.
+
+    Args:
+        path: a local folder, or a name on the Hugging Face hub.
+        name: what the configuration calls it; default: ``path``.
+        device: where it runs.
+        revision: branch, tag or commit on the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
+        positions: one of `POSITIONS`.
+        pooling: one of `TOKEN_POOLINGS`.
+        batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere.
+        max_length: tokens that a text is cut to, prompt included.
+        chat: how items are put to it.
+    """
+
+    name: str
+    revision: str
+    modalities: frozenset[str]
+    dim: int
+
+    _model_class: ClassVar[str]
+    """Of transformers, as it stands: weights of a class derived from it the library would make up at random."""
+    _processor_class: ClassVar[str]
+    _sight: ClassVar[Sight]
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None,
+        device: str,
+        revision: str | None,
+        dtype: str | None,
+        positions: str,
+        pooling: str,
+        batch_size: int | None,
+        max_length: int,
+        chat: Chat,
+    ) -> None:
+        _one_of("positions", positions, POSITIONS)
+        _one_of("pooling", pooling, TOKEN_POOLINGS)
+        library = require("transformers", "models")
+        folder = resolve(path, revision)
+        self.name = name or path
+        self.revision = folder_revision(folder)
+        self._device = torch.device(device)
+        self._positions = positions
+        self._pooling = pooling
+        self._limit = max_length
+        self._chat = chat
+        self._processor = _load_processor(getattr(library, self._processor_class), folder, path)
+        self._tokenizer: Any = self._processor.tokenizer
+        # On the right: plain positions then begin with a text's first token.
+        self._tokenizer.padding_side = "right"
+        self._tokenizer.truncation_side = "left" if chat.asks else "right"
+        self._marks = re.compile("|".join(map(re.escape, self._tokenizer.get_added_vocab())) or "(?!)")
+        self._model = load_pretrained(
+            getattr(library, self._model_class), folder, path, device, pick_dtype(dtype, device)
+        )
+        self.dim = int(self._model.config.get_text_config().hidden_size)
+        own = 1 if self._device.type == "cpu" else 8
+        rows = own if batch_size is None else batch_size
+        self._ahead = 2 * rows
+        self._run = FixedRows(self._device)
+        self._run_media: EqualShapes[torch.Tensor] = EqualShapes(self._embed_batch, self._model, rows)
+
+    @staticmethod
+    def revision_of(path: str, revision: str | None = None, **_: Any) -> str:
+        """Return the revision of the model that these arguments name, without loading it."""
+        return folder_revision(resolve(path, revision))
+
+    def encode(self, items: Sequence[Item | Fused], modality: str | None = None) -> Encoded:
+        """Embed ``items``; ``vectors`` is on the model's device.
+
+        Args:
+            items: of one modality or of several; a pair of a text and a picture, video or sound is embedded as one.
+            modality: of all of them; default: what each of them is.
+
+        Raises:
+            ModelError: a modality that is not listed.
+        """
+        if modality is not None:
+            support(self, modality)
+        return self._encode(items, self._chat.passage)
+
+    def _encode(self, items: Sequence[Item | Fused], before: str) -> Encoded:
+        for kind in {kind for item in items for kind in _kinds(item)}:
+            support(self, kind)
+        vectors = torch.full((len(items), self.dim), float("nan"), device=self._device)
+        errors: dict[int, PairError] = {}
+        shown: dict[int, Callable[[], Features]] = {}
+        texts = {row: item for row, item in enumerate(items) if isinstance(item, str)}
+        for row, item in enumerate(items):
+            try:
+                if not isinstance(item, str):
+                    shown[row] = self._reading(item, before)
+            except PairError as error:
+                errors[row] = error
+        if texts:
+            vectors[list(texts)] = self._embed_texts([before + text for text in texts.values()])
+        if shown:
+            vectors[list(shown)] = torch.stack(
+                self._run_media(ahead(lambda read: read(), shown.values(), 1, self._ahead))
+            )
+        return usable(Encoded(vectors, errors), self, len(items))
+
+    def embed_tokens(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed what has been tokenised elsewhere, in one pass, to compare this encoder with another code.
+
+        Args:
+            input_ids: ``(n, length)`` int64, padded on either side.
+            attention_mask: ``(n, length)``, 0 for padding.
+            pixel_values: ``(patches, values)`` of all pictures, as the model's processor makes them.
+            image_grid_thw: ``(pictures, 3)`` int64: how many patches each has in time, height and width.
+
+        Returns:
+            ``(n, dim)`` float32 on the device, L2-normalised.
+        """
+        pixels = {} if pixel_values is None else {"pixel_values": pixel_values.to(self._model.dtype)}
+        grid = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw}
+        return self._run.whole(
+            self._states, {"input_ids": input_ids, "attention_mask": attention_mask, **pixels, **grid}
+        )
+
+    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
+        written = [self._written([self._said(text)], [Modality.TEXT]) for text in texts]
+        features: Features = self._tokenizer(
+            written, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
+        ).data
+        vectors = torch.empty((len(texts), self.dim), device=self._device)
+        for chosen, batch in by_length(features, self._limit, self._tokenizer.pad_token_id):
+            # One column more of padding: without any the library computes in another way, whose last bits differ, and
+            # whether there is any would depend on the other texts.
+            padded = {
+                "input_ids": F.pad(batch["input_ids"], (0, 1), value=self._tokenizer.pad_token_id),
+                "attention_mask": F.pad(batch["attention_mask"], (0, 1)),
+            }
+            rows = text_rows(padded["input_ids"].shape[1], self._device)
+            vectors[chosen.to(self._device)] = self._run(self._states, padded, rows)
+        return vectors
+
+    def _embed_batch(self, batch: Features) -> list[torch.Tensor]:
+        return list(self._run.whole(self._states, batch))
+
+    def _states(self, batch: Features) -> torch.Tensor:
+        """Run the model without its head: ``(n, dim)`` states of the pooled tokens."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        features = dict(batch)
+        if self._positions == "1d":
+            features["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
+        else:
+            features.update(self._kinds_of_tokens(ids))
+        hidden = self._model.model(**features, use_cache=False).last_hidden_state
+        return pool_tokens(hidden, mask, self._pooling)
+
+    def _kinds_of_tokens(self, ids: torch.Tensor) -> Features:
+        """Return what the library needs beside the tokens to place them in time, height and width."""
+        return {}
+
+    def _said(self, text: str) -> dict[str, Any]:
+        return {"type": "text", "text": self._marks.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", text)}
+
+    def _written(self, parts: list[dict[str, Any]], kinds: Sequence[Modality]) -> str:
+        """Return the chat that shows ``parts``, as its template has it."""
+        if self._chat.asks:
+            named = " and ".join(WORDS.get(kind, kind.value) for kind in kinds)
+            parts = [*parts, {"type": "text", "text": f"\nSummary above {named} in one word:"}]
+        messages = [{"role": "user", "content": parts}]
+        if self._chat.system is not None:
+            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": self._chat.system}]})
+        text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=self._chat.asks)
+        return text + self._chat.ending
+
+    def _reading(self, item: Item | Fused, before: str) -> Callable[[], Features]:
+        """Return what makes the features of an item of media, once its turn has come.
+
+        Raises:
+            PairError: it cannot be shown.
+        """
+        text, media = item if isinstance(item, tuple) else (None, item)
+        if isinstance(media, Audio):
+            if not len(media.samples):
+                raise EmbeddingError("holds no samples")
+        else:
+            shots(media)
+
+        def read() -> Features:
+            parts, given = self._content(media)
+            if text is not None:
+                parts.append(self._said(before + text))
+            features = self._processor(text=[self._written(parts, _kinds(item))], return_tensors="pt", **given)
+            return {key: torch.as_tensor(value) for key, value in features.items() if key != "mm_token_type_ids"}
+
+        return read
+
+    def _content(self, media: Item) -> Content:
+        if isinstance(media, Audio):
+            rate = self._processor.feature_extractor.sampling_rate
+            samples = at_rate(media, rate)
+            samples = np.pad(samples, (0, max(0, round(SHORTEST_SOUND * rate) - len(samples))))
+            return [{"type": "audio", "audio": ""}], {"audio": [samples]}
+        if isinstance(media, Image):
+            size = {"images_kwargs": _size(self._sight.image)} if self._sight.image else {}
+            return [{"type": "image", "image": ""}], {"images": [picture(media.pixels)], **size}
+        if not isinstance(media, Video):
+            raise ModelError(f"media are expected, not {type(media).__name__}")
+        chosen, rate = choose_frames(media, self._sight.rate, *self._sight.frames)
+        frames = torch.from_numpy(media.frames[chosen]).permute(0, 3, 1, 2)
+        settings: dict[str, Any] = {"do_sample_frames": False, "fps": rate, "cap_pixels_per_frame": False}
+        if self._sight.shrunk:
+            frames = _shrunk(frames, *self._sight.shrunk)
+        if self._sight.video:
+            settings.update(_size(self._sight.video))
+        return [{"type": "video", "video": ""}], {"videos": [frames], "videos_kwargs": settings}
+
+
+def pool_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Pool the states of the attended tokens.
+
+    Args:
+        hidden: ``(n, length, d)``.
+        mask: ``(n, length)``, 0 for tokens that are not attended, on either side.
+        pooling: ``last``: of the last attended token; ``mean``: of all of them.
+
+    Returns:
+        ``(n, d)``; of a mean float32.
+    """
+    if pooling == "last":
+        last = mask.shape[1] - 1 - mask.flip(1).argmax(dim=1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    return (hidden.float() * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def choose_frames(video: Video, rate: float, least: int, most: int) -> tuple[npt.NDArray[np.int64], float]:
+    """Choose among a video's frames, at even distances from its first to its last.
+
+    As many as ``rate`` makes of its length, at least ``least`` and at most ``most``, and an even number, because models
+    of this kind take frames in pairs. A video that has no more is taken whole: how many frames it has says
+    `media.video_frames`.
+
+    Args:
+        video: at least one frame.
+        rate: frames per second.
+        least: frames.
+        most: frames.
+
+    Returns:
+        ``(k,)`` int64 positions, and how many frames that is per second.
+    """
+    n = len(video.frames)
+    # Frames stand in the middle of equal slices: all of them last one slice longer than from the first to the last.
+    seconds = float(video.times[-1] - video.times[0]) * n / (n - 1) if n > 1 else video.duration
+    wanted = min(max(int(seconds * rate), least), most) // 2 * 2
+    chosen = np.linspace(0, n - 1, min(wanted, n)).round().astype(np.int64)
+    return chosen, len(chosen) / seconds if seconds > 0 else rate
+
+
+def _shrunk(frames: torch.Tensor, least: int, most: int) -> torch.Tensor:
+    resized = require("transformers.models.qwen2_vl.video_processing_qwen2_vl", "models").smart_resize
+    functional = require("torchvision.transforms.v2.functional", "models")
+    size = resized(*frames.shape[-2:], 28, least, most)
+    smaller: torch.Tensor = functional.resize(
+        frames, list(size), interpolation=functional.InterpolationMode.BICUBIC, antialias=True
+    )
+    return smaller
+
+
+def _size(pixels: tuple[int, int]) -> dict[str, dict[str, int]]:
+    return {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
+
+
+def _kinds(item: Item | Fused) -> list[Modality]:
+    parts = item if isinstance(item, tuple) else (item,)
+    return [KINDS[type(part)] for part in parts]
+
+
+def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ModelError(f"{what} is one of {', '.join(known)}, not {given!r}{nearest(given, known)}")
+
+
+def _load_processor(kind: Any, folder: Path, path: str) -> Any:
+    arguments = loading_arguments()
+    arguments.pop("use_safetensors")
+    with opening(path):
+        processor = kind.from_pretrained(str(folder), **arguments)
+    if not getattr(processor, "chat_template", None):
+        raise ModelError(f"{path}: {type(processor).__name__} has no chat template, so there is no way to ask it")
+    return processor
