@@ -2,6 +2,14 @@
 
 import runpy
 
-for name in ("ranking_topk", "quality", "main_job"):
+for name in (
+    "ranking_topk",
+    "quality",
+    "traditional",
+    "main_job",
+    "sns_effect",
+    "encoder_overhead",
+    "curator_overhead",
+):
     print(f"\n## {name}\n", flush=True)
     runpy.run_module(f"benchmarks.{name}", run_name="__main__")
