@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -22,7 +20,8 @@ from nemo_mm_rank.models.base import Encoded, Item
 from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, text_rows
 from nemo_mm_rank.models.contract import support, usable
 from nemo_mm_rank.models.equal_shapes import EqualShapes
-from nemo_mm_rank.models.parts import at_rate, picture, shots
+from nemo_mm_rank.models.parts import shots
+from nemo_mm_rank.models.sight import Sight, content
 from nemo_mm_rank.models.weights import (
     folder_revision,
     load_pretrained,
@@ -48,13 +47,8 @@ KINDS: dict[type, Modality] = {
 WORDS = {Modality.TEXT: "sentence"}
 """What a modality is called in the prompt, where that is not its name."""
 
-SHORTEST_SOUND = 0.1
-"""Seconds; of less the audio tower makes no token, and silence is added up to this."""
-
 Fused: TypeAlias = tuple[str, Image | Video | Audio]
 """A text and what it belongs to, embedded as one."""
-Content: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]
-"""The parts of a message, and the media that its processor is to put into them."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +66,6 @@ class Chat:
     asks: bool = True
     ending: str = ""
     passage: str = ""
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What a model sees of pictures and videos.
-
-    Attributes:
-        image: pixels of a picture, at least and at most; None: what its processor says.
-        video: the same of a video's frame.
-        shrunk: pixels that a frame is scaled down (or up) to before that, at least and at most.
-        rate: frames per second.
-        frames: of a video, at least and at most.
-    """
-
-    image: tuple[int, int] | None = None
-    video: tuple[int, int] | None = None
-    shrunk: tuple[int, int] | None = None
-    rate: float = 1.0
-    frames: tuple[int, int] = (4, 12)
 
 
 class ChatEncoder:
@@ -285,40 +260,23 @@ class ChatEncoder:
             PairError: it cannot be shown.
         """
         text, media = item if isinstance(item, tuple) else (None, item)
+        if isinstance(media, str):
+            raise ModelError("a text and its media are expected, not two texts")
         if isinstance(media, Audio):
             if not len(media.samples):
                 raise EmbeddingError("holds no samples")
         else:
             shots(media)
+        rate = getattr(getattr(self._processor, "feature_extractor", None), "sampling_rate", 0)
 
         def read() -> Features:
-            parts, given = self._content(media)
+            parts, given = content(media, self._sight, rate)
             if text is not None:
                 parts.append(self._said(before + text))
             features = self._processor(text=[self._written(parts, _kinds(item))], return_tensors="pt", **given)
             return {key: torch.as_tensor(value) for key, value in features.items() if key != "mm_token_type_ids"}
 
         return read
-
-    def _content(self, media: Item) -> Content:
-        if isinstance(media, Audio):
-            rate = self._processor.feature_extractor.sampling_rate
-            samples = at_rate(media, rate)
-            samples = np.pad(samples, (0, max(0, round(SHORTEST_SOUND * rate) - len(samples))))
-            return [{"type": "audio", "audio": ""}], {"audio": [samples]}
-        if isinstance(media, Image):
-            size = {"images_kwargs": _size(self._sight.image)} if self._sight.image else {}
-            return [{"type": "image", "image": ""}], {"images": [picture(media.pixels)], **size}
-        if not isinstance(media, Video):
-            raise ModelError(f"media are expected, not {type(media).__name__}")
-        chosen, rate = choose_frames(media, self._sight.rate, *self._sight.frames)
-        frames = torch.from_numpy(media.frames[chosen]).permute(0, 3, 1, 2)
-        settings: dict[str, Any] = {"do_sample_frames": False, "fps": rate, "cap_pixels_per_frame": False}
-        if self._sight.shrunk:
-            frames = _shrunk(frames, *self._sight.shrunk)
-        if self._sight.video:
-            settings.update(_size(self._sight.video))
-        return [{"type": "video", "video": ""}], {"videos": [frames], "videos_kwargs": settings}
 
 
 def pool_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -338,46 +296,11 @@ def pool_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch
     return (hidden.float() * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-def choose_frames(video: Video, rate: float, least: int, most: int) -> tuple[npt.NDArray[np.int64], float]:
-    """Choose among a video's frames, at even distances from its first to its last.
-
-    As many as ``rate`` makes of its length, at least ``least`` and at most ``most``, and an even number, because models
-    of this kind take frames in pairs. A video that has no more is taken whole: how many frames it has says
-    `media.video_frames`.
-
-    Args:
-        video: at least one frame.
-        rate: frames per second.
-        least: frames.
-        most: frames.
-
-    Returns:
-        ``(k,)`` int64 positions, and how many frames that is per second.
-    """
-    n = len(video.frames)
-    # Frames stand in the middle of equal slices: all of them last one slice longer than from the first to the last.
-    seconds = float(video.times[-1] - video.times[0]) * n / (n - 1) if n > 1 else video.duration
-    wanted = min(max(int(seconds * rate), least), most) // 2 * 2
-    chosen = np.linspace(0, n - 1, min(wanted, n)).round().astype(np.int64)
-    return chosen, len(chosen) / seconds if seconds > 0 else rate
-
-
-def _shrunk(frames: torch.Tensor, least: int, most: int) -> torch.Tensor:
-    resized = require("transformers.models.qwen2_vl.video_processing_qwen2_vl", "models").smart_resize
-    functional = require("torchvision.transforms.v2.functional", "models")
-    size = resized(*frames.shape[-2:], 28, least, most)
-    smaller: torch.Tensor = functional.resize(
-        frames, list(size), interpolation=functional.InterpolationMode.BICUBIC, antialias=True
-    )
-    return smaller
-
-
-def _size(pixels: tuple[int, int]) -> dict[str, dict[str, int]]:
-    return {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
-
-
 def _kinds(item: Item | Fused) -> list[Modality]:
     parts = item if isinstance(item, tuple) else (item,)
+    for part in parts:
+        if type(part) not in KINDS:
+            raise ModelError(f"texts, images, videos and sound are expected, not {type(part).__name__}")
     return [KINDS[type(part)] for part in parts]
 
 

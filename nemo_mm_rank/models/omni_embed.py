@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nemo_mm_rank.models.base import Encoded
-from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder, Sight
+from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder
+from nemo_mm_rank.models.sight import Sight
 from nemo_mm_rank.schema import Modality
 
 PASSAGE, QUERY = "passage: ", "query: "

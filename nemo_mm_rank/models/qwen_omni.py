@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder, Sight
+from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder
+from nemo_mm_rank.models.sight import Sight
 from nemo_mm_rank.schema import Modality
 
 

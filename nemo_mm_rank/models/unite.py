@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from nemo_mm_rank.models.batches import Features
-from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder, Sight
+from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder
+from nemo_mm_rank.models.sight import Sight
 from nemo_mm_rank.schema import Modality
 
 TOKEN = 28 * 28

@@ -105,7 +105,7 @@ def expected(library: Library, pooling: str, plain: bool = False) -> torch.Tenso
     found = []
     for given in ITEMS:
         item = four if given is five else given
-        rate = {"fps": 0.8} if given is five else {}
+        rate: dict[str, Any] = {"fps": 0.8} if given is five else {}
         features = library.features(item, asks=pooling == "last", **rate)
         if plain:
             features["position_ids"] = torch.stack([torch.arange(features["input_ids"].shape[1])[None]] * 3)
@@ -156,7 +156,7 @@ def test_omni_embed_attends_in_both_directions(folder: Path) -> None:
     torch.testing.assert_close(vectors, torch.stack(found), atol=1e-5, rtol=0)
     assert float((vectors - load(folder).encode(ITEMS).vectors).abs().amax(dim=1).min()) > 1e-4
     # Queries are read with a prompt of their own.
-    assert isinstance(encoder, QueryEncoder)
+    fulfil("omni", encoder, QueryEncoder)
     queries = encode_queries(encoder, ["a cat"]).vectors
     assert torch.equal(queries, encoder._encode(["a cat"], "query: ").vectors)
     assert not torch.allclose(queries, vectors[:1], atol=1e-4)
@@ -200,6 +200,13 @@ def test_it_is_an_encoder_of_all_modalities(folder: Path) -> None:
         encoder.encode(["x = 1"], "code")
     with pytest.raises(ModelError, match="pooling is one of last, mean, not 'men'; did you mean 'mean'"):
         load(folder, pooling="men")
+
+
+def test_half_the_bits_come_close(folder: Path) -> None:
+    for short in ("qwen-omni", "omni-embed"):
+        exact, half = (load(folder, short, dtype=dtype).encode(ITEMS).vectors for dtype in (None, "bfloat16"))
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, exact, atol=5e-2, rtol=0)
 
 
 def changed(folder: Path, target: Path, settings: dict[str, Any], rename: str, without: str = " ") -> Path:

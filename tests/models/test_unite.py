@@ -21,8 +21,9 @@ from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Image, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoder
-from nemo_mm_rank.models.chat_encoder import choose_frames, pool_tokens
+from nemo_mm_rank.models.chat_encoder import pool_tokens
 from nemo_mm_rank.models.contract import fulfil
+from nemo_mm_rank.models.sight import choose_frames
 from nemo_mm_rank.models.unite import UniteEncoder
 from tests.models import tiny_encoders as tiny
 from tests.models import tiny_writers
@@ -42,14 +43,15 @@ EVEN = {5: [0, 1, 3, 4]}
 
 def film(frames: int, height: int = 240, width: int = 320, seconds: float = 1.0) -> Video:
     pixels = np.random.default_rng(frames).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
-    return Video(f"film {frames} {height} {seconds}", pixels, (np.arange(frames) + 0.5) * seconds, frames * seconds)
+    times = np.arange(0.5, frames, dtype=np.float64) * seconds
+    return Video(f"film {frames} {height} {seconds}", pixels, times, frames * seconds)
 
 
 TEXTS = ["a cat", "", "dog", "Straße 🐶", "two dogs run in the park. " * 4, "x" * 150, "a cot"]
 PICTURES = [tiny.image(seed, *size) for seed, size in enumerate([(96, 64), (64, 96), (96, 64), (700, 500), (40, 300)])]
 FILMS = [film(4), film(5), film(4, seconds=0.5), film(1)]
 PAIRS = [("What is it?", PICTURES[0]), ("What happens?", FILMS[0]), ("", PICTURES[0])]
-ITEMS = [*TEXTS, *PICTURES, *FILMS, *PAIRS]
+ITEMS: list[Any] = [*TEXTS, *PICTURES, *FILMS, *PAIRS]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -253,13 +255,19 @@ def test_long_texts_lose_their_beginning(folder: Path, library: Library) -> None
 
 def test_sound_is_refused(folder: Path) -> None:
     encoder = load(folder)
-    for refuse in (
-        lambda: encoder.encode([tiny.sound(0, 1)], "audio"),
-        lambda: encoder.encode(["a cat", tiny.sound(0, 1)]),
-        lambda: encoder.encode([("a cat", tiny.sound(0, 1))]),
-    ):
+    sound = tiny.sound(0, 1)
+    refused: list[tuple[list[Any], str | None]] = [
+        ([sound], "audio"),
+        (["a cat", sound], None),
+        ([("a cat", sound)], None),
+    ]
+    for items, modality in refused:
         with pytest.raises(ModelError, match="takes image, text, video, not audio"):
-            refuse()
+            encoder.encode(items, modality)
+    strange: list[Any] = [("a cat", "a dog"), 7]
+    for item, said in zip(strange, ["not two texts", "not int"], strict=True):
+        with pytest.raises(ModelError, match=said):
+            encoder.encode([item])
 
 
 def test_media_that_cannot_be_seen_are_errors_of_their_own(folder: Path, embedded: torch.Tensor) -> None:
