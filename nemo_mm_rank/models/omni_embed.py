@@ -70,10 +70,7 @@ class OmniEmbedEncoder(ChatEncoder):
             max_length,
             Chat(asks=False, passage=PASSAGE),
         )
-        language = self._model.model.language_model
-        language.config.is_causal = False  # which mask is made
-        for layer in language.layers:
-            layer.self_attn.is_causal = False  # and what is done where none is needed
+        self._model.model.language_model.config.is_causal = False
 
     def encode_queries(self, texts: Sequence[str]) -> Encoded:
         """Embed search queries, with the prompt that is theirs."""

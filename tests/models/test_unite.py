@@ -157,11 +157,27 @@ def test_a_vector_is_the_same_bytes_in_any_batch(folder: Path, embedded: torch.T
     for row, item in enumerate(ITEMS):
         assert torch.equal(encoder.encode([item]).vectors[0], embedded[row])
     assert torch.equal(encoder.encode(TEXTS[:1] * 70, "text").vectors, embedded[0].expand(70, -1))
-    # Of 32 tokens more and less, in the same bucket, one without padding.
-    filled = [*TEXTS, *("a cat" + "s" * more for more in range(12))]
-    assert torch.equal(encoder.encode(filled, "text").vectors[: len(TEXTS)], embedded[: len(TEXTS)])
+    # Of all lengths of a bucket, one of which needs no padding to fill it.
+    longer = ["a cat" + "s" * more for more in range(16)]
+    alone = torch.cat([encoder.encode([text], "text").vectors for text in longer])
+    assert torch.equal(encoder.encode(longer, "text").vectors, alone)
     several = load(folder, batch_size=3).encode(ITEMS)
     torch.testing.assert_close(several.vectors, embedded, atol=1e-5, rtol=0)
+
+
+def test_whether_a_mask_is_made_does_not_depend_on_the_other_texts(folder: Path) -> None:
+    """Without any padding the library leaves the mask out, and on other devices computes in another way."""
+    encoder = load(folder)
+    padded: list[bool] = []
+    hook = encoder._model.model.language_model.register_forward_pre_hook(
+        lambda _, __, given: padded.append(not bool(given["attention_mask"].all())), with_kwargs=True
+    )
+    encoder.encode(["a cat" + "s" * more for more in range(16)], "text")
+    for more in range(16):
+        encoder.encode(["a cat" + "s" * more], "text")
+    hook.remove()
+    assert len(padded) >= 17
+    assert all(padded)
 
 
 def test_loaded_again_it_is_the_same_to_the_bit(folder: Path, embedded: torch.Tensor) -> None:
