@@ -211,8 +211,8 @@ class ChatEncoder:
         ).data
         vectors = torch.empty((len(texts), self.dim), device=self._device)
         for chosen, batch in by_length(features, self._limit, self._tokenizer.pad_token_id):
-            # One column more of padding: without any the library computes in another way, whose last bits may differ, and
-            # whether there is any would depend on the other texts.
+            # One column more of padding: without any the library computes in another way, whose last bits may differ,
+            # and whether there is any would depend on the other texts.
             padded = {
                 "input_ids": F.pad(batch["input_ids"], (0, 1), value=self._tokenizer.pad_token_id),
                 "attention_mask": F.pad(batch["attention_mask"], (0, 1)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.models.tiny_writers import TEXT, chat, decided, library
 
-BYTES_AND = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = {
     "image_token": "<|IMAGE|>",
     "audio_token": "<|AUDIO|>",
@@ -25,7 +25,7 @@ def thinker(folder: Path) -> Path:
     transformers = library()
     vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": [*BYTES_AND, *MARKS.values()]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL, *MARKS.values()]})
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
     for name, mark in MARKS.items():
         tokenizer._set_model_specific_special_tokens({name: mark})
