@@ -1,4 +1,4 @@
-"""The command line: ``nemo-mm-rank curate | rank | explain | export | validate | demo``."""
+"""The command line: ``nemo-mm-rank curate | rank | explain | export | validate | presets | models check | demo``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, PoolSource, parse, read_yaml
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.presets import overlay, read
 
 app = typer.Typer(
     help="Curate multimodal pairs by ranked retrieval: the best k pairs for an objective in plain words.",
@@ -22,6 +23,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+models = typer.Typer(help="The models of a configuration.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
 Pools = Annotated[
     list[str] | None, typer.Argument(help="Manifests: JSONL, Parquet or WebDataset; a file, folder, glob or URL.")
 ]
@@ -29,6 +33,10 @@ Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The ob
 Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
 BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many pairs: 10000, or a share: 20%.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration; options go before it.")]
+PresetName = Annotated[
+    str | None, typer.Option("--preset", "-p", help="A built-in configuration, see presets; --config goes before it.")
+]
+DeviceName = Annotated[str | None, typer.Option(help="Where models run: cpu, cuda ...")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="The run's folder.")]
 Fields = Annotated[list[str] | None, typer.Option("--field", help="Field map, e.g. annotation=caption; repeatable.")]
 ModalityName = Annotated[str | None, typer.Option(help="Modality of pools whose rows do not say.")]
@@ -44,6 +52,7 @@ def curate(
     avoid: Avoid = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
+    preset: PresetName = None,
     output: Output = None,
     field: Fields = None,
     modality: ModalityName = None,
@@ -53,14 +62,14 @@ def curate(
     workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
     scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     gpus: Annotated[bool | None, typer.Option("--gpus", help="One worker per GPU, cuDF partitions.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where models run: cpu, cuda ...")] = None,
+    device: DeviceName = None,
     shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
-    values: dict[str, Any] = read_yaml(config) if config else {}
+    values = _configured(config, preset)
     if pool:
         values["pools"] = _pools(pool, field, modality, root)
     elif field or modality or root:
@@ -188,6 +197,28 @@ def demo(
 
 
 @app.command()
+def presets() -> None:
+    """List the built-in configurations, with what they need, and recommend one for this machine."""
+    from nemo_mm_rank.presets.table import print_presets
+
+    print_presets(Console())
+
+
+@models.command("check")
+def check_models(config: ConfigFile = None, preset: PresetName = None, device: DeviceName = None) -> None:
+    """Load every model of a configuration and try it on one sample of each modality; exit status 1 where one fails."""
+    values = _configured(config, preset)
+    # What is to be ranked is no part of the check, and may be missing.
+    settings = parse(Config, {"pools": "unused", "queries": "unused", **values})
+    from nemo_mm_rank.models.check import check
+    from nemo_mm_rank.models.check_table import print_checks
+
+    checks = check(settings.models, device or settings.engine.device, settings.media)
+    if not print_checks(checks, Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
@@ -202,6 +233,12 @@ def _pools(paths: list[str], fields: list[str] | None, modality: str | None, roo
         mapping[ours] = theirs
     shared = {"fields": mapping or None, "modality": modality, "root": root}
     return [{"path": path, **{k: v for k, v in shared.items() if v is not None}} for path in paths]
+
+
+def _configured(config: Path | None, preset: str | None) -> dict[str, Any]:
+    """Return what the file says, over what the preset says."""
+    values = read_yaml(config) if config else {}
+    return overlay(read(preset), values) if preset else values
 
 
 def _queries(wanted: list[str] | None, avoided: list[str] | None) -> list[dict[str, Any]]:

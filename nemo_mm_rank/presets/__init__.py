@@ -1,0 +1,123 @@
+"""Configurations by name: what each is for, what it needs, and which one suits this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_mm_rank.config import read_yaml
+from nemo_mm_rank.errors import ConfigError, nearest
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model that a preset loads, as its publisher has it.
+
+    Attributes:
+        model: its name on the hub.
+        licence: under which its weights are published; None where we do not know: see the model's page.
+        download_gb: about how much is downloaded, from its number of parameters and their published type.
+    """
+
+    model: str
+    licence: str | None
+    download_gb: float
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is to be known of a preset before it is run.
+
+    Attributes:
+        summary: what it is for.
+        gpu_gb: memory of a GPU that is enough, by estimate; None: it runs on a CPU.
+        weights: the models it loads.
+        besides: what else it needs, in words; empty: nothing.
+        extra: the extra of this package with the libraries.
+    """
+
+    summary: str
+    gpu_gb: int | None
+    weights: tuple[Weights, ...]
+    besides: str = ""
+    extra: str = "models"
+
+    @property
+    def download_gb(self) -> float:
+        """About how much is downloaded, in GB."""
+        return sum(weights.download_gb for weights in self.weights)
+
+
+MINILM = Weights("sentence-transformers/all-MiniLM-L6-v2", "Apache-2.0", 0.1)
+CLIP_L = Weights("laion/CLIP-ViT-L-14-laion2B-s32B-b82K", "MIT", 1.7)
+CLAP = Weights("laion/clap-htsat-unfused", "Apache-2.0", 0.6)
+
+PRESETS: dict[str, Preset] = {
+    "cpu_small": Preset(
+        "sentences and pictures on a CPU; sounds by classical features",
+        gpu_gb=None,
+        weights=(MINILM, Weights("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "MIT", 0.6)),
+    ),
+    "openclip_clap": Preset(
+        "pictures and films by CLIP, sounds by CLAP, texts by a sentence encoder",
+        gpu_gb=16,
+        weights=(MINILM, CLIP_L, CLAP),
+    ),
+    "unite": Preset(
+        "one end-to-end model for text, pictures and films; sounds by CLAP",
+        gpu_gb=24,
+        weights=(Weights("friedrichor/Unite-Instruct-Qwen2-VL-2B", None, 4.5), MINILM, CLAP),
+    ),
+    "omni_fuse": Preset(
+        "all three kinds of experts, and Grounding DINO to trim pictures",
+        gpu_gb=40,
+        weights=(
+            Weights("nvidia/llama-nemotron-embed-1b-v2", "NVIDIA Open Model License, Llama 3.2 Community", 2.5),
+            CLIP_L,
+            CLAP,
+            Weights("nvidia/omni-embed-nemotron-3b", "NVIDIA OneWay Noncommercial License, Qwen Research License", 9.5),
+            Weights("IDEA-Research/grounding-dino-base", "Apache-2.0", 0.9),
+        ),
+        besides="a server for nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16 (NVIDIA Open Model License), "
+        "and leave to run the code that comes with llama-nemotron-embed",
+    ),
+}
+"""From the smallest to the largest. Sizes and memory are estimates from numbers of parameters, not measurements."""
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a preset's configuration as plain values: models, experts and trimming, but no pool and no query.
+
+    Raises:
+        ConfigError: there is none of that name (the nearest is named).
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r} (there are {', '.join(PRESETS)}){nearest(name, PRESETS)}")
+    return read_yaml(FOLDER / f"{name}.yaml")
+
+
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration ``below`` overruled by ``above``: a section's keys one by one, anything else whole."""
+    sections = {
+        key: {**below[key], **value}
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **sections}
+
+
+def recommended(gpu_bytes: int | None) -> str:
+    """Return the largest preset for a GPU of so much memory in bytes (None: no GPU).
+
+    A GPU has a little less than the GB it is sold with, so a tenth may lack.
+    """
+    fitting = [
+        name
+        for name, preset in PRESETS.items()
+        if preset.gpu_gb is None or (gpu_bytes is not None and gpu_bytes >= 0.9 * preset.gpu_gb * 2**30)
+    ]
+    return fitting[-1]
