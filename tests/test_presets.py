@@ -11,11 +11,14 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.check import Checked, check
 from nemo_mm_rank.presets import FOLDER, PRESETS, overlay, read, recommended
 from tests.integration.runs import say
 from tests.models import tiny_detector, tiny_encoders, tiny_omni, tiny_writers
@@ -131,8 +134,9 @@ def test_dry_run_with_tiny_models(name: str, folder: Path, pool: Path) -> None:
     pytest.importorskip("transformers", reason="needs the extra 'models'")
     own = folder / f"{name}.yaml"
     own.write_text(yaml.safe_dump({"models": stand_ins(name, folder / "models"), "seed": 3}), encoding="utf-8")
-    done = say("curate", pool, "-q", "the sea", "--preset", name, "-c", own, "-o", folder / name, "--dry-run")
-    assert done.returncode == 0, done.stderr
+    options = ["--preset", name, "-c", own, "-o", folder / name, "--dry-run"]
+    done = CliRunner().invoke(app, [str(part) for part in ["curate", pool, "-q", "the sea", *options]])
+    assert done.exit_code == 0, done.exception
     lines = done.stdout.splitlines()
     experts = [expert["name"] for expert in read(name)["experts"]]
     assert [line.split(":")[0] for line in lines if line.startswith("step")] == ["step     sns", "step     experts"]
@@ -140,6 +144,14 @@ def test_dry_run_with_tiny_models(name: str, folder: Path, pool: Path) -> None:
     assert all(f"emb_data__{expert}" in embeds for expert in experts)
     assert f"anchored on {read(name)['anchor']!r}" in done.stdout
     assert not (folder / name).exists()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_model_loads_and_answers(name: str, folder: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the extra 'models'")
+    values = overlay(read(name), {"models": stand_ins(name, folder / "models")})
+    config = parse(Config, {"pools": "unused", "queries": "unused", **values})
+    assert [one for one in check(config.models, "cpu", config.media) if not isinstance(one, Checked)] == []
 
 
 def test_a_preset_runs_with_tiny_models(folder: Path, pool: Path) -> None:

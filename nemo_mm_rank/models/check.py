@@ -19,8 +19,8 @@ from nemo_mm_rank.demo import pictures, sounds, words
 from nemo_mm_rank.demo.pictures import Landscape
 from nemo_mm_rank.errors import ModelError, PairError, UserError
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Describer, Encoder, Item
-from nemo_mm_rank.models.contract import answering, usable
+from nemo_mm_rank.models.base import Describer, Encoder, Grounder, Item
+from nemo_mm_rank.models.contract import answering, told, usable
 from nemo_mm_rank.schema import Modality
 
 
@@ -82,7 +82,7 @@ def check(models: Mapping[str, ModelSpec], device: str | None, settings: MediaSe
 
 def _tried(name: str, spec: ModelSpec, device: str, samples: Mapping[Modality, Item]) -> Checked:
     before = _memory(device, start=True)
-    model = loader.load(name, spec.class_, spec.arguments, device)
+    model = _fulfilled(name, loader.load(name, spec.class_, spec.arguments, device))
     taken = [modality for modality in Modality if modality in model.modalities]
     if isinstance(model, Encoder):  # what a first call sets up is no part of its pace
         for modality in taken:
@@ -106,16 +106,25 @@ def _tried(name: str, spec: ModelSpec, device: str, samples: Mapping[Modality, I
     )
 
 
-def _try(name: str, model: Any, item: Item, modality: Modality) -> None:
+def _fulfilled(name: str, model: Any) -> Encoder | Describer | Grounder:
+    """Return the model as what its method makes it; `ModelError` names what it lacks for that."""
+    if hasattr(model, "encode"):
+        return loader.as_encoder(name, model)
+    return loader.as_describer(name, model) if hasattr(model, "describe") else loader.as_grounder(name, model)
+
+
+def _try(name: str, model: Encoder | Describer | Grounder, item: Item, modality: Modality) -> None:
     """Embed, describe or ground one sample; that a describer finds no words for it is no fault of its."""
     errors: Mapping[int, PairError]
     with answering(name):
         if isinstance(model, Encoder):
             errors = usable(model.encode([item], modality), model, 1).errors
         elif isinstance(model, Describer):
-            errors = model.describe([item], modality).errors
+            described = model.describe([item], modality)
+            told(described, name, 1)
+            errors = described.errors
         else:
-            found = loader.as_grounder(name, model).ground([item], [["the sky", "the grass"]], modality)[0]
+            found = model.ground([item], [["the sky", "the grass"]], modality)[0]
             errors = {0: found} if isinstance(found, PairError) else {}
     if errors:
         raise ModelError(f"{name} fails on the sample of {modality}: {type(errors[0]).__name__}: {errors[0]}")

@@ -67,6 +67,22 @@ def test_models_with_weights_and_those_that_fail(tmp_path: Path) -> None:
     )
 
 
+class Halfway:
+    """A model of somebody's that lacks what an encoder has."""
+
+    modalities = frozenset({"text"})
+
+    def encode(self, items: list[str], modality: str) -> None:
+        raise AssertionError("is not asked")
+
+
+def test_a_model_that_is_not_what_it_should_be() -> None:
+    models = {"own": spec(**{"class": "tests.models.test_check:Halfway"})}
+    assert list(check(models, "cpu", MediaSettings())) == [
+        Refused("own", "model 'own' (Halfway) is no encoder: it lacks name, revision, dim")
+    ]
+
+
 def test_the_command_goes_on_after_a_model_that_is_not_there(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     missing = tmp_path / "no such folder"
