@@ -56,6 +56,9 @@ class MomentGrounder:
         ModelError: a checkpoint that is a pickle, or a class without that interface.
     """
 
+    modalities: frozenset[str] = frozenset({Modality.AUDIO, Modality.VIDEO})
+    """What the class can take; an instance, the one that it is told."""
+
     def __init__(
         self,
         predictor: str,
@@ -67,8 +70,8 @@ class MomentGrounder:
         max_seconds: float = 150.0,
         allow_pickle: bool = False,
     ) -> None:
-        takes = (Modality.AUDIO, Modality.VIDEO)
-        if modality not in takes:
+        if modality not in self.modalities:
+            takes = sorted(self.modalities)
             raise ModelError(f"modality is audio or video, not {modality!r}{nearest(modality, takes)}")
         self.name = name or predictor
         self.modalities = frozenset({modality})

@@ -63,6 +63,9 @@ class VisionLanguageDescriber:
             without a chat template.
     """
 
+    modalities: frozenset[str] = frozenset({Modality.IMAGE, Modality.AUDIO, Modality.VIDEO})
+    """What the class can take; an instance, what its model does."""
+
     def __init__(
         self,
         path: str,

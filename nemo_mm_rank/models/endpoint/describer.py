@@ -52,6 +52,9 @@ class EndpointDescriber:
         ModelError: a setting that cannot be meant, or a key that is not there.
     """
 
+    modalities: frozenset[str] = frozenset(PROMPTS)
+    """What the class can take; an instance, those that it is told."""
+
     def __init__(
         self,
         model: str,
