@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 from nemo_mm_rank.config import ExpertSpec, ModelSpec
 from nemo_mm_rank.errors import ConfigError
@@ -20,14 +19,14 @@ Models = Mapping[str, ModelSpec]
 def load_encoder(name: str, models: Models, device: str = "cpu") -> Encoder:
     """Return the encoder that the configuration calls ``name``: loaded once per process, each item embedded once."""
     spec = models[name]
-    encoder: Encoder = loader.load(name, spec.class_, spec.arguments, device, wrap=partial(_cached_encoder, name))
+    encoder: Encoder = loader.load(name, spec.class_, spec.arguments, device, wrap=_cached_encoder)
     return encoder
 
 
 def load_describer(name: str, models: Models, device: str = "cpu") -> Describer:
     """Return the describer that the configuration calls ``name``."""
     spec = models[name]
-    describer: Describer = loader.load(name, spec.class_, spec.arguments, device, wrap=partial(_cached_describer, name))
+    describer: Describer = loader.load(name, spec.class_, spec.arguments, device, wrap=_cached_describer)
     return describer
 
 

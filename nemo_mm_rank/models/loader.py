@@ -41,8 +41,8 @@ SHORT_NAMES: dict[str, str] = {
 STATISTICS = "statistics"
 """The argument that takes the path of what a model counted in the pool, for classes that count."""
 
-_Key = tuple[str, str, bool]
-"""What was loaded (name, class, arguments), the device, and whether it is what was wrapped round the model."""
+_Key = tuple[str, str, str]
+"""What was loaded (name, class, arguments), the device, and what was wrapped round it ("" for the model itself)."""
 
 _loaded: dict[_Key, Any] = {}
 _lock = threading.RLock()
@@ -141,19 +141,20 @@ def load(
     class_name: str,
     arguments: Mapping[str, Any],
     device: str = "cpu",
-    wrap: Callable[[Any], M] | None = None,
+    wrap: Callable[[str, Any], M] | None = None,
 ) -> Any:
     """Return the model, loading it where this process has not yet.
 
     ``name`` (what the configuration calls the model) and ``device`` are passed on to classes that take them.
-    ``wrap`` is called once on the loaded model (to check it, to put a cache round it) and its result kept beside it.
+    ``wrap`` is called once with the name and the loaded model (to check it, to put a cache round it) and its result
+    kept beside it; a model that serves in two roles is wrapped for each of them.
 
     Raises:
         ConfigError: a class or argument that does not exist.
         ModelError: the class's own error, in one line.
     """
     what = _what(name, class_name, arguments)
-    key, wrapped = (what, device, False), (what, device, True)
+    key = (what, device, "")
     with _lock:
         if key not in _loaded:
             check_arguments(class_name, arguments)
@@ -170,8 +171,9 @@ def load(
             _loaded[key] = model
         if wrap is None:
             return _loaded[key]
+        wrapped = (what, device, f"{wrap.__module__}.{wrap.__qualname__}")
         if wrapped not in _loaded:
-            _loaded[wrapped] = wrap(_loaded[key])
+            _loaded[wrapped] = wrap(name, _loaded[key])
         return _loaded[wrapped]
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
+import torch
 from rich.console import Console
 
 from nemo_mm_rank import frames
@@ -235,9 +236,11 @@ class _Curation:
 
     def _through(self, steps: Sequence[Step], shards: Shards, pairs: int) -> Shards:
         """Take all shards through some steps, those that are not done yet."""
+        # Models compute in another type on another kind of device, so a run goes on only on the kind that it began on.
+        device = torch.device(loader.pick_device(self.engine.device)).type
         stages = []
         for step in steps:
-            identity = digest(step.identity())
+            identity = digest([step.identity(), device])
             folder = self.folder.stage(step.name, identity)
             stages.append(Stage(step, shards, folder, identity, self.engine.backend, self.engine.device))
             shards = shards.then(folder)

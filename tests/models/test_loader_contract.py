@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,21 @@ def test_a_users_own_class_loads_by_import_path_with_its_arguments_once() -> Non
     assert loader.load("mine", OWN + "LetterCounts", {"alphabet": "xy"}) is not model
     encoder: Encoder = loader.as_encoder("mine", model)
     assert encoder.encode(["xx"], "text").vectors.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_model_in_two_roles_is_wrapped_for_each_of_them_and_loaded_once() -> None:
+    def listed(name: str, model: Any) -> list[Any]:
+        return [name, model]
+
+    def paired(name: str, model: Any) -> tuple[str, Any]:
+        return name, model
+
+    load = partial(loader.load, "mine", OWN + "LetterCounts", {})
+    first, second = load(wrap=listed), load(wrap=paired)
+    assert first == ["mine", load()]
+    assert second == ("mine", load())
+    assert load(wrap=listed) is first
+    assert load(wrap=paired) is second
 
 
 @pytest.mark.parametrize("short", sorted(loader.SHORT_NAMES))
