@@ -1,6 +1,7 @@
 # Everything starts here: `make demo`, `make test`, `make lint`.
 PYTHON ?= python3
 PY := .venv/bin/python
+JOBS ?= 2
 
 .PHONY: env demo test test-curator09 lint types check bench constraints clean
 
@@ -10,8 +11,9 @@ env:
 demo: env
 	@.venv/bin/nemo-mm-rank demo
 
+# One thread a process: several processes that each take all cores are slower than one after the other.
 test: env
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 # In an environment of its own: Curator 0.9 cannot share one with 1.x.
 test-curator09:
