@@ -56,6 +56,16 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
     return folder / "pool.jsonl"
 
 
+def make_pair(modality: Modality, random: Random, number: int) -> tuple[str | bytes, str, str]:
+    """Make one pair that is not about what `QUERY` asks for.
+
+    Returns:
+        The text or the file's content, the annotation, and the suffix of the file's name ("" for text and code).
+    """
+    data, annotation, _ = _MAKERS[modality](random, 2 * number + 1)
+    return data, annotation, _SUFFIXES.get(modality, "")
+
+
 def _row(name: str, modality: str, data: str, annotation: str, on_topic: bool, fault: str | None) -> dict[str, Any]:
     row = {PAIR_ID: name, POOL: "demo", MODALITY: str(modality), DATA: data, ANNOTATION: annotation}
     return {**row, "on_topic": on_topic, "fault": fault}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from random import Random
@@ -248,13 +249,20 @@ def jpeg(pixels: Pixels) -> bytes:
 
 def film(thing: Landscape | Shapes) -> bytes:
     """Return a film of it as an MP4 file, the same bytes each time."""
+    return mp4((thing.draw(number / FRAMES) for number in range(FRAMES)), FRAMES_PER_SECOND)
+
+
+def mp4(frames: Iterable[Pixels], rate: int) -> bytes:
+    """Return frames of one size, ``(h, w, 3)`` with even sides, as an MP4 file, the same bytes each time."""
     file = BytesIO()
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream: Any = container.add_stream("mpeg4", rate=FRAMES_PER_SECOND)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = WIDTH, HEIGHT, "yuv420p", 200_000
-        stream.codec_context.thread_count = 1
-        for number in range(FRAMES):
-            frame = av.VideoFrame.from_ndarray(thing.draw(number / FRAMES), format="rgb24")
-            container.mux(stream.encode(frame))
+        stream: Any = None
+        for pixels in frames:
+            if stream is None:
+                stream = container.add_stream("mpeg4", rate=rate)
+                stream.height, stream.width = pixels.shape[:2]
+                stream.pix_fmt, stream.bit_rate = "yuv420p", 200_000
+                stream.codec_context.thread_count = 1
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()

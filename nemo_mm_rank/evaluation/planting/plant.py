@@ -1,0 +1,338 @@
+"""A copy of a pool with noise of known truth."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from nemo_mm_rank.config import MediaSettings, PoolSource
+from nemo_mm_rank.demo import make_pair
+from nemo_mm_rank.errors import MediaError, UserError
+from nemo_mm_rank.evaluation.planting import media as spoil
+from nemo_mm_rank.evaluation.planting import texts
+from nemo_mm_rank.evaluation.planting.plan import counts_of, draw
+from nemo_mm_rank.evaluation.planting.settings import Kind, PlantSettings
+from nemo_mm_rank.evaluation.planting.swaps import derange
+from nemo_mm_rank.io.digest import file_digest
+from nemo_mm_rank.io.parquet import read_note, read_table, write_table, write_text
+from nemo_mm_rank.io.pool import manifests, read_pools
+from nemo_mm_rank.io.references import is_url
+from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.segment import Segment
+from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.tar import place_of
+from nemo_mm_rank.run.store import digest
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MEDIA_ROOT, MODALITY, PAIR_ID, Modality
+
+Ints = npt.NDArray[np.int64]
+
+FRAMES = 32
+"""Frames that are kept of a film that is cropped or padded."""
+
+TRUTH = pa.schema(
+    [(PAIR_ID, pa.string()), ("clean", pa.bool_()), ("kinds", pa.list_(pa.string())), ("donor", pa.string())]
+)
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A spoilt pool.
+
+    Attributes:
+        pool: its manifest; everything it refers to lies below its folder.
+        truth: ``pair_id, clean, kinds, donor`` (`TRUTH`), in the manifest's order. ``clean``: nothing was planted.
+            ``donor``: the pair that something was taken from, where it was from one.
+    """
+
+    pool: PoolSource
+    truth: pa.Table
+
+
+def plant(
+    pool: PoolSource | Sequence[PoolSource] | str | Path,
+    folder: Path,
+    settings: PlantSettings | None = None,
+    seed: int = 0,
+    media: MediaSettings | None = None,
+) -> Planted:
+    """Write a noisy copy of a pool to ``folder``: ``pool.jsonl``, ``truth.parquet``, and the media.
+
+    Each modality has `PlantSettings.total` of its pairs spoilt, each in one way. Number, order and ids of the pairs
+    stay, and the users' own columns (a near-duplicate has those of the pair it copies). Media that nothing was planted
+    in are hard links, copies where the file system has none. Bad rows of the pool are left out. A medium that should be
+    changed and cannot be opened stays as it is, and the truth calls it corrupt.
+
+    The same arguments give the same files; a folder that has them already is left as it is.
+
+    Args:
+        pool: one or several manifests.
+        folder: made where it is not there.
+        settings: how much of what; default: 40 %, all kinds.
+        seed: another one spoils other pairs.
+        media: how media are opened.
+
+    Raises:
+        UserError: annotations so much alike that they cannot be swapped, or a folder that holds something else.
+        PoolError: the pool cannot be read.
+    """
+    settings, media = settings or PlantSettings(), media or MediaSettings()
+    pools = _pools(pool)
+    key = digest(
+        [
+            _FORMAT,
+            seed,
+            settings.model_dump(mode="json"),
+            media.model_dump(mode="json", exclude={"threads"}),
+            [file_digest(manifest.file) for source in pools for manifest in manifests(source)],
+        ]
+    )
+    truth_file, made = folder / "truth.parquet", PoolSource(path=str(folder / "pool.jsonl"))
+    if truth_file.exists():
+        if (read_note(truth_file) or {}).get("key") != key:
+            raise UserError(f"{folder} holds another planted pool; give this one a folder of its own")
+        return Planted(made, read_table(truth_file))
+    work = _Planting(_rows(pools), folder, settings, media, np.random.default_rng(seed), seed)
+    work.spoil()
+    work.write()
+    truth = work.truth()
+    write_table(truth_file, truth, {"key": key})
+    return Planted(made, truth)
+
+
+def _pools(pool: PoolSource | Sequence[PoolSource] | str | Path) -> Sequence[PoolSource]:
+    if isinstance(pool, (str, Path)):
+        return [PoolSource(path=str(pool))]
+    return [pool] if isinstance(pool, PoolSource) else pool
+
+
+def _rows(pools: Sequence[PoolSource]) -> list[dict[str, Any]]:
+    """Read the pools' pairs as rows."""
+    found: list[dict[str, Any]] = []
+    for batch in read_pools(pools):
+        columns = {**batch.pairs, **batch.extras}
+        values = [column if isinstance(column, list) else column.to_pylist() for column in columns.values()]
+        found += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+    return found
+
+
+@dataclass
+class _Planting:
+    """The rows on their way from the pool that was to the pool that will be."""
+
+    rows: list[dict[str, Any]]
+    folder: Path
+    settings: PlantSettings
+    media: MediaSettings
+    rng: np.random.Generator
+    seed: int
+    planted: dict[int, tuple[Kind, int | None]] = field(default_factory=dict)
+    """row -> what was planted in it, and the row it was taken from."""
+    files: dict[int, str] = field(default_factory=dict)
+    """row -> its new file."""
+
+    def __post_init__(self) -> None:
+        self.was = [dict(row) for row in self.rows]
+        self.rare = texts.rarity([row[ANNOTATION] for row in self.rows])
+        self.whole: list[int] = []
+
+    def spoil(self) -> None:
+        """Decide what happens to which row, and do it."""
+        modality = [row[MODALITY] for row in self.rows]
+        divisible = np.array(
+            [texts.divisible(row[MODALITY], row[DATA], row[ANNOTATION]) for row in self.rows], dtype=bool
+        )
+        drawn = draw(modality, divisible, counts_of(modality, divisible, self.settings), self.rng)
+        spoilt = np.concatenate([np.zeros(0, np.int64), *drawn.values()])
+        self.whole = np.setdiff1d(np.arange(len(self.rows)), spoilt).tolist()
+        do: dict[Kind, Callable[[Ints], None]] = {
+            Kind.SWAP_WITHIN: self._swap_within,
+            Kind.SWAP_ACROSS: self._swap_across,
+            Kind.FOREIGN_SENTENCE: self._add_sentences,
+            Kind.KEY_SENTENCE: self._remove_sentences,
+            Kind.CROPPED: self._crop,
+            Kind.PADDED: self._pad,
+            Kind.NEAR_DUPLICATE: self._duplicate,
+            Kind.CORRUPT: self._corrupt,
+            Kind.OFF_TOPIC: self._replace,
+        }
+        for kind, change in do.items():
+            if len(rows := drawn.get(kind, np.zeros(0, np.int64))):
+                change(rows)
+
+    def truth(self) -> pa.Table:
+        """Return what was planted where."""
+        found = [self.planted.get(row) for row in range(len(self.rows))]
+        columns: dict[str, list[Any]] = {
+            PAIR_ID: [row[PAIR_ID] for row in self.was],
+            "clean": [what is None for what in found],
+            "kinds": [[] if what is None else [str(what[0])] for what in found],
+            "donor": [None if what is None or what[1] is None else self.was[what[1]][PAIR_ID] for what in found],
+        }
+        return pa.table(columns, TRUTH)
+
+    def write(self) -> None:
+        """Write the manifest, and put the media below it."""
+        roots = {root: place for place, root in enumerate(dict.fromkeys(row[MEDIA_ROOT] for row in self.rows))}
+        lines = []
+        for place, row in enumerate(self.rows):
+            if place in self.files:
+                row[DATA] = self.files[place]
+            elif Modality(row[MODALITY]).is_media and not is_url(row[DATA]):
+                row[DATA] = self._linked(place, row, f"media/{roots[row[MEDIA_ROOT]]}")
+            kept = {name: value for name, value in row.items() if name not in (MEDIA_ROOT, DATA_BYTES)}
+            lines.append(json.dumps(kept, ensure_ascii=False, default=str) + "\n")
+        write_text(self.folder / "pool.jsonl", "".join(lines))
+
+    # Annotations.
+
+    def _swap_within(self, rows: Ints) -> None:
+        modality = np.array([self.was[row][MODALITY] for row in rows])
+        for name in np.unique(modality):
+            own = rows[modality == name]
+            annotations = [self.was[row][ANNOTATION] for row in own]
+            self._give(own, own[derange(annotations, annotations, self.rng)], Kind.SWAP_WITHIN)
+
+    def _swap_across(self, rows: Ints) -> None:
+        modality = [self.was[row][MODALITY] for row in rows]
+        annotations = [self.was[row][ANNOTATION] for row in rows]
+        self._give(rows, rows[derange(modality, annotations, self.rng)], Kind.SWAP_ACROSS)
+
+    def _give(self, rows: Ints, donors: Ints, kind: Kind) -> None:
+        for row, donor in zip(rows.tolist(), donors.tolist(), strict=True):
+            self.rows[row][ANNOTATION] = self.was[donor][ANNOTATION]
+            self.planted[row] = kind, donor
+
+    def _add_sentences(self, rows: Ints) -> None:
+        for row in rows.tolist():
+            own = self.was[row][ANNOTATION]
+            donor = self._other(row, range(len(self.was)))
+            self.rows[row][ANNOTATION] = texts.with_sentence(own, self.was[donor][ANNOTATION], self.rng)
+            self.planted[row] = Kind.FOREIGN_SENTENCE, donor
+
+    def _remove_sentences(self, rows: Ints) -> None:
+        for row in rows.tolist():
+            was = self.was[row]
+            data, annotation = texts.without_key(was[MODALITY], was[DATA], was[ANNOTATION], self.rare)
+            self.rows[row].update({DATA: data, ANNOTATION: annotation})
+            self.planted[row] = Kind.KEY_SENTENCE, None
+
+    # Media.
+
+    def _crop(self, rows: Ints) -> None:
+        for row in rows.tolist():
+            self._change(row, Kind.CROPPED, None, lambda own, _: spoil.cropped(own, self.settings.keep, self.rng))
+
+    def _pad(self, rows: Ints) -> None:
+        for row in rows.tolist():
+            donor = self._other(row, self._alike(row, range(len(self.was))))
+            self._change(row, Kind.PADDED, donor, spoil.padded)
+
+    def _corrupt(self, rows: Ints) -> None:
+        for row in rows.tolist():
+            self._put(row, spoil.corrupted(self._content(self.was[row])), os.path.splitext(self.was[row][DATA])[1])
+            self.planted[row] = Kind.CORRUPT, None
+
+    def _change(
+        self, row: int, kind: Kind, donor: int | None, change: Callable[[Segment, Any], tuple[bytes, str]]
+    ) -> None:
+        try:
+            other = None if donor is None else self._open(self.was[donor])
+            self._put(row, *change(self._open(self.was[row]), other))
+        except MediaError:
+            self.planted[row] = Kind.CORRUPT, None
+        else:
+            self.planted[row] = kind, donor
+
+    # Whole pairs.
+
+    def _duplicate(self, rows: Ints) -> None:
+        for row in rows.tolist():
+            donor = self._other(row, self._alike(row, self.whole))
+            own, copied = self.rows[row][PAIR_ID], self.was[donor]
+            self.rows[row] = {**copied, PAIR_ID: own}
+            self.planted[row] = Kind.NEAR_DUPLICATE, donor
+            if Modality(copied[MODALITY]).is_media:
+                try:
+                    self._put(row, *spoil.nearly(self._open(copied)))
+                except MediaError:
+                    self.planted[row] = Kind.CORRUPT, None
+            else:
+                self.rows[row][DATA] = texts.nearly(copied[MODALITY], copied[DATA], self.rng)
+
+    def _replace(self, rows: Ints) -> None:
+        for number, row in enumerate(rows.tolist()):
+            modality = Modality(self.was[row][MODALITY])
+            random = Random(f"{self.seed} off-topic {number}")  # noqa: S311 (nothing secret)
+            content, annotation, suffix = make_pair(modality, random, number)
+            self.rows[row][ANNOTATION] = annotation
+            if isinstance(content, bytes):
+                self._put(row, content, suffix)
+            else:
+                self.rows[row][DATA] = content
+            self.planted[row] = Kind.OFF_TOPIC, None
+
+    # What these need.
+
+    def _alike(self, row: int, among: Sequence[int]) -> list[int]:
+        """Return the others of the row's modality."""
+        return [other for other in among if self.was[other][MODALITY] == self.was[row][MODALITY]]
+
+    def _other(self, row: int, among: Sequence[int]) -> int:
+        """Draw a row with another annotation.
+
+        Raises:
+            UserError: there is none.
+        """
+        own = self.was[row][ANNOTATION]
+        for place in self.rng.permutation(len(among)).tolist():
+            if self.was[among[place]][ANNOTATION] != own:
+                return among[place]
+        raise UserError(f"pair {self.was[row][PAIR_ID]!r}: there is no other pair to take something from")
+
+    def _open(self, row: dict[str, Any]) -> Segment:
+        opener = Opener(self.media, row[MEDIA_ROOT], FRAMES)
+        return opener.open(row[DATA], row[MODALITY], content=row.get(DATA_BYTES))
+
+    def _content(self, row: dict[str, Any]) -> bytes:
+        with open_source(row[DATA], row[MEDIA_ROOT], self.media, row.get(DATA_BYTES)) as file:
+            return file.read()
+
+    def _put(self, row: int, content: bytes, suffix: str) -> None:
+        """Write the row's new file."""
+        name = f"planted/{row:06d}{suffix}"
+        _write(self.folder / name, content)
+        self.files[row] = name
+
+    def _linked(self, place: int, row: dict[str, Any], below: str) -> str:
+        """Put the row's own file below the new folder, and return the reference."""
+        root, ref = row[MEDIA_ROOT], row[DATA]
+        if row.get(DATA_BYTES) is not None or is_url(root) or place_of(ref) is not None:
+            name = f"{below}/{place:06d}{os.path.splitext(ref)[1]}"
+            _write(self.folder / name, self._content(row))
+            return name
+        name = f"{below}/{ref}"
+        target = self.folder / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source = os.path.realpath(os.path.join(root, ref))
+            try:
+                os.link(source, target)
+            except OSError:  # another file system, or one without links
+                _write(target, Path(source).read_bytes())
+        return name
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_bytes() != content:  # a new time would look like a change
+        path.write_bytes(content)

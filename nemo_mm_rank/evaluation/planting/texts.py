@@ -1,0 +1,77 @@
+"""Sentences added to a text and taken from it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.sns.split import block_spans, sentence_spans, split_sentences
+
+_WORD = re.compile(r"\w+")
+
+
+def words(text: str) -> set[str]:
+    """Return the words of a text, in lower case."""
+    return set(_WORD.findall(text.lower()))
+
+
+def rarity(texts: Sequence[str]) -> dict[str, float]:
+    """Return of each word ``log(n / texts that have it)``: the inverse document frequency (Sparck Jones, 1972)."""
+    found: Counter[str] = Counter()
+    for text in texts:
+        found.update(words(text))
+    return {word: float(np.log(len(texts) / count)) for word, count in found.items()}
+
+
+def with_sentence(text: str, foreign: str, rng: np.random.Generator) -> str:
+    """Return ``text`` with a sentence of ``foreign`` before, between or behind its own."""
+    own, others = split_sentences(text), split_sentences(foreign)
+    own.insert(int(rng.integers(len(own) + 1)), others[int(rng.integers(len(others)))])
+    return " ".join(sentence if sentence[-1] in ".!?" else f"{sentence}." for sentence in own)
+
+
+def parts(text: str, modality: str) -> list[str]:
+    """Return the sentences of a text, the blocks of code."""
+    spans = block_spans(text) if modality == Modality.CODE else sentence_spans(text)
+    return [text[start:end] for start, end in spans]
+
+
+def divisible(modality: str, data: str, annotation: str) -> bool:
+    """Whether a key sentence can be taken away and something is left."""
+    return len(split_sentences(annotation) if Modality(modality).is_media else parts(data, modality)) > 1
+
+
+def without_key(modality: str, data: str, annotation: str, rare: Mapping[str, float]) -> tuple[str, str]:
+    """Return data and annotation without what ties them.
+
+    Text and code lose the part of the data that has most in common with the annotation (by the rarity of the words);
+    media, whose content is in no words, the more telling half of the annotation's sentences.
+    """
+    if Modality(modality).is_media:
+        sentences = split_sentences(annotation)
+        telling = np.argsort([-_weight(words(sentence), rare) for sentence in sentences], kind="stable")
+        gone = set(telling[: (len(sentences) + 1) // 2].tolist())
+        return data, " ".join(sentence for place, sentence in enumerate(sentences) if place not in gone)
+    asked = words(annotation)
+    there = parts(data, modality)
+    key = int(np.argmax([_weight(words(part) & asked, rare) for part in there]))
+    between = "\n" if modality == Modality.CODE else " "
+    return between.join(part for place, part in enumerate(there) if place != key), annotation
+
+
+def nearly(modality: str, data: str, rng: np.random.Generator) -> str:
+    """Return a text or code with a change that no reader would notice."""
+    if modality == Modality.CODE:
+        return f"\n{data}\n"
+    found = data.split(" ")
+    if len(found) > 3:
+        del found[int(rng.integers(len(found)))]
+    return " ".join(found) + " "
+
+
+def _weight(found: Iterable[str], rare: Mapping[str, float]) -> float:
+    return sum(rare.get(word, 0.0) for word in sorted(found))
