@@ -62,7 +62,8 @@ class FilterSettings(Settings):
     bullet_ratio: Ratio = Field(0.9, description="at most; of lines that begin with a bullet")
 
 
-def _file(path: str) -> str:
+def existing_file(path: str) -> str:
+    """Return ``path`` made absolute; `ValueError` where no file is there."""
     found = Path(path).expanduser().absolute()  # workers may stand elsewhere
     if not found.is_file():
         raise ValueError(f"no such file: {path}")
@@ -72,7 +73,7 @@ def _file(path: str) -> str:
 class LanguageSettings(Settings):
     """Language identification by a fastText file of yours (Curator has none of its own)."""
 
-    model: Annotated[str, AfterValidator(_file)] = Field(description="path, for example of lid.176.ftz")
+    model: Annotated[str, AfterValidator(existing_file)] = Field(description="path, for example of lid.176.ftz")
     lang: str | None = Field(None, description="keep only this language; default: any that is recognised")
     min_score: Share = Field(0.3, description="least confidence")
 
