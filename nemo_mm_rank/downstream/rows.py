@@ -1,0 +1,61 @@
+"""The pairs that a benchmark trains on and judges, several pools and trimmed variants of them, as one range of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.media.rows import annotation_texts
+from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, PAIR_ID
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pairs by row number, each part's one after the other.
+
+    Attributes:
+        parts: name -> pair ids of that part, in the order of its shards. The first part is the pool itself.
+        annotations: of all rows, trimmed where the part's pairs are; None where there is none that is usable.
+    """
+
+    parts: dict[str, list[str]]
+    annotations: list[str | None]
+
+    def rows(self, part: str, pair_ids: Sequence[str] | None = None) -> list[int]:
+        """Return the row numbers of some pairs of a part; default: of all.
+
+        Raises:
+            UserError: a pair that the part does not have.
+        """
+        places = self._places[part]
+        try:
+            return list(places.values()) if pair_ids is None else [places[pair_id] for pair_id in pair_ids]
+        except KeyError as error:
+            raise UserError(f"downstream: {part} has no pair {error}") from error
+
+    @cached_property
+    def _places(self) -> dict[str, dict[str, int]]:
+        places: dict[str, dict[str, int]] = {}
+        start = 0
+        for part, pair_ids in self.parts.items():
+            places[part] = {pair_id: start + row for row, pair_id in enumerate(pair_ids)}
+            start += len(pair_ids)
+        return places
+
+
+def read_rows(parts: Mapping[str, Shards], media: MediaSettings) -> Rows:
+    """Return the pairs of ``parts`` with their annotations, the parts that SNS kept where it has been through."""
+    pair_ids: dict[str, list[str]] = {}
+    annotations: list[str | None] = []
+    for name, shards in parts.items():
+        pair_ids[name] = []
+        for number in range(shards.count):
+            frame = frames.from_table(shards.read(number, [PAIR_ID, ANNOTATION, ANNOTATION_SPANS]))
+            pair_ids[name] += [str(pair_id) for pair_id in frames.strings(frame, PAIR_ID)]
+            annotations += [text if isinstance(text, str) else None for text in annotation_texts(frame, media)]
+    return Rows(pair_ids, annotations)

@@ -1,0 +1,57 @@
+"""Which model is trained on a blend to judge it, and for how long."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from nemo_mm_rank.config import ModelSpec, Settings
+from nemo_mm_rank.schema import Modality
+
+
+class SmallSettings(Settings):
+    """A compact causal language model of the annotation, from scratch, after a prefix made of frozen data features."""
+
+    kind: Literal["small"] = "small"
+    features: Literal["auto", "classical", "signals"] | dict[Modality, ModelSpec] = Field(
+        "auto", description="frozen encoders of the data, none of which may rank; auto: a built-in set that does not"
+    )
+    components: int = Field(64, ge=1, description="principal components of the features that are kept")
+    steps: int = Field(400, ge=1)
+    tokens: int = Field(1024, ge=16, description="annotation tokens of a step, the same for every strategy")
+    evaluations: int = Field(8, ge=1, description="times that the validation set is judged, the last at the end")
+    width: int = Field(128, ge=8, multiple_of=4)
+    layers: int = Field(2, ge=1, le=24)
+    heads: int = Field(4, ge=1)
+    prefix: int = Field(4, ge=1, le=64, description="tokens that the features become")
+    vocabulary: int = Field(2048, ge=64, le=65_536)
+    longest: int = Field(64, ge=2, le=1024, description="tokens that an annotation is cut to")
+    dropout: float = Field(0.1, ge=0, lt=1)
+    learning_rate: float = Field(2e-3, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
+    weight_decay: float = Field(0.1, ge=0)
+    threads: int = Field(1, ge=1, description="of one run; another number may change the last digits")
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> SmallSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+        return self
+
+
+class OffSettings(Settings):
+    """No training: blends are judged by what they hold alone."""
+
+    kind: Literal["off"] = "off"
+
+
+def _by_kind(value: Any) -> Any:
+    if value is False or isinstance(value, str):  # YAML reads a bare ``off`` as false
+        return {"kind": value or "off"}
+    return {"kind": "small", **value} if isinstance(value, dict) else value
+
+
+DownstreamSettings = Annotated[
+    Annotated[SmallSettings | OffSettings, Field(discriminator="kind")], BeforeValidator(_by_kind)
+]
+"""One of the models, by its ``kind``; default: the small one."""

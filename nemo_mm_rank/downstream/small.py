@@ -1,0 +1,129 @@
+"""Training of the small model: the same start, steps and tokens for every strategy, held-out perplexity on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from nemo_mm_rank.downstream.batches import all_rows, training_batches
+from nemo_mm_rank.downstream.features import Features
+from nemo_mm_rank.downstream.network import PrefixLM
+from nemo_mm_rank.downstream.perplexity import Perplexity, evaluation_steps
+from nemo_mm_rank.downstream.settings import SmallSettings
+from nemo_mm_rank.downstream.vocabulary import Tokens
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.projection.artifact import threads
+
+_WARM_UP = 0.1
+_CLIP = 1.0
+_JUDGED_AT_ONCE = 8192  # tokens
+
+
+def train_small(
+    features: Features,
+    annotations: Sequence[str | None],
+    blend_rows: Sequence[int],
+    validation_rows: Sequence[int],
+    settings: SmallSettings,
+    seed: int,
+) -> Perplexity:
+    """Train the small model on a blend and judge it on the validation pairs.
+
+    Equal arguments give equal values to the bit, on one machine with one number of threads. Weights are drawn by the
+    seed alone, so that strategies compared under one seed start from the same network.
+
+    Args:
+        features: of all rows that are spoken of.
+        annotations: as they are to be learnt (trimmed, say), row by row as ``features``.
+        blend_rows: which rows to learn from.
+        validation_rows: which rows to judge; none that is learnt from.
+        settings: network, optimiser, number of steps and tokens.
+        seed: of weights, batches and dropout.
+
+    Raises:
+        UserError: no usable pair to learn from or to judge, or validation pairs in the blend.
+    """
+    started = time.perf_counter()
+    blend, skipped = _usable("the blend", annotations, blend_rows)
+    validation, unjudged = _usable("the validation set", annotations, validation_rows)
+    if unjudged:
+        raise UserError(f"downstream: {unjudged} validation pairs have no annotation")
+    if shared := len(set(blend) & set(validation)):
+        raise UserError(f"downstream: {shared} validation pairs are in the blend")
+    tokens = features.vocabulary.encode([text or "" for text in annotations], settings.longest)
+    weights, order = (torch.Generator().manual_seed(2 * seed + number) for number in range(2))
+    network = PrefixLM(
+        [column.values.shape[1] for column in features.columns],
+        len(features.vocabulary),
+        settings.width,
+        settings.layers,
+        settings.heads,
+        settings.prefix,
+        settings.longest,
+        settings.dropout,
+    )
+    network.initialise(weights)
+    optimiser = torch.optim.AdamW(_groups(network, settings), lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _pace(step, settings.steps))
+    judged_at = evaluation_steps(settings.steps, settings.evaluations)
+    values: list[float] = []
+    with threads(settings.threads):
+        batches = training_batches(
+            tokens, features.modality, torch.tensor(blend), settings.tokens, settings.prefix, order
+        )
+        for step, batch in zip(range(1, settings.steps + 1), batches, strict=False):
+            loss = F.cross_entropy(network(features.columns, batch, order), batch.targets)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+            optimiser.step()
+            schedule.step()
+            if step in judged_at:
+                values.append(perplexity(network, features, tokens, torch.tensor(validation)))
+    return Perplexity(
+        steps=judged_at,
+        values=tuple(values),
+        tokens=tuple(step * settings.tokens for step in judged_at),
+        seconds=time.perf_counter() - started,
+        judged=int(tokens.lengths[torch.tensor(validation)].sum()),
+        skipped=skipped,
+    )
+
+
+def perplexity(network: PrefixLM, features: Features, tokens: Tokens, rows: torch.Tensor) -> float:
+    """Return ``exp`` of the mean negative log-likelihood over all tokens of ``rows``."""
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for batch in all_rows(tokens, rows, _JUDGED_AT_ONCE, network.prefix):
+            logits = network(features.columns, batch)
+            total += float(F.cross_entropy(logits, batch.targets, reduction="sum"))
+            count += len(batch.targets)
+    return math.exp(total / count)
+
+
+def _usable(what: str, annotations: Sequence[str | None], rows: Sequence[int]) -> tuple[list[int], int]:
+    usable = [int(row) for row in rows if annotations[row]]
+    if not usable:
+        raise UserError(f"downstream: {what} has no pair with an annotation")
+    return usable, len(rows) - len(usable)
+
+
+def _groups(network: PrefixLM, settings: SmallSettings) -> list[dict[str, object]]:
+    """Return matrices, which decay, and the rest, which does not."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [one for one in parameters if one.ndim == 1], "weight_decay": 0.0},
+    ]
+
+
+def _pace(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate: up along a line, then down to zero along a cosine."""
+    warm = max(1, round(_WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
