@@ -83,13 +83,46 @@ def recalls(data: Array, annotation: Array, ks: Iterable[int]) -> dict[int, dict
     wanted = list(ks)
     if min(wanted) < 1:
         raise ValueError(f"k must be at least 1, not {min(wanted)}")
-    left, right = (F.normalize(side, dim=1) for side in _pair(data, annotation))
-    there, back = _ranks(right, left), _ranks(left, right)
+    there, back = ranks(data, annotation)
     found = {}
     for k in wanted:
         shares = float((there < k).double().mean()), float((back < k).double().mean())
         found[k] = {"annotation_to_data": shares[0], "data_to_annotation": shares[1], "average": sum(shares) / 2}
     return found
+
+
+def uniformity(embeddings: Array, t: float = 2.0) -> float:
+    """Return ``log mean exp(-t |x - y|^2)`` over all pairs of different rows (Wang and Isola, 2020, section 4.1.2).
+
+    The lower, the more evenly the directions fill the sphere; 0 where all are one.
+
+    Args:
+        embeddings: ``(n, d)`` floats, normalised here.
+        t: of the Gaussian potential.
+
+    Raises:
+        ValueError: wrong shape, fewer than two rows, or a value that is not finite.
+    """
+    return float(potentials(embeddings, t).mean().log())
+
+
+def potentials(embeddings: Array, t: float = 2.0) -> torch.Tensor:
+    """Return ``(n,)`` float64: each row's mean of ``exp(-t |x - y|^2)`` over all other rows, normalised.
+
+    Raises:
+        ValueError: wrong shape, fewer than two rows, or a value that is not finite.
+    """
+    rows = F.normalize(_matrix(embeddings, "embeddings"), dim=1)
+    n = len(rows)
+    if n < 2:
+        raise ValueError("uniformity needs at least two rows")
+    step = max(1, _CELLS // n)
+    sums = [
+        # On the sphere |x - y|^2 = 2 - 2 xy. A row's own potential is 1 and not counted.
+        torch.exp(-2 * t * (1 - rows[first : first + step] @ rows.T)).double().sum(1) - 1
+        for first in range(0, n, step)
+    ]
+    return torch.cat(sums) / (n - 1)
 
 
 def average_precision(scores: Array | Sequence[float], relevant: Array | Sequence[bool]) -> float:
@@ -112,6 +145,23 @@ def average_precision(scores: Array | Sequence[float], relevant: Array | Sequenc
     found = hits[np.argsort(-values, kind="stable")]
     ranks = np.flatnonzero(found) + 1
     return float(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+
+
+def ranks(data: Array, annotation: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how many come before each pair's other half, by cosine, lower index first of equal ones.
+
+    Args:
+        data: ``(n, d)`` floats, row i belonging to row i of ``annotation``.
+        annotation: ``(n, d)`` floats.
+
+    Returns:
+        Twice ``(n,)`` int64: where annotations search the data, and where data search the annotations.
+
+    Raises:
+        ValueError: wrong shapes, no rows, or a value that is not finite.
+    """
+    left, right = (F.normalize(side, dim=1) for side in _pair(data, annotation))
+    return _ranks(right, left), _ranks(left, right)
 
 
 def _ranks(queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
