@@ -26,11 +26,15 @@ def join(groups: Ints, keys: UInt64s) -> Ints:
     """
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
-    if not len(same):
+    return linked(groups, order[same], order[same + 1])
+
+
+def linked(groups: Ints, left: Ints, right: Ints) -> Ints:
+    """Return ``groups`` with those merged of which a row ``left[i]`` is linked to a row ``right[i]``."""
+    if not len(left):
         return groups
-    links = (groups[order[same]], groups[order[same + 1]])
     n = len(groups)
-    graph = coo_array((np.ones(len(same), dtype=np.int8), links), shape=(n, n))
+    graph = coo_array((np.ones(len(left), dtype=np.int8), (groups[left], groups[right])), shape=(n, n))
     labels: Ints = connected_components(graph.tocsr(), directed=False)[1].astype(np.int64)
     return labels[groups]
 

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pyarrow as pa
+
 from nemo_mm_rank.config import MediaSettings, ModelSpec
+from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.quality.operators.agreement import Agreement
+from nemo_mm_rank.quality.operators.columns_step import DATACOMP, ColumnsStep, shared_experts
+from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
+from nemo_mm_rank.quality.operators.grounding import Grounding
 from nemo_mm_rank.quality.operators.media_step import Judged, MediaStep, Operator
 from nemo_mm_rank.quality.operators.pictures import PictureScores
 from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, column
@@ -15,8 +22,15 @@ from nemo_mm_rank.quality.operators.text_step import LANGUAGE_LABEL, TextScorer,
 from nemo_mm_rank.steps import Step
 
 __all__ = [
+    "ANNOTATION_KEY",
+    "DATACOMP",
+    "DATA_KEY",
     "LANGUAGE_LABEL",
     "PREFIX",
+    "Agreement",
+    "ColumnsStep",
+    "Fingerprints",
+    "Grounding",
     "Judged",
     "MediaStep",
     "Operator",
@@ -26,6 +40,7 @@ __all__ = [
     "TextStep",
     "column",
     "columns",
+    "shared_experts",
     "steps",
 ]
 
@@ -33,29 +48,40 @@ __all__ = [
 def steps(
     settings: OperatorSettings, models: Mapping[str, ModelSpec] | None = None, media: MediaSettings | None = None
 ) -> list[Step]:
-    """Return the steps that compute what the settings ask for, in the order in which they are to run.
+    """Return the steps that compute what the settings ask for; what the pool has already (``given``) is left out.
 
     Args:
         settings: which operators.
         models: the configuration's models by name, for operators that name one.
         media: how media are opened.
+
+    Raises:
+        ConfigError: an operator names a model that the configuration does not have.
     """
     models, media = models or {}, media or MediaSettings()
-    found: list[Step] = [TextStep(settings, models, media)]
-    operators: list[Operator] = []
-    pictures = [name for name in settings.pictures if name not in settings.given]
-    if pictures:
-        operators.append(PictureScores(pictures, media.threads))
-    if operators:
-        found.append(MediaStep(operators, media))
-    return [step for step in found if step.provides]
-
-
-def columns(settings: OperatorSettings) -> list[str]:
-    """Return the names of the score columns that `steps` add (float32), without labels and keys."""
-    return [
-        name
-        for step in steps(settings)
-        for name in step.provides
-        if name.startswith(PREFIX) and name != LANGUAGE_LABEL
+    _check_models(settings, models)
+    given = frozenset(settings.given)
+    operators: list[Operator] = [
+        PictureScores([name for name in settings.pictures if name not in given], media.threads),
+        *(Agreement(name, own, models, given) for name, own in settings.agreement.items()),
+        *(Grounding(name, own, models, given) for name, own in settings.grounding.items()),
     ]
+    if settings.fingerprints:
+        operators.append(Fingerprints(media.threads))
+    looking = MediaStep([operator for operator in operators if operator.provides], media)
+    all_steps: list[Step] = [TextStep(settings, models, media), looking, ColumnsStep(settings)]
+    return [step for step in all_steps if step.provides]
+
+
+def _check_models(settings: OperatorSettings, models: Mapping[str, ModelSpec]) -> None:
+    named = {name: own.model for name, own in (*settings.agreement.items(), *settings.grounding.items())}
+    if settings.concreteness and settings.concreteness.model:
+        named["icc"] = settings.concreteness.model
+    for operator, model in named.items():
+        if model not in models:
+            raise ConfigError(f"operators: {operator!r}: no model {model!r}{nearest(model, models)}")
+
+
+def columns(found: list[Step]) -> list[str]:
+    """Return the names of the scores that ``found`` steps add (float32): without labels and keys."""
+    return [name for step in found for name, dtype in step.provides.items() if name.startswith(PREFIX) and pa.types.is_floating(dtype)]

@@ -1,0 +1,94 @@
+"""Perceptual hashes: 64 bits of what a picture, a film or a sound is like, equal where little but the coding differs.
+
+A picture's is the DCT hash of Zauner (2010, section 3.2.1) as imagededup computes it, to the bit. A film's is the same in
+three dimensions (Coskun, Sankur and Memon 2006), a sound's that of its log-mel spectrogram.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as PILImage
+from scipy.fft import dct
+
+from nemo_mm_rank.media.segment import Audio
+from nemo_mm_rank.models.classical.audio import BANDS, log_mel
+
+UInt64s: TypeAlias = npt.NDArray[np.uint64]
+Floats: TypeAlias = npt.NDArray[np.float64]
+Pixels: TypeAlias = PILImage.Image | npt.NDArray[np.uint8]
+
+SIDE = 32
+"""Of what is transformed, in each direction."""
+KEPT, KEPT_OF_FILMS = 8, 4
+"""Lowest frequencies in each direction: 8^2 = 4^3 = 64."""
+_NOISE = 6
+"""Decimals of a coefficient that say something: what is exactly zero on paper should be so in a film that stands still."""
+
+
+def phash(image: Pixels) -> np.uint64:
+    """Return the hash of one picture, as `phashes` does."""
+    return phashes([image])[0]
+
+
+def phashes(images: Sequence[Pixels]) -> UInt64s:
+    """Return ``(n,)`` perceptual hashes, equal to the bit to those of imagededup's ``PHash`` (version 0.3.3).
+
+    A picture is scaled to 32 x 32 (Lanczos), then made grey. Of its DCT (type 2) the lowest 8 x 8 coefficients are
+    kept; a bit is set where one is at least their median without the first. The first coefficient is the highest bit.
+
+    Args:
+        images: RGB or grey, as Pillow has them or ``(h, w, 3)`` or ``(h, w)`` uint8.
+    """
+    spectrum = dct(dct(small(images), axis=1), axis=2)
+    return _bits(spectrum[:, :KEPT, :KEPT])
+
+
+def small(images: Sequence[Pixels]) -> Floats:
+    """Return pictures ``(n, 32, 32)``: scaled down, and grey from 0 to 255."""
+    found = np.empty((len(images), SIDE, SIDE))
+    for row, image in enumerate(images):
+        picture = image if isinstance(image, PILImage.Image) else PILImage.fromarray(image)
+        found[row] = picture.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS).convert("L")
+    return found
+
+
+def film_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
+    """Return the hash of a film by its frames ``(n, h, w, 3)``, at least one.
+
+    Of the DCT over time and both directions the lowest 4 x 4 x 4 coefficients are kept.
+    """
+    times = np.linspace(0, len(frames) - 1, max(len(frames), KEPT_OF_FILMS)).round().astype(int)
+    spectrum = small(list(frames))[times]
+    for axis in range(3):
+        spectrum = dct(spectrum, axis=axis, norm="ortho")
+    return _bits(spectrum[None, :KEPT_OF_FILMS, :KEPT_OF_FILMS, :KEPT_OF_FILMS].round(_NOISE))[0]
+
+
+def sound_hash(audio: Audio) -> np.uint64:
+    """Return the hash of a sound: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands."""
+    blocks = list(log_mel(audio))
+    count = sum(map(len, blocks))
+    sums, sizes = np.zeros((SIDE, BANDS)), np.zeros(SIDE)
+    start = 0
+    for block in blocks:
+        spans = np.arange(start, start + len(block)) * SIDE // count
+        np.add.at(sums, spans, block)
+        sizes += np.bincount(spans, minlength=SIDE)
+        start += len(block)
+    # A sound shorter than 32 frames repeats them.
+    filled = np.maximum.accumulate(np.where(sizes > 0, np.arange(SIDE), 0))
+    means = (sums / np.maximum(sizes, 1)[:, None])[filled].reshape(SIDE, SIDE, BANDS // SIDE).mean(axis=2)
+    spectrum = dct(dct(means, axis=0, norm="ortho"), axis=1, norm="ortho")
+    return _bits(spectrum[None, :KEPT, :KEPT].round(_NOISE))[0]
+
+
+def _bits(coefficients: npt.NDArray[np.float64]) -> UInt64s:
+    """Return ``(n,)`` 64 bits each: where a coefficient is at least the median of all but the first."""
+    flat = coefficients.reshape(len(coefficients), -1)
+    set_bits = flat >= np.median(flat[:, 1:], axis=1, keepdims=True)
+    words: UInt64s = np.packbits(set_bits, axis=1).view(">u8").astype(np.uint64).reshape(-1)
+    return words
