@@ -68,6 +68,16 @@ def strings(frame: Frame, name: str) -> list[str | None]:
     return values
 
 
+def numbers(frame: Frame, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return a column of numbers (or of true and false) as ``(n,)`` float64 on the host, NaN for missing values.
+
+    The caller's own memory where the column is float64 already: not to be written to.
+    """
+    column = frame[name].to_arrow().to_pandas() if is_cudf(frame) else frame[name]
+    values: np.ndarray[Any, np.dtype[np.float64]] = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return values
+
+
 def vectors(frame: Frame, name: str, device: str | torch.device = "cpu") -> Vectors:
     """Return a column of equally long float32 lists as one tensor on ``device``.
 
