@@ -9,21 +9,37 @@ from nemo_mm_rank.projection.losses import (
     residual_bias_loss,
     scale_bias_loss,
 )
+from nemo_mm_rank.projection.mamcl import (
+    MODALITY_CODES,
+    LoneRowsWarning,
+    active_rows,
+    equal_rows,
+    gather,
+    mamcl_loss,
+    modality_codes,
+)
 from nemo_mm_rank.projection.network import FusionNetwork
 from nemo_mm_rank.projection.sample import FitSample, folds_of
 from nemo_mm_rank.projection.step import AGREEMENT, ProjectionStep
 
 __all__ = [
     "AGREEMENT",
+    "MODALITY_CODES",
     "FitSample",
     "FusionNetwork",
+    "LoneRowsWarning",
     "Projection",
     "ProjectionStep",
+    "active_rows",
     "alignment_loss",
     "cluster_bias_loss",
     "contrastive_loss",
+    "equal_rows",
     "fit",
     "folds_of",
+    "gather",
+    "mamcl_loss",
+    "modality_codes",
     "residual_bias_loss",
     "scale_bias_loss",
 ]

@@ -34,8 +34,8 @@ def contrastive_loss(
     Raises:
         ValueError: wrong shapes, a temperature that is not positive, or a value that is not finite.
     """
-    _check(projected, "projected")
-    _check(anchors, "anchors", projected)
+    check_vectors(projected, "projected")
+    check_vectors(anchors, "anchors", projected)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     logits = F.normalize(projected, dim=1) @ F.normalize(anchors, dim=1).T / temperature
@@ -64,8 +64,8 @@ def alignment_loss(projected: torch.Tensor, anchors: torch.Tensor) -> torch.Tens
     Raises:
         ValueError: wrong shapes, or a value that is not finite.
     """
-    _check(projected, "projected")
-    _check(anchors, "anchors", projected)
+    check_vectors(projected, "projected")
+    check_vectors(anchors, "anchors", projected)
     return (1 - F.cosine_similarity(projected, anchors, dim=1)).mean()
 
 
@@ -86,7 +86,7 @@ def cluster_bias_loss(projected: torch.Tensor, modality: Modalities) -> torch.Te
     Raises:
         ValueError: wrong shapes, or a value that is not finite.
     """
-    _check(projected, "projected")
+    check_vectors(projected, "projected")
     member, count = _membership(modality, projected)
     if len(count) < 2:
         return projected.sum() * 0
@@ -111,7 +111,7 @@ def scale_bias_loss(projected: torch.Tensor, modality: Modalities) -> torch.Tens
     Raises:
         ValueError: wrong shapes, or a value that is not finite.
     """
-    _check(projected, "projected")
+    check_vectors(projected, "projected")
     member, count = _membership(modality, projected)
     if len(count) < 2:
         return projected.sum() * 0
@@ -138,8 +138,8 @@ def residual_bias_loss(projected: torch.Tensor, anchors: torch.Tensor, modality:
     Raises:
         ValueError: wrong shapes, or a value that is not finite.
     """
-    _check(projected, "projected")
-    _check(anchors, "anchors", projected)
+    check_vectors(projected, "projected")
+    check_vectors(anchors, "anchors", projected)
     member, count = _membership(modality, projected)
     residual = F.normalize(projected, dim=1) - F.normalize(anchors, dim=1)
     return ((member @ residual) / count[:, None]).square().sum(1).mean()
@@ -173,7 +173,8 @@ def _lengths(differences: torch.Tensor) -> torch.Tensor:
     return torch.where(there, torch.where(there, squares, 1).sqrt(), 0)
 
 
-def _check(vectors: torch.Tensor, name: str, like: torch.Tensor | None = None) -> None:
+def check_vectors(vectors: torch.Tensor, name: str, like: torch.Tensor | None = None) -> None:
+    """Raise `ValueError` for what is no matrix, of another shape than ``like``, or not finite."""
     if vectors.ndim != 2 or not len(vectors):
         raise ValueError(f"{name} must be a matrix with at least one row, not of shape {tuple(vectors.shape)}")
     if like is not None and vectors.shape != like.shape:
