@@ -12,17 +12,29 @@ from pathlib import Path
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.downstream.features import Features, make_features
 from nemo_mm_rank.downstream.perplexity import Perplexity
-from nemo_mm_rank.downstream.settings import DownstreamSettings, OffSettings, SmallSettings
+from nemo_mm_rank.downstream.settings import DownstreamSettings, OffSettings, SmallSettings, VLMSettings
 from nemo_mm_rank.downstream.small import train_small
+from nemo_mm_rank.downstream.vlm.job import Job, Pairs, read_pairs
+from nemo_mm_rank.downstream.vlm.launch import perform
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.store import Shards
 
-__all__ = ["DownstreamSettings", "Features", "OffSettings", "Perplexity", "SmallSettings", "features", "train"]
+__all__ = [
+    "DownstreamSettings",
+    "Features",
+    "OffSettings",
+    "Pairs",
+    "Perplexity",
+    "SmallSettings",
+    "VLMSettings",
+    "features",
+    "train",
+]
 
 
 def features(
-    parts: Mapping[str, Shards], settings: SmallSettings, config: Config, folder: Path, engine: Engine
-) -> Features:
+    parts: Mapping[str, Shards], settings: SmallSettings | VLMSettings, config: Config, folder: Path, engine: Engine
+) -> Features | Pairs:
     """Return what models are trained on and judged by: made once, shared by all strategies and seeds.
 
     Args:
@@ -33,15 +45,17 @@ def features(
         folder: where what is made is kept, so that another run finds it.
         engine: where the work is done.
     """
+    if isinstance(settings, VLMSettings):
+        return read_pairs(parts, config.media)
     return make_features(parts, settings, config, folder, engine)
 
 
 def train(
-    features: Features,
+    features: Features | Pairs,
     annotations: Sequence[str | None],
     blend_rows: Sequence[int],
     validation_rows: Sequence[int],
-    settings: SmallSettings,
+    settings: SmallSettings | VLMSettings,
     seed: int,
 ) -> Perplexity:
     """Train the model on some rows and judge it on others.
@@ -57,4 +71,8 @@ def train(
     Raises:
         UserError: no usable pair to learn from or to judge, or validation pairs in the blend.
     """
+    if isinstance(features, Pairs) and isinstance(settings, VLMSettings):
+        return perform(Job.of(features, annotations, blend_rows, validation_rows, settings, seed))
+    if not isinstance(features, Features) or not isinstance(settings, SmallSettings):
+        raise TypeError("the features of one kind of model, and the settings of another")
     return train_small(features, annotations, blend_rows, validation_rows, settings, seed)

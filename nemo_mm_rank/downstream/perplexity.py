@@ -32,8 +32,3 @@ class Perplexity:
     def best(self) -> float:
         """The lowest of the values."""
         return min(self.values)
-
-
-def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:
-    """Return at which of ``steps`` to judge: at even distances, the last at the end."""
-    return tuple(sorted({max(1, round(steps * (turn + 1) / evaluations)) for turn in range(evaluations)}))

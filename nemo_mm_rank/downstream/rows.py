@@ -59,3 +59,23 @@ def read_rows(parts: Mapping[str, Shards], media: MediaSettings) -> Rows:
             pair_ids[name] += [str(pair_id) for pair_id in frames.strings(frame, PAIR_ID)]
             annotations += [text if isinstance(text, str) else None for text in annotation_texts(frame, media)]
     return Rows(pair_ids, annotations)
+
+
+def usable(
+    annotations: Sequence[str | None], blend_rows: Sequence[int], validation_rows: Sequence[int]
+) -> tuple[list[int], list[int], int]:
+    """Return the rows of the blend that can be learnt from, those to judge, and how many of the blend are left out.
+
+    Raises:
+        UserError: none to learn from or to judge, a validation pair without annotation, or one in the blend.
+    """
+    blend = [int(row) for row in blend_rows if annotations[row]]
+    validation = [int(row) for row in validation_rows if annotations[row]]
+    for what, rows in (("the blend", blend), ("the validation set", validation)):
+        if not rows:
+            raise UserError(f"downstream: {what} has no pair with an annotation")
+    if lacking := len(validation_rows) - len(validation):
+        raise UserError(f"downstream: {lacking} validation pairs have no annotation")
+    if shared := len({*blend} & {*validation}):
+        raise UserError(f"downstream: {shared} validation pairs are in the blend")
+    return blend, validation, len(blend_rows) - len(blend)

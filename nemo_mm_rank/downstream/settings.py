@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -39,6 +40,35 @@ class SmallSettings(Settings):
         return self
 
 
+class VLMSettings(Settings):
+    """LoRA fine-tuning of a multimodal language model that reads the data and is asked for the annotation."""
+
+    kind: Literal["vlm"] = "vlm"
+    model: str = Field(description="a local folder, or a name on the Hugging Face hub")
+    revision: str | None = Field(None, description="commit on the hub; needed for a model from there")
+    dtype: str | None = Field(None, description="of the frozen weights; default: float32 on a CPU, else bfloat16")
+    prompt: str = Field("Write the annotation of this {modality}.", min_length=1, description="follows the data")
+    steps: int = Field(750, ge=1)
+    evaluations: int = Field(3, ge=1, description="times that the validation set is judged, the last at the end")
+    pairs: int = Field(16, ge=1, description="of a step, over all processes")
+    longest: int = Field(512, ge=2, description="tokens that an annotation is cut to, its end included")
+    longest_data: int = Field(8192, ge=16, description="characters that texts and code are cut to")
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    learning_rate: float = Field(1e-4, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
+    weight_decay: float = Field(0.0, ge=0)
+    checkpointing: bool = Field(False, description="compute activations twice: less memory, more time")
+    processes: int | None = Field(None, ge=1, description="by accelerate launch; default: one for each GPU")
+    device: str | None = Field(None, description="cpu to leave GPUs alone; default: GPUs where there are any")
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> VLMSettings:
+        if self.revision is None and not Path(self.model).is_dir():
+            raise ValueError(f"{self.model} is no folder, and a model of the hub needs a revision: a commit")
+        return self
+
+
 class OffSettings(Settings):
     """No training: blends are judged by what they hold alone."""
 
@@ -52,6 +82,6 @@ def _by_kind(value: Any) -> Any:
 
 
 DownstreamSettings = Annotated[
-    Annotated[SmallSettings | OffSettings, Field(discriminator="kind")], BeforeValidator(_by_kind)
+    Annotated[SmallSettings | VLMSettings | OffSettings, Field(discriminator="kind")], BeforeValidator(_by_kind)
 ]
 """One of the models, by its ``kind``; default: the small one."""

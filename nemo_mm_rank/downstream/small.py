@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from nemo_mm_rank.downstream.batches import all_rows, training_batches
 from nemo_mm_rank.downstream.features import Features
 from nemo_mm_rank.downstream.network import PrefixLM
-from nemo_mm_rank.downstream.perplexity import Perplexity, evaluation_steps
+from nemo_mm_rank.downstream.perplexity import Perplexity
+from nemo_mm_rank.downstream.rows import usable
+from nemo_mm_rank.downstream.schedule import evaluation_steps, pace
 from nemo_mm_rank.downstream.settings import SmallSettings
 from nemo_mm_rank.downstream.vocabulary import Tokens
-from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.projection.artifact import threads
 
 _WARM_UP = 0.1
@@ -48,12 +49,7 @@ def train_small(
         UserError: no usable pair to learn from or to judge, or validation pairs in the blend.
     """
     started = time.perf_counter()
-    blend, skipped = _usable("the blend", annotations, blend_rows)
-    validation, unjudged = _usable("the validation set", annotations, validation_rows)
-    if unjudged:
-        raise UserError(f"downstream: {unjudged} validation pairs have no annotation")
-    if shared := len(set(blend) & set(validation)):
-        raise UserError(f"downstream: {shared} validation pairs are in the blend")
+    blend, validation, skipped = usable(annotations, blend_rows, validation_rows)
     tokens = features.vocabulary.encode([text or "" for text in annotations], settings.longest)
     weights, order = (torch.Generator().manual_seed(2 * seed + number) for number in range(2))
     network = PrefixLM(
@@ -68,7 +64,7 @@ def train_small(
     )
     network.initialise(weights)
     optimiser = torch.optim.AdamW(_groups(network, settings), lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _pace(step, settings.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step, settings.steps, _WARM_UP))
     judged_at = evaluation_steps(settings.steps, settings.evaluations)
     values: list[float] = []
     with threads(settings.threads):
@@ -105,13 +101,6 @@ def perplexity(network: PrefixLM, features: Features, tokens: Tokens, rows: torc
     return math.exp(total / count)
 
 
-def _usable(what: str, annotations: Sequence[str | None], rows: Sequence[int]) -> tuple[list[int], int]:
-    usable = [int(row) for row in rows if annotations[row]]
-    if not usable:
-        raise UserError(f"downstream: {what} has no pair with an annotation")
-    return usable, len(rows) - len(usable)
-
-
 def _groups(network: PrefixLM, settings: SmallSettings) -> list[dict[str, object]]:
     """Return matrices, which decay, and the rest, which does not."""
     parameters = list(network.parameters())
@@ -119,11 +108,3 @@ def _groups(network: PrefixLM, settings: SmallSettings) -> list[dict[str, object
         {"params": [one for one in parameters if one.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [one for one in parameters if one.ndim == 1], "weight_decay": 0.0},
     ]
-
-
-def _pace(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate: up along a line, then down to zero along a cosine."""
-    warm = max(1, round(_WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

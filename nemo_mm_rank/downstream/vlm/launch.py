@@ -1,0 +1,70 @@
+"""Where a job is done: in this process, or in as many as there are GPUs, started by ``accelerate launch``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from nemo_mm_rank.downstream.perplexity import Perplexity
+from nemo_mm_rank.downstream.settings import VLMSettings
+from nemo_mm_rank.downstream.vlm.job import Job
+from nemo_mm_rank.downstream.vlm.training import run
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.parquet import write_json
+
+_FOUND, _MISTAKE = "perplexity.json", "error.txt"
+
+
+def perform(job: Job) -> Perplexity:
+    """Do a job.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    count = processes(job.settings)
+    if count == 1:
+        return run(job)
+    with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-") as temporary:
+        folder = Path(temporary)
+        job.save(folder)
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1", f"--num_processes={count}"]
+        command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+        command += ["--cpu"] if job.settings.device == "cpu" else ["--multi_gpu"]
+        command += ["--module", "nemo_mm_rank.downstream.vlm", temporary]
+        done = subprocess.run(command, check=False, stdout=sys.stderr, env=os.environ)  # noqa: S603 (our own words)
+        if (folder / _MISTAKE).exists():
+            raise UserError((folder / _MISTAKE).read_text(encoding="utf-8"))
+        if done.returncode:
+            raise UserError(f"downstream: accelerate launch ended with {done.returncode}; see its output above")
+        return load_perplexity(folder)
+
+
+def processes(settings: VLMSettings) -> int:
+    """Return how many processes are to work."""
+    gpus = 0 if settings.device == "cpu" else torch.cuda.device_count()
+    return settings.processes or max(1, gpus)
+
+
+def work(folder: Path) -> None:
+    """Do one process's share of the job in a folder; the first process writes down what comes of it."""
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        found = run(Job.load(folder))
+    except UserError as error:
+        (folder / _MISTAKE).write_text(str(error), encoding="utf-8")
+        raise
+    if first:
+        write_json(folder / _FOUND, asdict(found))
+
+
+def load_perplexity(folder: Path) -> Perplexity:
+    """Read what `work` wrote."""
+    values = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
+    return Perplexity(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
