@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.mix import canonical_type, find_mix
 from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, Modality
 
 
@@ -152,6 +153,8 @@ class ProjectionSettings(Settings):
     contrastive_weight: float = Field(1.0, ge=0, description="find the own annotation among others")
     alignment_weight: float = Field(3.0, ge=0, description="lie close to the own annotation")
     residual_bias_weight: float = Field(6.0, ge=0, description="leave no error that the modality alone predicts")
+    mamcl_weight: float = Field(0.0, ge=0, description="find the own data among others of its modality")
+    mamcl_temperature: float = Field(0.03, gt=0)
     cluster_bias_weight: float = Field(0.0, ge=0)
     scale_bias_weight: float = Field(0.0, ge=0)
     normalise_bias: bool = Field(True, description="cluster and scale bias act on normalised vectors")
@@ -170,6 +173,11 @@ class ProjectionSettings(Settings):
             raise ValueError("at least one weight must be positive, or there is nothing to learn")
         return self
 
+    @property
+    def only_mamcl(self) -> bool:
+        """Whether the only contrastive term is MAMCL, which never compares pairs of different modalities."""
+        return bool(self.mamcl_weight) and not self.contrastive_weight
+
 
 class Query(Settings):
     """One objective in plain words; a negative weight says what not to pick."""
@@ -187,10 +195,13 @@ class RankingSettings(Settings):
     )
     spread: float = Field(2.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
     combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
-    calibration: Annotated[Literal["off", "zscore", "quantile"], OFF] = Field(
-        "off", description="of the final score, per modality"
+    calibration: Annotated[Literal["off", "zscore", "quantile"] | None, OFF] = Field(
+        None, description="of the final score, per modality; default: off, but zscore where MAMCL alone contrasts"
     )
-    quota_by: Literal["modality", "pool"] | None = None
+    mix: str | dict[str, float] | None = Field(
+        None, description="a published mix by name, or shares by type, like image->text: quotas in other words"
+    )
+    quota_by: Literal["modality", "pool", "type"] | None = None
     quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
     shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
     collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
@@ -200,14 +211,27 @@ class RankingSettings(Settings):
     def _quotas_fit(self) -> RankingSettings:
         if bool(self.quota_by) != bool(self.quotas):
             raise ValueError("quota_by says by what, quotas the shares: give both or neither")
-        if any(not 0 <= share <= 1 for share in self.quotas.values()):
-            raise ValueError(f"quotas: shares are between 0 and 1, not {self.quotas}")
-        if sum(Fraction(str(share)) for share in self.quotas.values()) > 1:
-            raise ValueError(f"quotas: the shares {self.quotas} sum to more than 1")
+        if self.quotas and self.mix is not None:
+            raise ValueError("mix: a mix is quotas by type; give one of the two")
+        shares = self.quotas if self.mix is None else dict(find_mix(self.mix).shares)
+        if any(not 0 <= share <= 1 for share in shares.values()):
+            raise ValueError(f"quotas: shares are between 0 and 1, not {shares}")
+        if sum(Fraction(str(share)) for share in shares.values()) > 1:
+            raise ValueError(f"quotas: the shares {shares} sum to more than 1")
         for name in self.quotas if self.quota_by == "modality" else ():
             if name not in list(Modality):
                 raise ValueError(f"quotas: no modality {name!r}{nearest(name, list(Modality))}")
+        for name in self.quotas if self.quota_by == "type" else ():
+            if name != canonical_type(name):
+                raise ValueError(f"quotas: write {name!r} as {canonical_type(name)!r}")
         return self
+
+    def by_type(self) -> RankingSettings:
+        """Return these settings with the mix, where there is one, written as quotas by type."""
+        if self.mix is None:
+            return self
+        shares = dict(find_mix(self.mix).shares)
+        return self.model_copy(update={"mix": None, "quota_by": "type", "quotas": shares})
 
 
 class EngineSettings(Settings):
@@ -291,6 +315,17 @@ class Config(Settings):
     projection: ProjectionSettings = Field(default_factory=ProjectionSettings)
     ranking: RankingSettings = Field(default_factory=RankingSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @property
+    def ranked_by(self) -> RankingSettings:
+        """The ranking's settings with what follows from others: calibration after MAMCL alone, a mix as quotas.
+
+        MAMCL leaves it open how far modalities lie apart, so scores are then standardised within each; a calibration
+        that is set, ``off`` as well, stands.
+        """
+        ranking = self.ranking.by_type()
+        default = "zscore" if self.projection.only_mamcl else "off"
+        return ranking.model_copy(update={"calibration": ranking.calibration or default})
 
     @property
     def sns_expert(self) -> ExpertSpec:

@@ -10,7 +10,6 @@ from nemo_mm_rank.projection.losses import (
     scale_bias_loss,
 )
 from nemo_mm_rank.projection.mamcl import (
-    MODALITY_CODES,
     LoneRowsWarning,
     active_rows,
     equal_rows,
@@ -24,7 +23,6 @@ from nemo_mm_rank.projection.step import AGREEMENT, ProjectionStep
 
 __all__ = [
     "AGREEMENT",
-    "MODALITY_CODES",
     "FitSample",
     "FusionNetwork",
     "LoneRowsWarning",

@@ -12,19 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from nemo_mm_rank.errors import nearest
+from nemo_mm_rank.modalities import code_of, name_of
 from nemo_mm_rank.projection.losses import check_vectors
-from nemo_mm_rank.schema import Modality
-
-MODALITY_CODES: dict[str, int] = {
-    Modality.TEXT: 1,
-    Modality.IMAGE: 2,
-    Modality.VIDEO: 4,
-    Modality.AUDIO: 8,
-    Modality.CODE: 16,
-}
-"""One bit each; a target of several parts is the sum of theirs, and a class of its own. Text, image and video as in
-UNITE's code (arXiv 2505.19650); audio and code are ours."""
 
 Targets: TypeAlias = Sequence[str] | Sequence[Iterable[str]] | Sequence[int] | npt.NDArray[Any] | torch.Tensor
 """What each target is made of: ``"image"``, ``"text, image"`` or ``{"text", "image"}``; or a code, at least 1."""
@@ -115,7 +104,7 @@ def active_rows(target_modality: Targets, groups: torch.Tensor | None = None) ->
 
 
 def modality_codes(target_modality: Targets, rows: int | None = None, content: Targets | None = None) -> torch.Tensor:
-    """Return modality sets as sums of `MODALITY_CODES`: ``(n,)`` int64.
+    """Return modality sets as sums of `modalities.MODALITY_CODES`: ``(n,)`` int64.
 
     Args:
         target_modality: names (``"image"``), names put together by commas or pluses (``"text, image"``; order and
@@ -135,7 +124,8 @@ def modality_codes(target_modality: Targets, rows: int | None = None, content: T
         truth = modality_codes(content, len(found))
         wrong = torch.nonzero(found != truth).view(-1).tolist()
         if wrong:
-            first = f"row {wrong[0]} is said to be {_name(int(found[wrong[0]]))} and is {_name(int(truth[wrong[0]]))}"
+            said, true = (name_of(int(codes[wrong[0]])) for codes in (found, truth))
+            first = f"row {wrong[0]} is said to be {said!r} and is {true!r}"
             raise ValueError(f"{len(wrong)} of {len(found)} target modalities contradict their content: {first}")
     return found
 
@@ -219,23 +209,5 @@ def _named(labels: Sequence[Any]) -> npt.NDArray[np.int64]:
         keys = [label if isinstance(label, str) else frozenset(label) for label in labels]
     except TypeError as error:
         raise ValueError(f"target modalities are names, collections of names, or codes: {error}") from error
-    known = {key: _code(key) for key in set(keys)}
+    known = {key: code_of(key) for key in set(keys)}
     return np.array([known[key] for key in keys], dtype=np.int64)
-
-
-def _code(label: str | frozenset[str]) -> int:
-    names = label.replace("+", ",").split(",") if isinstance(label, str) else sorted(label)
-    code = 0
-    for name in (name.strip() for name in names):
-        if name not in MODALITY_CODES:
-            said = f"unknown target modality {name!r}" if name else "a target modality is empty"
-            raise ValueError(f"{said}{nearest(name, MODALITY_CODES)}")
-        code |= MODALITY_CODES[name]
-    if not code:
-        raise ValueError("a target modality is empty")
-    return code
-
-
-def _name(code: int) -> str:
-    names = [str(name) for name, bit in MODALITY_CODES.items() if code & bit]
-    return repr("+".join(names)) if names and code < 32 else str(code)

@@ -164,9 +164,11 @@ def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: 
         for batch in scoring.batches(shards):
             counts += groups.count(groups.codes(batch.words)[batch.scores >= threshold])
         return counts
-    by_name = scoring.counts[groups.by]
-    named = [by_name.get(name, 0) for name in groups.names[:-1]]
-    return np.array([*named, scoring.ranked - sum(named)], dtype=np.int64)
+    by_name = scoring.counts[groups.column]
+    there = np.zeros(len(groups.names), dtype=np.int64)
+    for code, count in zip(groups.codes_of(list(by_name)), by_name.values(), strict=True):
+        there[code] += count
+    return there
 
 
 def _result(
@@ -224,7 +226,7 @@ def _reasons(
     columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
     for row, (place, score, modality) in enumerate(zip(*columns, strict=True)):
         line = f"rank {place:,} of {scoring.ranked:,}: {', '.join(values[row] for values in components)}"
-        if settings.calibration != "off":
+        if scoring.calibration:
             line += f"; {settings.calibration} within {modality} {score:+.2f}"
         if filling[row]:
             line += "; fills a quota that others left short"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from nemo_mm_rank.mix import type_of
 from nemo_mm_rank.ranking.pool import Rows, Shards
 from nemo_mm_rank.ranking.scoring import WORDS, Batch, Floats, Scoring
 from nemo_mm_rank.ranking.select import REST
 from nemo_mm_rank.ranking.topk import TopK, top_k
-from nemo_mm_rank.schema import PAIR_ID
+from nemo_mm_rank.schema import MODALITY, PAIR_ID
 
 _PART, _ROW, SCORE = "_part", "_row", "score_"
 """Columns that candidates carry: where the row lies, and ``score_<component>``."""
@@ -25,7 +25,7 @@ class Groups:
     """How rows fall into groups: those with a quota, and the rest.
 
     Attributes:
-        by: the column that says.
+        by: the column that says, or ``type``, which the modality decides.
         names: the groups, `REST` last; a row's code is its group's place here.
     """
 
@@ -37,11 +37,24 @@ class Groups:
         """Make groups of those that have a share."""
         return cls(by, (*sorted(shares), REST))
 
+    @property
+    def column(self) -> str:
+        """The column that decides."""
+        return MODALITY if self.by == "type" else self.by
+
     def codes(self, words: pa.Table) -> Rows:
         """Return ``(n,)`` int64 codes."""
-        values = pa.array(self.names[:-1], pa.string())
-        codes: Rows = pc.index_in(words[self.by], value_set=values).fill_null(len(values)).to_numpy().astype(np.int64)
+        encoded = words[self.column].combine_chunks().dictionary_encode()
+        values = self.codes_of(encoded.dictionary.to_pylist())
+        rest = len(self.names) - 1  # a row whose column holds nothing
+        codes: Rows = np.append(values, rest)[encoded.indices.fill_null(len(values)).to_numpy()]
         return codes
+
+    def codes_of(self, values: Sequence[str]) -> Rows:
+        """Return the codes of rows by what their column holds: ``(v,)`` int64."""
+        place = {name: code for code, name in enumerate(self.names[:-1])}
+        named = [type_of(value) if self.by == "type" else value for value in values]
+        return np.array([place.get(name, len(place)) for name in named], dtype=np.int64)
 
     def count(self, codes: Rows) -> Rows:
         """Return ``(g,)`` int64, how many rows each group has."""

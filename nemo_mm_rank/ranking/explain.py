@@ -17,7 +17,6 @@ from nemo_mm_rank.ranking.pool import Shards
 from nemo_mm_rank.ranking.ranks import pool_ranks
 from nemo_mm_rank.ranking.score import PREFIX, component
 from nemo_mm_rank.ranking.scoring import EXPERTS, WORDS, Scoring
-from nemo_mm_rank.ranking.select import REST
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, SNS_REASON
 
 _TRIMMED = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
@@ -72,7 +71,7 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
     """Say how far the score is from that of the last pair chosen in the pair's group."""
     of = settings.quota_by or MODALITY
     groups = Groups.of(of, settings.quotas)
-    name = values[of] if values[of] in groups.names[:-1] else REST
+    name = groups.names[int(groups.codes_of([values[groups.column]])[0])]
     shown = label(name, settings.quotas)
     for kept in ranking.duplicates.filter(pc.equal(ranking.duplicates[PAIR_ID], values[PAIR_ID]))["kept"].to_pylist():
         yield f"  near-equal to {kept!r}, which is in the blend"

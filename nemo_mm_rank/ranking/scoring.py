@@ -79,7 +79,8 @@ class Scoring:
             ranked += table.num_rows
         weights = _by_spread(weights, moments, settings.spread)
         scoring = cls(weights, moments, {}, {by: dict(sorted(seen.items())) for by, seen in counts.items()}, ranked)
-        return scoring if settings.calibration == "off" else scoring._calibrated(shards, settings.calibration)
+        how = settings.calibration or "off"
+        return scoring if how == "off" else scoring._calibrated(shards, how)
 
     def _calibrated(self, shards: Shards, how: str) -> Scoring:
         kind: type[Moments] | type[Quantiles] = Moments if how == "zscore" else Quantiles
