@@ -63,14 +63,18 @@ class Files:
 def live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Rows, pa.Table]]:
     """Yield per shard its number, the positions of the rows without an error, and ``columns`` of those rows."""
     for part in range(shards.count):
-        table = shards.read(part, [*columns, ERROR])
-        if ERROR in table.column_names:
-            alive = pc.is_null(table[ERROR]).to_numpy()
-            rows = np.flatnonzero(alive)
-            table = table.drop_columns([ERROR])
-            yield part, rows, table if len(rows) == len(alive) else table.take(pa.array(rows))
-        else:
-            yield part, np.arange(table.num_rows), table
+        yield part, *live_rows(shards, part, columns)
+
+
+def live_rows(shards: Shards, part: int, columns: Sequence[str]) -> tuple[Rows, pa.Table]:
+    """Return of one shard the positions of the rows without an error, and ``columns`` of those rows."""
+    table = shards.read(part, [*columns, ERROR])
+    if ERROR not in table.column_names:
+        return np.arange(table.num_rows), table
+    alive = pc.is_null(table[ERROR]).to_numpy()
+    rows = np.flatnonzero(alive)
+    table = table.drop_columns([ERROR])
+    return rows, table if len(rows) == len(alive) else table.take(pa.array(rows))
 
 
 def attach_rows(chosen: pa.Table, places: Rows, shards: Shards, columns: Sequence[str]) -> pa.Table:

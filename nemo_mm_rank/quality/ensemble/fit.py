@@ -1,0 +1,193 @@
+"""An ensemble is fitted to a pool: thresholds from sorted scores, the label model from counts of patterns alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.errors import ConfigError, MissingColumnError
+from nemo_mm_rank.quality.ensemble.artifact import Ensemble, Functions, vote_by_modality
+from nemo_mm_rank.quality.ensemble.guards import Fault, idle
+from nemo_mm_rank.quality.ensemble.model import LEAST
+from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, Quantile
+from nemo_mm_rank.quality.ensemble.summary import Rates, Summary, summarise
+from nemo_mm_rank.quality.ensemble.thresholds import Scores, resolve
+from nemo_mm_rank.ranking.pool import Shards, live_rows
+from nemo_mm_rank.schema import MODALITY
+
+DUPLICATE_OF = "duplicate_of"
+"""The pair that stays in the place of this one (string, null for a pair that stays): no vote of it is counted."""
+
+MapShards = Callable[[Callable[[int], PatternCounts], Sequence[int]], Iterable[tuple[int, PatternCounts]]]
+"""An engine's ``map``."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An ensemble, and what is known of it.
+
+    Attributes:
+        ensemble: of the functions that say something.
+        summary: how often those vote, in the order of their names.
+        pairs: that were counted.
+        left_out: name -> why a function is no part of it.
+        warnings: lines that somebody should read: functions left out, and those that the model turned round.
+    """
+
+    ensemble: Ensemble
+    summary: Summary
+    pairs: int
+    left_out: Mapping[str, Fault]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What somebody should read."""
+        names = self.ensemble.names
+        lines = [f"labeling function {name!r} {fault.message}; it is left out" for name, fault in self.left_out.items()]
+        return lines + [
+            f"labeling function {names[fault.function]!r} {fault.message}: less than chance. What it selects counts "
+            "against a pair; look at its thresholds, and at the functions it disagrees with"
+            for fault in self.ensemble.model.inverted
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for a manifest."""
+        functions: Rates[Any] = self.summary.functions
+        weights = self.ensemble.model.weights.tolist()
+        table = {
+            name: {
+                "coverage": float(functions.coverage[place]),
+                "overlap": float(functions.overlap[place]),
+                "conflict": float(functions.conflict[place]),
+                "selects": float(self.summary.selects[place]),
+                "rejects": float(self.summary.rejects[place]),
+                "weight": weights[place],
+                "thresholds": {
+                    modality: {"low": values[1], "high": values[2]}
+                    for modality, found in self.ensemble.as_json()["functions"].items()
+                    for values in [found[place]]
+                },
+            }
+            for place, name in enumerate(self.ensemble.names)
+        }
+        data = self.summary.data
+        return {
+            "pairs": self.pairs,
+            "functions": table,
+            "data": {"coverage": data.coverage, "overlap": data.overlap, "conflict": data.conflict},
+            "left_out": {name: fault.kind for name, fault in self.left_out.items()},
+            "warnings": self.warnings,
+        }
+
+
+def fit(shards: Shards, settings: EnsembleSettings, map_shards: MapShards) -> Fitted:
+    """Fit thresholds and label model to a pool. Pairs with an error and duplicates are not looked at.
+
+    Scores are held for one column at a time, to sort them; of the votes only counts of patterns leave a shard.
+
+    Args:
+        shards: with ``modality``, the columns of scores, and ``duplicate_of`` where duplicates are known.
+        settings: the functions.
+        map_shards: counts shard by shard.
+
+    Raises:
+        MissingColumnError: a shard lacks a column of scores.
+        ConfigError: fewer than three functions are left that say anything.
+    """
+    functions = thresholds(shards, settings)
+    names = list(settings.functions)
+    counting = CountVotes(shards, functions, len(names))
+    counted = PatternCounts.merged(counts for _, counts in map_shards(counting, range(shards.count)))
+    faults = idle(counted, settings.alike)
+    out = {fault.function for fault in faults}
+    if len(names) - len(out) < LEAST:
+        why = "; ".join(f"{names[fault.function]!r} {fault.message}" for fault in faults)
+        raise ConfigError(
+            f"ensemble: at least {LEAST} labeling functions have to say something" + (f": {why}" * bool(why))
+        )
+    counted = counted.without(out)
+    model = settings.label_model.make().fit_counts(counted.patterns, counted.counts)
+    kept = [place for place in range(len(names)) if place not in out]
+    mine = {modality: tuple(found[place] for place in kept) for modality, found in functions.items()}
+    ensemble = Ensemble(tuple(names[place] for place in kept), mine, model)
+    return Fitted(ensemble, summarise(counted), counted.n, {names[fault.function]: fault for fault in faults})
+
+
+def thresholds(shards: Shards, settings: EnsembleSettings) -> Functions:
+    """Return the functions with their thresholds as scores, for every modality of the pool."""
+    modalities = sorted({value for table in voters(shards, []) for value in table[MODALITY].unique().to_pylist()})
+    found: dict[str, list[Any]] = {modality: [] for modality in modalities}
+    sorted_scores: dict[str, dict[str, Scores]] = {}
+    for function in settings.functions.values():
+        if function.column not in sorted_scores:
+            # Functions on one column mostly stand side by side: no more than one column is held.
+            sorted_scores = {function.column: _sorted(shards, function, modalities, settings.by_modality)}
+        for modality in modalities:
+            found[modality].append(resolve(function, sorted_scores[function.column][modality]))
+    return {modality: tuple(functions) for modality, functions in found.items()}
+
+
+def _sorted(
+    shards: Shards, function: FunctionSettings, modalities: Sequence[str], by_modality: bool
+) -> dict[str, Scores]:
+    """Return the column's scores in the pool, sorted, by modality; none where no share of them is asked for."""
+    pieces: dict[str, list[Scores]] = {modality: [] for modality in modalities}
+    if isinstance(function.select, Quantile) or isinstance(function.reject, Quantile):
+        for table in voters(shards, [function.column]):
+            scores = frames.numbers(frames.from_table(table), function.column)
+            for modality in table[MODALITY].unique().to_pylist():
+                mine = scores[pc.equal(table[MODALITY], modality).to_numpy()]
+                pieces[modality].append(mine[~np.isnan(mine)])
+    sorted_scores = {modality: np.sort(np.concatenate([np.zeros(0), *found])) for modality, found in pieces.items()}
+    if by_modality:
+        return sorted_scores
+    return dict.fromkeys(modalities, np.sort(np.concatenate([np.zeros(0), *sorted_scores.values()])))
+
+
+@dataclass(frozen=True)
+class CountVotes:
+    """Counts a shard's patterns of votes. Callable for one shard, on any worker.
+
+    Attributes:
+        shards: with the columns of scores.
+        functions: by modality.
+        m: number of functions.
+    """
+
+    shards: Shards
+    functions: Functions
+    m: int
+
+    def __call__(self, part: int) -> PatternCounts:
+        """Count one shard."""
+        columns = {function.column for functions in self.functions.values() for function in functions}
+        table = voting_rows(self.shards, part, sorted(columns))
+        return PatternCounts.of(vote_by_modality(frames.from_table(table), self.functions, self.m))
+
+
+def voters(shards: Shards, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield per shard modality and ``columns`` of the pairs whose votes count."""
+    for part in range(shards.count):
+        yield voting_rows(shards, part, columns)
+
+
+def voting_rows(shards: Shards, part: int, columns: Sequence[str]) -> pa.Table:
+    """Return modality and ``columns`` of one shard's pairs that have no error and are no duplicate.
+
+    Raises:
+        MissingColumnError: the shard lacks a column.
+    """
+    _, table = live_rows(shards, part, [MODALITY, *columns, DUPLICATE_OF])
+    missing = [name for name in (MODALITY, *columns) if name not in table.column_names]
+    if missing:
+        raise MissingColumnError(f"ensemble: shard {part} lacks {', '.join(map(repr, missing))}")
+    if DUPLICATE_OF in table.column_names:
+        table = table.filter(pc.is_null(table[DUPLICATE_OF])).drop_columns([DUPLICATE_OF])
+    return table

@@ -1,0 +1,90 @@
+"""What an ensemble can be told: labeling functions by name, their thresholds as numbers or as shares of the pool."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from nemo_mm_rank.config import Settings
+from nemo_mm_rank.quality.ensemble.guards import ALIKE
+from nemo_mm_rank.quality.ensemble.model import LabelModel
+from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
+
+
+class Quantile(Settings):
+    """A threshold that a share of the pool's scores reaches (or stays below)."""
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+
+    def __str__(self) -> str:
+        return f"{float(Fraction(str(self.share)) * 100):g} %"
+
+
+def _level(word: str) -> BeforeValidator:
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(rf"\s*{word}\s+(\d+(?:\.\d+)?)\s*%\s*", value)
+        if not match:
+            raise ValueError(f"a threshold is a score, or a share like '{word} 40%', not {value!r}")
+        return {"share": float(Fraction(match[1]) / 100)}
+
+    return BeforeValidator(parse)
+
+
+class FunctionSettings(Settings):
+    """One labeling function: what it selects, and what it rejects; a score between the two gets no vote."""
+
+    column: str = Field(description="whose scores it reads; higher is better")
+    select: Annotated[float | Quantile | None, _level("top")] = Field(
+        None, description="at or above this score, or 'top 40%': no more than that share of the pool's"
+    )
+    reject: Annotated[float | Quantile | None, _level("bottom")] = Field(
+        None, description="at or below this score, or 'bottom 40%': no more than that share"
+    )
+
+    @property
+    def allowed(self) -> tuple[int, ...]:
+        """The votes that it may cast."""
+        return tuple(vote for vote, level in ((REJECT, self.reject), (SELECT, self.select)) if level is not None)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> FunctionSettings:
+        if not self.allowed:
+            raise ValueError("a labeling function selects or rejects something: give select, reject or both")
+        select, reject = self.select, self.reject
+        if isinstance(select, Quantile) and isinstance(reject, Quantile):
+            if Fraction(str(select.share)) + Fraction(str(reject.share)) > 1:
+                raise ValueError(f"it cannot select {select} and reject {reject} of the same pairs")
+        elif isinstance(select, float) and isinstance(reject, float) and reject > select:
+            raise ValueError(f"it rejects at or below {reject:g}, but selects at or above {select:g}")
+        return self
+
+
+class LabelModelSettings(Settings):
+    """Snorkel's label model, with EcoDatum's settings."""
+
+    epochs: int = Field(200, ge=1, le=1_000_000)
+    lr: float = Field(0.01, gt=0)
+    l2: float = Field(0.001, ge=0)
+    seed: int = Field(123, ge=0, lt=2**32)
+
+    def make(self) -> LabelModel:
+        """Return the model, not yet fitted."""
+        return LabelModel(self.epochs, self.lr, self.l2, self.seed)
+
+
+class EnsembleSettings(Settings):
+    """Labeling functions, and how their votes become one number."""
+
+    functions: dict[Name, FunctionSettings] = Field(description="by name; one whose column is missing is refused")
+    by_modality: bool = Field(True, description="shares of the pool are taken within each modality")
+    alike: Annotated[float, Field(gt=0.5, le=1)] = Field(
+        ALIKE, description="a function that casts one vote on this share of the pairs tells nothing, and is left out"
+    )
+    label_model: LabelModelSettings = LabelModelSettings()

@@ -1,0 +1,65 @@
+"""A fitted ensemble as a step: adds each pair's quality, and the votes that it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.errors import EmbeddingError, PairError
+from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.quality.ensemble.artifact import Ensemble
+from nemo_mm_rank.schema import MODALITY
+from nemo_mm_rank.steps import Added, Step
+
+QUALITY, VOTES = "quality", "votes"
+
+
+@dataclass
+class EnsembleStep(Step):
+    """Adds ``quality``, P(good | votes) in [0, 1], and ``votes``, one number per labeling function.
+
+    A pair for which nobody votes has a half; one of a modality that the ensemble was not fitted on is quarantined.
+
+    Args:
+        ensemble: fitted.
+    """
+
+    ensemble: Ensemble
+    name: str = "quality-ensemble"
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """Modality and scores."""
+        columns = {function.column for functions in self.ensemble.functions.values() for function in functions}
+        return {MODALITY: pa.string(), **dict.fromkeys(sorted(columns), pa.float32())}
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """Quality and votes."""
+        return {QUALITY: pa.float32(), VOTES: pa.list_(pa.int8())}
+
+    def identity(self) -> dict[str, Any]:
+        """Functions, thresholds, and the model's parameters."""
+        return {"step": self.name, **self.ensemble.as_json()}
+
+    def process(self, rows: Frame) -> Added:
+        """Vote, and look each pattern of votes up."""
+        votes = self.ensemble.votes(rows)
+        modalities = frames.strings(rows, MODALITY)
+        errors: dict[int, PairError] = {
+            row: EmbeddingError(f"the ensemble was fitted without {modality}, and has no thresholds for it")
+            for row, modality in enumerate(modalities)
+            if modality not in self.ensemble.functions
+        }
+        failed = np.zeros(len(votes), dtype=bool)
+        failed[list(errors)] = True
+        mask = pa.array(failed)
+        offsets = pa.array(np.arange(len(votes) + 1, dtype=np.int32) * votes.shape[1])
+        lists = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(votes).ravel()), mask=mask)
+        quality = pa.array(self.ensemble.predict(votes).astype(np.float32), mask=failed)
+        return Added({QUALITY: quality, VOTES: lists}, errors)
