@@ -1,0 +1,243 @@
+"""Drawings as paths: scales, ticks, histograms, bars and curves. How they look is the style's affair."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_mm_rank.report.content import Chart, Label, Mark, number, share
+
+Floats = npt.NDArray[np.float64]
+
+INK = -1
+"""The colour of text."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to pixels, in a straight line.
+
+    Attributes:
+        low: the value at ``start``.
+        high: the value at ``end``.
+        start: pixels.
+        end: pixels; less than ``start`` where the axis runs upwards.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return where a value lies."""
+        span = self.high - self.low or 1.0
+        return round(self.start + (value - self.low) / span * (self.end - self.start), 2)
+
+    def ticks(self, most: int = 6) -> list[float]:
+        """Return round values within the scale, at most ``most + 1``, zero among them where it is within."""
+        span = (self.high - self.low) or 1.0
+        rough = span / most
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * (1 - 1e-9))
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [round(place * step, 10) for place in range(first, last + 1)]
+
+
+def plain(value: float) -> str:
+    """Return a tick's value without digits that say nothing."""
+    return f"{value:,g}".replace("-", "\N{MINUS SIGN}")
+
+
+def distributions(
+    title: str, of: Sequence[tuple[str, int, Floats, Floats]], cut: float | None, note: str, x_label: str
+) -> Chart:
+    """Return a row for each group: how its scores lie, those of the chosen ones filled, and where the cut is.
+
+    Every row is as high as its own fullest bin. Scores beyond the 0.1st and 99.9th percentile are in the outer bins.
+
+    Args:
+        title: caption.
+        of: name, colour, scores of all, scores of the chosen ones.
+        cut: the score of the last pair chosen, where that is one for all.
+        note: a sentence below it.
+        x_label: what a score is.
+    """
+    width, row, left, right, top = 720, 54, 96, 118, 10
+    everything = np.concatenate([scores for _, _, scores, _ in of])
+    low, high = np.percentile(everything, [0.1, 99.9])
+    pad = 0.02 * (high - low) or 0.5
+    bottom = top + row * len(of)
+    x = Scale(low - pad, high + pad, left, width - right)
+    edges = np.linspace(low - pad, high + pad, 61)
+    marks, labels = [], []
+    for tick in x.ticks(8):
+        marks.append(Mark("grid", INK, f"M{x(tick)} {top}V{bottom}"))
+        labels.append(Label(x(tick), bottom + 18, plain(tick), "middle"))
+    told = []
+    for place, (name, color, scores, chosen) in enumerate(of):
+        base = top + row * (place + 1) - 6
+        counts, picked = (np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] for v in (scores, chosen))
+        y = Scale(0, max(1, int(counts.max())), base, base - row + 14)
+        label = f"{name}: {len(chosen):,} of {len(scores):,} chosen"
+        marks.append(Mark("pale", color, _steps(counts, edges, x, y), label))
+        marks.append(Mark("area", color, _steps(picked, edges, x, y), label))
+        marks.append(Mark("axis", INK, f"M{left} {base}H{width - right}"))
+        labels.append(Label(left - 10, base - 8, name, "end", "name", color))
+        labels.append(Label(width - right + 10, base - 14, f"{len(chosen):,} of {len(scores):,}", "start", "value"))
+        labels.append(Label(width - right + 10, base + 1, f"{share(len(chosen), len(scores))} chosen", style="more"))
+        told.append(label)
+    if cut is not None:
+        marks.append(Mark("rule", INK, f"M{x(cut)} {top - 6}V{bottom}", f"cut at {number(cut, 2)}"))
+        labels.append(Label(x(cut) + 4, top + 3, f"cut {number(cut, 2)}", "start", "value"))
+    labels.append(Label((left + width - right) / 2, bottom + 38, x_label, "middle", "axis"))
+    return Chart(title, width, bottom + 46, marks, labels, f"{title}. {'; '.join(told)}.", note)
+
+
+def _steps(counts: npt.NDArray[Any], edges: Floats, x: Scale, y: Scale) -> str:
+    """Return the outline of a histogram, without the empty bins at its ends."""
+    full = np.flatnonzero(counts)
+    if not len(full):
+        return "M0 0"
+    first, last = int(full[0]), int(full[-1])
+    path = f"M{x(edges[first])} {y(0)}"
+    for place in range(first, last + 1):
+        path += f"V{y(counts[place])}H{x(edges[place + 1])}"
+    return f"{path}V{y(0)}Z"
+
+
+def mixes(title: str, groups: Sequence[str], colours: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Chart:
+    """Return a bar for each row, divided among the groups.
+
+    Args:
+        title: caption.
+        groups: what a bar is divided into.
+        colours: one for each.
+        shares: row -> shares of the groups, which sum to 1.
+    """
+    width, row, left, right, top = 720, 38, 130, 0, 4
+    x = Scale(0, 1, left, width - right)
+    marks, labels, told = [], [], []
+    for place, (name, of) in enumerate(shares.items()):
+        y = top + place * row
+        labels.append(Label(left - 10, y + 18, name, "end", "name"))
+        told.append(f"{name}: {', '.join(f'{g} {share(s, 1)}' for g, s in zip(groups, of, strict=True))}")
+        start = 0.0
+        for group, color, part in zip(groups, colours, of, strict=True):
+            a, b = x(start), x(start + part)
+            start += part
+            if b - a <= 0:
+                continue
+            bar = f"M{a} {y}H{max(a + 0.5, b - 1.5)}V{y + 27}H{a}Z"
+            marks.append(Mark("bar", color, bar, f"{group} {share(part, 1)}"))
+            if b - a > 38:
+                labels.append(Label(round((a + b) / 2, 2), y + 18, share(part, 1), "middle", "inside"))
+    legend = list(zip(colours, groups, strict=True))
+    return Chart(title, width, top + row * len(shares), marks, labels, f"{title}. {'. '.join(told)}.", legend=legend)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line with a band.
+
+    Attributes:
+        name: its label.
+        colour: number.
+        x: ``n`` values, ascending.
+        y: ``n`` values.
+        low: lower ends of the band; empty for none.
+        high: upper ends.
+        strong: whether it is drawn in the foreground.
+    """
+
+    name: str
+    colour: int
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    strong: bool = False
+
+
+def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note: str) -> Chart:
+    """Return lines with bands over one pair of axes, each named at its right end."""
+    width, height, left, right, top, below = 720, 380, 64, 150, 14, 52
+    xs = [value for line in lines for value in line.x]
+    ys = [value for line in lines for value in (*line.y, *line.low, *line.high) if math.isfinite(value)]
+    pad = 0.05 * (max(ys) - min(ys)) or 0.5
+    x = Scale(min(xs), max(xs), left, width - right)
+    y = Scale(min(ys) - pad, max(ys) + pad, height - below, top)
+    marks, labels = [], []
+    for tick in y.ticks(6):
+        marks.append(Mark("grid", INK, f"M{left} {y(tick)}H{width - right}"))
+        labels.append(Label(left - 8, y(tick) + 4, plain(tick), "end"))
+    for tick in sorted(set(xs)) if len(set(xs)) <= 8 else x.ticks(8):
+        marks.append(Mark("grid", INK, f"M{x(tick)} {top}V{height - below}"))
+        labels.append(Label(x(tick), height - below + 20, plain(tick), "middle"))
+    for line in sorted(lines, key=lambda line: line.strong):
+        if line.low:
+            there = [*zip(line.x, line.high, strict=True), *reversed(list(zip(line.x, line.low, strict=True)))]
+            marks.append(Mark("band", line.colour, f"M{'L'.join(f'{x(a)} {y(b)}' for a, b in there)}Z", line.name))
+    for line in sorted(lines, key=lambda line: line.strong):
+        path = "L".join(f"{x(a)} {y(b)}" for a, b in zip(line.x, line.y, strict=True))
+        marks.append(Mark("line strong" if line.strong else "line", line.colour, f"M{path}", line.name))
+        for a, b in zip(line.x, line.y, strict=True):
+            marks.append(Mark("point", line.colour, f"M{x(a)} {y(b)}h0", f"{line.name}: {b:.4g} at {plain(a)}"))
+    ends = sorted((y(line.y[-1]), place) for place, line in enumerate(lines))
+    for at, (_, place) in zip(_apart([end for end, _ in ends], 15, top + 8, height - below), ends, strict=True):
+        line = lines[place]
+        style = "name" if line.strong else "value"
+        labels.append(Label(width - right + 10, at + 4, line.name, "start", style, line.colour))
+    labels.append(Label((left + width - right) / 2, height - 8, x_label, "middle", "axis"))
+    labels.append(Label(16, (top + height - below) / 2, y_label, "middle", "axis", turned=True))
+    told = "; ".join(f"{line.name} ends at {line.y[-1]:.4g}" for line in lines)
+    return Chart(title, width, height, marks, labels, f"{title}. {told}.", note)
+
+
+def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move ascending places as little as it takes for each to be ``gap`` below the one before, within bounds."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, low if not moved else moved[-1] + gap))
+    for back in range(len(moved) - 1, -1, -1):
+        most = high if back == len(moved) - 1 else moved[back + 1] - gap
+        moved[back] = round(min(moved[back], most), 2)
+    return moved
+
+
+def intervals(
+    title: str, rows: Sequence[tuple[str, int, float, float | None, float | None, str]], x_label: str, note: str
+) -> Chart:
+    """Return a row for each value: a dot, its interval as a line through it, and the value as text.
+
+    Args:
+        title: caption.
+        rows: name, colour, value, lower and upper end, and what is written beside it.
+        x_label: what is measured.
+        note: a sentence below it.
+    """
+    width, row, left, right, top = 720, 27, 190, 150, 8
+    ends = [v for _, _, value, low, high, _ in rows for v in (value, low, high) if v is not None and math.isfinite(v)]
+    pad = 0.05 * (max(ends) - min(ends)) or 0.05
+    bottom = top + row * len(rows)
+    x = Scale(min(ends) - pad, max(ends) + pad, left, width - right)
+    marks, labels = [], []
+    for tick in x.ticks(6):
+        shape = "rule" if tick == 0 and min(ends) < 0 else "grid"
+        marks.append(Mark(shape, INK, f"M{x(tick)} {top}V{bottom}"))
+        labels.append(Label(x(tick), bottom + 18, plain(tick), "middle"))
+    for place, (name, color, value, low, high, text) in enumerate(rows):
+        y = top + row * place + row / 2
+        labels.append(Label(left - 10, y + 4, name, "end", "name", color))
+        labels.append(Label(width - right + 10, y + 4, text, "start", "value"))
+        if low is not None and high is not None:
+            marks.append(Mark("whisker", color, f"M{x(low)} {y}H{x(high)}", f"{name}: {text}"))
+        marks.append(Mark("point", color, f"M{x(value)} {y}h0", f"{name}: {text}"))
+    labels.append(Label((left + width - right) / 2, bottom + 38, x_label, "middle", "axis"))
+    told = "; ".join(f"{name} {text}" for name, _, _, _, _, text in rows)
+    return Chart(title, width, bottom + 46, marks, labels, f"{title}. {told}.", note)

@@ -1,0 +1,116 @@
+"""Two-dimensional maps of embedding spaces: principal components, then t-SNE, on a bounded sample."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nemo_mm_rank.errors import require
+from nemo_mm_rank.experts.expert import Source, sources
+from nemo_mm_rank.ranking.pool import Rows, read_vectors
+from nemo_mm_rank.report.run import Run
+from nemo_mm_rank.schema import FUSED, annotation_column
+
+Vectors = npt.NDArray[np.float32]
+
+SAMPLE = 600
+"""Pairs on a map. Each has a point for its data and, where annotations lie in the same space, one for that."""
+FEWEST = 12
+"""Points that make a map."""
+MAX_MAPS = 9
+
+_COMPONENTS, _PERPLEXITY, _EXTENT = 50, 30.0, 1000
+
+
+def maps(run: Run, positions: Rows, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Return a map of the space of every expert, and of the fused one last, for the page's scripts.
+
+    Args:
+        run: the finished run.
+        positions: the sample, among the ranked pairs.
+        indices: the same pairs by their index on the page.
+    """
+    places = run.scored.places[positions]
+    index = np.asarray(indices)
+    wanted = [
+        (source.expert if count == 1 else f"{source.expert}: {source.model}", source)
+        for expert in run.config.experts
+        for count, source in ((len(sources(expert)), source) for source in sources(expert))
+    ]
+    found = []
+    for title, source in wanted[: MAX_MAPS - 1]:
+        found.append(_map(run, title, f"data by {source.model}", source.column, _anchor(run, source), places, index))
+    fused = _map(run, "fused", "all experts, projected", FUSED, annotation_column(run.config.anchor), places, index)
+    return [one for one in (*found, fused) if one is not None]
+
+
+def _anchor(run: Run, source: Source) -> str | None:
+    """Return the column of annotations in the space of a source, where there is one."""
+    column = annotation_column(source.model)
+    return column if column in run.shards.columns() else None
+
+
+def _map(
+    run: Run, title: str, note: str, column: str, anchor: str | None, places: Rows, index: Rows
+) -> dict[str, Any] | None:
+    data = read_vectors(places, run.shards, column)
+    sides = [(data, 0)]
+    if anchor is not None:
+        annotations = read_vectors(places, run.shards, anchor)
+        if annotations.shape[1] == data.shape[1]:
+            # Of the pairs that this space holds: the others' annotations would be strangers on its map.
+            annotations[~data.any(axis=1)] = 0
+            sides.append((annotations, 1))
+    kept = [(np.flatnonzero(vectors.any(axis=1)), side) for vectors, side in sides]
+    points = np.concatenate([vectors[rows] for (vectors, _), (rows, _) in zip(sides, kept, strict=True)])
+    if len(points) < FEWEST:
+        return None
+    plane = np.round(_framed(flatten(points, run.config.seed))).astype(int)
+    return {
+        "title": title,
+        "note": note,
+        "x": plane[:, 0].tolist(),
+        "y": plane[:, 1].tolist(),
+        "pair": np.concatenate([index[rows] for rows, _ in kept]).tolist(),
+        "data": len(kept[0][0]),
+    }
+
+
+def flatten(points: Vectors, seed: int) -> npt.NDArray[np.float64]:
+    """Return ``(n, 2)`` places of ``points`` ``(n, d)``: neighbours by cosine stay neighbours, far ones say little.
+
+    t-SNE (van der Maaten and Hinton, 2008) from principal components, by scikit-learn on one thread: the same points
+    and seed give the same places. By cuML where there is a GPU; its sums may be rounded otherwise from run to run.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    components = min(_COMPONENTS, *unit.shape)
+    perplexity = min(_PERPLEXITY, (len(points) - 1) / 3)
+    if torch.cuda.is_available() and importlib.util.find_spec("cuml") is not None:
+        from cuml.decomposition import PCA
+        from cuml.manifold import TSNE
+
+        reduced = PCA(n_components=components).fit_transform(unit)
+        placed = TSNE(n_components=2, perplexity=perplexity, random_state=seed, method="barnes_hut")
+        return np.asarray(placed.fit_transform(reduced), dtype=np.float64)
+    decomposition, manifold = (require(f"sklearn.{name}", "report") for name in ("decomposition", "manifold"))
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        reduced = decomposition.PCA(n_components=components, svd_solver="full").fit_transform(unit.astype(np.float64))
+        placed = manifold.TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1, max_iter=600)
+        return np.asarray(placed.fit_transform(reduced), dtype=np.float64)
+
+
+def _framed(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Move and scale to ``0 .. 1000``, both sides alike, the smaller one centred."""
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    scale = _EXTENT / max(float((high - low).max()), 1e-12)
+    return (plane - (low + high) / 2) * scale + _EXTENT / 2

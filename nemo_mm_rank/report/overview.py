@@ -1,0 +1,325 @@
+"""What a run did, in sections: figures and findings first, then counts, scores, spaces, and where it all comes from."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import yaml
+
+from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.report.charts import distributions, mixes
+from nemo_mm_rank.report.colours import colour
+from nemo_mm_rank.report.content import (
+    Chart,
+    Finding,
+    Findings,
+    Folded,
+    Row,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    Widget,
+    counted,
+    number,
+    share,
+)
+from nemo_mm_rank.report.pairs import Rows
+from nemo_mm_rank.report.run import Run
+from nemo_mm_rank.schema import POOL
+
+_CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
+
+
+def objective(run: Run) -> str:
+    """Return what the run was asked for, in its own words."""
+    wanted = [query.text for query in run.config.queries if query.weight > 0]
+    avoided = [query.text for query in run.config.queries if query.weight <= 0]
+    return " + ".join(wanted) + "".join(f" \N{MINUS SIGN} {text}" for text in avoided)
+
+
+def subtitle(run: Run) -> str:
+    """Return what came out, in a line."""
+    chosen, ranked = run.ranking.chosen.num_rows, run.scoring.ranked
+    return f"{chosen:,} of {ranked:,} ranked pairs chosen, {counted(run.quarantine.num_rows, 'row')} quarantined"
+
+
+def overview(run: Run) -> Section:
+    """Return the figures that are looked at first, and what they say about the blend."""
+    counts = run.manifest["counts"]
+    chosen, ranked, rows = run.ranking.chosen.num_rows, run.scoring.ranked, counts["pool"]["rows"]
+    trimmed = Counter[str]()
+    for step in counts["steps"]:
+        trimmed.update(step["trimmed"])
+    tiles = [
+        Tile("rows in", f"{rows:,}", counted(len(run.manifest["inputs"]), "manifest")),
+        Tile("ranked", f"{ranked:,}", f"{share(ranked, rows)} of the rows"),
+        Tile("quarantined", f"{run.quarantine.num_rows:,}", f"{share(run.quarantine.num_rows, rows)} of the rows"),
+        Tile("chosen", f"{chosen:,}", f"{share(chosen, ranked)} of the ranked pairs"),
+    ]
+    if run.config.sns.mode != "off":
+        total = sum(trimmed.values())
+        tiles.insert(1, Tile("trimmed", f"{total:,}", f"{run.config.sns.mode}, by SNS"))
+    lead = "What the run did with the pool, and what speaks for and against its blend."
+    return Section("overview", "Overview", lead, [Tiles(tiles), Findings(findings(run))])
+
+
+def findings(run: Run) -> list[Finding]:
+    """Return what a careful reader would check, checked."""
+    counts = run.manifest["counts"]
+    rows, quarantined, ranked = counts["pool"]["rows"], run.quarantine.num_rows, run.scoring.ranked
+    found = []
+    if rows == ranked + quarantined:
+        text = f"Every row is accounted for: {rows:,} in = {ranked:,} ranked + {quarantined:,} quarantined."
+        found.append(Finding("good", text))
+    else:
+        found.append(Finding("warn", f"{rows:,} rows in, but {ranked:,} ranked + {quarantined:,} quarantined."))
+    if table_digest(read_table(run.folder.blend)) == run.manifest["blend"]["digest"]:
+        found.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
+    else:
+        found.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
+    if quarantined > 0.05 * rows:
+        said = f"{share(quarantined, rows)} of the rows could not be ranked; see what was left out."
+        found.append(Finding("warn", said))
+    found += _of_spaces(run.manifest["projection"]["metrics"]["mean"])
+    found += _of_mix(counts)
+    found += _of_cut(run)
+    return found
+
+
+def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
+    fused, others = spaces.get("fused"), {name: space for name, space in spaces.items() if name != "fused"}
+    if fused is None or not others:
+        return []
+    name, best = max(others.items(), key=lambda item: item[1]["recall_at_10"])
+    said = (
+        f"On held-out pairs the fused space finds the other half among the first ten for "
+        f"{share(fused['recall_at_10'], 1)} of the pairs, the best single space ({_space(name)}) for "
+        f"{share(best['recall_at_10'], 1)}; matched gap {number(fused['matched_gap'])} against "
+        f"{number(best['matched_gap'])}."
+    )
+    better = fused["recall_at_10"] >= best["recall_at_10"] and fused["matched_gap"] <= best["matched_gap"]
+    return [Finding("good" if better else "note", said)]
+
+
+def _of_mix(counts: Mapping[str, Any]) -> list[Finding]:
+    ranked, blend = counts["ranked"], counts["blend"]
+    whole, chosen = sum(ranked.values()), sum(blend.values())
+    absent = [name for name, n in ranked.items() if n and not blend.get(name)]
+    found = []
+    if absent:
+        found.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
+    if chosen and whole:
+        factors = {name: blend.get(name, 0) / chosen / (n / whole) for name, n in ranked.items() if n}
+        name = max(factors, key=lambda name: factors[name])
+        if factors[name] >= 1.5:
+            shares = f"{share(blend[name], chosen)} of it, {share(ranked[name], whole)} of the pool"
+            found.append(Finding("note", f"The blend leans to {name}: {shares}."))
+        elif not absent:
+            found.append(Finding("good", "Every modality has about the share in the blend that it has in the pool."))
+    return found
+
+
+def _of_cut(run: Run) -> list[Finding]:
+    cuts = np.array([np.nan if cut is None else cut for cut in run.cuts])
+    distance = run.scored.scores - cuts[run.scored.group]
+    spread = float(run.scored.scores.std())
+    if not spread or not np.isfinite(distance).any():
+        return []
+    left_out = int(((distance < 0) & (distance >= -_CLOSE * spread)).sum())
+    chosen = run.ranking.chosen.num_rows
+    said = (
+        f"{counted(left_out, 'pair')} left out {'lies' if left_out == 1 else 'lie'} within {_CLOSE:g} standard "
+        f"deviations below the cut, {share(left_out, chosen)} of the blend's size: look at the borderline before you "
+        "trust it to the pair."
+    )
+    return [Finding("note", said)]
+
+
+def rows(run: Run) -> Section:
+    """Return what became of every row: by step and modality, and why pairs left."""
+    lead = "From the manifests to the blend, step by step. What fails a step is kept apart, with its reason."
+    parts = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_pools(run)]
+    return Section("rows", "What was kept and left out", lead, parts)
+
+
+def _steps(counts: Mapping[str, Any]) -> Table:
+    modalities = sorted(counts["pool"]["in"])
+    lines: list[Row] = []
+
+    def line(name: str, by_modality: Mapping[str, int], style: str = "") -> None:
+        cells = [f"{by_modality[modality]:,}" if by_modality.get(modality) else "0" for modality in modalities]
+        lines.append(Row((name, *cells, f"{sum(by_modality.values()):,}"), style))
+
+    line("pairs in the pool", counts["pool"]["in"])
+    for step in counts["steps"]:
+        line(f"{step['step']}: in", step["in"], "quiet")
+        if step["trimmed"]:
+            line(f"{step['step']}: trimmed", step["trimmed"])
+        if step["quarantined"]:
+            line(f"{step['step']}: quarantined", {m: sum(r.values()) for m, r in step["quarantined"].items()}, "warn")
+    line("ranked", counts["ranked"])
+    line("blend", counts["blend"], "strong")
+    bad = counts["pool"]["bad_rows"]
+    note = f"And {counted(bad, 'row')} of the manifests that never became a pair." if bad else ""
+    return Table("Pairs by step and modality", ["", *modalities, "all"], lines, note=note)
+
+
+def _reasons(run: Run) -> list[Table]:
+    table = run.quarantine
+    if not table.num_rows:
+        return []
+    keys = list(zip(table["step"].to_pylist(), table["error"].to_pylist(), strict=True))
+    example = dict(reversed(list(zip(keys, table["message"].to_pylist(), strict=True))))
+    lines = [
+        Row((step, error, example[step, error], f"{n:,}"))
+        for (step, error), n in sorted(Counter(keys).items(), key=lambda item: (-item[1], item[0]))
+    ]
+    return [Table("Why rows were quarantined", ["step", "reason", "for example", "rows"], lines, left=3)]
+
+
+def _mix(run: Run) -> Chart:
+    counts = run.manifest["counts"]
+    names = sorted(counts["pool"]["in"])
+    colours = [colour(name, place) for place, name in enumerate(names)]
+    shares = {"ranked pairs": _shares(counts["ranked"], names), "blend": _shares(counts["blend"], names)}
+    return mixes("Modalities in the pool and in the blend", names, colours, shares)
+
+
+def _shares(counts: Mapping[str, int], names: list[str]) -> list[float]:
+    whole = sum(counts.values()) or 1
+    return [counts.get(name, 0) / whole for name in names]
+
+
+def _pools(run: Run) -> list[Table]:
+    ranked = run.scoring.counts[POOL]
+    chosen = Counter(run.ranking.chosen[POOL].to_pylist())
+    lost = Counter(run.quarantine[POOL].to_pylist())
+    if len(ranked) < 2:
+        return []
+    lines = [
+        Row((name, f"{n:,}", f"{lost[name]:,}", f"{chosen[name]:,}", share(chosen[name], n)))
+        for name, n in ranked.items()
+    ]
+    return [Table("Pools", ["pool", "ranked", "quarantined", "chosen", "share chosen"], lines)]
+
+
+def scores(run: Run) -> Section:
+    """Return how scores lie in each modality, what they are made of, and where the cut is."""
+    scored, chosen = run.scored, _chosen(run)
+    of = []
+    for code, name in enumerate(scored.modalities):
+        mine = scored.modality == code
+        of.append((name, colour(name, code), scored.scores[mine], scored.scores[mine & chosen]))
+    cuts = {cut for cut in run.cuts if cut is not None}
+    chart = distributions(
+        "Scores by modality",
+        of,
+        cuts.pop() if len(cuts) == 1 else None,
+        "Pale: all ranked pairs. Full: those chosen. Each row is as high as its fullest bin.",
+        "score (sum of standardised cosines times their weights)",
+    )
+    lead = "A pair's score compares it with the whole pool; the blend is what lies above the cut."
+    return Section("scores", "Scores and the cut", lead, [chart, _weights(run), *_cuts(run)])
+
+
+def _chosen(run: Run) -> Any:
+    mask = np.zeros(len(run.scored.scores), dtype=bool)
+    mask[run.scored.find(run.ranking.places)] = True
+    return mask
+
+
+def _weights(run: Run) -> Table:
+    asked = run.config.ranking.weights
+    lines = [
+        Row((name, number(asked[name], 2) if name in asked else "", number(weight, 2)))
+        for name, weight in run.scoring.weights.items()
+    ]
+    note = "A component that the objective does not spread the pool in counts for less than its weight."
+    return Table("What a score is made of", ["component", "weight", "counts with"], lines, note=note)
+
+
+def _cuts(run: Run) -> list[Table]:
+    summary = run.ranking.summary
+    if not summary["settings"]["quotas"]:
+        return []
+    lines = [
+        Row((entry["group"] or "others", f"{entry['quota']:,}", f"{entry['chosen']:,}", _cut(entry["cut"])))
+        for entry in summary["groups"]
+    ]
+    if summary["filling"]["chosen"]:
+        lines.append(
+            Row(("filling what others left", "", f"{summary['filling']['chosen']:,}", _cut(summary["filling"]["cut"])))
+        )
+    return [Table("Quotas", ["group", "quota", "chosen", "cut"], lines)]
+
+
+def _cut(cut: Mapping[str, Any] | None) -> str:
+    return "\N{EN DASH}" if cut is None else number(cut["score"])
+
+
+def spaces(run: Run) -> Section:
+    """Return the geometry of the spaces, and the place of their maps."""
+    metrics = run.manifest["projection"]["metrics"]
+    lines = []
+    for name, space in sorted(metrics["mean"].items(), key=lambda item: item[0] == "fused"):
+        measures = ("gap", "matched_gap", "recall_at_1", "recall_at_5", "recall_at_10")
+        cells = [number(space[measure]) for measure in measures]
+        lines.append(Row((_space(name), f"{space['n']:,}", *cells), "strong" if name == "fused" else ""))
+    note = (
+        f"Held-out pairs only, mean over {len(metrics['folds'])} folds: no network is measured on what it learnt from. "
+        "Gap: mean distance between the centroids of modalities. Matched gap: from data to their own annotations, "
+        "which takes the content out. Recall@k: share of pairs that find their other half among the k most similar. "
+        "A small gap is worth nothing where recall falls with it."
+    )
+    columns = ["space", "pairs", "gap", "matched gap", "Recall@1", "Recall@5", "Recall@10"]
+    table = Table("Geometry", columns, lines, note=note)
+    lead = "Where the experts put the pairs, and where the projection puts them."
+    about = (
+        "Filled: data. Hollow: annotations. A line joins a pair's two sides. Neighbours on a map are neighbours in the "
+        "space; distances between far groups say little (t-SNE of a sample)."
+    )
+    return Section("spaces", "Spaces", lead, [table, Widget("maps", about)])
+
+
+def _space(name: str) -> str:
+    return name.removeprefix("emb_data__").replace("__", ": ")
+
+
+def pairs() -> Section:
+    """Return the place of the gallery."""
+    lead = "Look at them: the best, those around the cut, the last, and those that could not be ranked."
+    return Section("pairs", "Pairs", lead, [Widget("pairs")])
+
+
+def provenance(run: Run) -> Section:
+    """Return where the blend comes from: inputs, models, versions, configuration."""
+    manifest = run.manifest
+    inputs = [Row((one["file"].rsplit("/", 1)[-1], one["digest"])) for one in manifest["inputs"]]
+    versions = {"nemo-mm-rank": manifest["nemo_mm_rank"], "python": manifest["python"], **manifest["versions"]}
+    lines = [Row((name, version)) for name, version in versions.items()]
+    config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)
+    parts = [
+        Table("Manifests read", ["file", "digest"], inputs, left=2),
+        Table("Versions", ["library", "version"], lines, left=2),
+        Table(
+            "Blend",
+            ["pairs", "digest"],
+            [Row((f"{manifest['blend']['pairs']:,}", manifest["blend"]["digest"]))],
+            left=2,
+        ),
+        Folded("Configuration", config),
+        Folded("Models", json.dumps(manifest["models"], indent=2, ensure_ascii=False)),
+    ]
+    lead = "The same input, seed and versions give the same bytes."
+    return Section("provenance", "Where it comes from", lead, parts)
+
+
+def blend_positions(run: Run) -> Rows:
+    """Return the positions of the blend among the ranked pairs, best first."""
+    return run.scored.find(run.ranking.places)

@@ -1,0 +1,2 @@
+mapsWidget();
+pairsWidget();
