@@ -1,4 +1,4 @@
-"""The command line: ``nemo-mm-rank curate | rank | explain | export | validate | presets | models check | demo``."""
+"""The command line: ``nemo-mm-rank curate | rank | explain | report | export | validate | presets | demo`` and more."""
 
 from __future__ import annotations
 
@@ -116,6 +116,42 @@ def rank(
 
 
 @app.command()
+def benchmark(
+    pool: Pools = None,
+    query: Queries = None,
+    avoid: Avoid = None,
+    budget: BudgetText = None,
+    config: ConfigFile = None,
+    preset: PresetName = None,
+    output: Output = None,
+    field: Fields = None,
+    modality: ModalityName = None,
+    root: Root = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
+    scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
+    device: DeviceName = None,
+) -> None:
+    """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
+    values = _configured(config, preset)
+    if pool:
+        values["pools"] = _pools(pool, field, modality, root)
+        values.pop("demo", None)
+    elif field or modality or root:
+        raise UserError("--field, --modality and --root are for pools on the command line; write yours beside them")
+    if query or avoid:
+        values["queries"] = _queries(query, avoid)
+    plain = {"budget": budget, "output": output, "seeds": seeds}
+    values.update({key: value for key, value in plain.items() if value is not None})
+    _merge(values, "engine", {"workers": workers, "scheduler_address": scheduler_address, "device": device})
+    from nemo_mm_rank.run.benchmark.job import benchmark as compare
+    from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
+
+    console = Console()
+    compare(parse(BenchmarkConfig, values), console).print(console)
+
+
+@app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
     pair_id: Annotated[str, typer.Argument(help="The pair to explain.")],
@@ -144,6 +180,38 @@ def export(
 
     for path in export_webdataset(run, output, max_samples, max_bytes):
         typer.echo(path)
+
+
+@app.command()
+def adapt(
+    run: Annotated[
+        Path | None, typer.Argument(help="The folder of a finished run, whose blend is learnt from.")
+    ] = None,
+    config: ConfigFile = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="A folder for the adapter.")] = None,
+    device: DeviceName = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+) -> None:
+    """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
+    from nemo_mm_rank.adapt.settings import AdaptSettings
+
+    given = {"run": str(run) if run else None, "output": output, "device": device, "seed": seed}
+    values = read_yaml(config) if config else {}
+    settings = parse(AdaptSettings, {**values, **{key: value for key, value in given.items() if value is not None}})
+    from nemo_mm_rank.adapt.job import adapt as adapt_model
+
+    adapt_model(settings, Console()).print(Console())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of a benchmark.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
+) -> None:
+    """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
+    from nemo_mm_rank.report import write_report
+
+    typer.echo(write_report(run, output))
 
 
 @app.command()
