@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 Scores: TypeAlias = torch.Tensor | npt.NDArray[np.floating[Any]]
-Keys: TypeAlias = pa.Array | pa.ChunkedArray | npt.NDArray[Any] | torch.Tensor | pd.Series | Sequence[Any]
+Keys: TypeAlias = pa.Array | pa.ChunkedArray | pa.Table | npt.NDArray[Any] | torch.Tensor | pd.Series | Sequence[Any]
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -25,8 +25,9 @@ def top_k(scores: Scores, k: int, tie_break: Keys | None = None) -> Positions:
     Args:
         scores: ``(n,)`` floats, on any device; infinities are fine.
         k: how many; all of them where ``k`` exceeds ``n``.
-        tie_break: ``(n,)`` keys of one type that decide between equal scores, lowest first (strings by code point);
-            then, and without keys, the lower position wins.
+        tie_break: ``(n,)`` keys of one type that decide between equal scores, lowest first (strings by code point),
+            nulls last; of a table's columns, each decides where the one before it says equal. Then, and without keys,
+            the lower position wins.
 
     Returns:
         ``(min(k, n),)`` int64 on the host.
@@ -86,14 +87,14 @@ def _break_ties(order: Positions, values: npt.NDArray[Any], positions: Positions
     stretch = np.cumsum(np.insert(~same, 0, True))[tied]
     rows = order[tied]
     keys = _take(tie_break, positions[rows])
-    by_key = pc.sort_indices(
-        pa.table({"stretch": stretch, "key": keys}), sort_keys=[("stretch", "ascending"), ("key", "ascending")]
-    )
+    columns = [stretch, *(keys.columns if isinstance(keys, pa.Table) else [keys])]
+    names = [str(place) for place in range(len(columns))]
+    by_key = pc.sort_indices(pa.table(columns, names=names), sort_keys=[(name, "ascending") for name in names])
     order[tied] = rows[by_key.to_numpy()]
 
 
-def _take(keys: Keys, positions: Positions) -> pa.Array | pa.ChunkedArray:
-    if isinstance(keys, (pa.Array, pa.ChunkedArray)):
+def _take(keys: Keys, positions: Positions) -> pa.Array | pa.ChunkedArray | pa.Table:
+    if isinstance(keys, (pa.Array, pa.ChunkedArray, pa.Table)):
         return keys.take(pa.array(positions))
     if isinstance(keys, pd.Series):
         return pa.array(keys.iloc[positions])
@@ -116,12 +117,14 @@ class TopK:
     def __init__(self, k: int) -> None:
         self.k = k
         self._scores: list[npt.NDArray[np.float64]] = []
-        self._ids: list[pa.Array] = []
+        self._ids: list[pa.Array | pa.Table] = []
         self._payload: list[pa.Table] = []
         self._held = 0
         self.floor = -np.inf
 
-    def add(self, scores: npt.NDArray[np.float64], ids: pa.Array | pa.ChunkedArray, payload: pa.Table) -> None:
+    def add(
+        self, scores: npt.NDArray[np.float64], ids: pa.Array | pa.ChunkedArray | pa.Table, payload: pa.Table
+    ) -> None:
         """Take in ``(n,)`` scores, the keys that break ties between them, and a table of ``n`` rows to keep along.
 
         Raises:
@@ -136,13 +139,13 @@ class TopK:
         rows = pa.array(inside)
         self._scores.append(np.asarray(scores, dtype=np.float64)[inside])
         taken = ids.take(rows)
-        self._ids.append(taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken)
+        self._ids.append(taken if isinstance(taken, pa.Array) else taken.combine_chunks())
         self._payload.append(payload.take(rows))
         self._held += len(inside)
         if self._held > 2 * self.k:
             self._compact()
 
-    def result(self) -> tuple[npt.NDArray[np.float64], pa.Array, pa.Table] | None:
+    def result(self) -> tuple[npt.NDArray[np.float64], pa.Array | pa.Table, pa.Table] | None:
         """Return scores, keys and payload of the best rows, best first; None where no row ever came."""
         if not self._held:
             return None
@@ -150,7 +153,7 @@ class TopK:
         return self._scores[0], self._ids[0], self._payload[0]
 
     def _compact(self) -> None:
-        scores, ids = np.concatenate(self._scores), pa.concat_arrays(self._ids)
+        scores, ids = np.concatenate(self._scores), _joined(self._ids)
         best = top_k(scores, self.k, ids)
         rows = pa.array(best)
         self._scores, self._ids = [scores[best]], [ids.take(rows)]
@@ -158,3 +161,7 @@ class TopK:
         self._held = len(best)
         if self._held == self.k:
             self.floor = float(scores[best[-1]])
+
+
+def _joined(ids: list[pa.Array | pa.Table]) -> pa.Array | pa.Table:
+    return pa.concat_arrays(ids) if isinstance(ids[0], pa.Array) else pa.concat_tables(ids)

@@ -1,0 +1,108 @@
+"""The best pairs by quality: ties by a column of yours, then by ``pair_id``; never by the order of files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.config import Budget
+from nemo_mm_rank.errors import MissingColumnError
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF
+from nemo_mm_rank.quality.ensemble.patterns import decode, encode
+from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES
+from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT, Votes
+from nemo_mm_rank.ranking.pool import Rows, Shards, live
+from nemo_mm_rank.ranking.topk import TopK
+from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
+
+_WORDS = (PAIR_ID, POOL, MODALITY)
+_PART, _ROW = "_part", "_row"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A blend, without the users' own columns. All but ``places`` is the same however the pool is sharded.
+
+    Attributes:
+        chosen: best first: ``pair_id, pool, modality, rank`` (from 1), ``score`` (the quality, float64), ``votes`` and
+            the ``reason`` in words.
+        places: ``(k, 2)`` shard number and row of each.
+    """
+
+    chosen: pa.Table
+    places: Rows
+
+
+def choose(shards: Shards, names: Sequence[str], budget: Budget, pairs: int, tie_break: str | None = None) -> Choice:
+    """Fill the budget from shards that have been through `step.EnsembleStep`.
+
+    Scores are those of at most 3^m patterns of votes, so that the budget nearly always ends among equals.
+
+    Args:
+        shards: with ``pair_id, pool, modality, quality, votes``; duplicates are passed by.
+        names: of the labeling functions.
+        budget: how many, or from which quality on.
+        pairs: how many can be chosen at all.
+        tie_break: a column that decides between equals, higher first; a pair without a value comes last.
+
+    Raises:
+        MissingColumnError: a shard lacks a column.
+    """
+    columns = [*_WORDS, QUALITY, VOTES, *([tie_break] if tie_break else [])]
+    top = TopK(budget.pairs(pairs))
+    for part, rows, table in live(shards, [*columns, DUPLICATE_OF]):
+        missing = [name for name in columns if name not in table.column_names]
+        if missing:
+            raise MissingColumnError(f"ensemble: shard {part} lacks {', '.join(map(repr, missing))}")
+        scores = table[QUALITY].to_numpy().astype(np.float64)
+        good = scores >= (-np.inf if budget.threshold is None else budget.threshold)
+        if DUPLICATE_OF in table.column_names:
+            good &= pc.is_null(table[DUPLICATE_OF]).to_numpy()
+        inside = np.flatnonzero(good)
+        table = table.take(pa.array(inside))
+        keys = {PAIR_ID: table[PAIR_ID].cast(pa.string())}
+        if tie_break:
+            values = frames.numbers(frames.from_table(table.select([tie_break])), tie_break)
+            keys = {"tie": pa.array(-values, from_pandas=True), **keys}  # nulls last
+        payload = table.select([*_WORDS, VOTES])
+        payload = payload.cast(pa.schema([*((name, pa.string()) for name in _WORDS), (VOTES, pa.list_(pa.int8()))]))
+        for name, numbers in ((_PART, np.full(len(inside), part)), (_ROW, rows[inside])):
+            payload = payload.append_column(name, pa.array(numbers))
+        nothing = payload.slice(0, 0)
+        top.add(scores[inside], pa.table(keys), payload)
+    best = top.result()
+    scores, rows = (np.zeros(0), nothing) if best is None else (best[0], best[2])
+    places = np.stack([rows[_PART].to_numpy(), rows[_ROW].to_numpy()], axis=1)
+    votes = rows[VOTES].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, len(names))
+    chosen = pa.table(
+        {
+            **{name: rows[name] for name in _WORDS},
+            "rank": np.arange(1, rows.num_rows + 1),
+            "score": scores,
+            VOTES: rows[VOTES],
+            "reason": reasons(votes, names),
+        }
+    )
+    return Choice(chosen, places)
+
+
+def reasons(votes: Votes, names: Sequence[str]) -> pa.Array:
+    """Return a line for each pair, like ``selected by clip, icc; rejected by blurry``; made once per pattern."""
+    codes, place = np.unique(encode(votes), return_inverse=True)
+    lines = [_line(pattern, names) for pattern in decode(codes, votes.shape[1])]
+    return pa.array(lines, pa.string()).take(pa.array(place))
+
+
+def _line(pattern: npt.NDArray[np.int8], names: Sequence[str]) -> str:
+    said = [
+        f"{what} by {', '.join(names[place] for place in np.flatnonzero(pattern == vote))}"
+        for what, vote in (("selected", SELECT), ("rejected", REJECT))
+        if (pattern == vote).any()
+    ]
+    return "; ".join(said) or "no labeling function votes"
