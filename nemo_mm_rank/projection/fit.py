@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from nemo_mm_rank.config import ProjectionSettings
 from nemo_mm_rank.evaluation.geometry import matched_gap, modality_gap, recalls
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection.artifact import Projection, threads
+from nemo_mm_rank.projection.classes import target_classes
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.network import FusionNetwork
 from nemo_mm_rank.projection.sample import FitSample, folds_of, hashes
@@ -44,13 +46,16 @@ def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str 
         The projection. Its ``metrics`` are of held-out pairs only: ``folds`` and their ``mean``, each with ``n``,
         ``gap``, ``matched_gap``, ``recall_at_1``, ``recall_at_5`` and ``recall_at_10`` (mean of both directions) of
         ``fused`` and of every source in the anchor's space; and the ``losses`` of every fold's epochs. ``n`` counts
-        the pairs that have the source; to be comparable, recall is the share of all held-out pairs.
+        the pairs that have the source; to be comparable, recall is the share of all held-out pairs. ``mamcl``, where it
+        is a term: `classes.TargetClasses.summary`, and the share of rows that had a negative in their batch.
 
     Raises:
-        ModelError: counts that do not fit, or values that are not finite.
+        ModelError: counts that do not fit, values that are not finite, or, for MAMCL, an impossible modality.
     """
     sample.check()
     data = _tensors(sample, device)
+    if settings.mamcl_weight:
+        data = replace(data, classes=target_classes(sample, data.sources))
     folds = torch.from_numpy(folds_of(sample.annotations, settings.folds, seed))
     aside = torch.from_numpy(
         hashes(sample.annotations, seed) // np.uint64(settings.folds) % np.uint64(_VALIDATION) == 0
@@ -79,7 +84,18 @@ def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str 
     held_out = [torch.nonzero(folds == fold).view(-1)[:_MEASURED] for fold in range(settings.folds)]
     measured = [_measure(projection, sample, data, rows) for rows in held_out]
     projection.metrics = {"mean": _mean(measured), "folds": measured, "losses": list(losses)}
+    if data.classes:
+        projection.metrics["mamcl"] = {**data.classes.summary, "active": _active(losses)}
     return projection
+
+
+def _active(losses: Sequence[History]) -> float:
+    """Return the share of rows that had a negative, over all batches; most standing alone is said."""
+    shares = [epoch["active"] for history in losses for epoch in history]
+    active = sum(shares) / len(shares) if shares else 0.0
+    if active < 0.5:
+        log.warning("projection: MAMCL: %.0f %% of the rows stood alone in their batches", 100 * (1 - active))
+    return active
 
 
 def _tensors(sample: FitSample, device: str) -> TrainingSet:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ class FitSample:
         modality: ``n`` names.
         annotations: ``n`` texts; equal ones share a fold.
         anchor_space: the sources that lie in the anchor's space.
+        takes: source -> the modalities whose data it can embed, where that is known.
     """
 
     sources: dict[str, Vectors]
@@ -33,6 +34,7 @@ class FitSample:
     modality: Sequence[str]
     annotations: Sequence[str]
     anchor_space: Sequence[str] = ()
+    takes: Mapping[str, Collection[str]] = field(default_factory=dict)
 
     def check(self) -> None:
         """Raise `ModelError` for counts that differ, unknown names, and values that are not finite."""

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from nemo_mm_rank.config import ProjectionSettings
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import losses
+from nemo_mm_rank.projection.classes import TargetClasses
+from nemo_mm_rank.projection.mamcl import active_rows, mamcl_loss
 from nemo_mm_rank.projection.network import FusionNetwork
 
 _STEPS = 5  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
@@ -21,7 +23,7 @@ _STEPS = 5  # an epoch is at least this many batches, so that a small pool is le
 _TOLERANCE = 1.02
 
 History = list[dict[str, float]]
-"""The training and validation loss of every epoch."""
+"""The training and validation loss of every epoch; for MAMCL, the share of rows that had a negative."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,19 @@ class TrainingSet:
         anchors: ``(n, d)`` float32, normalised.
         modality: ``(n,)`` int64 codes.
         annotation: ``(n,)`` int64 codes, equal for equal annotations.
+        classes: for MAMCL, what each pair's data are made of, and which are equal.
     """
 
     sources: dict[str, Vectors]
     anchors: torch.Tensor
     modality: torch.Tensor
     annotation: torch.Tensor
+    classes: TargetClasses | None = None
+
+    def twins(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ids of equal annotations and, where they are known, of equal data: ``(k, 1 or 2)`` int64."""
+        ids = [self.annotation[rows]] + ([self.classes.content[rows]] if self.classes else [])
+        return torch.stack(ids, dim=1)
 
 
 def train(
@@ -69,22 +78,27 @@ def train(
     history: History = []
     best, waited = float("inf"), 0
     weights = _weights(network)
-    batches = balanced_batches(data.modality, training, settings.batch_size, generator)
+    together = 2 if data.classes else 1
+    batches = balanced_batches(data.modality, training, settings.batch_size, generator, together)
     steps = max(_STEPS, round(len(training) / settings.batch_size))
     for _ in range(settings.max_epochs):
-        seen = []
+        seen, active = [], []
         for rows in islice(batches, steps):
             optimiser.zero_grad(set_to_none=True)
             loss = objective(network, data, rows, settings, generator)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             seen.append(float(loss.detach()))
+            if data.classes:
+                active.append(float(active_rows(data.classes.codes[rows], data.twins(rows)).double().mean()))
         schedule.step()
         judged = trained = sum(seen) / len(seen)
         if len(validation):
             with torch.no_grad():
                 judged = float(objective(network, data, validation, settings))
         history.append({"training": trained, "validation": judged})
+        if active:
+            history[-1]["active"] = sum(active) / len(active)
         best = min(best, judged)
         if judged <= best * _TOLERANCE:
             waited, weights = 0, _weights(network)
@@ -112,6 +126,12 @@ def objective(
     if settings.contrastive_weight:
         contrast = losses.contrastive_loss(projected, anchors, settings.temperature, data.annotation[rows])
         total = total + settings.contrastive_weight * contrast
+    if settings.mamcl_weight:
+        assert data.classes is not None, "made where the weight is set"  # noqa: S101
+        # The annotation asks, its data are to be found: the other way round all targets are texts, and one class.
+        found = F.normalize(projected, dim=1)
+        own = mamcl_loss(anchors, found, data.classes.codes[rows], settings.mamcl_temperature, groups=data.twins(rows))
+        total = total + settings.mamcl_weight * own
     if settings.alignment_weight:
         total = total + settings.alignment_weight * losses.alignment_loss(projected, anchors)
     if settings.residual_bias_weight:
@@ -125,7 +145,7 @@ def objective(
 
 
 def balanced_batches(
-    modality: torch.Tensor, rows: torch.Tensor, batch_size: int, generator: torch.Generator
+    modality: torch.Tensor, rows: torch.Tensor, batch_size: int, generator: torch.Generator, together: int = 1
 ) -> Iterator[torch.Tensor]:
     """Yield all ``rows`` over and over, in batches that each hold every modality in its share of the whole.
 
@@ -137,8 +157,11 @@ def balanced_batches(
         rows: positions in it, on the CPU.
         batch_size: aimed at; batches differ by one row at most.
         generator: CPU.
+        together: rows of a modality with fewer than this many for each batch are laid out in bunches of so many, each
+            of them in one batch: some batches have none rather than many a lone one.
     """
     codes = modality.cpu()
+    batches = max(1, round(len(rows) / batch_size))
     while True:
         shuffled = rows[torch.randperm(len(rows), generator=generator)]
         place = torch.empty(len(rows), dtype=torch.float64)
@@ -146,8 +169,16 @@ def balanced_batches(
             own = torch.nonzero(codes[shuffled] == code).view(-1)
             start = torch.rand((), generator=generator, dtype=torch.float64)
             place[own] = (torch.arange(len(own), dtype=torch.float64) + start) / max(1, len(own))
+            if len(own) < together * batches:
+                place[own] = _bunched(place[own], together, batches)
         order = shuffled[place.argsort(stable=True)]
-        yield from torch.tensor_split(order, max(1, round(len(rows) / batch_size)))
+        yield from torch.tensor_split(order, batches)
+
+
+def _bunched(place: torch.Tensor, together: int, batches: int) -> torch.Tensor:
+    """Move places in [0, 1), ascending, into the middle of batches, so many into the same one."""
+    first = place[torch.arange(len(place)).div(together, rounding_mode="floor") * together]
+    return ((first * batches).floor() + 0.5) / batches
 
 
 def _weights(network: FusionNetwork) -> dict[str, torch.Tensor]:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
-import torch
 from rich.console import Console
 
 from nemo_mm_rank import frames
@@ -37,8 +36,9 @@ from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.run.state import State, inputs
 from nemo_mm_rank.run.statistics import fit_statistics
-from nemo_mm_rank.run.store import Chain, Shards, Stage, digest
+from nemo_mm_rank.run.store import Shards, digest
 from nemo_mm_rank.run.summary import count_steps, print_summary
+from nemo_mm_rank.run.through import take_through
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
 
@@ -235,23 +235,7 @@ class _Curation:
         return report, Shards((self.folder.pool,), report.shards)
 
     def _through(self, steps: Sequence[Step], shards: Shards, pairs: int) -> Shards:
-        """Take all shards through some steps, those that are not done yet."""
-        # Models compute in another type on another kind of device, so a run goes on only on the kind that it began on.
-        device = torch.device(loader.pick_device(self.engine.device)).type
-        stages = []
-        for step in steps:
-            identity = digest([step.identity(), device])
-            folder = self.folder.stage(step.name, identity)
-            stages.append(Stage(step, shards, folder, identity, self.engine.backend, self.engine.device))
-            shards = shards.then(folder)
-        # Shard by shard through all of them: what one step has embedded, the next one still remembers.
-        chain = Chain(tuple(stages))
-        todo = [part for part in range(shards.count) if not chain.done(part)]
-        done = pairs - sum(shards.rows(part) for part in todo)
-        with self.reporter.step(chain.name, pairs, done) as advance:
-            for _, rows in self.engine.map(chain, todo):
-                advance(rows)
-        return shards
+        return take_through(steps, shards, pairs, self.folder, self.engine, self.reporter)
 
     def _fit(self, shards: Shards, pairs: int) -> Path:
         """Fit the projection where that has not been done, and return its folder."""
@@ -296,7 +280,7 @@ class _Curation:
     def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: Shards, score: Step) -> Result:
         """Choose among the scored pairs, and write the blend, the quarantine and the manifest."""
         config = self.config
-        ranking = rank_shards(scored, list(score.provides), config.ranking, config.budget)
+        ranking = rank_shards(scored, list(score.provides), config.ranked_by, config.budget)
         # The manifest vouches for the files beside it, so it goes first and comes last.
         self.folder.manifest.unlink(missing_ok=True)
         ranking.save(self.folder.ranking)

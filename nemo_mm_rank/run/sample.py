@@ -50,6 +50,7 @@ def read_sample(shards: Shards, config: Config) -> FitSample:
         modality=modality.tolist(),
         annotations=annotation.tolist(),
         anchor_space=[one.column for one in used if one.model == config.anchor and one.column in columns],
+        takes={one.column: one.modalities for one in used if one.modalities is not None and one.column in columns},
     )
 
 
