@@ -13,6 +13,7 @@ from rich.console import Console
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, PoolSource, parse, read_yaml
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.mix import MIXES
 from nemo_mm_rank.presets import overlay, read
 
 app = typer.Typer(
@@ -57,6 +58,7 @@ def curate(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
+    mix: Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")] = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
     workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
@@ -88,6 +90,7 @@ def curate(
     engine = {"workers": workers, "scheduler_address": scheduler_address, "gpus": gpus, "device": device}
     _merge(values, "engine", engine)
     _merge(values, "sns", {"mode": sns})
+    _merge(values, "ranking", {"mix": mix})
     settings = parse(Config, values)
     from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
 

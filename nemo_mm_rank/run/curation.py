@@ -21,6 +21,7 @@ from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.parquet import read_table, write_json
 from nemo_mm_rank.io.pool import manifests
+from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import CONFIG, Projection
 from nemo_mm_rank.projection.fit import fit
@@ -31,6 +32,7 @@ from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.run import outcome
 from nemo_mm_rank.run.engine import Engine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.notes import notes
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.run.sample import read_sample
@@ -156,6 +158,13 @@ def dry_run(config: Config, console: Console) -> None:
         say(f"query    {query.text!r}" + (f" x {query.weight:g}" if query.weight != 1 else ""))
     for step in steps:
         say(f"step     {step.name}: adds {', '.join(step.provides)}")
+    for note in notes(config):
+        say(f"note     {note}")
+    if config.ranking.mix is not None:
+        mix = find_mix(config.ranking.mix)
+        say(f"mix      {', '.join(f'{name} {share:.1%}' for name, share in mix.shares.items())} ({mix.source})")
+        for line in advice(mix):
+            say(f"advice   {line}")
     say(f"fit      projection: {config.projection.folds} folds, anchored on {config.anchor!r}")
     say(f"budget   {', '.join(f'{k} {v}' for k, v in config.budget.model_dump(exclude_none=True).items())}")
     say(f"output   {folder.path}" + (" (an earlier run there is taken up)" if folder.config.exists() else ""))

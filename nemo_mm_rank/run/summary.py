@@ -132,6 +132,24 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def mix_table(mix: Mapping[str, Any]) -> Table:
+    """Return what a mix asked for by type, and what there was; its source and what was reported of it below."""
+    table = _table(f"Mix: {mix['name'] or 'your own'}", ["data -> annotation", "share", "quota", "chosen"])
+    for entry in mix["types"]:
+        share = "" if entry["share"] is None else f"{entry['share']:.1%}"
+        style = "yellow" if entry["chosen"] < entry["quota"] else ""
+        table.add_row(entry["type"], share, f"{entry['quota']:,}", f"{entry['chosen']:,}", style=style)
+    if mix["filling"]:
+        table.add_row("filling what is short", "", "", f"{mix['filling']:,}")
+    return table
+
+
+def mix_lines(mix: Mapping[str, Any]) -> list[str]:
+    """Return where a mix comes from, and the advice that goes with it."""
+    note = f"; {mix['note']}" if mix["note"] else ""
+    return [f"mix         {mix['source']}{note}", *(f"advice      {line}" for line in mix["advice"])]
+
+
 def blend_table(blend: pa.Table, most: int = 10) -> Table:
     """Return the first pairs of the blend."""
     shown = min(most, blend.num_rows)
@@ -152,6 +170,12 @@ def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, co
     if (reasons := reasons_table(manifest)) is not None:
         console.print(reasons)
     console.print(spaces_table(manifest["projection"]["metrics"]))
+    said = [f"note        {line}" for line in manifest["notes"]]
+    if manifest["mix"] is not None:
+        console.print(mix_table(manifest["mix"]))
+        said = [*mix_lines(manifest["mix"]), *said]
+    for line in said:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(blend_table(blend))
     for name, path in (("blend", folder / "blend.parquet"), ("run folder", folder)):
         console.print(f"{name:<11} {path}", highlight=False, markup=False, soft_wrap=True)
