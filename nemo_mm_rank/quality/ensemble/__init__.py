@@ -1,21 +1,43 @@
-"""EcoDatum's ensemble: labeling functions vote, a label model weighs the votes, and a pair has one quality."""
+"""EcoDatum's ensemble: labeling functions vote, a label model weighs the votes, and a pair has one quality.
 
+By hand: `label_votes`, `LabelModel`, `lf_summary`. For a pool of shards: `fit` gives an `Ensemble`, `EnsembleStep`
+applies it, `choose` takes the best.
+"""
+
+from nemo_mm_rank.quality.ensemble.artifact import Ensemble
+from nemo_mm_rank.quality.ensemble.choose import choose
+from nemo_mm_rank.quality.ensemble.defaults import default_functions
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, Fitted, fit
 from nemo_mm_rank.quality.ensemble.guards import Fault, idle, inverted
 from nemo_mm_rank.quality.ensemble.model import LabelModel
 from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, LabelModelSettings
+from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
 from nemo_mm_rank.quality.ensemble.summary import Rates, Summary, lf_summary, summarise
 from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, REJECT, SELECT, LabelingFunction, label_votes
 
 __all__ = [
     "ABSTAIN",
+    "DUPLICATE_OF",
+    "QUALITY",
     "REJECT",
     "SELECT",
+    "VOTES",
+    "Ensemble",
+    "EnsembleSettings",
+    "EnsembleStep",
     "Fault",
+    "Fitted",
+    "FunctionSettings",
     "LabelModel",
+    "LabelModelSettings",
     "LabelingFunction",
     "PatternCounts",
     "Rates",
     "Summary",
+    "choose",
+    "default_functions",
+    "fit",
     "idle",
     "inverted",
     "label_votes",

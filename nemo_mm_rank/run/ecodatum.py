@@ -1,0 +1,282 @@
+"""EcoDatum as a job: operators score, duplicates go, labeling functions vote, a label model weighs, the best stay.
+
+Xu et al., "Quality over Quantity: Boosting Data Efficiency Through Ensembled Multimodal Data Curation" (2025). The
+labeling functions may also be searched for, with a small labelled set (`search`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nemo_mm_rank.config import (
+    CLASSICAL_EXPERTS,
+    CLASSICAL_MODELS,
+    OFF,
+    Budget,
+    ExpertSpec,
+    MediaSettings,
+    ModelSpec,
+)
+from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.experts.step import ExpertStep
+from nemo_mm_rank.io.parquet import read_note, write_json, write_table
+from nemo_mm_rank.projection.step import AGREEMENT
+from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
+from nemo_mm_rank.quality.ensemble.choose import choose
+from nemo_mm_rank.quality.ensemble.defaults import default_functions
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, Fitted, fit
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
+from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
+from nemo_mm_rank.quality.operators import OperatorSettings, columns, shared_experts, steps
+from nemo_mm_rank.quality.operators.settings import column
+from nemo_mm_rank.ranking.pool import live
+from nemo_mm_rank.run.curation import Result
+from nemo_mm_rank.run.engine import Engine
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.statistics import fit_statistics
+from nemo_mm_rank.run.store import Shards, digest, part_name
+from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
+from nemo_mm_rank.schema import PAIR_ID
+from nemo_mm_rank.steps import Step
+
+SCORES, DUPLICATES = "quality.parquet", "duplicates.parquet"
+"""Quality and votes of every pair, and the groups of duplicates, in the run's folder."""
+
+_NO_MATTER: dict[str, Any] = {
+    "pools": True,
+    "run": True,
+    "engine": True,
+    "output": True,
+    "shards": True,
+    "rows_per_shard": True,
+    "media": {"threads"},
+}
+"""Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
+
+VERSIONS = ("numpy", "pillow", "pyarrow", "scipy", "torch")
+"""Libraries whose version can change what comes out."""
+
+
+class EcoDatumConfig(StrategyConfig):
+    """A whole job. Either ``pools`` or ``run`` has to be given.
+
+    With ``run``, what that run has embedded is used: its experts' embeddings, and the agreement out of sample.
+    """
+
+    budget: Budget = Field(default_factory=lambda: Budget(fraction=0.4), description="the paper keeps 40 %")
+    output: str = "ecodatum-run"
+    media: MediaSettings = Field(default_factory=MediaSettings)
+    models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
+    experts: tuple[ExpertSpec, ...] = Field(
+        default_factory=lambda: CLASSICAL_EXPERTS,
+        description="embed both sides where `operators.experts` asks for it and there is no run",
+    )
+    anchor: str = Field("text", description="the model that embeds annotations for the experts")
+    operators: OperatorSettings = Field(default_factory=OperatorSettings)
+    duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
+    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
+    tie_break: str | None = Field(None, description="a column that decides between equals; default: the agreement")
+
+
+@dataclass(frozen=True)
+class EcoDatumResult(Result):
+    """A finished job: ``blend``, ``quarantine`` and ``manifest`` as the main job's."""
+
+    @cached_property
+    def quality(self) -> pd.DataFrame:
+        """Every pair that could be judged: ``pair_id, quality, votes, duplicate_of``, in the pool's order."""
+        return pd.read_parquet(self.folder / SCORES)
+
+    def print(self, console: Console | None = None) -> None:
+        """Print how each labeling function votes, what it weighs, and what somebody should know."""
+        ensemble = self.manifest["ensemble"]
+        table = Table(box=box.SIMPLE, title=f"labeling functions on {ensemble['pairs']:,} pairs", title_justify="left")
+        table.add_column("function", no_wrap=True)
+        measures = ("selects", "rejects", "overlap", "conflict", "weight")
+        for name in measures:
+            table.add_column(name, justify="right")
+        for name, values in ensemble["functions"].items():
+            table.add_row(name, *(f"{values[measure]:.3f}" for measure in measures))
+        out = console or Console()
+        out.print(table)
+        counts = self.manifest["counts"]
+        out.print(
+            f"{self.manifest['blend']['pairs']:,} pairs chosen of {ensemble['pairs']:,}; "
+            f"{counts['duplicates']:,} duplicates, {counts['quarantined']:,} quarantined",
+            highlight=False,
+        )
+        for line in ensemble["warnings"]:
+            out.print(f"note: {line}", style="yellow", markup=False, highlight=False)
+
+
+def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engine | None = None) -> EcoDatumResult:
+    """Fill the budget by EcoDatum; finished shards of an earlier run in the same folder are kept.
+
+    The output folder holds ``blend.parquet``, ``quality.parquet`` (of every pair that could be judged, duplicates
+    too), ``duplicates.parquet``, ``quarantine.parquet`` and ``manifest.json``. A share as the budget counts the pairs
+    that are left once duplicates are gone.
+
+    Args:
+        config: the whole job.
+        console: where progress goes.
+        engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+
+    Raises:
+        UserError: anything that the user can mend, in one line.
+    """
+    with at_work(config, console, engine) as job:
+        return _EcoDatum(job, config).curate()
+
+
+@dataclass
+class _EcoDatum:
+    job: Job
+    config: EcoDatumConfig
+    steps: list[Step] = field(default_factory=list)
+
+    def curate(self) -> EcoDatumResult:
+        config, job = self.config, self.job
+        shards, scores = self._operate()
+        agreement = [name for name in scores if name.startswith(column(AGREEMENT))]
+        shards, groups = self._without_duplicates(shards, agreement)
+        settings = self._ensemble(shards, scores)
+        with job.reporter.step("label model", job.pool.pairs) as advance:
+            fitted = fit(shards, settings, job.engine.map)
+            advance(job.pool.pairs)
+        fitted.ensemble.save(job.folder.fitted / f"ensemble-{digest(fitted.ensemble.as_json())[:12]}")
+        scored = job.through([EnsembleStep(fitted.ensemble)], shards)
+        tie_break = config.tie_break or next(iter(agreement), None)
+        if tie_break is not None and tie_break not in scored.columns():
+            raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
+        choice = choose(scored, list(fitted.ensemble.names), config.budget, fitted.pairs, tie_break)
+        return self._write(choice.chosen, choice.places, scored, scores, groups, fitted, tie_break)
+
+    def _operate(self) -> tuple[Shards, list[str]]:
+        """Take the pool through the operators, and return the shards with the names of their scores."""
+        config, job = self.config, self.job
+        shards = job.pool.embedded
+        operators, before = self._operators(shards)
+        scoring = steps(operators, config.models, config.media)
+        self.steps = [*before, *scoring]
+        if self.steps:
+            shards = job.through(self.steps, shards)
+        return shards, columns(scoring)
+
+    def _operators(self, shards: Shards) -> tuple[OperatorSettings, list[Step]]:
+        """Return the operators, those of embeddings among them, and what has to be embedded for them first."""
+        config, job = self.config, self.job
+        operators, embed = config.operators, False
+        if config.run is not None:
+            experts = RunFolder.at(config.run).load_config().experts
+            if AGREEMENT in shards.columns() and AGREEMENT not in operators.given:
+                operators = operators.model_copy(update={"given": {AGREEMENT: AGREEMENT, **operators.given}})
+        else:
+            experts, embed = config.experts, True
+        if not operators.experts:
+            operators = operators.model_copy(update={"experts": shared_experts(experts)})
+        used = {one.expert for one in operators.experts.values()}
+        wanted = [expert for expert in experts if expert.name in used]
+        if not embed or not wanted:
+            return operators, []
+        pool = job.pool
+        models = fit_statistics(config.models, pool.shards, job.folder.fitted, job.engine, job.reporter, pool.pairs)
+        return operators, [ExpertStep(wanted, models, config.anchor, config.media)]
+
+    def _ensemble(self, shards: Shards, scores: list[str]) -> EnsembleSettings:
+        if self.config.ensemble is None:
+            return EnsembleSettings(functions=default_functions(scores))
+        there = shards.columns()
+        for name, function in self.config.ensemble.functions.items():
+            if function.column not in there:
+                close = nearest(function.column, there)
+                raise ConfigError(f"ensemble: labeling function {name!r}: no column {function.column!r}{close}")
+        return self.config.ensemble
+
+    def _without_duplicates(self, shards: Shards, agreement: list[str]) -> tuple[Shards, pa.Table | None]:
+        """Add ``duplicate_of``, and return the groups of duplicates."""
+        settings, job = self.config.duplicates, self.job
+        if settings == "off":
+            return shards, None
+        if "by" not in settings.model_fields_set and agreement:
+            settings = settings.model_copy(update={"by": tuple(agreement)})
+        with job.reporter.step("duplicates", job.pool.pairs) as advance:
+            found = deduplicate(shards, settings)
+            identity = digest(settings.model_dump(mode="json"))
+            folder = job.folder.stage("duplicates", identity)
+            _write_duplicates(found, shards, folder, identity)
+            advance(job.pool.pairs)
+        return shards.then(folder), found.groups
+
+    def _write(
+        self,
+        chosen: pa.Table,
+        places: Any,
+        scored: Shards,
+        scores: list[str],
+        groups: pa.Table | None,
+        fitted: Fitted,
+        tie_break: str | None,
+    ) -> EcoDatumResult:
+        """Write all files, the manifest that vouches for them last."""
+        job, config = self.job, self.config
+        blend, quarantine = job.write(chosen, places, scored)
+        write_table(job.folder.path / SCORES, _judged(scored))
+        duplicates = job.folder.path / DUPLICATES
+        if groups is None:
+            duplicates.unlink(missing_ok=True)
+        else:
+            write_table(duplicates, groups)
+        losers = 0 if groups is None else groups.num_rows - int(pc.sum(groups["kept"]).as_py() or 0)
+        about = {
+            "config": config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER, exclude_none=True),
+            "steps": [step.identity() for step in self.steps],
+            "operators": scores,
+            "tie_break": tie_break,
+            "ensemble": fitted.as_json(),
+        }
+        counts = {"judged": fitted.pairs + losers, "duplicates": losers}
+        manifest = job.manifest("ecodatum", VERSIONS, about, counts, blend, quarantine)
+        write_json(job.folder.manifest, manifest)
+        return EcoDatumResult(job.folder.path, manifest)
+
+
+def _write_duplicates(found: Duplicates, shards: Shards, folder: Path, identity: str) -> None:
+    """Write ``duplicate_of`` as a stage of the run, each file keyed by all shards: any of them may hold the other."""
+    gone = found.groups.filter(pc.invert(found.groups["kept"]))
+    losers, winners = gone[PAIR_ID].combine_chunks(), gone["group"].combine_chunks()
+    everything = digest([identity, [shards.key(part) for part in range(shards.count)]])
+    for part, rows, table in live(shards, [PAIR_ID]):
+        path, key = folder / part_name(part), digest([everything, part])
+        if (read_note(path) or {}).get("key") == key:
+            continue
+        place = np.full(shards.rows(part), -1)
+        mine = rows[~found.kept[part]]
+        ids = table[PAIR_ID].filter(pa.array(~found.kept[part])).cast(losers.type)
+        place[mine] = pc.index_in(ids, value_set=losers).to_numpy()
+        column = winners.take(pa.array(place, mask=place < 0))
+        write_table(path, pa.table({DUPLICATE_OF: column}), {"key": key, "counts": {}})
+
+
+def _judged(scored: Shards) -> pa.Table:
+    """Return quality and votes of every pair that has them, in the pool's order."""
+    schema = pa.schema(
+        [(PAIR_ID, pa.string()), (QUALITY, pa.float32()), (VOTES, pa.list_(pa.int8())), (DUPLICATE_OF, pa.string())]
+    )
+    pieces = []
+    for _, _, table in live(scored, schema.names):
+        if DUPLICATE_OF not in table.column_names:
+            table = table.append_column(DUPLICATE_OF, pa.nulls(table.num_rows, pa.string()))
+        pieces.append(table.select(schema.names).cast(schema))
+    return pa.concat_tables(pieces).combine_chunks()
