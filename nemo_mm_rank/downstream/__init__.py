@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_mm_rank.config import Config
-from nemo_mm_rank.downstream.features import Features, make_features
+from nemo_mm_rank.downstream.corpus import Features, make_features
 from nemo_mm_rank.downstream.perplexity import Perplexity
 from nemo_mm_rank.downstream.settings import DownstreamSettings, OffSettings, SmallSettings, VLMSettings
 from nemo_mm_rank.downstream.small import train_small

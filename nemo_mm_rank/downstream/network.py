@@ -101,7 +101,9 @@ class PrefixLM(nn.Module):
         front = self._prefixes(features, batch.rows)
         before = (torch.arange(rows)[:, None] * batch.length + torch.arange(self.prefix)).view(-1)
         place = torch.cat([before, batch.place])
-        x = torch.cat([front.view(-1, self.width), self.tokens(batch.inputs)])
+        front = front.view(rows, self.prefix, self.width)
+        spoken = self.tokens(batch.inputs) + front.mean(dim=1)[batch.place // batch.length]
+        x = torch.cat([front.view(-1, self.width), spoken])
         x = x + self.positions(place % batch.length)
         for block in self.blocks:
             x = block(x, place, rows, batch.length, self.dropout, generator)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.downstream.batches import all_rows, training_batches
-from nemo_mm_rank.downstream.features import Features
+from nemo_mm_rank.downstream.corpus import Features
 from nemo_mm_rank.downstream.network import PrefixLM
 from nemo_mm_rank.downstream.perplexity import Perplexity
 from nemo_mm_rank.downstream.rows import usable

@@ -10,7 +10,7 @@ import torch
 from nemo_mm_rank.config import Config, ConfigError, parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.downstream import Features, SmallSettings, features, train
-from nemo_mm_rank.downstream.features import whitened
+from nemo_mm_rank.downstream.corpus import whitened
 from nemo_mm_rank.downstream.frozen import SETS, frozen_encoders
 from nemo_mm_rank.downstream.signals import LetterPairs, Spectrograms, Thumbnails
 from nemo_mm_rank.frames import Vectors
