@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.evaluation.geometry import Array, matched_gap, modality_gap, potentials, ranks
-from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, basic_interval, bootstrap_interval
+from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, centred_interval, bootstrap_interval
 
 RECALLS = (1, 5, 10)
 
@@ -75,6 +75,6 @@ def _gaps(
     gap = pairs / max(1, len(names) * (len(names) - 1))
     n = len(data)
     return {
-        "gap": basic_interval(modality_gap(data, modality), gap.numpy(), n),
-        "matched_gap": basic_interval(matched_gap(data, annotation, modality), matched.numpy(), n),
+        "gap": centred_interval(modality_gap(data, modality), gap.numpy(), n),
+        "matched_gap": centred_interval(matched_gap(data, annotation, modality), matched.numpy(), n),
     }

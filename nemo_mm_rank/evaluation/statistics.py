@@ -109,10 +109,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def bootstrap_interval(
     statistic: Callable[[Ints], Floats], n: int, seed: int, samples: int = 1000, confidence: float = 0.95
 ) -> Interval:
-    """Return a statistic of ``n`` rows with its basic bootstrap interval.
-
-    ``[2 t - q(high), 2 t - q(low)]`` with the quantiles of the statistic over resampled rows (Davison and Hinkley,
-    1997, eq. 5.6), which corrects for the bias that resampling shows.
+    """Return a statistic of ``n`` rows with its bootstrap interval, as `centred_interval` has it.
 
     Args:
         statistic: takes rows ``(s, n)`` of s samples and returns their values ``(s,)``.
@@ -129,13 +126,19 @@ def bootstrap_interval(
     found = np.concatenate(
         [statistic(rng.integers(n, size=(min(at_once, samples - done), n))) for done in range(0, samples, at_once)]
     )
-    return basic_interval(value, found, n, confidence)
+    return centred_interval(value, found, n, confidence)
 
 
-def basic_interval(value: float, resampled: Floats, n: int, confidence: float = 0.95) -> Interval:
-    """Return the basic bootstrap interval of ``value``, given the statistic of every sample."""
+def centred_interval(value: float, resampled: Floats, n: int, confidence: float = 0.95) -> Interval:
+    """Return the bootstrap interval of ``value``, given the statistic of every sample.
+
+    ``[t - (q(high) - m), t - (q(low) - m)]`` with the quantiles q and the mean m over the samples: the basic interval
+    (Davison and Hinkley, 1997, eq. 5.6) but for the bias ``m - t``, which it leaves in. Distances between means are
+    biased upwards in small samples; the interval says how much the measure as it is defined varies.
+    """
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value, float(2 * value - high), float(2 * value - low), n)
+    middle = value + float(resampled.mean())
+    return Interval(value, middle - float(high), middle - float(low), n)
 
 
 def _sample(values: Sequence[float] | Floats) -> Floats:

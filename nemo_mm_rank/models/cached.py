@@ -77,6 +77,8 @@ class CachedEncoder:
     def __init__(self, encoder: Encoder, max_items: int = 20_000) -> None:
         self._encoder = encoder
         self._recent: Recent[_Embedding] = Recent(max_items)
+        self.computed = 0
+        """Items that the encoder was given."""
         self.name = encoder.name
         self.revision = encoder.revision
         self.modalities = encoder.modalities
@@ -100,6 +102,7 @@ class CachedEncoder:
 
     def _get(self, keys: list[Key], encode: Callable[[list[int]], Encoded]) -> Encoded:
         def make(positions: list[int]) -> list[_Embedding]:
+            self.computed += len(positions)
             with answering(self.name):
                 encoded = encode(positions)
             encoded = usable(encoded, self._encoder, len(positions))
@@ -130,6 +133,8 @@ class CachedDescriber:
     def __init__(self, describer: Describer, max_items: int = 50_000) -> None:
         self._describer = describer
         self._recent: Recent[tuple[str | None, PairError | None]] = Recent(max_items)
+        self.computed = 0
+        """Segments that the describer was given."""
         self.name = describer.name
         self.revision = describer.revision
         self.modalities = describer.modalities
@@ -138,6 +143,7 @@ class CachedDescriber:
         """Describe ``items``, those that are not known yet in one call."""
 
         def make(positions: list[int]) -> list[tuple[str | None, PairError | None]]:
+            self.computed += len(positions)
             with answering(self.name):
                 described = self._describer.describe([items[position] for position in positions], modality)
             described = told(described, self.name, len(positions))

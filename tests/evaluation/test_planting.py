@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -141,7 +141,7 @@ def test_the_same_seed_gives_the_same_files_and_another_another(
 
 
 def test_a_folder_that_has_it_is_left_and_another_pool_is_refused(pool: PoolSource, tmp_path: Path) -> None:
-    settings = PlantSettings(kinds="swaps")  # type: ignore[arg-type]  # YAML's short form
+    settings = PlantSettings.model_validate({"kinds": "swaps"})
     first = plant(pool, tmp_path, settings)
     manifest = tmp_path / "pool.jsonl"
     written = manifest.stat().st_mtime_ns
@@ -278,7 +278,7 @@ def test_media_are_cropped_and_padded_to_size(pool: PoolSource, tmp_path: Path) 
     opener = Opener(MediaSettings(), str(Path(pool.path).parent), frames=16)
     rng = np.random.default_rng(0)
     picture, sound, film = (
-        opener.open(ref, modality)
+        cast(Any, opener.open(ref, modality))
         for ref, modality in (
             ("image/image-000.jpg", "image"),
             ("audio/audio-000.wav", "audio"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -64,6 +64,7 @@ def plant(
     settings: PlantSettings | None = None,
     seed: int = 0,
     media: MediaSettings | None = None,
+    without: Collection[str] = (),
 ) -> Planted:
     """Write a noisy copy of a pool to ``folder``: ``pool.jsonl``, ``truth.parquet``, and the media.
 
@@ -80,6 +81,7 @@ def plant(
         settings: how much of what; default: 40 %, all kinds.
         seed: another one spoils other pairs.
         media: how media are opened.
+        without: ids of pairs that are left out (to be validated with, say).
 
     Raises:
         UserError: annotations so much alike that they cannot be swapped, or a folder that holds something else.
@@ -93,7 +95,9 @@ def plant(
             seed,
             settings.model_dump(mode="json"),
             media.model_dump(mode="json", exclude={"threads"}),
+            [source.model_dump(mode="json") for source in pools],
             [file_digest(manifest.file) for source in pools for manifest in manifests(source)],
+            sorted(without),
         ]
     )
     truth_file, made = folder / "truth.parquet", PoolSource(path=str(folder / "pool.jsonl"))
@@ -101,7 +105,7 @@ def plant(
         if (read_note(truth_file) or {}).get("key") != key:
             raise UserError(f"{folder} holds another planted pool; give this one a folder of its own")
         return Planted(made, read_table(truth_file))
-    work = _Planting(_rows(pools), folder, settings, media, np.random.default_rng(seed), seed)
+    work = _Planting(_rows(pools, set(without)), folder, settings, media, np.random.default_rng(seed), seed)
     work.spoil()
     work.write()
     truth = work.truth()
@@ -115,13 +119,14 @@ def _pools(pool: PoolSource | Sequence[PoolSource] | str | Path) -> Sequence[Poo
     return [pool] if isinstance(pool, PoolSource) else pool
 
 
-def _rows(pools: Sequence[PoolSource]) -> list[dict[str, Any]]:
+def _rows(pools: Sequence[PoolSource], without: set[str]) -> list[dict[str, Any]]:
     """Read the pools' pairs as rows."""
     found: list[dict[str, Any]] = []
     for batch in read_pools(pools):
         columns = {**batch.pairs, **batch.extras}
         values = [column if isinstance(column, list) else column.to_pylist() for column in columns.values()]
-        found += [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        rows = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+        found += [row for row in rows if row[PAIR_ID] not in without]
     return found
 
 
@@ -295,8 +300,8 @@ class _Planting:
         """
         own = self.was[row][ANNOTATION]
         for place in self.rng.permutation(len(among)).tolist():
-            if self.was[among[place]][ANNOTATION] != own:
-                return among[place]
+            if self.was[found := int(among[place])][ANNOTATION] != own:
+                return found
         raise UserError(f"pair {self.was[row][PAIR_ID]!r}: there is no other pair to take something from")
 
     def _open(self, row: dict[str, Any]) -> Segment:

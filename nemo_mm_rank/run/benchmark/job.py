@@ -1,0 +1,167 @@
+"""The benchmark as a job: strategies and seeds, each kept once it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console
+
+from nemo_mm_rank.io.parquet import write_json, write_table, write_text
+from nemo_mm_rank.run.benchmark import measures, tables
+from nemo_mm_rank.run.benchmark.blends import Blend
+from nemo_mm_rank.run.benchmark.cost import measured
+from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig, Strategy
+from nemo_mm_rank.run.benchmark.source import Source, prepare
+from nemo_mm_rank.run.benchmark.strategies import Bench, choose
+from nemo_mm_rank.run.benchmark.training import VALIDATION, train_all
+from nemo_mm_rank.run.engine import Engine, SerialEngine, make_engine
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.state import State
+from nemo_mm_rank.run.store import digest
+from nemo_mm_rank.schema import MODALITY, PAIR_ID
+
+RESULTS, TABLE, COST = "results.parquet", "table1.md", "cost.md"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished benchmark.
+
+    Attributes:
+        folder: where everything lies.
+        results: `measures.SCHEMA`.
+        table: what `TABLE` holds.
+        cost: what `COST` holds.
+    """
+
+    folder: Path
+    results: pa.Table
+    table: str
+    cost: str
+
+    def print(self, console: Console) -> None:
+        """Print the tables."""
+        console.print(self.table + "\n" + self.cost, highlight=False, markup=False, soft_wrap=True)
+
+
+def benchmark(config: BenchmarkConfig, console: Console | None = None, engine: Engine | None = None) -> Outcome:
+    """Compare strategies; whatever an earlier run in the same folder has finished is taken.
+
+    The folder gets ``results.parquet``, ``table1.md``, ``cost.md``, ``blends/<strategy>-<seed>.parquet`` (``pair_id,
+    rank``), ``truth.parquet``, ``leaks.parquet``, ``report.html``, and under ``runs/`` the runs of the main job. The
+    same configuration and versions give the same files, but for what says how long things took.
+
+    Args:
+        config: the whole benchmark.
+        console: where progress goes.
+        engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+
+    Raises:
+        UserError: anything that the user can mend, in one line.
+    """
+    folder = RunFolder.at(config.output)
+    reporter = Reporter(console or Console(quiet=True))
+    own = engine or make_engine(config.engine)
+    try:
+        with folder.locked():
+            return _benchmark(config, folder.path, own, reporter)
+    finally:
+        if engine is None:
+            own.close()
+
+
+def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter) -> Outcome:
+    source = prepare(config, folder, engine, reporter)
+    budget = config.budget.pairs(source.pairs)
+    quiet = Console(quiet=True)
+    bench = Bench(config, folder, source.pool, source.shards, budget, source.labels, engine, quiet)
+    blends, keys = _choose_all(bench, reporter)
+    modes = dict.fromkeys(one.sns for one in config.strategies)
+    for mode in modes:
+        # Ends with the first seed's ranking in the run's folder, whatever was done last.
+        if mode != "off" or any(one.ours and one.sns == mode for one in config.strategies):
+            bench.curate(mode, config.seeds[0])
+    parts = {"pool": source.shards}
+    parts |= {f"sns-{mode}": bench.trimmed(mode) for mode in modes if mode != "off"}
+    parts[VALIDATION] = source.validation
+    trained = train_all(
+        [(blend, key, _part(blend)) for blend, key in zip(blends, keys, strict=True)],
+        parts,
+        config.downstream,
+        bench.run_config("off", config.seed),
+        folder,
+        engine,
+        reporter,
+    )
+    modality = dict(zip(bench.pairs[PAIR_ID].to_pylist(), bench.pairs[MODALITY].to_pylist(), strict=True))
+    rows = [
+        *measures.of_blends(blends, source.labels, modality, config.seeds[0]),
+        *measures.of_training(trained),
+        *measures.of_costs(blends, source.pairs),
+    ]
+    for strategy in config.strategies:
+        if strategy.ours:
+            run = RunFolder.at(bench.run(strategy.sns))
+            shards = State.load(run).open(run)
+            rows += measures.of_spaces(bench, strategy, shards, config.seeds[0])
+    return _write(config, folder, source, budget, blends, measures.table(rows))
+
+
+def _part(blend: Blend) -> str:
+    mode = Strategy(blend.strategy).sns
+    return "pool" if mode == "off" else f"sns-{mode}"
+
+
+def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str]]:
+    """Return the blends of all strategies and seeds, and the keys of their files."""
+    config, folder = bench.config, bench.folder / "blends"
+    made = [bench.shards.key(part) for part in range(bench.shards.count)]
+    settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
+    blends, keys = [], []
+    for strategy in config.strategies:
+        wanted = [(seed, digest([made, settings, strategy, seed])) for seed in config.seeds]
+        found = {seed: Blend.load(folder, strategy, seed, key) for seed, key in wanted}
+        with reporter.step(f"{strategy}", len(wanted), sum(blend is not None for blend in found.values())) as advance:
+            for seed, key in wanted:
+                blend = found[seed]
+                if blend is None:
+                    with measured(seed == config.seeds[0], isinstance(bench.engine, SerialEngine)) as cost:
+                        ids = choose(bench, strategy, seed)
+                    blend = Blend.of(strategy, seed, ids, cost)
+                    blend.save(folder, key)
+                    advance(1)
+                blends.append(blend)
+                keys.append(key)
+    return blends, keys
+
+
+_NO_MATTER = {
+    *("engine", "output", "strategies", "seeds", "downstream", "bootstrap"),
+    *("jsonl", "shards", "rows_per_shard"),
+}
+"""Settings that change nothing of what one strategy chooses under one seed."""
+
+
+def _write(
+    config: BenchmarkConfig, folder: Path, source: Source, budget: int, blends: list[Blend], results: pa.Table
+) -> Outcome:
+    found = tables.Results(results, config.seeds)
+    table, cost = tables.table1(found, config, source, budget), tables.cost_table(found, config)
+    write_table(folder / RESULTS, results)
+    write_text(folder / TABLE, table)
+    write_text(folder / COST, cost)
+    write_json(
+        folder / "benchmark.json",
+        {
+            "config": config.model_dump(mode="json", by_alias=True, exclude={"engine", "output"}),
+            "pool": source.pool.path,
+            "pairs": source.pairs,
+            "budget": budget,
+            "validation": {"pairs": source.held_out, "removed": source.removed, "leaks": len(source.leaks)},
+            "blends": {f"{blend.strategy}-{blend.seed}": blend.digest for blend in blends},
+        },
+    )
+    return Outcome(folder, results, table, cost)
