@@ -101,7 +101,7 @@ def reasons(votes: Votes, names: Sequence[str]) -> pa.Array:
 
 def _line(pattern: npt.NDArray[np.int8], names: Sequence[str]) -> str:
     said = [
-        f"{what} by {', '.join(names[place] for place in np.flatnonzero(pattern == vote))}"
+        f"{what} by {', '.join(names[place] for place in np.flatnonzero(pattern == vote).tolist())}"
         for what, vote in (("selected", SELECT), ("rejected", REJECT))
         if (pattern == vote).any()
     ]

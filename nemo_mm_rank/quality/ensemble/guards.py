@@ -1,8 +1,8 @@
 """Labeling functions that say nothing, or the opposite: an ensemble is only as good as the worst that goes unseen.
 
-In the demo of EcoDatum's authors two functions always select. They agree with each other and with every selection, so
-the model takes them for the truth, and CLIP's rejections for errors: its weight falls below a half, and the ten pairs
-chosen have the *lower* CLIP scores.
+In the demo of EcoDatum's authors the two functions on mirrored pictures always select: their threshold is 0. So nobody
+is left to back CLIP, the model comes to believe the opposite of it, and the ten pairs chosen have the *lower* CLIP
+scores. Leaving the two out does not mend that; a threshold like CLIP's own does.
 """
 
 from __future__ import annotations

@@ -139,16 +139,17 @@ class LabelModel:
             raise ConfigError(f"the label model was fitted with {m} labeling functions, not {votes.shape[1]}")
         evidence = np.zeros((m, 3))  # by vote + 1: none, of a rejection, of a selection
         evidence[:, 1:] = np.log(self.mu[:, 1] / self.mu[:, 0]).reshape(m, 2)
-        odds: Floats | float = 0.0
+        odds: Floats = np.zeros(1)
         for first in range(0, m, _TOGETHER):
             some = slice(first, first + _TOGETHER)
             sums = np.zeros(1)
-            for table in evidence[some]:
-                sums = (sums[:, None] + table).ravel()
+            for one in evidence[some]:
+                sums = (sums[:, None] + one).ravel()
             if m <= _TOGETHER:
-                return (1.0 / (1.0 + np.exp(-sums)))[encode(votes)]
+                table: Floats = 1.0 / (1.0 + np.exp(-sums))
+                return table[encode(votes)]
             odds = odds + sums[encode(votes[:, some])]
-        return 1.0 / (1.0 + np.exp(-np.asarray(odds)))
+        return 1.0 / (1.0 + np.exp(-odds))
 
 
 def _shares(patterns: Votes, counts: npt.NDArray[np.integer], n: int) -> Floats:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality.ensemble.votes import Votes
 
 Ints = npt.NDArray[np.int64]
-Codes = npt.NDArray[np.unsignedinteger]
+Codes = npt.NDArray[Any]
 
 _ROWS = 2**16
 """Rows whose codes are made at a time, so that they stay in the processor's cache."""
@@ -93,15 +94,11 @@ def checked_votes(votes: Votes) -> Votes:
 def encode(votes: Votes) -> Codes:
     """Return ``(n,)`` codes of ``(n, m)`` votes: the digits of a number in base 3, the first function's the highest."""
     m = votes.shape[1]
-    codes = np.zeros(len(votes), dtype=np.uint32 if m <= 20 else np.uint64)
-    three, one = codes.dtype.type(3), np.int8(1)
+    kind = np.uint32 if m <= 20 else np.uint64
+    codes: Codes = np.zeros(len(votes), dtype=kind)
     for function in range(m):
-        codes *= three
-        codes += (
-            (votes[:, function] + one).view(np.uint8)
-            if votes.dtype == np.int8
-            else (votes[:, function] + 1).astype(np.uint8)
-        )
+        np.multiply(codes, kind(3), out=codes)
+        np.add(codes, (votes[:, function] + 1).astype(np.uint8), out=codes)
     return codes
 
 
@@ -110,6 +107,6 @@ def decode(codes: Codes, m: int) -> Votes:
     votes = np.empty((len(codes), m), dtype=np.int8)
     left = codes.copy()
     for function in reversed(range(m)):
-        left, digit = np.divmod(left, codes.dtype.type(3))
+        left, digit = np.divmod(left, left.dtype.type(3))
         votes[:, function] = digit.astype(np.int8) - 1
     return votes
