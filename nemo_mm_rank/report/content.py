@@ -70,16 +70,16 @@ class Table:
 
     Attributes:
         title: its caption.
-        columns: their heads; the first ``left`` are text, the others numbers.
+        columns: their heads.
         rows: the lines.
-        left: how many columns stand on the left.
+        text: which columns are text; the others are numbers, and stand on the right.
         note: a sentence below it.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]
-    left: int = 1
+    text: Sequence[int] = (0,)
     note: str = ""
     kind: ClassVar[str] = "table"
 

@@ -55,11 +55,13 @@ class Blend:
     Attributes:
         name: as the page calls it.
         note: what it is.
-        positions: of the chosen pairs among the ranked ones, best first.
+        size: how many pairs.
+        positions: of the chosen pairs among the ranked ones, best first; a strategy may choose others besides.
     """
 
     name: str
     note: str
+    size: int
     positions: Rows
 
 
@@ -102,8 +104,7 @@ def gallery(run: Run, blends: Sequence[Blend], sample: Rows) -> tuple[dict[str, 
         "modalities": [{"name": name, "colour": colour(name, place)} for place, name in enumerate(modalities)],
         "pools": [{"name": name, "colour": place} for place, name in enumerate(pools)],
         "blends": [
-            {"name": b.name, "note": b.note, "size": len(b.positions), "pairs": _known(where[b.positions])}
-            for b in blends
+            {"name": b.name, "note": b.note, "size": b.size, "pairs": _known(where[b.positions])} for b in blends
         ],
         "id": words[PAIR_ID] + [entry[PAIR_ID] or "" for entry in quarantine],
         "modality": _codes(words[MODALITY] + [entry[MODALITY] for entry in quarantine], modalities),

@@ -12,6 +12,7 @@ import yaml
 
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.ranking.blend import label
 from nemo_mm_rank.report.charts import distributions, mixes
 from nemo_mm_rank.report.colours import colour
 from nemo_mm_rank.report.content import (
@@ -32,6 +33,12 @@ from nemo_mm_rank.report.content import (
 from nemo_mm_rank.report.pairs import Rows
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import POOL
+
+ABOUT_MAPS = (
+    "Filled: data. Hollow: annotations. A line joins a pair's two sides. Neighbours on a map are neighbours in the "
+    "space; distances between far groups say little (t-SNE of a sample)."
+)
+"""How a map is to be read."""
 
 _CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
 
@@ -180,7 +187,7 @@ def _reasons(run: Run) -> list[Table]:
         Row((step, error, example[step, error], f"{n:,}"))
         for (step, error), n in sorted(Counter(keys).items(), key=lambda item: (-item[1], item[0]))
     ]
-    return [Table("Why rows were quarantined", ["step", "reason", "for example", "rows"], lines, left=3)]
+    return [Table("Why rows were quarantined", ["step", "reason", "for example", "rows"], lines, text=(0, 1, 2))]
 
 
 def _mix(run: Run) -> Chart:
@@ -249,7 +256,14 @@ def _cuts(run: Run) -> list[Table]:
     if not summary["settings"]["quotas"]:
         return []
     lines = [
-        Row((entry["group"] or "others", f"{entry['quota']:,}", f"{entry['chosen']:,}", _cut(entry["cut"])))
+        Row(
+            (
+                label(entry["group"], summary["settings"]["quotas"]),
+                f"{entry['quota']:,}",
+                f"{entry['chosen']:,}",
+                _cut(entry["cut"]),
+            )
+        )
         for entry in summary["groups"]
     ]
     if summary["filling"]["chosen"]:
@@ -280,11 +294,7 @@ def spaces(run: Run) -> Section:
     columns = ["space", "pairs", "gap", "matched gap", "Recall@1", "Recall@5", "Recall@10"]
     table = Table("Geometry", columns, lines, note=note)
     lead = "Where the experts put the pairs, and where the projection puts them."
-    about = (
-        "Filled: data. Hollow: annotations. A line joins a pair's two sides. Neighbours on a map are neighbours in the "
-        "space; distances between far groups say little (t-SNE of a sample)."
-    )
-    return Section("spaces", "Spaces", lead, [table, Widget("maps", about)])
+    return Section("spaces", "Spaces", lead, [table, Widget("maps", ABOUT_MAPS)])
 
 
 def _space(name: str) -> str:
@@ -305,13 +315,13 @@ def provenance(run: Run) -> Section:
     lines = [Row((name, version)) for name, version in versions.items()]
     config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)
     parts = [
-        Table("Manifests read", ["file", "digest"], inputs, left=2),
-        Table("Versions", ["library", "version"], lines, left=2),
+        Table("Manifests read", ["file", "digest"], inputs, text=(0, 1)),
+        Table("Versions", ["library", "version"], lines, text=(0, 1)),
         Table(
             "Blend",
             ["pairs", "digest"],
             [Row((f"{manifest['blend']['pairs']:,}", manifest["blend"]["digest"]))],
-            left=2,
+            text=(0, 1),
         ),
         Folded("Configuration", config),
         Folded("Models", json.dumps(manifest["models"], indent=2, ensure_ascii=False)),

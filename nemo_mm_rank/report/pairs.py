@@ -62,6 +62,13 @@ class Scored:
         found: Rows = order[np.searchsorted(mine[order], wanted)]
         return found
 
+    def named(self, pair_ids: Sequence[str], seed: int) -> Rows:
+        """Return the positions of the pairs of these names, found by the hashes of ``seed``; none for unknown ones."""
+        wanted = hashes(pair_ids, seed)
+        order = np.argsort(self.key)
+        found = order[np.minimum(np.searchsorted(self.key[order], wanted), len(order) - 1)]
+        return found[self.key[found] == wanted]
+
     def sample(self, count: int) -> Rows:
         """Return the positions of ``count`` pairs drawn by the hash of their ids; a larger sample begins with it."""
         return np.argsort(self.key, kind="stable")[:count]

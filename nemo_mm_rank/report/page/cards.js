@@ -85,9 +85,12 @@ function truth(index) {
   if (!data.truth || isLost(index)) return null;
   const kinds = data.truth[index];
   if (kinds === null || kinds === undefined) return null;
+  const topic = data.relevant && data.relevant[index] !== null
+    ? el("span", { class: `badge ${data.relevant[index] ? "chosen" : "warn"}` }, data.relevant[index] ? "on topic" : "off topic")
+    : null;
   return el("p", { class: "truth" }, kinds.length
     ? el("span", { class: "badge warn" }, `planted: ${kinds.join(", ")}`)
-    : el("span", { class: "badge chosen" }, "planted: nothing, clean"));
+    : el("span", { class: "badge chosen" }, "clean"), topic);
 }
 
 function reasons(detail) {

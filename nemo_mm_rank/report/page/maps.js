@@ -5,10 +5,19 @@ const BY = {
   pool: { title: "pool", names: () => data.pools, of: (pair) => data.pool[pair] },
   chosen: {
     title: "chosen or not",
-    names: () => [{ name: "left out", colour: "out" }, { name: "chosen", colour: "in" }],
+    names: () => [{ name: "left out", colour: "out" },
+      { name: blends.length === 1 ? "chosen" : `chosen by ${blends[0].name}`, colour: "in" }],
     of: (pair) => (blends[0].place.has(pair) ? 1 : 0),
   },
 };
+
+if (data.truth) {
+  BY.truth = {
+    title: "planted noise",
+    names: () => [{ name: "clean", colour: 0 }, { name: "noise", colour: 9 }],
+    of: (pair) => (data.truth[pair] === null ? -1 : Number(data.truth[pair].length > 0)),
+  };
+}
 
 const look = { by: "modality", hidden: new Set() };
 

@@ -27,7 +27,8 @@ function found(index, words) {
     const detail = data.details[place];
     const pieces = detail ? [...(detail.data || []), ...(detail.annotation || [])].map((piece) => piece[0]) : [];
     const lost = detail && detail.lost ? detail.lost : [];
-    return [id, data.text[place], ...pieces, ...lost].join(" ").toLowerCase();
+    const planted = (data.truth && data.truth[place]) || [];
+    return [id, data.text[place], ...pieces, ...lost, ...planted].join(" ").toLowerCase();
   });
   return words.every((word) => haystack[index].includes(word));
 }
