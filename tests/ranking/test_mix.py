@@ -1,0 +1,228 @@
+"""A mix: quotas by (data -> annotation) type, exact, with a shortage policy, from published shares or one's own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from nemo_mm_rank.cli import app
+from nemo_mm_rank.config import Budget, Config, RankingSettings, parse
+from nemo_mm_rank.errors import ConfigError, UserError
+from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.mix import MIXES, Mix, advice, canonical_type, find_mix, type_of
+from nemo_mm_rank.modalities import MODALITY_CODES, code_of, name_of
+from nemo_mm_rank.ranking import Files, quota_counts, rank
+from nemo_mm_rank.ranking.explain import explain
+from nemo_mm_rank.run.notes import mix_entry
+from nemo_mm_rank.run.summary import mix_lines, mix_table
+
+THOUSANDS = {
+    "unite-adaptation": {"text->text": 1379.6, "image->text": 2500.0, "video->text": 2500.0},
+    "unite-instruction": {
+        "image->text": 323.2 + 349.6,
+        "text+image->text": 17.2 + 187.2,
+        "image->image": 15.9,
+        "text+image->image": 175.1,
+        "text+video->video": 200.0,
+    },
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_published_shares_are_those_of_the_counts(name: str) -> None:
+    shares, counts = MIXES[name].shares, THOUSANDS[name]
+    assert sum(Fraction(str(share)) for share in shares.values()) == 1
+    assert shares == pytest.approx({kind: count / sum(counts.values()) for kind, count in counts.items()}, abs=5e-4)
+    assert [canonical_type(kind) for kind in shares] == list(shares)
+    assert "2505.19650" in MIXES[name].source
+
+
+@given(st.sets(st.sampled_from(list(MODALITY_CODES)), min_size=1), st.randoms())
+def test_a_set_has_one_name(names: set[str], order: Any) -> None:
+    shuffled = sorted(names)
+    order.shuffle(shuffled)
+    written = order.choice(["+", ",", ", "]).join(shuffled)
+    assert code_of(written) == code_of(names) == sum(MODALITY_CODES[name] for name in names)
+    assert name_of(code_of(written)) == name_of(code_of("+".join(sorted(names))))
+    assert code_of(name_of(code_of(written))) == code_of(written)
+    assert type_of(written) == canonical_type(f"{written} -> text")
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        ("unite-adaption", "no mix 'unite-adaption'; did you mean 'unite-adaptation'"),
+        ({"image": 0.5}, "a type is written data->annotation, like image->text, not 'image'"),
+        ({"imge->text": 0.5}, "unknown modality 'imge'; did you mean 'image'"),
+        ({"->text": 0.5}, "empty modality"),
+        ({}, "a mix has a share for every type"),
+        ({"image,text->text": 0.1, "text+image->text": 0.1}, "each type once"),
+        ({"image->text": 0.7, "text->text": 0.7}, "sum to more than 1"),
+        ({"image->text": float("nan")}, "between 0 and 1"),
+        ({"image->text": -0.1}, "between 0 and 1"),
+    ],
+)
+def test_mistakes_are_named(mix: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(Config, {"pools": "p", "queries": "q", "ranking": {"mix": mix}})
+
+
+def test_a_mix_and_quotas_exclude_each_other() -> None:
+    quotas = {"quota_by": "modality", "quotas": {"image": 0.5}}
+    with pytest.raises(ConfigError, match="give one of the two"):
+        parse(RankingSettings, {"mix": "unite-adaptation", **quotas})
+    with pytest.raises(ConfigError, match=r"write 'image,text->text' as 'text\+image->text'"):
+        parse(RankingSettings, {"quota_by": "type", "quotas": {"image,text->text": 0.5}})
+
+
+def files(folder: Path, modalities: dict[str, int], shards: int = 3) -> Files:
+    """A scored pool: the earlier a pair, the better."""
+    names = [name for name, count in modalities.items() for _ in range(count)]
+    rows = [{"pair_id": f"p{n:03d}", "pool": "a", "modality": name, "error": None} for n, name in enumerate(names)]
+    schema = pa.schema([(name, pa.string()) for name in ("pair_id", "pool", "modality", "error")])
+    table = pa.Table.from_pylist(rows, schema).append_column(
+        "cosine__fused", pa.array([1 - n / 1000 for n in range(len(rows))], pa.float32())
+    )
+    paths = []
+    for part in range(shards):
+        path = folder / f"part-{part}.parquet"
+        write_table(path, table.take(pa.array(range(part, len(rows), shards))))
+        paths.append((path,))
+    return Files(tuple(paths))
+
+
+def mixed(mix: Any, **changes: Any) -> RankingSettings:
+    return RankingSettings(weights={"fused": 1.0}, mix=mix, **changes)
+
+
+def test_quotas_are_exact(tmp_path: Path) -> None:
+    pool = files(tmp_path, {"code": 50, "audio": 50, "video": 60, "text": 60, "image": 60})
+    found = rank(pool, ["cosine__fused"], mixed("unite-adaptation").by_type(), Budget(count=101))
+    wanted = quota_counts(101, MIXES["unite-adaptation"].shares)
+    assert wanted == {"image->text": 40, "text->text": 22, "video->text": 39}  # 39.592, 21.816, 39.592: by name
+    assert Counter(map(type_of, found.chosen["modality"].to_pylist())) == wanted
+    assert found.chosen["reason"][-1].as_py().endswith("; quota image->text 40/40")
+    assert "quota image->text, chosen" not in explain("p200", pool, found)
+    assert "the last one chosen from text->text" in explain("p169", pool, found)
+    assert "the quotas leave no room for others" in explain("p000", pool, found)
+
+
+@pytest.mark.parametrize(("policy", "others"), [("fill", 11), ("leave", 0)])
+def test_a_shortage_is_filled_or_left_and_counted(tmp_path: Path, policy: str, others: int) -> None:
+    pool = files(tmp_path, {"code": 30, "video": 8, "text": 60, "image": 60})
+    settings = mixed("unite-adaptation", shortage=policy)
+    found = rank(pool, ["cosine__fused"], settings.by_type(), Budget(count=50))
+    chosen = Counter(found.chosen["modality"].to_pylist())
+    assert chosen == Counter({"code": others, "video": 8, "text": 11, "image": 20}) + Counter()
+    entry = mix_entry(settings, found.summary)
+    assert entry is not None
+    assert (entry["name"], entry["shortage"], entry["filling"]) == ("unite-adaptation", policy, others)
+    assert entry["types"] == [
+        {"type": "image->text", "share": 0.392, "quota": 20, "chosen": 20},
+        {"type": "text->text", "share": 0.216, "quota": 11, "chosen": 11},
+        {"type": "video->text", "share": 0.392, "quota": 19, "chosen": 8},
+    ]
+    assert len(entry["advice"]) == 2
+    json.dumps(entry)
+    assert mix_table(entry).row_count == 3 + (policy == "fill")
+    assert mix_lines(entry)[0].endswith("which its own counts do not give")
+
+
+def test_a_shortage_can_be_refused(tmp_path: Path) -> None:
+    pool = files(tmp_path, {"text": 60, "image": 60})
+    with pytest.raises(UserError, match="video->text has 0 of 19"):
+        rank(pool, ["cosine__fused"], mixed("unite-adaptation", shortage="fail").by_type(), Budget(count=50))
+
+
+def test_ones_own_mix_leaves_the_rest_to_others(tmp_path: Path) -> None:
+    pool = files(tmp_path, {"code": 30, "text+image": 30, "image": 30})
+    settings = mixed({"image,text -> text": 0.25, "image->text": 0.5})
+    found = rank(pool, ["cosine__fused"], settings.by_type(), Budget(count=12))
+    assert Counter(found.chosen["modality"].to_pylist()) == {"text+image": 3, "image": 6, "code": 3}
+    entry = mix_entry(settings, found.summary)
+    assert entry is not None
+    assert [(kind["type"], kind["share"], kind["chosen"]) for kind in entry["types"]] == [
+        ("image->text", 0.5, 6),
+        ("text+image->text", 0.25, 3),
+        ("others", None, 3),
+    ]
+    assert (entry["name"], entry["source"]) == (None, "your own")
+    assert mix_entry(RankingSettings(), found.summary) is None
+
+
+def test_types_without_pairs_are_short_and_not_lost(tmp_path: Path) -> None:
+    pool = files(tmp_path, {"image": 80, "text+image": 40, "code": 40})
+    settings = mixed("unite-instruction", shortage="leave")
+    found = rank(pool, ["cosine__fused"], settings.by_type(), Budget(count=100))
+    assert Counter(found.chosen["modality"].to_pylist()) == {"image": 53, "text+image": 16}
+    short = {entry["group"]: entry["quota"] - entry["chosen"] for entry in found.summary["groups"]}
+    assert {kind: count for kind, count in short.items() if count} == {
+        "image->image": 1,
+        "text+image->image": 14,
+        "text+video->video": 16,
+    }
+
+
+def test_advice_has_its_source_and_depends_on_the_mix() -> None:
+    lines = advice(MIXES["unite-adaptation"])
+    assert all("2505.19650" in line and "not tried here" in line for line in lines)
+    assert [("hurt" in line, "helped" in line) for line in lines] == [(False, True), (True, False)]
+    assert "helped beside text-text" in advice(find_mix({"text->text": 1.0}))[0]
+    assert advice(Mix({"code->text": 1.0}, "your own")) == []
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    lines = [
+        {"pair_id": f"{kind}-{n}", "modality": kind, "data": f"{kind} number {n} of a day", "annotation": f"note {n}"}
+        for kind in ("text", "code")
+        for n in range(20)
+    ]
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("\n".join(map(json.dumps, lines)))
+    settings = tmp_path / "c.yaml"
+    settings.write_text(
+        "models: {text: {class: hashed-text, dim: 64}}\n"
+        "experts: [{name: words, kind: text-based, encoder: text}]\n"
+        "projection: {max_epochs: 1, folds: 2, mamcl_weight: 1, contrastive_weight: 0}\n"
+        "ranking: {shortage: leave}\n"
+    )
+    options = [
+        "curate",
+        str(pool),
+        "-q",
+        "a day",
+        "-b",
+        "20",
+        "-c",
+        str(settings),
+        "-o",
+        str(tmp_path / "run"),
+        "--mix",
+    ]
+    done = CliRunner().invoke(app, [*options, "unite-adaptation"], catch_exceptions=False)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["mix"]["types"][1] == {"type": "text->text", "share": 0.216, "quota": 4, "chosen": 4}
+    assert manifest["counts"]["blend"] == {"text": 4}
+    assert manifest["config"]["ranking"]["mix"] == "unite-adaptation"
+    assert manifest["ranking"]["settings"]["calibration"] == "zscore"
+    assert "scores are calibrated within each modality (zscore)" in manifest["notes"][0]
+    for line in (
+        "Mix: unite-adaptation",
+        "mix         UNITE, arXiv 2505.19650",
+        "advice      UNITE",
+        manifest["notes"][0],
+    ):
+        assert line in done.stdout
+    dry = CliRunner().invoke(app, [*options, "unite-adaptation", "--dry-run"], catch_exceptions=False).stdout
+    assert "mix      text->text 21.6%, image->text 39.2%, video->text 39.2%" in dry
+    with pytest.raises(ConfigError, match="did you mean 'unite-adaptation'"):
+        CliRunner().invoke(app, [*options, "unite-adaption"], catch_exceptions=False)
