@@ -289,7 +289,7 @@ def _differences(bench: Benchmark, measure: str, title: str, better: str) -> lis
     if not rows:
         return []
     label = f"paired difference, 95 % interval ({better})"
-    return [intervals(title, rows, label, "An interval that holds 0 does not tell the two apart.")]
+    return [intervals(title, rows, label, "An interval that holds 0 does not tell the two apart.", True)]
 
 
 def _interval(one: Interval, digits: int, signed: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ Floats = npt.NDArray[np.float64]
 
 INK = -1
 """The colour of text."""
+
+_LETTER = 7.8  # units that a letter of a name takes, at most
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Scale:
         return [round(place * step, 10) for place in range(first, last + 1)]
 
 
+def _room(words: Iterable[str]) -> float:
+    """Return how much room the longest of some words takes beside a drawing."""
+    return 24 + _LETTER * max(map(len, words))
+
+
 def plain(value: float) -> str:
     """Return a tick's value without digits that say nothing."""
     return f"{value:,g}".replace("-", "\N{MINUS SIGN}")
@@ -68,7 +75,8 @@ def distributions(
         note: a sentence below it.
         x_label: what a score is.
     """
-    width, row, left, right, top = 720, 54, 96, 118, 10
+    width, row, right, top = 720, 54, 118, 10
+    left = _room(name for name, *_ in of)
     everything = np.concatenate([scores for _, _, scores, _ in of])
     low, high = np.percentile(everything, [0.1, 99.9])
     pad = 0.02 * (high - low) or 0.5
@@ -120,7 +128,8 @@ def mixes(title: str, groups: Sequence[str], colours: Sequence[int], shares: Map
         colours: one for each.
         shares: row -> shares of the groups, which sum to 1.
     """
-    width, row, left, right, top = 720, 38, 130, 0, 4
+    width, row, right, top = 720, 38, 0, 4
+    left = _room(shares)
     x = Scale(0, 1, left, width - right)
     marks, labels, told = [], [], []
     for place, (name, of) in enumerate(shares.items()):
@@ -166,7 +175,8 @@ class Curve:
 
 def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note: str) -> Chart:
     """Return lines with bands over one pair of axes, each named at its right end."""
-    width, height, left, right, top, below = 720, 380, 64, 150, 14, 52
+    width, height, left, top, below = 860, 400, 64, 14, 52
+    right = _room(line.name for line in lines)
     xs = [value for line in lines for value in line.x]
     ys = [value for line in lines for value in (*line.y, *line.low, *line.high) if math.isfinite(value)]
     pad = 0.05 * (max(ys) - min(ys)) or 0.5
@@ -191,12 +201,13 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note:
     ends = sorted((y(line.y[-1]), place) for place, line in enumerate(lines))
     for at, (_, place) in zip(_apart([end for end, _ in ends], 15, top + 8, height - below), ends, strict=True):
         line = lines[place]
-        style = "name" if line.strong else "value"
+        style = "name end" if line.strong else "value end"
         labels.append(Label(width - right + 10, at + 4, line.name, "start", style, line.colour))
     labels.append(Label((left + width - right) / 2, height - 8, x_label, "middle", "axis"))
     labels.append(Label(16, (top + height - below) / 2, y_label, "middle", "axis", turned=True))
     told = "; ".join(f"{line.name} ends at {line.y[-1]:.4g}" for line in lines)
-    return Chart(title, width, height, marks, labels, f"{title}. {told}.", note)
+    legend = [(line.colour, line.name) for line in lines]
+    return Chart(title, width, height, marks, labels, f"{title}. {told}.", note, legend)
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -211,7 +222,11 @@ def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def intervals(
-    title: str, rows: Sequence[tuple[str, int, float, float | None, float | None, str]], x_label: str, note: str
+    title: str,
+    rows: Sequence[tuple[str, int, float, float | None, float | None, str]],
+    x_label: str,
+    note: str,
+    zero: bool = False,
 ) -> Chart:
     """Return a row for each value: a dot, its interval as a line through it, and the value as text.
 
@@ -220,15 +235,18 @@ def intervals(
         rows: name, colour, value, lower and upper end, and what is written beside it.
         x_label: what is measured.
         note: a sentence below it.
+        zero: whether 0 has to be in sight, with a line of its own.
     """
-    width, row, left, right, top = 720, 27, 190, 150, 8
+    width, row, top = 860, 30, 8
+    left, right = _room(name for name, *_ in rows), _room(text for *_, text in rows)
     ends = [v for _, _, value, low, high, _ in rows for v in (value, low, high) if v is not None and math.isfinite(v)]
+    ends += [0.0] * zero
     pad = 0.05 * (max(ends) - min(ends)) or 0.05
     bottom = top + row * len(rows)
     x = Scale(min(ends) - pad, max(ends) + pad, left, width - right)
     marks, labels = [], []
     for tick in x.ticks(6):
-        shape = "rule" if tick == 0 and min(ends) < 0 else "grid"
+        shape = "rule" if tick == 0 and zero else "grid"
         marks.append(Mark(shape, INK, f"M{x(tick)} {top}V{bottom}"))
         labels.append(Label(x(tick), bottom + 18, plain(tick), "middle"))
     for place, (name, color, value, low, high, text) in enumerate(rows):

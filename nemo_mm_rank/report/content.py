@@ -83,6 +83,13 @@ class Table:
     note: str = ""
     kind: ClassVar[str] = "table"
 
+    @property
+    def wide(self) -> bool:
+        """Whether it needs a line of its own."""
+        lines = [self.columns, *(row.cells for row in self.rows)]
+        widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+        return sum(min(width, 40) + 2 for width in widths) > 60
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -131,7 +138,7 @@ class Chart:
 
     Attributes:
         title: its caption.
-        width: in pixels, where there is room.
+        width: in its own units; where there is room, 1.2 of them are a pixel.
         height: in pixels.
         marks: from the back to the front.
         labels: words.
@@ -148,6 +155,12 @@ class Chart:
     summary: str
     note: str = ""
     legend: Sequence[tuple[int, str]] = ()
+
+    @property
+    def wide(self) -> bool:
+        """Whether it needs a line of its own."""
+        return self.width > 800
+
     kind: ClassVar[str] = "chart"
 
 

@@ -61,7 +61,7 @@ function heading(index) {
   const status = isLost(index)
     ? el("span", { class: "badge warn" }, "quarantined")
     : blends.some((blend) => blend.place.has(index))
-      ? el("span", { class: "badge chosen" }, blends.length === 1 ? "chosen" : chosenBy(index))
+      ? chosenBy(index)
       : el("span", { class: "badge" }, "left out");
   return el("div", { class: "heading" },
     el("span", { class: "kind" }, dot(modalityOf(index).colour), modalityOf(index).name),
@@ -70,7 +70,8 @@ function heading(index) {
 
 function chosenBy(index) {
   const names = blends.filter((blend) => blend.place.has(index)).map((blend) => blend.name);
-  return names.length > 2 ? `chosen by ${names.length} of ${blends.length}` : `chosen by ${names.join(", ")}`;
+  const said = blends.length === 1 ? "chosen" : `chosen by ${names.length} of ${blends.length}`;
+  return el("span", { class: "badge chosen", title: names.join(", ") }, said);
 }
 
 function standing(index) {
