@@ -98,7 +98,7 @@ def many_shards(rows: int, shards: int) -> Table:
         size = rows // shards
         draw(size, 0)
         counting = scoring = 0.0
-        parts = []
+        parts: list[PatternCounts] = []
         with Peak() as peak:
             for shard in range(count):
                 votes = draw(size, shard)

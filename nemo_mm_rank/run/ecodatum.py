@@ -1,13 +1,14 @@
 """EcoDatum as a job: operators score, duplicates go, labeling functions vote, a label model weighs, the best stay.
 
 Xu et al., "Quality over Quantity: Boosting Data Efficiency Through Ensembled Multimodal Data Curation" (2025). The
-labeling functions may also be searched for, with a small labelled set (`search`).
+labeling functions' thresholds may be searched for, with a small labelled set.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,13 +35,17 @@ from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.parquet import read_note, write_json, write_table
 from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
-from nemo_mm_rank.quality.ensemble.choose import choose
+from nemo_mm_rank.quality.ensemble.choose import Choice, choose
 from nemo_mm_rank.quality.ensemble.defaults import default_functions
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, Fitted, fit
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, fit
+from nemo_mm_rank.quality.ensemble.plot import plot_search
+from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
+from nemo_mm_rank.quality.ensemble.truth import LabelStep
 from nemo_mm_rank.quality.operators import OperatorSettings, columns, shared_experts, steps
 from nemo_mm_rank.quality.operators.settings import column
+from nemo_mm_rank.quality.settings import existing_file
 from nemo_mm_rank.ranking.pool import live
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.engine import Engine
@@ -51,8 +56,8 @@ from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
 from nemo_mm_rank.schema import PAIR_ID
 from nemo_mm_rank.steps import Step
 
-SCORES, DUPLICATES = "quality.parquet", "duplicates.parquet"
-"""Quality and votes of every pair, and the groups of duplicates, in the run's folder."""
+SCORES, DUPLICATES, SEARCH = "quality.parquet", "duplicates.parquet", "search.parquet"
+"""Quality and votes of every pair, the groups of duplicates, and what a search has tried, in the run's folder."""
 
 _NO_MATTER: dict[str, Any] = {
     "pools": True,
@@ -67,6 +72,14 @@ _NO_MATTER: dict[str, Any] = {
 
 VERSIONS = ("numpy", "pillow", "pyarrow", "scipy", "torch")
 """Libraries whose version can change what comes out."""
+
+
+class LabelledSearch(SearchSettings):
+    """A search for thresholds with a labelled set."""
+
+    truth: Annotated[str, AfterValidator(existing_file)] = Field(
+        description="Parquet with pair_id and clean: pairs of the pool that are there to search with, never chosen"
+    )
 
 
 class EcoDatumConfig(StrategyConfig):
@@ -87,6 +100,7 @@ class EcoDatumConfig(StrategyConfig):
     operators: OperatorSettings = Field(default_factory=OperatorSettings)
     duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
     ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
+    search: LabelledSearch | None = Field(None, description="for thresholds, with a labelled set; default: as they are")
     tie_break: str | None = Field(None, description="a column that decides between equals; default: the agreement")
 
 
@@ -125,7 +139,8 @@ def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engin
     """Fill the budget by EcoDatum; finished shards of an earlier run in the same folder are kept.
 
     The output folder holds ``blend.parquet``, ``quality.parquet`` (of every pair that could be judged, duplicates
-    too), ``duplicates.parquet``, ``quarantine.parquet`` and ``manifest.json``. A share as the budget counts the pairs
+    too), ``duplicates.parquet``, ``quarantine.parquet`` and ``manifest.json``, and after a search ``search.parquet``
+    with its whole trace and ``search.png``. A share as the budget counts the pairs
     that are left once duplicates are gone.
 
     Args:
@@ -151,7 +166,7 @@ class _EcoDatum:
         shards, scores = self._operate()
         agreement = [name for name in scores if name.startswith(column(AGREEMENT))]
         shards, groups = self._without_duplicates(shards, agreement)
-        settings = self._ensemble(shards, scores)
+        shards, settings, trace = self._searched(shards, self._ensemble(shards, scores))
         with job.reporter.step("label model", job.pool.pairs) as advance:
             fitted = fit(shards, settings, job.engine.map)
             advance(job.pool.pairs)
@@ -161,7 +176,8 @@ class _EcoDatum:
         if tie_break is not None and tie_break not in scored.columns():
             raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
         choice = choose(scored, list(fitted.ensemble.names), config.budget, fitted.pairs, tie_break)
-        return self._write(choice.chosen, choice.places, scored, scores, groups, fitted, tie_break)
+        about = {"operators": scores, "tie_break": tie_break, "ensemble": fitted.as_json()}
+        return self._write(choice, scored, groups, trace, about)
 
     def _operate(self) -> tuple[Shards, list[str]]:
         """Take the pool through the operators, and return the shards with the names of their scores."""
@@ -219,35 +235,43 @@ class _EcoDatum:
             advance(job.pool.pairs)
         return shards.then(folder), found.groups
 
+    def _searched(self, shards: Shards, settings: EnsembleSettings) -> tuple[Shards, EnsembleSettings, pa.Table | None]:
+        """Return the shards, with the labelled set marked, the best thresholds, and how they were found."""
+        job, wanted = self.job, self.config.search
+        if wanted is None:
+            return shards, settings, None
+        shards = job.through([LabelStep(Path(wanted.truth))], shards)
+        with job.reporter.step("search", job.pool.pairs) as advance:
+            found = search(shards, settings, wanted, job.engine.map)
+            advance(job.pool.pairs)
+        return shards, found.settings, found.trace
+
     def _write(
-        self,
-        chosen: pa.Table,
-        places: Any,
-        scored: Shards,
-        scores: list[str],
-        groups: pa.Table | None,
-        fitted: Fitted,
-        tie_break: str | None,
+        self, choice: Choice, scored: Shards, groups: pa.Table | None, trace: pa.Table | None, about: dict[str, Any]
     ) -> EcoDatumResult:
         """Write all files, the manifest that vouches for them last."""
         job, config = self.job, self.config
-        blend, quarantine = job.write(chosen, places, scored)
+        blend, quarantine = job.write(choice.chosen, choice.places, scored)
         write_table(job.folder.path / SCORES, _judged(scored))
-        duplicates = job.folder.path / DUPLICATES
-        if groups is None:
-            duplicates.unlink(missing_ok=True)
+        for name, table in ((DUPLICATES, groups), (SEARCH, trace)):
+            if table is None:
+                (job.folder.path / name).unlink(missing_ok=True)
+            else:
+                write_table(job.folder.path / name, table)
+        plot = (job.folder.path / SEARCH).with_suffix(".png")
+        if trace is None:
+            plot.unlink(missing_ok=True)
+        elif find_spec("matplotlib"):
+            plot_search(trace, plot)
         else:
-            write_table(duplicates, groups)
+            job.reporter.say("no plot of the search: this needs the extra [report]")
         losers = 0 if groups is None else groups.num_rows - int(pc.sum(groups["kept"]).as_py() or 0)
         about = {
             "config": config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER, exclude_none=True),
             "steps": [step.identity() for step in self.steps],
-            "operators": scores,
-            "tie_break": tie_break,
-            "ensemble": fitted.as_json(),
+            **about,
         }
-        counts = {"judged": fitted.pairs + losers, "duplicates": losers}
-        manifest = job.manifest("ecodatum", VERSIONS, about, counts, blend, quarantine)
+        manifest = job.manifest("ecodatum", VERSIONS, about, {"duplicates": losers}, blend, quarantine)
         write_json(job.folder.manifest, manifest)
         return EcoDatumResult(job.folder.path, manifest)
 

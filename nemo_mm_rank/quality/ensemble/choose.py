@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Budget
 from nemo_mm_rank.errors import MissingColumnError
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED
 from nemo_mm_rank.quality.ensemble.patterns import decode, encode
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES
 from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT, Votes
@@ -45,7 +45,7 @@ def choose(shards: Shards, names: Sequence[str], budget: Budget, pairs: int, tie
     Scores are those of at most 3^m patterns of votes, so that the budget nearly always ends among equals.
 
     Args:
-        shards: with ``pair_id, pool, modality, quality, votes``; duplicates are passed by.
+        shards: with ``pair_id, pool, modality, quality, votes``; duplicates and labelled pairs are passed by.
         names: of the labeling functions.
         budget: how many, or from which quality on.
         pairs: how many can be chosen at all.
@@ -56,14 +56,15 @@ def choose(shards: Shards, names: Sequence[str], budget: Budget, pairs: int, tie
     """
     columns = [*_WORDS, QUALITY, VOTES, *([tie_break] if tie_break else [])]
     top = TopK(budget.pairs(pairs))
-    for part, rows, table in live(shards, [*columns, DUPLICATE_OF]):
+    for part, rows, table in live(shards, [*columns, DUPLICATE_OF, LABELLED]):
         missing = [name for name in columns if name not in table.column_names]
         if missing:
             raise MissingColumnError(f"ensemble: shard {part} lacks {', '.join(map(repr, missing))}")
         scores = table[QUALITY].to_numpy().astype(np.float64)
         good = scores >= (-np.inf if budget.threshold is None else budget.threshold)
-        if DUPLICATE_OF in table.column_names:
-            good &= pc.is_null(table[DUPLICATE_OF]).to_numpy()
+        for name in (DUPLICATE_OF, LABELLED):
+            if name in table.column_names:
+                good &= pc.is_null(table[name]).to_numpy()
         inside = np.flatnonzero(good)
         table = table.take(pa.array(inside))
         keys = {PAIR_ID: table[PAIR_ID].cast(pa.string())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,17 +16,29 @@ from nemo_mm_rank.quality.ensemble.artifact import Ensemble, Functions, vote_by_
 from nemo_mm_rank.quality.ensemble.guards import Fault, idle
 from nemo_mm_rank.quality.ensemble.model import LEAST
 from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
-from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, Quantile
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.summary import Rates, Summary, summarise
 from nemo_mm_rank.quality.ensemble.thresholds import Scores, resolve
+from nemo_mm_rank.quality.ensemble.votes import LabelingFunction
 from nemo_mm_rank.ranking.pool import Shards, live_rows
 from nemo_mm_rank.schema import MODALITY
 
 DUPLICATE_OF = "duplicate_of"
 """The pair that stays in the place of this one (string, null for a pair that stays): no vote of it is counted."""
 
-MapShards = Callable[[Callable[[int], PatternCounts], Sequence[int]], Iterable[tuple[int, PatternCounts]]]
-"""An engine's ``map``."""
+LABELLED = "labelled"
+"""Whether a pair of a small labelled set is clean (bool, null for all others): it is there to search with, no vote of
+it is counted, and it is never chosen."""
+
+T = TypeVar("T")
+
+
+class MapShards(Protocol):
+    """An engine's ``map``."""
+
+    def __call__(self, task: Callable[[int], T], parts: Sequence[int], /) -> Iterable[tuple[int, T]]:
+        """Yield ``(part, result)`` in any order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -122,33 +134,33 @@ def fit(shards: Shards, settings: EnsembleSettings, map_shards: MapShards) -> Fi
 
 def thresholds(shards: Shards, settings: EnsembleSettings) -> Functions:
     """Return the functions with their thresholds as scores, for every modality of the pool."""
-    modalities = sorted({value for table in voters(shards, []) for value in table[MODALITY].unique().to_pylist()})
-    found: dict[str, list[Any]] = {modality: [] for modality in modalities}
-    sorted_scores: dict[str, dict[str, Scores]] = {}
+    modalities = modalities_of(shards)
+    found: dict[str, list[LabelingFunction]] = {modality: [] for modality in modalities}
+    held: dict[str, dict[str, Scores]] = {}
     for function in settings.functions.values():
-        if function.column not in sorted_scores:
+        if function.column not in held:
             # Functions on one column mostly stand side by side: no more than one column is held.
-            sorted_scores = {function.column: _sorted(shards, function, modalities, settings.by_modality)}
+            held = {function.column: sorted_scores(shards, function.column, modalities, settings.by_modality)}
         for modality in modalities:
-            found[modality].append(resolve(function, sorted_scores[function.column][modality]))
+            found[modality].append(resolve(function, held[function.column][modality]))
     return {modality: tuple(functions) for modality, functions in found.items()}
 
 
-def _sorted(
-    shards: Shards, function: FunctionSettings, modalities: Sequence[str], by_modality: bool
-) -> dict[str, Scores]:
-    """Return the column's scores in the pool, sorted, by modality; none where no share of them is asked for."""
-    pieces: dict[str, list[Scores]] = {modality: [] for modality in modalities}
-    if isinstance(function.select, Quantile) or isinstance(function.reject, Quantile):
-        for table in voters(shards, [function.column]):
-            scores = frames.numbers(frames.from_table(table), function.column)
-            for modality in table[MODALITY].unique().to_pylist():
-                mine = scores[pc.equal(table[MODALITY], modality).to_numpy()]
-                pieces[modality].append(mine[~np.isnan(mine)])
-    sorted_scores = {modality: np.sort(np.concatenate([np.zeros(0), *found])) for modality, found in pieces.items()}
-    if by_modality:
-        return sorted_scores
-    return dict.fromkeys(modalities, np.sort(np.concatenate([np.zeros(0), *sorted_scores.values()])))
+def modalities_of(shards: Shards) -> list[str]:
+    """Return the modalities of the pairs whose votes count."""
+    return sorted({value for table in voters(shards, []) for value in table[MODALITY].unique().to_pylist()})
+
+
+def sorted_scores(shards: Shards, column: str, modalities: Sequence[str], by_modality: bool) -> dict[str, Scores]:
+    """Return a column's scores in the pool, sorted, without NaN, for each modality: its own, or those of all."""
+    pieces: dict[str, list[Scores]] = {modality: [np.zeros(0)] for modality in modalities}
+    for table in voters(shards, [column]):
+        scores = frames.numbers(frames.from_table(table), column)
+        for modality in table[MODALITY].unique().to_pylist():
+            mine = scores[pc.equal(table[MODALITY], modality).to_numpy()]
+            pieces[modality if by_modality else modalities[0]].append(mine[~np.isnan(mine)])
+    found = {modality: np.sort(np.concatenate(pieces[modality])) for modality in modalities}
+    return found if by_modality else dict.fromkeys(modalities, found[modalities[0]])
 
 
 @dataclass(frozen=True)
@@ -179,15 +191,31 @@ def voters(shards: Shards, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def voting_rows(shards: Shards, part: int, columns: Sequence[str]) -> pa.Table:
-    """Return modality and ``columns`` of one shard's pairs that have no error and are no duplicate.
+    """Return modality and ``columns`` of one shard's pairs that have no error, are no duplicate and not labelled.
 
     Raises:
         MissingColumnError: the shard lacks a column.
     """
-    _, table = live_rows(shards, part, [MODALITY, *columns, DUPLICATE_OF])
-    missing = [name for name in (MODALITY, *columns) if name not in table.column_names]
+    table = _rows(shards, part, [MODALITY, *columns], [DUPLICATE_OF, LABELLED])
+    for name in (DUPLICATE_OF, LABELLED):
+        if name in table.column_names:
+            table = table.filter(pc.is_null(table[name])).drop_columns([name])
+    return table
+
+
+def labelled_rows(shards: Shards, part: int, columns: Sequence[str]) -> pa.Table:
+    """Return modality, ``labelled`` and ``columns`` of one shard's labelled pairs, duplicates too.
+
+    Raises:
+        MissingColumnError: the shard lacks a column.
+    """
+    table = _rows(shards, part, [MODALITY, LABELLED, *columns], [])
+    return table.filter(pc.is_valid(table[LABELLED]))
+
+
+def _rows(shards: Shards, part: int, columns: Sequence[str], besides: Sequence[str]) -> pa.Table:
+    _, table = live_rows(shards, part, [*columns, *besides])
+    missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise MissingColumnError(f"ensemble: shard {part} lacks {', '.join(map(repr, missing))}")
-    if DUPLICATE_OF in table.column_names:
-        table = table.filter(pc.is_null(table[DUPLICATE_OF])).drop_columns([DUPLICATE_OF])
     return table
