@@ -1,7 +1,7 @@
 """Perceptual hashes: 64 bits of what a picture, a film or a sound is like, equal where little but the coding differs.
 
-A picture's is the DCT hash of Zauner (2010, section 3.2.1) as imagededup computes it, to the bit. A film's is the same in
-three dimensions (Coskun, Sankur and Memon 2006), a sound's that of its log-mel spectrogram.
+A picture's is the DCT hash of Zauner (2010, section 3.2.1) as imagededup computes it, to the bit. A film's is the same
+in three dimensions (Coskun, Sankur and Memon 2006), a sound's that of its log-mel spectrogram.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SIDE = 32
 KEPT, KEPT_OF_FILMS = 8, 4
 """Lowest frequencies in each direction: 8^2 = 4^3 = 64."""
 _NOISE = 6
-"""Decimals of a coefficient that say something: what is exactly zero on paper should be so in a film that stands still."""
+"""Decimals of a coefficient that say something: what a film that stands still has of motion is to be zero."""
 
 
 def phash(image: Pixels) -> np.uint64:
@@ -88,7 +88,7 @@ def sound_hash(audio: Audio) -> np.uint64:
 
 def _bits(coefficients: npt.NDArray[np.float64]) -> UInt64s:
     """Return ``(n,)`` 64 bits each: where a coefficient is at least the median of all but the first."""
-    flat = coefficients.reshape(len(coefficients), -1)
+    flat = coefficients.reshape(len(coefficients), 64)
     set_bits = flat >= np.median(flat[:, 1:], axis=1, keepdims=True)
     words: UInt64s = np.packbits(set_bits, axis=1).view(">u8").astype(np.uint64).reshape(-1)
     return words

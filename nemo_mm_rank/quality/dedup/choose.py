@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ class Duplicates:
         kept: per shard, ``(rows,)`` whether a live row stays, in the order of the shard's live rows.
         groups: columns of `SCHEMA`, group by group, the pair that stays first, then by ``pair_id``. ``group`` is the
             ``pair_id`` that stays, ``bits`` the distance of the fingerprint from that pair's: beyond the radius where
-            others lie between the two.
+            others lie between the two, and null for text and code.
     """
 
     kept: tuple[npt.NDArray[np.bool_], ...]
@@ -67,97 +68,131 @@ def deduplicate(shards: Shards, settings: DuplicateSettings) -> Duplicates:
     Raises:
         MissingColumnError: a shard lacks the keys, or every column to choose by.
     """
-    codes, salts, counts = _keys(shards, settings)
-    groups = _groups(codes, salts, settings.radius)
+    keys = _keys(shards, settings)
+    groups = _groups(keys, settings.radius)
     keepers = Keepers(groups)
+    shared = np.bincount(groups, minlength=1)[groups] > 1
     members: list[pa.Table] = []
-    shared = np.bincount(groups, minlength=1)[groups] > 1 if len(groups) else np.zeros(0, dtype=bool)
     start = 0
     for part, rows, table in live(shards, [PAIR_ID, *settings.by]):
         agreement = _agreement(table, settings.by, part)
         ids = table[PAIR_ID].cast(pa.string())
         keepers.add(start, np.nan_to_num(agreement, nan=-np.inf), ids)
         inside = np.flatnonzero(shared[start : start + len(rows)])
-        members.append(
-            pa.table({"row": start + inside, PAIR_ID: ids.take(pa.array(inside)), "agreement": agreement[inside]})
-        )
+        found = {"row": start + inside, PAIR_ID: ids.take(pa.array(inside)), "agreement": agreement[inside]}
+        members.append(pa.table(found))
         start += len(rows)
-    kept = keepers.kept
-    bounds = np.cumsum([0, *counts]).tolist()
-    parts = tuple(kept[first:last] for first, last in zip(bounds[:-1], bounds[1:], strict=True))
-    return Duplicates(parts, _table(pa.concat_tables(members), keepers, codes, groups) if shared.any() else _EMPTY)
+    stays, bounds = keepers.kept, np.cumsum([0, *keys.counts]).tolist()
+    kept = tuple(stays[first:last] for first, last in pairwise(bounds))
+    if not shared.any():
+        return Duplicates(kept, SCHEMA.empty_table())
+    return Duplicates(kept, _table(pa.concat_tables(members), keepers, keys, groups))
 
 
-_EMPTY = SCHEMA.empty_table()
+@dataclass(frozen=True)
+class _Keys:
+    """Of all live rows: duplicates have the same salt, and near codes.
+
+    Attributes:
+        codes, salts: ``(n,)`` uint64. Texts and code have their key in the salt, since distances say nothing of them.
+        media: ``(n,)`` whether the code is a perceptual hash.
+        counts: live rows per shard.
+    """
+
+    codes: UInt64s
+    salts: UInt64s
+    media: npt.NDArray[np.bool_]
+    counts: list[int]
 
 
-def _keys(shards: Shards, settings: DuplicateSettings) -> tuple[UInt64s, UInt64s, list[int]]:
-    """Return ``(n,)`` codes and salts of all live rows, duplicates having one salt and near codes; rows per shard."""
+_MODALITIES = list(Modality)
+_MEDIA = np.array([modality.is_media for modality in _MODALITIES])
+
+
+def _keys(shards: Shards, settings: DuplicateSettings) -> _Keys:
     wanted = [MODALITY, DATA_KEY, *([ANNOTATION_KEY] if settings.text else [])]
-    codes, salts, counts = [], [], []
+    nothing = np.zeros(0, dtype=np.uint64)
+    codes, salts, media, counts = [nothing], [nothing], [_MEDIA[:0]], []
     for part, rows, table in live(shards, wanted):
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
             raise MissingColumnError(f"duplicates: shard {part} lacks {', '.join(map(repr, missing))}")
-        code = _whole(table[DATA_KEY], part)
-        modality = pc.index_in(table[MODALITY].cast(pa.string()), pa.array(list(Modality), pa.string()))
-        salt = mix(modality.to_numpy().astype(np.uint64) + np.uint64(1))
+        modality = pc.index_in(table[MODALITY].cast(pa.string()), pa.array(_MODALITIES, pa.string())).to_numpy()
+        code = _whole(table, DATA_KEY, part)
+        salt = mix(modality.astype(np.uint64) + np.uint64(1))
         if settings.text:
-            salt = mix(salt ^ _whole(table[ANNOTATION_KEY], part))
-        exact = np.isin(modality.to_numpy(), [list(Modality).index(one) for one in Modality if not one.is_media])
-        # Keys of texts are equal or say nothing: the distance of two means nothing.
-        salts.append(np.where(exact, mix(salt ^ code), salt))
-        codes.append(np.where(exact, np.uint64(0), code))
+            salt = mix(salt ^ _whole(table, ANNOTATION_KEY, part))
+        is_media = _MEDIA[modality]
+        codes.append(np.where(is_media, code, np.uint64(0)))
+        salts.append(np.where(is_media, salt, mix(salt ^ code)))
+        media.append(is_media)
         counts.append(len(rows))
-    nothing = np.zeros(0, dtype=np.uint64)
-    return np.concatenate([nothing, *codes]), np.concatenate([nothing, *salts]), counts
+    return _Keys(np.concatenate(codes), np.concatenate(salts), np.concatenate(media), counts)
 
 
-def _whole(column: pa.ChunkedArray, part: int) -> UInt64s:
-    if column.null_count:
-        raise MissingColumnError(f"duplicates: shard {part} has pairs without a fingerprint")
-    keys: UInt64s = column.to_numpy()
+def _whole(table: pa.Table, name: str, part: int) -> UInt64s:
+    if table[name].null_count:
+        raise MissingColumnError(f"duplicates: shard {part} has pairs without {name!r}")
+    keys: UInt64s = table[name].to_numpy()
     return keys
 
 
-def _groups(codes: UInt64s, salts: UInt64s, radius: int) -> Ints:
+def _groups(keys: _Keys, radius: int) -> Ints:
     """Return ``(n,)`` groups of equal, or near, codes of one salt."""
-    groups = join(np.arange(len(codes)), mix(codes) ^ salts)
+    groups = join(np.arange(len(keys.codes)), mix(keys.codes) ^ keys.salts)
     if not radius:
         return groups
     first = np.unique(groups, return_index=True)[1]  # groups are numbered from 0 on
-    return near(codes[first], salts[first], radius)[groups]
+    return near(keys.codes[first], keys.salts[first], radius)[groups]
 
 
 def _agreement(table: pa.Table, by: Sequence[str], part: int) -> npt.NDArray[np.float64]:
     """Return ``(rows,)`` the first number that each row has; NaN where it has none."""
-    there = [table[name].cast(pa.float64()) for name in by if name in table.column_names]
+    values = np.full(table.num_rows, np.nan)
+    there = [name for name in by if name in table.column_names]
     if not there:
         raise MissingColumnError(f"duplicates: shard {part} has no column to choose by: {', '.join(map(repr, by))}")
-    values = pc.coalesce(*[pc.if_else(pc.is_nan(column), None, column) for column in there])
-    numbers: npt.NDArray[np.float64] = values.to_numpy()
-    return numbers
+    for name in there:
+        column = table[name].cast(pa.float64()).to_numpy()
+        values = np.where(np.isnan(values), column, values)
+    return values
 
 
-def _table(members: pa.Table, keepers: Keepers, codes: UInt64s, groups: Ints) -> pa.Table:
-    """Return the table of groups."""
+def _table(members: pa.Table, keepers: Keepers, keys: _Keys, groups: Ints) -> pa.Table:
+    """Return the table of groups; ``members`` are the rows with a duplicate: ``row``, ``pair_id``, ``agreement``."""
     rows = members["row"].to_numpy()
-    stays = keepers.keeper(rows)
+    names = keepers.keeper(rows)
     kept = keepers.kept[rows]
+    _, group, sizes = np.unique(groups[rows], return_inverse=True, return_counts=True)
+    best = np.flatnonzero(kept)[np.argsort(group[kept])][group]  # of each member, the one that stays
     agreement = members["agreement"].to_numpy()
-    # The row that stays of each group, by group; then each member's.
-    first = np.zeros(int(groups.max()) + 1, dtype=np.int64)
-    first[groups[rows[kept]]] = np.flatnonzero(kept)
-    best = first[groups[rows]]
-    bits = distances(codes[rows], codes[rows[best]])
+    bits = np.ma.array(distances(keys.codes[rows], keys.codes[rows[best]]), mask=~keys.media[rows])
     reasons = [
-        "stays" if stay else f"{bits_apart} bits from {name}, agreement {own:.4g} against {others:.4g}"
-        for stay, bits_apart, name, own, others in zip(
-            kept.tolist(), bits.tolist(), stays.to_pylist(), agreement.tolist(), agreement[best].tolist(), strict=True
+        f"best agreement of {size}: {_said(own)}"
+        if stays
+        else f"{'the same data as' if apart is None else f'{apart} bits from'} {name}: "
+        f"agreement {_said(own)} against {_said(other)}"
+        for stays, size, apart, name, own, other in zip(
+            kept.tolist(),
+            sizes[group].tolist(),
+            bits.tolist(),
+            names.to_pylist(),
+            agreement.tolist(),
+            agreement[best].tolist(),
+            strict=True,
         )
     ]
-    table = pa.table(
-        [stays, members[PAIR_ID], kept, pa.array(agreement, from_pandas=True), bits, pa.array(reasons, pa.string())],
-        schema=SCHEMA,
-    )
-    return table.sort_by([("group", "ascending"), ("kept", "descending"), (PAIR_ID, "ascending")]).combine_chunks()
+    columns = [
+        names,
+        members[PAIR_ID],
+        pa.array(kept),
+        pa.array(agreement, from_pandas=True),
+        pa.array(bits.data, pa.uint8(), mask=bits.mask),
+        pa.array(reasons, pa.string()),
+    ]
+    order = [("group", "ascending"), ("kept", "descending"), (PAIR_ID, "ascending")]
+    return pa.table(columns, schema=SCHEMA).sort_by(order).combine_chunks()
+
+
+def _said(agreement: float) -> str:
+    return "none" if np.isnan(agreement) else f"{agreement:.4g}"

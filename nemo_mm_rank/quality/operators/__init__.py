@@ -84,4 +84,9 @@ def _check_models(settings: OperatorSettings, models: Mapping[str, ModelSpec]) -
 
 def columns(found: list[Step]) -> list[str]:
     """Return the names of the scores that ``found`` steps add (float32): without labels and keys."""
-    return [name for step in found for name, dtype in step.provides.items() if name.startswith(PREFIX) and pa.types.is_floating(dtype)]
+    return [
+        name
+        for step in found
+        for name, dtype in step.provides.items()
+        if name.startswith(PREFIX) and pa.types.is_floating(dtype)
+    ]

@@ -68,7 +68,9 @@ class Agreement:
         missing = {Modality.TEXT, *(self.settings.modalities or ())} - set(encoder.modalities)
         if missing:
             takes = ", ".join(sorted(encoder.modalities))
-            raise ConfigError(f"operator {self.name!r}: model {model!r} takes {takes}, not {', '.join(sorted(missing))}")
+            raise ConfigError(
+                f"operator {self.name!r}: model {model!r} takes {takes}, not {', '.join(sorted(missing))}"
+            )
         self._encoder = encoder
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """DataComp's filtering baselines, with its exact definitions (Gadre et al. 2023; ``baselines/apply_filter.py``).
 
-Each is a pure function from columns to ``(n,)`` bool: whether a pair is kept. `basic`, `laion2b` and the image-based one
-ask for English by the label that a classifier puts first, whatever its probability; LAION's is gcld3 there, which is no
-more to be had for current Pythons, and here whichever classifier made the labels. A score that is not there (NaN) is
-below every threshold.
+Each is a pure function from columns to ``(n,)`` bool: whether a pair is kept. `basic`, `laion2b` and `image_based` ask
+for English by the label that a classifier puts first, whatever its probability. (For LAION's, DataComp has gcld3; here
+it is whichever made the labels.) A score that is not there (NaN) is below every threshold.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -24,6 +24,8 @@ MIN_SIDE, MAX_ASPECT = 200, 3.0
 LAION_THRESHOLD = 0.28
 """Of the cosine by CLIP ViT-B/32."""
 ROWS_AT_ONCE = 4096
+
+_WORD = re.compile(r"\n|[^ \n\r\t\v\f\0]+")
 
 
 def basic(languages: Sequence[str | None], texts: Sequence[str], widths: Numbers, heights: Numbers) -> Bools:
@@ -82,10 +84,9 @@ def image_based(
         centroids: ``(k, d)`` of a clustering of the pool (100,000 by k-means).
         targets: the clusters to keep, for example `nearest_centroids` of ImageNet's training pictures.
     """
-    words = np.fromiter((len(text.split()) for text in texts), np.int64, len(texts))
     characters = np.fromiter(map(len, texts), np.int64, len(texts))
     inside = np.isin(nearest_centroids(features, centroids), targets)
-    kept: Bools = english(languages) & (words > 1) & (characters > 5) & inside
+    kept: Bools = english(languages) & (fasttext_words(texts) > 1) & (characters > 5) & inside
     return kept
 
 
@@ -95,6 +96,12 @@ def nearest_centroids(features: torch.Tensor, centroids: torch.Tensor) -> npt.ND
     found = [(block.to(centroids.device).float() @ transposed).argmax(dim=1) for block in features.split(ROWS_AT_ONCE)]
     nearest: npt.NDArray[np.int64] = torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.int64)
     return nearest
+
+
+def fasttext_words(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return ``(n,)`` the number of words as ``fasttext.tokenize`` parts them: a line end is one too."""
+    counts = (len(_WORD.findall(text)) for text in texts)
+    return np.fromiter(counts, np.int64, len(texts))
 
 
 def english(languages: Sequence[str | None]) -> Bools:

@@ -29,24 +29,15 @@ def identify(texts: Sequence[str], path: str, lowercase: bool = False) -> tuple[
         UserError: no reader of fastText files is installed.
         ModelError: the file is none, or is no classifier.
     """
-    lines = [text.replace("\n", " ") for text in texts]
-    if lowercase:
-        lines = [line.lower() for line in lines]
-    labels, probabilities = [], np.zeros(len(lines))
-    for row, (label, probability) in enumerate(_predict(load(path), lines)):
-        labels.append(label.removeprefix(LABEL))
-        probabilities[row] = probability
+    model = load(path)
+    labels, probabilities = [], np.zeros(len(texts))
+    for row, text in enumerate(texts):
+        line = text.replace("\n", " ")
+        # One by one: what a list of lines returns depends on which reader of fastText files is installed.
+        found, likely = model.predict(line.lower() if lowercase else line, k=1)
+        labels.append(found[0].removeprefix(LABEL) if len(found) else "")
+        probabilities[row] = likely[0] if len(found) else 0.0
     return labels, probabilities
-
-
-def _predict(model: Any, lines: list[str]) -> list[tuple[str, float]]:
-    if not lines:
-        return []
-    found = model.predict(lines, k=1)
-    # The original returns labels and probabilities apart; fasttext-predict, which needs no compiler, a pair per line.
-    if isinstance(found, tuple):
-        found = list(zip(*found, strict=True))
-    return [(labels[0], float(values[0])) if len(labels) else ("", 0.0) for labels, values in found]
 
 
 @lru_cache(maxsize=2)

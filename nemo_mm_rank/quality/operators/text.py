@@ -36,8 +36,10 @@ RUN = 10
 """Characters, or words, of a run that may come again."""
 
 CAPTION_MARKS: dict[str, str] = {
-    "no address, file name or markup": r"(?i)https?:|www\.|\S@\S+\.\S|\.(?:jpe?g|png|gif|bmp|tiff?|webp|svg|pdf|html?|php|mp4)\b|</?[a-z]|&[a-z]+;",
-    "no boilerplate": r"(?i)click (?:here|to|for|on)|(?:stock|profile|royalty[- ]free) (?:photo|image|picture|vector)|permalink|all rights reserved|copyright|©|for sale|free shipping|buy now|add to cart|read more|download",
+    "no address, file name or markup": r"(?i)https?:|www\.|\S@\S+\.\S|</?[a-z]|&[a-z]+;"
+    r"|\.(?:jpe?g|png|gif|bmp|tiff?|webp|svg|pdf|html?|php|mp4)\b",
+    "no boilerplate": r"(?i)click (?:here|to|for|on)|(?:stock|profile|royalty[- ]free) (?:photo|image|picture|vector)"
+    r"|permalink|all rights reserved|copyright|©|for sale|free shipping|buy now|add to cart|read more|download",
     "no codes or dates": r"\d{5,}|\d{1,2}[./-]\d{1,2}[./-]\d{2,4}|\b[A-Z]{2,}[-_]?\d{2,}|_",
     "no shouting": r"\b\p{Lu}{2,}(?:\P{L}+\p{Lu}{2,}){2}|[!?]{2,}",
 }
@@ -45,7 +47,9 @@ CAPTION_MARKS: dict[str, str] = {
 was cleaned. The other marks: at least three words and six characters (DataComp), at least two thirds of the
 characters letters or spaces, and half of the words different."""
 
-_ABSTRACT = re.compile(r"(?:tion|sion|ness|ity|ism|ment|ance|ence|hood|ship|acy|dom|logy|ics|ive|able|ible|ously|ly)s?$")
+_ABSTRACT = re.compile(
+    r"(?:tion|sion|ness|ity|ism|ment|ance|ence|hood|ship|acy|dom|logy|ics|ive|able|ible|ously|ly)s?$"
+)
 _WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 
 

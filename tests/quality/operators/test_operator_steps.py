@@ -1,0 +1,285 @@
+"""Operators as steps: columns by modality, each text once, failures quarantined, nothing computed twice."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.config import ExpertSpec, ModelSpec, parse
+from nemo_mm_rank.demo import make_demo_pool
+from nemo_mm_rank.errors import ConfigError, MissingColumnError, ModelError
+from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.quality.operators import (
+    ANNOTATION_KEY,
+    DATA_KEY,
+    DATACOMP,
+    LANGUAGE_LABEL,
+    OperatorSettings,
+    column,
+    columns,
+    shared_experts,
+    steps,
+)
+from nemo_mm_rank.quality.operators.settings import PICTURES, TEXTS
+from nemo_mm_rank.quality.phash import phash
+from nemo_mm_rank.schema import ERROR
+from tests.media_files import write_video, write_wav
+
+LID = Path(__file__).parents[4] / "shared" / "models" / "lid.176.ftz"
+HERE = "tests.quality.operators.operator_models"
+MODELS = {
+    "colours": parse(ModelSpec, {"class": f"{HERE}:Colours"}),
+    "boxes": parse(ModelSpec, {"class": f"{HERE}:WordBoxes"}),
+    "lengths": parse(ModelSpec, {"class": f"{HERE}:Lengths"}),
+    "column": parse(ModelSpec, {"class": f"{HERE}:Lengths", "shape": 2}),
+}
+PLAIN: dict[str, Any] = {"pictures": [], "texts": [], "fingerprints": False}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_models() -> Iterator[None]:
+    yield
+    loader.release(MODELS)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> pd.DataFrame:
+    """Left half red, right half blue; the lower half green where that is said."""
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[:, :30, 0], pixels[:, 30:, 2] = 250, 250
+    Image.fromarray(pixels).save(tmp_path / "red-blue.png")
+    pixels[20:] = (0, 250, 0)
+    Image.fromarray(pixels).save(tmp_path / "over-green.png")
+    Image.new("RGB", (60, 40), (9, 9, 9)).save(tmp_path / "grey.png")
+    Image.new("RGB", (60, 40)).save(tmp_path / "black.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    write_video(tmp_path, "clip.mp4", count=12, pictures=np.full((12, 48, 64, 3), (200, 0, 0), np.uint8))
+    write_wav(tmp_path, (np.sin(np.arange(8000) / 5) * 9000).astype(np.int16))
+    pairs = [
+        ("a", "image", "red-blue.png", "A red thing."),
+        ("b", "image", "over-green.png", "A red thing."),
+        ("c", "image", "broken.png", "Nothing."),
+        ("d", "text", "The sea is blue.", "What is blue?"),
+        ("e", "video", "clip.mp4", "A film in red, red, red."),
+        ("f", "audio", "a.wav", "A tone."),
+        ("g", "image", "red-blue.png", " "),
+        ("h", "smell", "rose", "No modality."),
+        ("i", "code", "x = 1", "Assign blue to x."),
+        ("j", "image", "red-blue.png", "Something blue."),
+    ]
+    frame = pd.DataFrame(pairs, columns=["pair_id", "modality", "data", "annotation"], index=range(5, 15))
+    return frame.assign(pool="p", media_root=str(tmp_path))
+
+
+def run(frame: Frame, settings: dict[str, Any], models: dict[str, ModelSpec] | None = None) -> pd.DataFrame:
+    for step in steps(parse(OperatorSettings, settings), MODELS if models is None else models):
+        frame = pickle.loads(pickle.dumps(step))(frame)
+    out: pd.DataFrame = frame
+    return out
+
+
+def values(frame: pd.DataFrame, name: str) -> list[Any]:
+    return frames.array(frame, column(name)).to_pylist()
+
+
+def live(frame: pd.DataFrame) -> list[str]:
+    return [str(name) for name in frame["pair_id"][frame[ERROR].isna()]]
+
+
+def test_what_needs_no_model_is_there_by_default(rows: pd.DataFrame) -> None:
+    out = run(rows, {})
+    names = [column(name) for name in (*TEXTS, *PICTURES)]
+    assert columns(steps(OperatorSettings())) == names
+    assert [*rows.columns, *names[: len(TEXTS)], ERROR, *names[len(TEXTS) :], DATA_KEY, ANNOTATION_KEY] == list(
+        out.columns
+    )
+    assert all(frames.array(out, name).type == pa.float32() for name in names)
+    assert out.index.tolist() == rows.index.tolist()
+    assert live(out) == ["a", "b", "d", "e", "f", "i", "j"]
+    errors = out[ERROR].tolist()
+    assert errors[2].startswith("quality-media: MediaError: 'broken.png': is not a picture")
+    assert errors[6].startswith("quality-texts: TextError")
+    assert errors[7] == "quality-media: EmbeddingError: modality 'smell' is not one of text, code, image, audio, video"
+    assert values(out, "words") == [3, 3, 1, 3, 6, 2, None, 2, 4, 2]
+    for name in PICTURES:
+        there = [value is not None for value in values(out, name)]
+        films = name != "resolution"
+        assert there == [True, True, False, False, films, False, False, False, False, True], name
+    assert values(out, "resolution")[:2] == [40.0, 40.0]
+    assert values(out, "geometric")[0] == pytest.approx(2 / 3)
+
+
+def test_fingerprints_are_of_the_data_whatever_its_annotation(rows: pd.DataFrame) -> None:
+    out = run(rows, {})
+    keys, texts = frames.array(out, DATA_KEY).to_pylist(), frames.array(out, ANNOTATION_KEY).to_pylist()
+    assert [key is None for key in keys] == [name not in live(out) for name in out["pair_id"]]
+    picture = Image.open(Path(rows["media_root"].iloc[0]) / "red-blue.png")
+    assert keys[0] == keys[9] == int(phash(picture))
+    assert keys[0] != keys[1]
+    assert texts[0] == texts[1] != texts[9]
+
+
+def test_agreement_mirrored_and_upside_down_with_each_text_once(rows: pd.DataFrame) -> None:
+    out = run(rows, {**PLAIN, "agreement": {"clip": {"model": "colours", "mirrored": True}}})
+    assert values(out, "clip")[:2] == pytest.approx([1, 1])
+    assert values(out, "clip_h")[:2] == pytest.approx([0, 0])
+    assert values(out, "clip_v")[:2] == pytest.approx([1, 0])
+    assert (values(out, "clip")[9], values(out, "clip_h")[9]) == pytest.approx((0, 1))
+    assert values(out, "clip")[4] == pytest.approx(1, abs=1e-2)
+    # Nothing is said of modalities that the encoder does not take, nor of texts unless that is asked for.
+    assert [value is None for value in values(out, "clip")] == [name not in "abej" for name in out["pair_id"]]
+    model = loader.load("colours", MODELS["colours"].class_, {})
+    assert sorted(model.texts) == ["A film in red, red, red.", "A red thing.", "Something blue."]
+    assert model.pictures == 3 * 3  # two pictures and a film
+
+
+def test_modalities_may_be_named(rows: pd.DataFrame) -> None:
+    settings = {"agreement": {"clip": {"model": "colours", "modalities": ["text"]}}}
+    out = run(rows, {**PLAIN, **settings})
+    assert values(out, "clip") == [None] * 3 + [1.0] + [None] * 6
+    wrong = {"agreement": {"clip": {"model": "colours", "modalities": ["audio"]}}}
+    with pytest.raises(ConfigError, match="operator 'clip': model 'colours' takes image, text, video, not audio"):
+        run(rows, {**PLAIN, **wrong})
+
+
+def test_what_a_model_fails_on_is_quarantined(rows: pd.DataFrame) -> None:
+    black = rows.assign(data=["black.png" if data == "over-green.png" else data for data in rows["data"]])
+    out = run(black, {**PLAIN, "agreement": {"clip": {"model": "colours"}}})
+    assert out[ERROR].iloc[1] == "quality-media: EmbeddingError: no colour"
+    assert values(out, "clip")[1] is None
+
+
+def test_finds_are_counted_against_the_operators_own_threshold(rows: pd.DataFrame) -> None:
+    said = {
+        "red-blue.png": "The red wall, the dark night, a red car.",
+        "over-green.png": "The sky.",
+        "grey.png": "A red wall.",
+    }
+    frame = rows.iloc[:3].assign(data=list(said), annotation=list(said.values()))
+    out = run(frame, {**PLAIN, "grounding": {"dino": {"model": "boxes", "threshold": 0.5}}})
+    assert values(out, "dino_count") == [1, 0, None]
+    assert values(out, "dino_mean")[:2] == pytest.approx([250 / 255, 0])
+    assert values(out, "dino_best")[:2] == pytest.approx([250 / 255, 0])
+    assert values(out, "dino_coverage")[:2] == pytest.approx([2 / 3, 0])
+    assert out[ERROR].iloc[2] == "quality-media: EmbeddingError: grey all over"
+    out = run(frame, {**PLAIN, "grounding": {"dino": {"model": "boxes", "threshold": 0.99, "phrases": "whole"}}})
+    assert values(out, "dino_count")[0] == 0
+    assert values(out, "dino_best")[0] == pytest.approx(250 / 255)
+
+
+def test_each_distinct_annotation_is_judged_once(rows: pd.DataFrame) -> None:
+    out = run(rows, {**PLAIN, "concreteness": {"model": "lengths"}})
+    assert values(out, "icc") == [float(len(text)) if text.strip() else None for text in rows["annotation"]]
+    model = loader.load("lengths", MODELS["lengths"].class_, {})
+    assert len(model.seen) == len(set(model.seen)) == 8
+    with pytest.raises(ModelError, match=r"column returned scores of shape \(8, 1\) for 8 texts"):
+        run(rows, {**PLAIN, "concreteness": {"model": "column"}})
+
+
+@pytest.mark.skipif(not LID.is_file(), reason="the folder of small models is not beside the project")
+def test_language(rows: pd.DataFrame) -> None:
+    pytest.importorskip("fasttext", reason="needs the extra 'curator'")
+    texts = ["A dog runs over the grass.", "Ein Hund läuft über das Gras.", "Un chien court dans l'herbe."]
+    frame = rows.iloc[[3, 4, 5]].assign(annotation=texts)
+    out = run(frame, {**PLAIN, "language": {"model": str(LID), "languages": ["en", "fr"]}})
+    assert frames.strings(out, LANGUAGE_LABEL) == ["en", "de", "fr"]
+    english, german, french = values(out, "language")
+    assert english > 0.7
+    assert german == 0
+    assert french > 0.7
+    # Labels are no scores.
+    assert columns(steps(OperatorSettings(**PLAIN, language={"model": str(LID)}))) == [column("language")]
+
+
+def test_scores_that_are_there_are_taken(rows: pd.DataFrame) -> None:
+    frame = rows.assign(clip_b32_similarity_score=np.linspace(0, 0.9, 10), mine=range(10))
+    frame.loc[5, "clip_b32_similarity_score"] = None
+    settings = {
+        **PLAIN,
+        "pictures": ["resolution"],
+        "agreement": {"clip_b32": {"model": "colours", "mirrored": True}},
+        "given": {"clip_b32": DATACOMP["clip_b32"], "resolution": "mine"},
+    }
+    out = run(frame, settings)
+    expected = np.linspace(0, 0.9, 10).astype(np.float32).tolist()
+    alive = [name in live(out) and name != "a" for name in out["pair_id"]]
+    assert values(out, "clip_b32") == [one if is_there else None for one, is_there in zip(expected, alive, strict=True)]
+    assert values(out, "resolution")[9] == 9
+    model = loader.load("colours", MODELS["colours"].class_, {})
+    assert model.pictures == 3 * 2  # mirrored and upside down only
+    with pytest.raises(ConfigError, match="'annotation' holds no numbers"):
+        run(rows, {**PLAIN, "given": {"x": "annotation"}})
+    with pytest.raises(MissingColumnError, match="quality-columns: the frame lacks 'clip'"):
+        run(rows, {**PLAIN, "given": {"x": "clip"}})
+
+
+def test_agreement_of_embeddings_that_are_there(rows: pd.DataFrame) -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = torch.nn.functional.normalize(torch.randn(10, 6, generator=generator), dim=1)
+    texts = torch.nn.functional.normalize(torch.randn(10, 6, generator=generator), dim=1)
+    there = torch.arange(10) != 4
+    frame = frames.attach(rows, {"emb_data__words": Vectors(data, there), "emb_annotation__text": Vectors.full(texts)})
+    spec = {"name": "words", "kind": "text-based", "encoder": "text", "describers": {}}
+    fusion = {"name": "features", "kind": "fusion", "encoders": {"text": "text"}}
+    experts = shared_experts([parse(ExpertSpec, spec), parse(ExpertSpec, fusion)])
+    assert list(experts) == ["agreement_words"]
+    out = run(frame, {**PLAIN, "experts": experts})
+    expected = (data * texts).sum(dim=1).tolist()
+    found = values(out, "agreement_words")
+    assert found[4] is None
+    assert [one for row, one in enumerate(found) if row != 4] == pytest.approx(
+        [one for row, one in enumerate(expected) if row != 4], abs=1e-6
+    )
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    settings = parse(OperatorSettings, {"agreement": {"clip": {"model": "colour"}}})
+    with pytest.raises(ConfigError, match="operators: 'clip': no model 'colour'; did you mean 'colours'"):
+        steps(settings, MODELS)
+    with pytest.raises(ConfigError, match="pictures"):
+        parse(OperatorSettings, {"pictures": ["blury"]})
+
+
+def test_fingerprints_of_steps_follow_settings_and_models() -> None:
+    def identity(**changes: Any) -> str:
+        return json.dumps([step.identity() for step in steps(parse(OperatorSettings, changes), MODELS)])
+
+    seen = {
+        identity(),
+        identity(pictures=["blurry"]),
+        identity(texts=["words"]),
+        identity(agreement={"clip": {"model": "colours"}}),
+        identity(agreement={"clip": {"model": "colours", "mirrored": True}}),
+        identity(grounding={"dino": {"model": "boxes"}}),
+        identity(grounding={"dino": {"model": "boxes", "threshold": 0.2}}),
+        identity(concreteness={"model": "lengths"}),
+        identity(given={"clip": "clip_b32_similarity_score"}),
+        identity(fingerprints=False),
+    }
+    assert len(seen) == 10
+    assert identity() == identity()
+
+
+def test_the_demo_pool_whole_and_in_parts(tmp_path: Path) -> None:
+    manifest = make_demo_pool(tmp_path, pairs_per_modality=4)
+    pool = pd.read_json(manifest, lines=True).assign(media_root=str(tmp_path))
+    whole = run(pool, {})
+    parts = pd.concat([run(pool.iloc[start::3], {}) for start in range(3)]).sort_index()
+    for name in [*columns(steps(OperatorSettings())), DATA_KEY, ERROR]:
+        assert frames.array(whole, name).to_pylist() == frames.array(parts, name).to_pylist(), name
+    failed = whole[whole[ERROR].notna()]
+    assert sorted(failed["pair_id"]) == ["bad-corrupt", "bad-empty", "bad-missing"]
+    again = whole["pair_id"].duplicated(keep=False)
+    assert whole.loc[again, DATA_KEY].nunique() == 1
