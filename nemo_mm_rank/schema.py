@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import pyarrow as pa
@@ -22,12 +23,48 @@ class Modality(StrEnum):
         return self in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
 
 
+def combined(modalities: Iterable[str]) -> str:
+    """Return what data of several parts is called, whatever their order: a class of its own, such as ``text+image``.
+
+    Raises:
+        ValueError: a modality that there is none of.
+    """
+    there = {Modality(name) for name in modalities}
+    return "+".join(one for one in Modality if one in there)
+
+
+def modalities_of(name: str) -> tuple[Modality, ...]:
+    """Return what data of a class is made of: one modality, or those of its parts.
+
+    Raises:
+        ValueError: it is no class of data.
+    """
+    found = tuple(Modality(part) for part in name.split("+"))
+    if combined(found) != name:
+        raise ValueError(f"{name!r} is no class of data: {combined(found)!r} is")
+    return found
+
+
+def known_class(name: str) -> bool:
+    """Whether data can be of this class."""
+    try:
+        return bool(modalities_of(name))
+    except ValueError:
+        return False
+
+
 PAIR_ID, POOL, MODALITY, DATA, ANNOTATION = "pair_id", "pool", "modality", "data", "annotation"
 
 CANONICAL: dict[str, pa.DataType] = {name: pa.string() for name in (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION)}
 
 DATA_BYTES = "data_bytes"
 """Optional: media content carried in the row itself (binary); ``data`` is then only its name."""
+
+DATA_PARTS = "data_parts"
+"""Optional: the parts of data that has several, one of each modality, in the order of `Modality`; null for any other.
+``modality`` is then `combined`, and ``data`` the parts' own, line by line, for people and to tell pairs apart."""
+
+PARTS = pa.list_(pa.struct([("modality", pa.string()), ("data", pa.string())]))
 
 MEDIA_ROOT = "media_root"
 """Optional: the folder or URL that this row's media reference is relative to (string)."""
@@ -40,7 +77,8 @@ VECTOR = pa.list_(pa.float32())
 take no space, and a step can say what it provides before any model is loaded."""
 
 SPANS = pa.list_(pa.list_(pa.float64()))
-"""Kept parts of one side: ``[start, end]`` in characters or seconds, or ``[x, y, w, h]`` in pixels; null = whole."""
+"""Kept parts of one side: ``[start, end]`` in characters or seconds, or ``[x, y, w, h]`` in pixels; null = whole. Of
+data of several parts the number of the part, from 0, goes before; a part that no span is of is whole."""
 
 
 def data_column(expert: str, model: str | None = None) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from nemo_mm_rank.config import ExpertSpec, ModelSpec
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Describer, Encoder
+from nemo_mm_rank.models.base import Describer, Encoder, taken_together
 from nemo_mm_rank.models.cached import CachedDescriber, CachedEncoder
 from nemo_mm_rank.models.composed import DescribedEncoder
-from nemo_mm_rank.schema import Modality, data_column
+from nemo_mm_rank.schema import Modality, data_column, modalities_of
 
 Models = Mapping[str, ModelSpec]
 
@@ -94,6 +94,7 @@ class Expert:
 
     def __init__(self, spec: ExpertSpec, models: Models, device: str = "cpu") -> None:
         self.name = spec.name
+        self._in_columns = spec.kind == "fusion"
         self._encoders: dict[Modality, tuple[str, Encoder]] = {}
         text_models = set()
         for source in sources(spec):
@@ -118,6 +119,27 @@ class Expert:
         """Return the encoder for data of ``modality``, or None where the expert has none."""
         found = self._encoders.get(Modality(modality))
         return found[1] if found else None
+
+    def taking_together(self, modality: str) -> tuple[str, Encoder] | None:
+        """Return column and encoder that take data of several parts as one, where the expert has such an encoder."""
+        found = [self._encoders.get(kind) for kind in modalities_of(modality)]
+        first = found[0]
+        same = first is not None and all(one == first for one in found)
+        return first if first is not None and same and modality in taken_together(first[1]) else None
+
+    def taking_parts(self, modality: str) -> dict[str, dict[int, Encoder]]:
+        """Return the columns that data of several parts goes to, with the encoder of each part (by its number) there.
+
+        A fusion expert has a column for each of its models, and in each the parts that this one takes. What another
+        expert does not take in all of its parts it does not take.
+        """
+        columns: dict[str, dict[int, Encoder]] = {}
+        kinds = modalities_of(modality)
+        for number, kind in enumerate(kinds):
+            if found := self._encoders.get(kind):
+                columns.setdefault(found[0], {})[number] = found[1]
+        whole = self._in_columns or all(len(parts) == len(kinds) for parts in columns.values())
+        return columns if whole else {}
 
     def column(self, modality: str) -> str | None:
         """Return the column that holds the embeddings of data of ``modality``."""

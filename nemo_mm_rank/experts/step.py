@@ -13,8 +13,10 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.experts.expert import Expert, build, has_text, load_encoder, sources
+from nemo_mm_rank.experts.parts import mean_of_parts
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.parts import take_apart
 from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded
@@ -22,6 +24,7 @@ from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,
     DATA_BYTES,
+    DATA_PARTS,
     DATA_SPANS,
     MEDIA_ROOT,
     MODALITY,
@@ -29,6 +32,8 @@ from nemo_mm_rank.schema import (
     Modality,
     annotation_column,
     description_column,
+    known_class,
+    modalities_of,
 )
 from nemo_mm_rank.steps import Added, Step, by_value
 
@@ -41,7 +46,8 @@ class ExpertStep(Step):
     """Adds one column of data embeddings per source, one of annotation embeddings per text space, and the descriptions.
 
     Every vector is L2-normalised float32. Data of a modality that an expert does not take is null in its column;
-    a pair that a model fails on, or that no expert takes, is quarantined.
+    a pair that a model fails on, or that no expert takes, is quarantined. Data of several parts is embedded as one by
+    models that can; otherwise its vector is the mean of those of its parts, normalised, in each column that takes them.
 
     Args:
         experts: which experts.
@@ -64,7 +70,7 @@ class ExpertStep(Step):
     @property
     def uses(self) -> tuple[str, ...]:
         """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, MEDIA_ROOT)
+        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -113,7 +119,14 @@ class ExpertStep(Step):
         descriptions: dict[str, list[str | None]] = {name: [None] * n for name in self._descriptions}
         errors: dict[int, PairError] = {}
         for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            self._embed_data(rows, modality, positions, columns, descriptions, errors)
+            if not known_class(modality):
+                known = ", ".join(Modality)
+                error = EmbeddingError(f"modality {modality!r} is not one of {known}")
+                errors.update(dict.fromkeys(positions, error))
+            elif len(modalities_of(modality)) > 1:
+                self._embed_parts(rows, modality, positions, columns, descriptions, errors)
+            else:
+                self._embed_data(rows, modality, positions, columns, descriptions, errors)
         self._embed_annotations(rows, columns, errors)
         vectors = {name: column.vectors(errors) for name, column in columns.items()}
         return Added(
@@ -130,10 +143,6 @@ class ExpertStep(Step):
         errors: dict[int, PairError],
     ) -> None:
         takers: list[tuple[str, Expert]] = []
-        if modality not in list(Modality):
-            known = ", ".join(Modality)
-            errors.update((row, EmbeddingError(f"modality {modality!r} is not one of {known}")) for row in positions)
-            return
         for expert in self._experts:
             column = expert.column(modality)
             if column is not None:
@@ -153,6 +162,40 @@ class ExpertStep(Step):
                     said = descriptions[description_column(expert.name)]
                     for row, text in zip(chunk_rows, encoded.texts, strict=True):
                         said[row] = text
+
+    def _embed_parts(
+        self,
+        rows: Frame,
+        modality: str,
+        positions: list[int],
+        columns: dict[str, _Column],
+        descriptions: dict[str, list[str | None]],
+        errors: dict[int, PairError],
+    ) -> None:
+        """Embed data of several parts: as one by experts that can, otherwise as the mean of its parts' vectors."""
+        ways = [(expert, expert.taking_together(modality), expert.taking_parts(modality)) for expert in self._experts]
+        taken = {number for _, _, parts in ways for own in parts.values() for number in own}
+        for number, kind in enumerate(modalities_of(modality)):
+            if number not in taken and not any(one for _, one, _ in ways):
+                error = EmbeddingError(f"part {number + 1} ({kind}): no expert takes {kind} of {modality}")
+                errors.update(dict.fromkeys(positions, error))
+                return
+        apart = take_apart(rows, modality, positions)
+        errors.update(apart.errors)
+        decoded = apart.decoded(Opener(self.media), self.media.threads)
+        for chunk_rows, chunk in in_chunks(zip(apart.rows, decoded, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES):
+            for expert, together, parts in ways:
+                if together is not None:
+                    column, encoder = together
+                    columns[column].put(chunk_rows, encoder.encode(chunk, modality), errors)  # type: ignore[arg-type]
+                    continue
+                for column, encoders in parts.items():
+                    encoded = mean_of_parts(apart, chunk, encoders)
+                    columns[column].put(chunk_rows, encoded, errors)
+                    if encoded.texts is not None:
+                        said = descriptions[description_column(expert.name)]
+                        for row, text in zip(chunk_rows, encoded.texts, strict=True):
+                            said[row] = text
 
     def _embed_annotations(self, rows: Frame, columns: dict[str, _Column], errors: dict[int, PairError]) -> None:
         texts = annotation_texts(rows, self.media)

@@ -16,9 +16,10 @@ from nemo_mm_rank.errors import MediaError, nearest
 from nemo_mm_rank.io.bad_row import BadRow, shown
 from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, Mask, contents, mask, strings
 from nemo_mm_rank.io.manifest import Column, Rows, taken
-from nemo_mm_rank.io.references import References
+from nemo_mm_rank.io.references import References, folded
 from nemo_mm_rank.io.seen import Seen
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, Modality
+from nemo_mm_rank.io.several import Several, read_parts
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, Modality
 
 MEDIA = [str(modality) for modality in Modality if modality.is_media]
 
@@ -31,9 +32,11 @@ class PoolBatch:
 
     Attributes:
         rows_in: how many rows there were.
-        pairs: canonical columns, `MEDIA_ROOT`, and `DATA_BYTES` where the rows carry content; n values each.
+        pairs: canonical columns, `MEDIA_ROOT`, `DATA_BYTES` where rows carry content, and `DATA_PARTS` where data is in
+            several parts; n values each.
         extras: the user's own columns as they were read, n values each.
-        stamps: ``(n, 2)`` int64 size and modification time (ns) of media files; -1 where there is none to look at.
+        stamps: ``(n, 2)`` int64 size and modification time (ns) of media files (of several, a digest of them); -1
+            where there is none to look at.
         bad: the other rows, by line.
         reads_texts: whether text came from files that the manifest names.
     """
@@ -79,10 +82,15 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     ids = _read(table, PAIR_ID, n, faults, numbers=True)
     _check_blank(ids, PAIR_ID, faults)
 
+    several = read_parts(table, faults.add)
     modality = _read(table, MODALITY, n, faults)
+    if several is not None:
+        modality = several.modality(modality, faults.add)
     if source.modality is not None:
         modality = modality.fill_null(str(source.modality))
     unknown = _rows(pc.invert(pc.is_in(modality, pa.array([str(known) for known in Modality]))))
+    if several is not None:
+        unknown = [row for row in unknown if row not in several.rows]
     faults.add(unknown, MODALITY, f"one of {', '.join(Modality)}", _unknown(modality, unknown, table.absence(MODALITY)))
 
     pools = _read(table, POOL, n, faults).fill_null(pool)
@@ -91,6 +99,8 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     media = mask(pc.is_in(modality, pa.array(MEDIA)))
     data, payload, wrong = contents(table, n, media)
     faults.add(wrong, DATA, "a string or bytes", wrong)
+    if several is not None:
+        data = several.data(data)
     data, reads = _from_files(table, DATA_PATH, DATA, data, ~media, references, faults)
     _check_there(data, DATA, table, faults)
 
@@ -102,11 +112,15 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     ids = _with_made_ids(ids, pools, data, annotation, payload, faults)
     _check_unique(ids, rows, seen, faults)
     stamps = _stamps(data, media if payload is None else media & mask(pc.is_null(payload)), references, faults)
+    if several is not None:
+        _stamp_parts(several, stamps, references, faults)
 
     pairs = {PAIR_ID: ids, POOL: pools, MODALITY: modality, DATA: data, ANNOTATION: annotation}
     pairs[MEDIA_ROOT] = pa.repeat(pa.scalar(references.root, pa.string()), n)
     if payload is not None:
         pairs[DATA_BYTES] = payload
+    if several is not None and (parts := several.column(n)) is not None:
+        pairs[DATA_PARTS] = parts
     bad = [
         BadRow(
             rows.file, int(rows.lines[row]), *fault, *(pairs[name][row].as_py() for name in (PAIR_ID, POOL, MODALITY))
@@ -206,6 +220,21 @@ def _stamps(data: pa.Array, media: Mask, references: References, faults: _Faults
             except MediaError as error:
                 faults.add([row], DATA, "a media file below the pool's root", str(error))
     return stamps
+
+
+def _stamp_parts(several: Several, stamps: Ints, references: References, faults: _Faults) -> None:
+    """Fill in the stamps of rows whose data is in several parts, one for all of a row's files."""
+    for row, parts in several.rows.items() if references.check_files else ():
+        found: list[tuple[int, int]] = []
+        for number, (kind, data) in enumerate(parts, 1):
+            if kind.is_media and len(parts) > 1 and row not in faults.found:
+                try:
+                    found.append(references.stamp(data))
+                except MediaError as error:
+                    expected = "a media file below the pool's root"
+                    faults.add([row], DATA, expected, f"{error} (part {number}: {kind})")
+        if found:
+            stamps[row] = folded(found)
 
 
 def _unknown(modality: pa.Array, rows: list[int], absence: str) -> dict[int, str]:

@@ -13,7 +13,7 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError, nearest
 from nemo_mm_rank.io.bad_row import shown
 from nemo_mm_rank.io.manifest import Column, Rows, plain
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MODALITY, PAIR_ID, POOL
 
 DATA_PATH, ANNOTATION_PATH = "data_path", "annotation_path"
 
@@ -24,9 +24,9 @@ class Fields:
     """The rows' columns by our names."""
 
     def __init__(self, rows: Rows, source: PoolSource) -> None:
-        ours = (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION, DATA_BYTES, DATA_PATH, ANNOTATION_PATH)
+        ours = (PAIR_ID, POOL, MODALITY, DATA, ANNOTATION, DATA_BYTES, DATA_PARTS, DATA_PATH, ANNOTATION_PATH)
         self.names = {name: source.fields.get(name, name) for name in ours}
-        self.columns = rows.columns
+        self.columns = dict(rows.columns)
         self.rename = source.rename
         for name in ours:
             if name in self.columns and name not in self.names.values():
@@ -38,6 +38,10 @@ class Fields:
     def get(self, ours: str) -> Column | None:
         """Return a column by our name, None where there is none."""
         return self.columns.get(self.names[ours])
+
+    def replace(self, ours: str, column: Column) -> None:
+        """Put another column in the place of one of ours."""
+        self.columns[self.names[ours]] = column
 
     def absence(self, ours: str) -> str:
         """Say what is found where a row has no value for one of our fields."""

@@ -16,8 +16,8 @@ from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table
-from nemo_mm_rank.io.references import References
-from nemo_mm_rank.schema import DATA, DATA_BYTES, MEDIA_ROOT, MODALITY
+from nemo_mm_rank.io.references import References, folded
+from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY
 
 MAX_PART_BYTES = 256 * 2**20
 
@@ -83,17 +83,22 @@ def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
         return False
     if not part["files"]:
         return True
-    if DATA_BYTES in pq.read_schema(folder / part["name"]).names:
+    there = pq.read_schema(folder / part["name"]).names
+    if DATA_BYTES in there:
         return False
-    columns = read_table(folder / part["name"], [MODALITY, DATA, MEDIA_ROOT]).to_pydict()
+    names = [name for name in (MODALITY, DATA, MEDIA_ROOT, DATA_PARTS) if name in there]
+    columns = read_table(folder / part["name"], names).to_pydict()
     stamps = np.full((part["rows"], 2), -1, dtype=np.int64)
     references = {root: References(root) for root in set(columns[MEDIA_ROOT])}
-    for row, (modality, data, root) in enumerate(zip(*columns.values(), strict=True)):
-        if modality in MEDIA:
-            try:
+    for row, (modality, data, root, *parts) in enumerate(zip(*columns.values(), strict=True)):
+        try:
+            if modality in MEDIA:
                 stamps[row] = references[root].stamp(data)
-            except MediaError:
-                return False
+            elif parts and parts[0] is not None:
+                files = [one[DATA] for one in parts[0] if one[MODALITY] in MEDIA]
+                stamps[row] = folded([references[root].stamp(file) for file in files])
+        except MediaError:
+            return False
     return bool(_stamps_digest(stamps) == part["files"])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Sequence
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
@@ -91,3 +93,11 @@ class References:
             raise MediaError(f"{shown(reference)}, which is not UTF-8 at byte {error.start + 1}") from error
         except MediaError as error:
             raise MediaError(f"{shown(reference)}, which {error}") from error
+
+
+def folded(stamps: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return one stamp for those of several media files; (-1, -1) where there was nothing to look at."""
+    if all(stamp == (-1, -1) for stamp in stamps):
+        return -1, -1
+    digest = hashlib.blake2b(repr(list(stamps)).encode(), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little") >> 1, int.from_bytes(digest[8:], "little") >> 1

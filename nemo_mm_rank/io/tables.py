@@ -10,7 +10,10 @@ from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io import extras
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.manifest import MAX_COLUMNS
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, MEDIA_ROOT
+from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, PARTS
+
+OPTIONAL = {DATA_BYTES: pa.binary(), DATA_PARTS: PARTS}
+"""Columns of ours that are there where any row of the pools has a value for them."""
 
 
 @dataclass
@@ -30,8 +33,7 @@ class PoolTypes:
             PoolError: there are more columns than anybody can mean.
         """
         before = dict(self.types)
-        if DATA_BYTES in batch.pairs:
-            self.types[DATA_BYTES] = pa.binary()
+        self.types |= {name: kind for name, kind in OPTIONAL.items() if name in batch.pairs}
         for name, column in batch.extras.items():
             self.types[name] = extras.joined(self.types.get(name), extras.typed(column))
         if len(self.types) > MAX_COLUMNS:
@@ -42,11 +44,12 @@ class PoolTypes:
         """Return the pairs of ``batch`` in the types known so far, None where one does not fit (it is known then)."""
         n = len(batch.stamps)
         columns = {name: batch.pairs[name] for name in (*CANONICAL, MEDIA_ROOT)}
-        if DATA_BYTES in self.types:
-            columns[DATA_BYTES] = batch.pairs.get(DATA_BYTES, pa.nulls(n, pa.binary()))
+        for name, kind in OPTIONAL.items():
+            if name in self.types:
+                columns[name] = batch.pairs.get(name, pa.nulls(n, kind))
         fits = True
         for name, kind in self.types.items():
-            if name != DATA_BYTES:
+            if name not in OPTIONAL:
                 column = extras.converted(batch.extras.get(name, [None] * n), extras.settled(kind))
                 if column is None:
                     self.types[name], fits = extras.MIXED, False

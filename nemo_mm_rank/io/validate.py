@@ -48,7 +48,8 @@ class Report:
         yield from map(str, self.bad_rows)
         if self.bad > len(self.bad_rows):
             yield f"... and {self.bad - len(self.bad_rows):,} more bad rows"
-        modalities = [str(modality) for modality in Modality]
+        several = sorted({modality for _, modality in self.counts} - set(Modality))
+        modalities = [*map(str, Modality), *several]
         table = [["pool", *modalities, "all"]]
         for pool in sorted({pool for pool, _ in self.counts}):
             numbers = [self.counts[pool, modality] for modality in modalities]

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings
@@ -85,13 +85,16 @@ def iter_data(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+T = TypeVar("T", Item, tuple[Item, ...])
+
+
 def in_chunks(
-    decoded: Iterable[tuple[int, Item | PairError]], errors: dict[int, PairError], most: int, weight: int
-) -> Iterator[tuple[list[int], list[Item]]]:
+    decoded: Iterable[tuple[int, T | PairError]], errors: dict[int, PairError], most: int, weight: int
+) -> Iterator[tuple[list[int], list[T]]]:
     """Gather decoded items until they are many or heavy, so that a bounded number of them is held at a time.
 
     Args:
-        decoded: rows, each with its item, or why it has none.
+        decoded: rows, each with its item (or the items of its parts), or why it has none.
         errors: takes in the rows that have none.
         most: items of a chunk; a text counts as a sixteenth of one.
         weight: bytes that end a chunk.
@@ -100,7 +103,7 @@ def in_chunks(
         The rows of a chunk, and their items.
     """
     rows: list[int] = []
-    items: list[Item] = []
+    items: list[T] = []
     bulk, held = 0.0, 0
     for row, item in decoded:
         if isinstance(item, PairError):
@@ -108,8 +111,9 @@ def in_chunks(
             continue
         rows.append(row)
         items.append(item)
-        bulk += 1 / 16 if isinstance(item, str) else 1
-        held += len(item) if isinstance(item, str) else item.nbytes
+        for part in item if isinstance(item, tuple) else (item,):
+            bulk += 1 / 16 if isinstance(part, str) else 1
+            held += len(part) if isinstance(part, str) else part.nbytes
         if bulk >= most or held >= weight:
             yield rows, items
             rows, items, bulk, held = [], [], 0.0, 0

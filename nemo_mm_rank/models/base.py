@@ -90,6 +90,14 @@ def encode_queries(encoder: Encoder, texts: Sequence[str]) -> Encoded:
     return encoder.encode(texts, Modality.TEXT)
 
 
+def taken_together(encoder: Encoder) -> frozenset[str]:
+    """Return the classes of several parts (``text+image``) that ``encoder`` embeds as one, by its ``together``.
+
+    It is then given a tuple of items for each, in the order of `Modality`.
+    """
+    return frozenset(getattr(encoder, "together", ()))
+
+
 @runtime_checkable
 class Describer(Protocol):
     """Turns media into words."""

@@ -8,7 +8,7 @@ the bit whatever stands beside it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeAlias, TypeVar
@@ -173,6 +173,25 @@ def by_length(
                 for key, value in features.items()
             },
         )
+
+
+def joined(items: Sequence[Features], pad_token: int) -> Features:
+    """Return the features of single items as one batch, padded on the right to the longest.
+
+    Args:
+        items: one row of tokens each, and what else the processor gave, joined along its first dimension.
+        pad_token: what ``input_ids`` are padded with.
+    """
+    longest = max(item["input_ids"].shape[1] for item in items)
+
+    def padded(item: Features, key: str) -> torch.Tensor:
+        value = item[key]
+        if key not in ("input_ids", "attention_mask"):
+            return value
+        return F.pad(value, (0, longest - value.shape[1]), value=pad_token if key == "input_ids" else 0)
+
+    keys = dict.fromkeys(key for item in items for key in item)
+    return {key: torch.cat([padded(item, key) for item in items if key in item]) for key in keys}
 
 
 def ahead(make: Callable[[T], R], inputs: Iterable[T], threads: int, most: int) -> Iterator[R]:

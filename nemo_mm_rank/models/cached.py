@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import torch
 
 from nemo_mm_rank.errors import PairError
-from nemo_mm_rank.models.base import Described, Describer, Encoded, Encoder, Item, encode_queries
+from nemo_mm_rank.models.base import Described, Describer, Encoded, Encoder, Item, encode_queries, taken_together
 from nemo_mm_rank.models.contract import answering, told, usable
 
 Key: TypeAlias = tuple[str, bytes]
@@ -19,9 +19,15 @@ V = TypeVar("V")
 QUERY = "query"
 
 
-def item_key(item: Item, modality: str) -> Key:
-    """Return what tells ``item`` from others: its modality, and a digest of the text or the segment's own key."""
-    text = item if isinstance(item, str) else item.key
+def item_key(item: Item | tuple[Item, ...], modality: str) -> Key:
+    """Return what tells ``item`` from others: its modality, and a digest of the text or the segment's own key.
+
+    Of several parts it is a digest of theirs.
+    """
+    if isinstance(item, tuple):
+        text = " ".join(f"{type(part).__name__} {item_key(part, modality)[1].hex()}" for part in item)
+    else:
+        text = item if isinstance(item, str) else item.key
     return modality, hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -83,6 +89,7 @@ class CachedEncoder:
         self.revision = encoder.revision
         self.modalities = encoder.modalities
         self.dim = encoder.dim
+        self.together = taken_together(encoder)
 
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
         """Embed ``items``, those that are not known yet in one call."""

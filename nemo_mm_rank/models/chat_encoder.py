@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
 from nemo_mm_rank.media.segment import Audio, Image, Video
+from nemo_mm_rank.models.adapter import adapter_revision, merge_adapter
 from nemo_mm_rank.models.base import Encoded, Item
-from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, text_rows
+from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, joined, text_rows
 from nemo_mm_rank.models.contract import support, usable
 from nemo_mm_rank.models.equal_shapes import EqualShapes
 from nemo_mm_rank.models.parts import shots
@@ -30,7 +31,7 @@ from nemo_mm_rank.models.weights import (
     pick_dtype,
     resolve,
 )
-from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.schema import Modality, combined
 
 POSITIONS = ("1d", "mrope")
 """``1d``: tokens are numbered 0, 1, 2 ... on all three axes of the rotary embedding. ``mrope``: as the library does by
@@ -88,6 +89,7 @@ class ChatEncoder:
         batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere.
         max_length: tokens that a text is cut to, prompt included.
         chat: how items are put to it.
+        adapter: a local folder, or a name on the hub, of what was learnt beside the model, and is added to its weights.
     """
 
     name: str
@@ -112,13 +114,14 @@ class ChatEncoder:
         batch_size: int | None,
         max_length: int,
         chat: Chat,
+        adapter: str | None = None,
     ) -> None:
         _one_of("positions", positions, POSITIONS)
         _one_of("pooling", pooling, TOKEN_POOLINGS)
         library = require("transformers", "models")
         folder = resolve(path, revision)
         self.name = name or path
-        self.revision = folder_revision(folder)
+        self.revision = self.revision_of(path, revision, adapter)
         self._device = torch.device(device)
         self._positions = positions
         self._pooling = pooling
@@ -133,6 +136,8 @@ class ChatEncoder:
         self._model = load_pretrained(
             getattr(library, self._model_class), folder, path, device, pick_dtype(dtype, device)
         )
+        if adapter is not None:
+            merge_adapter(self._model, adapter)
         self.dim = int(self._model.config.get_text_config().hidden_size)
         own = 1 if self._device.type == "cpu" else 8
         rows = own if batch_size is None else batch_size
@@ -141,9 +146,21 @@ class ChatEncoder:
         self._run_media: EqualShapes[torch.Tensor] = EqualShapes(self._embed_batch, self._model, rows)
 
     @staticmethod
-    def revision_of(path: str, revision: str | None = None, **_: Any) -> str:
-        """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(resolve(path, revision))
+    def revision_of(path: str, revision: str | None = None, adapter: str | None = None, **_: Any) -> str:
+        """Return the revision of the model that these arguments name, and of its adapter, without loading them."""
+        own = folder_revision(resolve(path, revision))
+        return own if adapter is None else f"{own}+{adapter_revision(adapter)}"
+
+    @property
+    def together(self) -> frozenset[str]:
+        """A text and what it belongs to are embedded as one."""
+        media = self.modalities - {Modality.TEXT}
+        return frozenset(combined((Modality.TEXT, kind)) for kind in media)
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers, in whose place others may be put to be learnt."""
+        return self._model
 
     def encode(self, items: Sequence[Item | Fused], modality: str | None = None) -> Encoded:
         """Embed ``items``; ``vectors`` is on the model's device.
@@ -155,7 +172,7 @@ class ChatEncoder:
         Raises:
             ModelError: a modality that is not listed.
         """
-        if modality is not None:
+        if modality is not None and modality not in self.together:
             support(self, modality)
         return self._encode(items, self._chat.passage)
 
@@ -204,11 +221,42 @@ class ChatEncoder:
             self._states, {"input_ids": input_ids, "attention_mask": attention_mask, **pixels, **grid}
         )
 
-    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
+    def features(self, item: Item | Fused) -> Features:
+        """Return what the model takes of one item, to be learnt from.
+
+        Raises:
+            PairError: it cannot be shown.
+            ModelError: a modality that is not listed.
+        """
+        for kind in _kinds(item):
+            support(self, kind)
+        if isinstance(item, str):
+            return self._tokens([self._chat.passage + item])
+        return self._reading(item, self._chat.passage)()
+
+    def learnable(self, items: Sequence[Features]) -> torch.Tensor:
+        """Embed items in one pass that gradients flow back through.
+
+        Args:
+            items: ``n``, from `features`.
+
+        Returns:
+            ``(n, dim)`` float32 on the device, L2-normalised.
+        """
+        batch = joined(items, self._tokenizer.pad_token_id)
+        device, dtype = self._device, self._model.dtype
+        moved = {key: v.to(device, dtype if v.is_floating_point() else None) for key, v in batch.items()}
+        return F.normalize(self._states(moved).float(), dim=1)
+
+    def _tokens(self, texts: list[str]) -> Features:
         written = [self._written([self._said(text)], [Modality.TEXT]) for text in texts]
         features: Features = self._tokenizer(
             written, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
         ).data
+        return features
+
+    def _embed_texts(self, texts: list[str]) -> torch.Tensor:
+        features = self._tokens(texts)
         vectors = torch.empty((len(texts), self.dim), device=self._device)
         for chosen, batch in by_length(features, self._limit, self._tokenizer.pad_token_id):
             # One column more of padding: without any the library computes in another way, whose last bits may differ,

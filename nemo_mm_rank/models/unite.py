@@ -42,6 +42,8 @@ class UniteEncoder(ChatEncoder):
         batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere. A part of
             what decides the last bits, so it belongs to the configuration.
         max_length: tokens that a text is cut to, at its beginning, prompt included.
+        adapter: what ``nemo-mm-rank adapt`` has learnt (or another LoRA adapter of peft): a local folder, or a name on
+            the hub. It is added to the weights; its digest is a part of the revision.
 
     Raises:
         ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
@@ -63,6 +65,7 @@ class UniteEncoder(ChatEncoder):
         pooling: str = "last",
         batch_size: int | None = None,
         max_length: int = 2048,
+        adapter: str | None = None,
     ) -> None:
         super().__init__(
             path,
@@ -75,6 +78,7 @@ class UniteEncoder(ChatEncoder):
             batch_size,
             max_length,
             Chat(system="You are a helpful assistant.", ending="<|endoftext|>"),
+            adapter,
         )
 
     def _kinds_of_tokens(self, ids: torch.Tensor) -> Features:

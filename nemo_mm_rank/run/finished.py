@@ -6,11 +6,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from nemo_mm_rank.config import Config, ModelSpec, parse
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
+from nemo_mm_rank.schema import MEDIA_ROOT, PAIR_ID
 
 
 @dataclass(frozen=True)
@@ -43,5 +49,27 @@ class FinishedRun:
         # The configuration in the manifest, because a run can be ranked again with other queries.
         config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
         cosines = sorted(Ranking.load(folder.ranking).summary["statistics"])
-        scoring = Scoring.fit(scored, cosines, config.ranking)
+        scoring = Scoring.fit(scored, cosines, config.ranked_by)
         return cls(config, state.specs(folder), folder.path / state.projection, scoring)
+
+
+def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
+    """Return a finished run's configuration, and its blend with where each pair's media are (`MEDIA_ROOT`).
+
+    That is a place on this machine, which the blend itself does not name.
+
+    Raises:
+        UserError: it is no run, or not finished.
+    """
+    folder = RunFolder.at(run)
+    config = folder.load_config()
+    if not folder.manifest.exists():
+        raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
+    blend = read_table(folder.blend)
+    found = []
+    for part in sorted(folder.pool.glob("part-*.parquet")):
+        rows = read_table(part, [PAIR_ID, MEDIA_ROOT])
+        found.append(rows.filter(pc.is_in(rows[PAIR_ID], value_set=blend[PAIR_ID].combine_chunks())))
+    chosen = pa.concat_tables(found)
+    places = pc.index_in(blend[PAIR_ID], value_set=chosen[PAIR_ID].combine_chunks())
+    return config, blend.append_column(MEDIA_ROOT, chosen[MEDIA_ROOT].combine_chunks().take(places))

@@ -1,0 +1,194 @@
+"""The job: stage after stage an adapter is trained and merged, and at the end all of them are one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from nemo_mm_rank.adapt.measure import measure
+from nemo_mm_rank.adapt.pairs import Pairs
+from nemo_mm_rank.adapt.settings import AdaptSettings, StageSettings
+from nemo_mm_rank.adapt.training import Checkpoint, train
+from nemo_mm_rank.errors import ConfigError, UserError, require
+from nemo_mm_rank.io.parquet import TEMPORARY, write_json, write_table
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.adapter import attach, get_weights, joined, merge_adapter, read_adapter, write_adapter
+from nemo_mm_rank.models.chat_encoder import ChatEncoder
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.outcome import quarantined
+from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.store import digest
+
+RECORD = "record.json"
+
+_OWN = {"stages", "run", "output", "device", "checkpoint_steps"}
+"""Settings that a stage has its own of, or that change nothing of what comes out."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A finished adaptation.
+
+    Attributes:
+        folder: where everything lies.
+        record: settings, model, and of each stage its losses and what it did to held-out pairs.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def adapter(self) -> Path:
+        """All stages as one adapter of peft: what a configuration names as ``adapter`` of its ``unite`` model."""
+        return self.folder / "adapter"
+
+    def print(self, console: Console) -> None:
+        """Print what each stage did, and how the adapter is used."""
+        for stage in self.record["stages"]:
+            said = f"{stage['name']:<17} {stage['pairs']:,} pairs, {len(stage['losses']):,} steps"
+            before, after = stage["before"], stage["after"]
+            for name in ("recall_at_1", "recall_at_1_same_modality", "recall_at_10"):
+                if before is not None:
+                    said += f"; {name} {before[name]:.3f} -> {after[name]:.3f}"
+            if before is not None:
+                said += f" of {before['pairs']} held-out pairs"
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{'adapter':<17} {self.adapter}", highlight=False, markup=False, soft_wrap=True)
+
+
+def adapt(settings: AdaptSettings, console: Console | None = None) -> Adapted:
+    """Adapt an encoder to blends, stage by stage, taking up what an earlier call in the same folder has finished.
+
+    Every stage trains a LoRA adapter on all linear layers of the language model (query, key, value, output, gate, up
+    and down projections; not the head), the vision tower and everything else frozen; then it is merged (UNITE, arXiv
+    2505.19650; the authors' scripts). Annotations are the queries, data the targets.
+
+    Args:
+        settings: the whole adaptation.
+        console: where progress goes.
+
+    Raises:
+        UserError: anything that the user can mend, in one line.
+    """
+    require("peft", "models")
+    found = loader.find_class(settings.model.class_)
+    if not issubclass(found, ChatEncoder):
+        raise ConfigError(f"model: {settings.model.class_!r} is no encoder by a chat, such as unite")
+    loader.check_arguments(settings.model.class_, settings.model.arguments)
+    folder = RunFolder.at(settings.output)
+    reporter = Reporter(console or Console(quiet=True))
+    with folder.locked():
+        for stray in folder.path.rglob(f".*{TEMPORARY}"):
+            stray.unlink(missing_ok=True)
+        return _Adaptation(settings, folder.path, reporter, found).adapt()
+
+
+@dataclass
+class _Adaptation:
+    settings: AdaptSettings
+    folder: Path
+    reporter: Reporter
+    encoder_class: type[ChatEncoder]
+
+    def adapt(self) -> Adapted:
+        settings = self.settings
+        device = loader.pick_device(settings.device)
+        arguments = settings.model.arguments
+        # Not by the loader, which would hand out to others what is changed here.
+        encoder = self.encoder_class(**{**arguments, "device": device})  # type: ignore[arg-type]
+        encoder.model.requires_grad_(False)
+        key = digest(
+            [
+                settings.model_dump(mode="json", exclude=_OWN),
+                encoder.revision,
+                {name: version(name) for name in ("peft", "torch", "transformers")},
+            ]
+        )
+        records, adapters = [], []
+        for number, stage in enumerate(settings.stages, 1):
+            folder = self.folder / "stages" / f"{number}-{stage.name}"
+            pairs = Pairs.load(stage.run or settings.run, encoder.modalities)
+            key = digest([key, stage.model_dump(mode="json", exclude={"run"}), pairs.digest])
+            record = _read(folder / RECORD)
+            if record.get("key") != key:
+                record = self._learn(encoder, pairs, stage, folder, key)
+            merge_adapter(encoder.model, str(folder))
+            records.append(record)
+            adapters.append(read_adapter(folder))
+        weights, configured = joined(adapters)
+        record = {
+            "settings": settings.model_dump(mode="json", by_alias=True, exclude={"output", "device"}),
+            "revision": encoder.revision,
+            "stages": [{name: value for name, value in one.items() if name != "key"} for one in records],
+        }
+        outcome = Adapted(self.folder, record)
+        write_adapter(outcome.adapter, weights, configured, str(arguments.get("path", "")))
+        write_json(self.folder / "adapt.json", record)
+        return outcome
+
+    def _learn(
+        self, encoder: ChatEncoder, pairs: Pairs, stage: StageSettings, folder: Path, key: str
+    ) -> dict[str, Any]:
+        """Train one stage, and write its adapter, what was left out, and the record that vouches for both."""
+        settings = self.settings
+        (folder / RECORD).unlink(missing_ok=True)
+        learnt, held_out = pairs.split(settings.held_out, settings.max_held_out, settings.seed)
+        if len(learnt) < 2:
+            raise UserError(f"stage {stage.name!r}: fewer than two pairs are left to learn from")
+        before = measure(encoder, pairs, held_out)
+        configured = lora(encoder.model, stage)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.seed)
+            adapted = attach(encoder.model, configured)
+        checkpoint = Checkpoint(folder / "checkpoint.safetensors", key)
+        with self.reporter.step(f"adapt: {stage.name}", stage.epochs * len(learnt)) as advance:
+            losses = train(encoder, adapted, pairs, learnt, stage, settings, checkpoint, advance)
+        write_adapter(folder, get_weights(adapted), configured, str(settings.model.arguments.get("path", "")))
+        after = measure(encoder, pairs, held_out)
+        adapted.unload()
+        write_table(folder / "quarantine.parquet", quarantined(pairs.quarantine()))
+        record = {
+            "key": key,
+            "name": stage.name,
+            "pairs": len(learnt),
+            "left_out": len(pairs.left_out),
+            "losses": losses,
+            "before": before,
+            "after": after,
+        }
+        write_json(folder / RECORD, record)
+        checkpoint.path.unlink(missing_ok=True)
+        return record
+
+
+def lora(model: Any, stage: StageSettings) -> dict[str, Any]:
+    """Return a stage's settings of ``peft.LoraConfig``: every linear layer of the language model, and nothing else.
+
+    By full names, because the vision towers of some models have layers of the same last names.
+    """
+    decoder = model.get_decoder()
+    place = next(name for name, module in model.named_modules() if module is decoder)
+    names = {name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    last = "|".join(sorted({name.rpartition(".")[2] for name in names}))
+    return {
+        "r": stage.rank,
+        "lora_alpha": stage.alpha,
+        "lora_dropout": stage.dropout,
+        "target_modules": rf"{re.escape(place)}\..*\.({last})",
+    }
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return record
