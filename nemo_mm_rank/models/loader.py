@@ -33,6 +33,7 @@ SHORT_NAMES: dict[str, str] = {
     "openai": "nemo_mm_rank.models.endpoint:EndpointDescriber",
     "vision-language": "nemo_mm_rank.models.vision_language:VisionLanguageDescriber",
     "whisper": "nemo_mm_rank.models.speech:WhisperDescriber",
+    "text-regressor": "nemo_mm_rank.models.text_regressor:TextRegressor",
     "moments": "nemo_mm_rank.models.moments:MomentGrounder",
     "grounding-dino": "nemo_mm_rank.models.grounding_dino:GroundingDinoGrounder",
 }

@@ -11,8 +11,10 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.operators.agreement import Agreement
 from nemo_mm_rank.quality.operators.columns_step import DATACOMP, ColumnsStep, shared_experts
+from nemo_mm_rank.quality.operators.datacomp_step import DataCompStep
 from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
 from nemo_mm_rank.quality.operators.grounding import Grounding
 from nemo_mm_rank.quality.operators.media_step import Judged, MediaStep, Operator
@@ -29,6 +31,7 @@ __all__ = [
     "PREFIX",
     "Agreement",
     "ColumnsStep",
+    "DataCompStep",
     "Fingerprints",
     "Grounding",
     "Judged",
@@ -38,6 +41,7 @@ __all__ = [
     "PictureScores",
     "TextScorer",
     "TextStep",
+    "agreements",
     "column",
     "columns",
     "shared_experts",
@@ -69,8 +73,22 @@ def steps(
     if settings.fingerprints:
         operators.append(Fingerprints(media.threads))
     looking = MediaStep([operator for operator in operators if operator.provides], media)
-    all_steps: list[Step] = [TextStep(settings, models, media), looking, ColumnsStep(settings)]
+    all_steps: list[Step] = [
+        TextStep(settings, models, media),
+        looking,
+        ColumnsStep(settings),
+        DataCompStep(settings.datacomp),
+    ]
     return [step for step in all_steps if step.provides]
+
+
+def agreements(settings: OperatorSettings) -> list[str]:
+    """Return the columns that say how well data and annotation fit, in the order in which they are to be asked.
+
+    `dedup.DuplicateSettings.by` takes them: the first that a pair has decides which duplicate stays.
+    """
+    given = [name for name in settings.given if name in (*DATACOMP, AGREEMENT)]
+    return [column(name) for name in dict.fromkeys((*given, *settings.agreement, *settings.experts))]
 
 
 def _check_models(settings: OperatorSettings, models: Mapping[str, ModelSpec]) -> None:

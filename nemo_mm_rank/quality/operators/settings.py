@@ -39,7 +39,7 @@ class ConcretenessSettings(Settings):
     """``concreteness`` by ratings of single words, ``icc`` by a model that reads the whole annotation."""
 
     norms: File | None = Field(None, description="CSV: a word and its rating, higher is more concrete")
-    model: str | None = Field(None, description="of the configuration: a class with score(texts)")
+    model: str | None = Field(None, description="of the configuration: text-regressor, or a class with score(texts)")
 
     @model_validator(mode="after")
     def _something(self) -> ConcretenessSettings:
@@ -71,6 +71,29 @@ class ExpertSettings(Settings):
     model: str = Field(description="the model whose annotations' embeddings lie in that space")
 
 
+class ClipScoreSettings(Settings):
+    """DataComp's CLIP score filter."""
+
+    operator: Name = Field(description="clip_l14, say, of `agreement` or `given`")
+    threshold: float = Field(description="least score; DataComp: .3 for ViT-L/14, .25 for ViT-B/32")
+
+
+class ImageBasedSettings(Settings):
+    """DataComp's image-based filter."""
+
+    centroids: File = Field(description="safetensors: `centroids` (k, d), and `targets`, the rows of those to keep")
+    features: str = Field(description="column of embeddings, such as emb_data__bind__clip")
+
+
+class DataCompSettings(Settings):
+    """DataComp's baselines, each as ``datacomp_<name>``: 1 kept, 0 dropped. They speak of pictures only."""
+
+    basic: bool = Field(False, description="needs `language`; and sizes: the table's, or `resolution` and `geometric`")
+    clip_score: ClipScoreSettings | None = None
+    laion2b: Name | None = Field(None, description="the operator with CLIP ViT-B/32's score; needs `language`")
+    image_based: ImageBasedSettings | None = Field(None, description="needs `language`")
+
+
 class OperatorSettings(Settings):
     """The operators, each a column ``quality__<operator>``."""
 
@@ -85,4 +108,12 @@ class OperatorSettings(Settings):
         default_factory=dict,
         description="operator -> a column that the pool or an earlier step has (nothing is computed for it)",
     )
+    datacomp: DataCompSettings = DataCompSettings()
     fingerprints: bool = Field(True, description="keys by which duplicates are found, from the same decoding")
+
+    @model_validator(mode="after")
+    def _languages_are_known(self) -> OperatorSettings:
+        asked = self.datacomp.basic or self.datacomp.laion2b or self.datacomp.image_based
+        if asked and (self.language is None or "language" in self.given):
+            raise ValueError("datacomp: these baselines ask for English: give `language` a fastText file")
+        return self
