@@ -119,6 +119,31 @@ def rank(
 
 
 @app.command()
+def ecodatum(
+    pool: Pools = None,
+    run: Annotated[Path | None, typer.Option(help="A finished run: its pool, and what it has embedded.")] = None,
+    budget: BudgetText = None,
+    config: ConfigFile = None,
+    output: Output = None,
+    field: Fields = None,
+    modality: ModalityName = None,
+    root: Root = None,
+    workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
+    device: DeviceName = None,
+) -> None:
+    """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
+    values = read_yaml(config) if config else {}
+    if pool:
+        values["pools"] = _pools(pool, field, modality, root)
+    plain = {"run": str(run) if run else None, "budget": budget, "output": output}
+    values.update({key: value for key, value in plain.items() if value is not None})
+    _merge(values, "engine", {"workers": workers, "device": device})
+    from nemo_mm_rank.run import ecodatum as job
+
+    job.curate(parse(job.EcoDatumConfig, values), Console()).print(Console())
+
+
+@app.command()
 def benchmark(
     pool: Pools = None,
     query: Queries = None,

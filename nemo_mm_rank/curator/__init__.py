@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from nemo_mm_rank.curator.composite import MultimodalRankStage
     from nemo_mm_rank.curator.filters import BlendMembershipFilter, ObjectiveFilter, PairAgreementFilter
     from nemo_mm_rank.curator.modifiers import AnnotationSentenceModifier, SNSModifier
+    from nemo_mm_rank.curator.quality import (
+        ColumnQualityStage,
+        EcoDatumStage,
+        EnsembleStage,
+        MediaQualityStage,
+        TextQualityStage,
+    )
     from nemo_mm_rank.curator.quarantine import QuarantineStage
     from nemo_mm_rank.curator.readers import PoolReader
     from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, ProjectionStage, RankScoreStage, SNSStage
@@ -24,7 +31,11 @@ __all__ = [
     "AnnotationSentenceModifier",
     "BlendMembershipFilter",
     "BlendWriter",
+    "ColumnQualityStage",
+    "EcoDatumStage",
+    "EnsembleStage",
     "ExpertEmbeddingStage",
+    "MediaQualityStage",
     "MultimodalRankStage",
     "MultimodalRankWorkflow",
     "ObjectiveFilter",
@@ -35,6 +46,7 @@ __all__ = [
     "RankScoreStage",
     "SNSModifier",
     "SNSStage",
+    "TextQualityStage",
     "WebDatasetWriter",
 ]
 
@@ -42,6 +54,7 @@ _HOMES = {
     "composite": ("MultimodalRankStage",),
     "filters": ("BlendMembershipFilter", "ObjectiveFilter", "PairAgreementFilter"),
     "modifiers": ("AnnotationSentenceModifier", "SNSModifier"),
+    "quality": ("ColumnQualityStage", "EcoDatumStage", "EnsembleStage", "MediaQualityStage", "TextQualityStage"),
     "quarantine": ("QuarantineStage",),
     "readers": ("PoolReader",),
     "stages": ("ExpertEmbeddingStage", "ProjectionStage", "RankScoreStage", "SNSStage"),

@@ -6,7 +6,7 @@ labeling functions' thresholds may be searched for, with a small labelled set.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,6 @@ from nemo_mm_rank.config import (
     ModelSpec,
 )
 from nemo_mm_rank.errors import ConfigError, nearest
-from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.parquet import read_note, write_json, write_table
 from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
@@ -43,18 +42,18 @@ from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
 from nemo_mm_rank.quality.ensemble.truth import LabelStep
-from nemo_mm_rank.quality.operators import OperatorSettings, columns, shared_experts, steps
+from nemo_mm_rank.quality.operators import OperatorSettings, columns, shared_experts
 from nemo_mm_rank.quality.operators.settings import column
 from nemo_mm_rank.quality.settings import existing_file
 from nemo_mm_rank.ranking.pool import live
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.operated import ENSEMBLE, Operated
 from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Shards, digest, part_name
 from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
 from nemo_mm_rank.schema import PAIR_ID
-from nemo_mm_rank.steps import Step
 
 SCORES, DUPLICATES, SEARCH = "quality.parquet", "duplicates.parquet", "search.parquet"
 """Quality and votes of every pair, the groups of duplicates, and what a search has tried, in the run's folder."""
@@ -159,56 +158,51 @@ def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engin
 class _EcoDatum:
     job: Job
     config: EcoDatumConfig
-    steps: list[Step] = field(default_factory=list)
 
     def curate(self) -> EcoDatumResult:
         config, job = self.config, self.job
-        shards, scores = self._operate()
+        operated = self._operated()
+        operated.save(job.folder)
+        shards, scores = job.through(operated.steps, job.pool.embedded), columns(operated.scoring)
         agreement = [name for name in scores if name.startswith(column(AGREEMENT))]
         shards, groups = self._without_duplicates(shards, agreement)
         shards, settings, trace = self._searched(shards, self._ensemble(shards, scores))
         with job.reporter.step("label model", job.pool.pairs) as advance:
             fitted = fit(shards, settings, job.engine.map)
             advance(job.pool.pairs)
-        fitted.ensemble.save(job.folder.fitted / f"ensemble-{digest(fitted.ensemble.as_json())[:12]}")
+        fitted.ensemble.save(job.folder.fitted / ENSEMBLE)
         scored = job.through([EnsembleStep(fitted.ensemble)], shards)
         tie_break = config.tie_break or next(iter(agreement), None)
         if tie_break is not None and tie_break not in scored.columns():
             raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
         choice = choose(scored, list(fitted.ensemble.names), config.budget, fitted.pairs, tie_break)
-        about = {"operators": scores, "tie_break": tie_break, "ensemble": fitted.as_json()}
+        about = {
+            "steps": [step.identity() for step in operated.steps],
+            "operators": scores,
+            "tie_break": tie_break,
+            "ensemble": fitted.as_json(),
+        }
         return self._write(choice, scored, groups, trace, about)
 
-    def _operate(self) -> tuple[Shards, list[str]]:
-        """Take the pool through the operators, and return the shards with the names of their scores."""
-        config, job = self.config, self.job
-        shards = job.pool.embedded
-        operators, before = self._operators(shards)
-        scoring = steps(operators, config.models, config.media)
-        self.steps = [*before, *scoring]
-        if self.steps:
-            shards = job.through(self.steps, shards)
-        return shards, columns(scoring)
-
-    def _operators(self, shards: Shards) -> tuple[OperatorSettings, list[Step]]:
+    def _operated(self) -> Operated:
         """Return the operators, those of embeddings among them, and what has to be embedded for them first."""
-        config, job = self.config, self.job
-        operators, embed = config.operators, False
+        config, pool = self.config, self.job.pool
+        operators = config.operators
         if config.run is not None:
             experts = RunFolder.at(config.run).load_config().experts
-            if AGREEMENT in shards.columns() and AGREEMENT not in operators.given:
+            if AGREEMENT in pool.embedded.columns() and AGREEMENT not in operators.given:
                 operators = operators.model_copy(update={"given": {AGREEMENT: AGREEMENT, **operators.given}})
         else:
-            experts, embed = config.experts, True
+            experts = config.experts
         if not operators.experts:
             operators = operators.model_copy(update={"experts": shared_experts(experts)})
         used = {one.expert for one in operators.experts.values()}
-        wanted = [expert for expert in experts if expert.name in used]
-        if not embed or not wanted:
-            return operators, []
-        pool = job.pool
-        models = fit_statistics(config.models, pool.shards, job.folder.fitted, job.engine, job.reporter, pool.pairs)
-        return operators, [ExpertStep(wanted, models, config.anchor, config.media)]
+        embedding = tuple(expert for expert in experts if expert.name in used) if config.run is None else ()
+        models = config.models
+        if embedding:
+            fitted = self.job.folder.fitted
+            models = fit_statistics(models, pool.shards, fitted, self.job.engine, self.job.reporter, pool.pairs)
+        return Operated(operators, embedding, config.anchor, models, config.media)
 
     def _ensemble(self, shards: Shards, scores: list[str]) -> EnsembleSettings:
         if self.config.ensemble is None:
@@ -268,7 +262,6 @@ class _EcoDatum:
         losers = 0 if groups is None else groups.num_rows - int(pc.sum(groups["kept"]).as_py() or 0)
         about = {
             "config": config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER, exclude_none=True),
-            "steps": [step.identity() for step in self.steps],
             **about,
         }
         manifest = job.manifest("ecodatum", VERSIONS, about, {"duplicates": losers}, blend, quarantine)

@@ -22,15 +22,18 @@ ONLY_REJECT = MappingProxyType(
 )
 """Operator -> the score at or below which it speaks against a pair. A sharp picture is no good pair for that."""
 
-OF_ONE_SIDE = ("words", "characters", "character_repetition", "word_repetition", "caption_like", "resolution")
+OF_ONE_SIDE = ("words", "character_repetition", "word_repetition", "caption_like")
 """Operators that speak against the worst fifth of the pool, and for nothing."""
+
+UNHEARD = ("characters", "resolution")
+"""Operators without a function: a length is counted once, and what resolution is enough is for a user to say."""
 
 BOTH_WAYS = ("top 40%", "bottom 40%")
 """All others (agreement of both sides, grounding, concreteness) select and reject: EcoDatum's Top40 and Top60."""
 
 
 def default_functions(columns: Sequence[str]) -> dict[str, FunctionSettings]:
-    """Return a labeling function for each operator's column.
+    """Return a labeling function for each operator's column that has something to say.
 
     Args:
         columns: ``quality__<operator>``; any other name is taken as it is.
@@ -38,6 +41,8 @@ def default_functions(columns: Sequence[str]) -> dict[str, FunctionSettings]:
     functions = {}
     for column in columns:
         operator = column.removeprefix(PREFIX)
+        if operator in UNHEARD:
+            continue
         if operator in ONLY_REJECT:
             levels: dict[str, float | str] = {"reject": ONLY_REJECT[operator]}
         elif operator in OF_ONE_SIDE:
