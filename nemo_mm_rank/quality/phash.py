@@ -31,7 +31,7 @@ _NOISE = 6
 
 def phash(image: Pixels) -> np.uint64:
     """Return the hash of one picture, as `phashes` does."""
-    return phashes([image])[0]
+    return np.uint64(phashes([image])[0])
 
 
 def phashes(images: Sequence[Pixels]) -> UInt64s:
@@ -52,7 +52,7 @@ def small(images: Sequence[Pixels]) -> Floats:
     found = np.empty((len(images), SIDE, SIDE))
     for row, image in enumerate(images):
         picture = image if isinstance(image, PILImage.Image) else PILImage.fromarray(image)
-        found[row] = picture.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS).convert("L")
+        found[row] = np.asarray(picture.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS).convert("L"))
     return found
 
 
@@ -65,7 +65,8 @@ def film_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
     spectrum = small(list(frames))[times]
     for axis in range(3):
         spectrum = dct(spectrum, axis=axis, norm="ortho")
-    return _bits(spectrum[None, :KEPT_OF_FILMS, :KEPT_OF_FILMS, :KEPT_OF_FILMS].round(_NOISE))[0]
+    lowest = spectrum[None, :KEPT_OF_FILMS, :KEPT_OF_FILMS, :KEPT_OF_FILMS]
+    return np.uint64(_bits(lowest.round(_NOISE))[0])
 
 
 def sound_hash(audio: Audio) -> np.uint64:
@@ -83,7 +84,7 @@ def sound_hash(audio: Audio) -> np.uint64:
     filled = np.maximum.accumulate(np.where(sizes > 0, np.arange(SIDE), 0))
     means = (sums / np.maximum(sizes, 1)[:, None])[filled].reshape(SIDE, SIDE, BANDS // SIDE).mean(axis=2)
     spectrum = dct(dct(means, axis=0, norm="ortho"), axis=1, norm="ortho")
-    return _bits(spectrum[None, :KEPT, :KEPT].round(_NOISE))[0]
+    return np.uint64(_bits(spectrum[None, :KEPT, :KEPT].round(_NOISE))[0])
 
 
 def _bits(coefficients: npt.NDArray[np.float64]) -> UInt64s:

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -94,7 +95,8 @@ class _Keys:
     """Of all live rows: duplicates have the same salt, and near codes.
 
     Attributes:
-        codes, salts: ``(n,)`` uint64. Texts and code have their key in the salt, since distances say nothing of them.
+        codes, salts: ``(n,)`` uint64. Texts, code and data of several parts have their key in the salt,
+            since distances say nothing of it.
         media: ``(n,)`` whether the code is a perceptual hash.
         counts: live rows per shard.
     """
@@ -105,24 +107,20 @@ class _Keys:
     counts: list[int]
 
 
-_MODALITIES = list(Modality)
-_MEDIA = np.array([modality.is_media for modality in _MODALITIES])
-
-
 def _keys(shards: Shards, settings: DuplicateSettings) -> _Keys:
     wanted = [MODALITY, DATA_KEY, *([ANNOTATION_KEY] if settings.text else [])]
     nothing = np.zeros(0, dtype=np.uint64)
-    codes, salts, media, counts = [nothing], [nothing], [_MEDIA[:0]], []
+    codes, salts, media, counts = [nothing], [nothing], [nothing.astype(np.bool_)], []
     for part, rows, table in live(shards, wanted):
         missing = [name for name in wanted if name not in table.column_names]
         if missing:
             raise MissingColumnError(f"duplicates: shard {part} lacks {', '.join(map(repr, missing))}")
-        modality = pc.index_in(table[MODALITY].cast(pa.string()), pa.array(_MODALITIES, pa.string())).to_numpy()
+        modality = table[MODALITY].cast(pa.string())
         code = _whole(table, DATA_KEY, part)
-        salt = mix(modality.astype(np.uint64) + np.uint64(1))
+        salt = pd.util.hash_array(modality.to_numpy().astype(object))
         if settings.text:
             salt = mix(salt ^ _whole(table, ANNOTATION_KEY, part))
-        is_media = _MEDIA[modality]
+        is_media = pc.is_in(modality, pa.array([one for one in Modality if one.is_media], pa.string())).to_numpy()
         codes.append(np.where(is_media, code, np.uint64(0)))
         salts.append(np.where(is_media, salt, mix(salt ^ code)))
         media.append(is_media)

@@ -70,7 +70,7 @@ def band_count(n: int, radius: int) -> int:
     def work(bands: int) -> float:
         width = BITS // bands
         ways = sum(comb(width, turned) for turned in range(radius // bands + 1))
-        return bands * ways * (LOOK_UP + n / 2**width)
+        return bands * ways * (LOOK_UP + n / float(2**width))
 
     return min(range(1, radius + 2), key=work)
 

@@ -92,7 +92,8 @@ def agreements(settings: OperatorSettings) -> list[str]:
 
 
 def _check_models(settings: OperatorSettings, models: Mapping[str, ModelSpec]) -> None:
-    named = {name: own.model for name, own in (*settings.agreement.items(), *settings.grounding.items())}
+    named = {name: agreement.model for name, agreement in settings.agreement.items()}
+    named |= {name: grounding.model for name, grounding in settings.grounding.items()}
     if settings.concreteness and settings.concreteness.model:
         named["icc"] = settings.concreteness.model
     for operator, model in named.items():

@@ -93,7 +93,9 @@ def image_based(
 def nearest_centroids(features: torch.Tensor, centroids: torch.Tensor) -> npt.NDArray[np.int64]:
     """Return ``(n,)`` the centroid with the greatest inner product with each of ``(n, d)`` features."""
     transposed = centroids.float().T
-    found = [(block.to(centroids.device).float() @ transposed).argmax(dim=1) for block in features.split(ROWS_AT_ONCE)]
+    found = [
+        (block.to(centroids.device).float() @ transposed).argmax(dim=1) for block in torch.split(features, ROWS_AT_ONCE)
+    ]
     nearest: npt.NDArray[np.int64] = torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.int64)
     return nearest
 

@@ -64,7 +64,7 @@ def _squared_brightness(picture: PILImage.Image) -> Integers:
     """Return ``(pixels,)`` 241 R^2 + 691 G^2 + 68 B^2, below 2^26."""
     tables = _tables()
     pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    squares = tables[0].take(pixels[:, 0])
+    squares: Integers = tables[0].take(pixels[:, 0])
     squares += tables[1].take(pixels[:, 1])
     squares += tables[2].take(pixels[:, 2])
     return squares
@@ -73,7 +73,8 @@ def _squared_brightness(picture: PILImage.Image) -> Integers:
 @lru_cache(maxsize=1)
 def _tables() -> Integers:
     squares: Integers = np.arange(256, dtype=np.int32) ** 2
-    return np.multiply.outer(np.array([241, 691, 68], dtype=np.int32), squares)
+    tables: Integers = np.multiply.outer(np.array([241, 691, 68], dtype=np.int32), squares)
+    return tables
 
 
 def low_information(picture: PILImage.Image) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,20 +12,25 @@ import pyarrow as pa
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import EmbeddingError, PairError
+from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.parts import Items, take_apart
 from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.classical.ngrams import mix
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,
     DATA_BYTES,
+    DATA_PARTS,
     DATA_SPANS,
     MEDIA_ROOT,
     MODALITY,
     Modality,
+    known_class,
+    modalities_of,
 )
 from nemo_mm_rank.steps import Added, Step, by_value
 
@@ -75,7 +80,8 @@ class Operator(Protocol):
 class MediaStep(Step):
     """Adds what operators say of the data; data that nothing looks at is not decoded.
 
-    A pair whose data cannot be decoded, or that a model fails on, is quarantined.
+    A pair whose data cannot be decoded, or that a model fails on, is quarantined. Of data of several parts each part is
+    judged; an operator that takes several of them says their mean.
 
     Args:
         operators: what looks at the data.
@@ -94,7 +100,7 @@ class MediaStep(Step):
     @property
     def uses(self) -> tuple[str, ...]:
         """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, MEDIA_ROOT)
+        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -120,25 +126,68 @@ class MediaStep(Step):
         texts = annotation_texts(rows, self.media)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
         columns = {name: _Column(len(rows), dtype) for name, dtype in self.provides.items()}
-        for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            if modality not in list(Modality):
-                error = EmbeddingError(f"modality {modality!r} is not one of {', '.join(Modality)}")
+        for name, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
+            if known_class(name):
+                live = [row for row in positions if row not in errors]
+                self._judge(rows, name, live, texts, columns, errors)
+            else:
+                error = EmbeddingError(f"modality {name!r} is not one of {', '.join(Modality)}")
                 errors.update(dict.fromkeys(positions, error))
-                continue
-            takers = [operator for operator in self.operators if operator.takes(Modality(modality))]
-            live = [row for row in positions if row not in errors]
-            if not takers or not live:
-                continue
-            items = iter_data(rows, Opener(self.media), live, threads=self.media.threads)
-            for here, chunk in in_chunks(zip(live, items, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES):
-                annotations = [str(texts[row]) for row in here]
-                for operator in takers:
-                    judged = operator.judge(chunk, annotations, Modality(modality))
-                    for name, values in judged.columns.items():
-                        columns[name].put(here, values)
-                    for item, error in judged.errors.items():
-                        errors.setdefault(here[item], error)
         return Added({name: column.array(errors) for name, column in columns.items()}, errors)
+
+    def _judge(
+        self,
+        rows: Frame,
+        name: str,
+        positions: list[int],
+        texts: Sequence[str | TextError],
+        columns: Mapping[str, _Column],
+        errors: dict[int, PairError],
+    ) -> None:
+        """Judge the live rows at ``positions``, whose data is of one class."""
+        kinds = modalities_of(name)
+        ways = [
+            (operator, parts)
+            for operator in self.operators
+            if (parts := [number for number, kind in enumerate(kinds) if operator.takes(kind)])
+        ]
+        if not ways:
+            return
+        opener = Opener(self.media)
+        decoded: Iterable[tuple[int, Items | PairError]]
+        if len(kinds) == 1:
+            alone = iter_data(rows, opener, positions, threads=self.media.threads)
+            items = (item if isinstance(item, PairError) else (item,) for item in alone)
+            decoded = zip(positions, items, strict=True)
+        else:
+            apart = take_apart(rows, name, positions)
+            errors.update(apart.errors)
+            decoded = zip(apart.rows, apart.decoded(opener, self.media.threads), strict=True)
+        for here, chunk in in_chunks(decoded, errors, CHUNK_ITEMS, CHUNK_BYTES):
+            annotations = [str(texts[row]) for row in here]
+            for operator, parts in ways:
+                judged = [operator.judge([own[part] for own in chunk], annotations, kinds[part]) for part in parts]
+                for item, error in (found for one in judged for found in one.errors.items()):
+                    errors.setdefault(here[item], error)
+                for column in operator.provides:
+                    said = [one.columns[column] for one in judged if column in one.columns]
+                    if said:
+                        columns[column].put(here, _of_parts(said))
+
+
+def _of_parts(said: list[pa.Array]) -> pa.Array:
+    """Return what is said of data by what is said of its parts: the mean of scores, and of keys a key of them all."""
+    if len(said) == 1:
+        return said[0]
+    if pa.types.is_uint64(said[0].type):
+        keys = said[0].to_numpy()
+        for other in said[1:]:
+            keys = mix(keys) ^ other.to_numpy()
+        return pa.array(keys)
+    values = np.stack([one.to_numpy(zero_copy_only=False) for one in said])
+    there = ~np.isnan(values)
+    means = np.where(there, values, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
+    return pa.array(means, said[0].type, mask=~there.any(axis=0))
 
 
 class _Column:

@@ -111,8 +111,9 @@ def _runs(symbols: UInt64s, lengths: Integers) -> tuple[Integers, Integers]:
 def _share(rows: Integers, counts: Integers, taken: npt.NDArray[np.bool_], n: int) -> Floats:
     """Return ``(n,)`` the share of the ``taken`` in each text's counts, 0 where it has none."""
     total = np.bincount(rows, counts, n)
-    part: Floats = np.bincount(rows[taken], counts[taken], n)
-    return part / np.maximum(total, 1)
+    part = np.bincount(rows[taken], counts[taken], n)
+    share: Floats = part / np.maximum(total, 1)
+    return share
 
 
 def caption_like(texts: Sequence[str]) -> Floats:

@@ -100,6 +100,11 @@ def test_pairs_of_two_modalities_are_no_duplicates(tmp_path: Path) -> None:
     assert kept(chosen(tmp_path, rows, radius=3)) == [True] * 3
 
 
+def test_data_of_several_parts_has_exact_duplicates(tmp_path: Path) -> None:
+    rows = [row(name, key, modality="text+image", quality__clip=0.1) for name, key in (("a", 4), ("b", 5), ("c", 5))]
+    assert kept(chosen(tmp_path, rows, radius=8)) == [True, True, False]
+
+
 def test_each_modality_has_its_own_agreement(tmp_path: Path) -> None:
     rows = [row("a", 7, modality="audio", quality__clap=0.1), row("b", 7, modality="audio", quality__clap=0.4)]
     assert kept(chosen(tmp_path, rows)) == [False, True]

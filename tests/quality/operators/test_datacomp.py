@@ -91,7 +91,7 @@ def test_as_operators(tmp_path: Path) -> None:
             "quality__clip_b32": pd.array([0.28, 0.3, 0.4, None], dtype="Float32"),
             "quality__clip_l14": [0.3, 0.29, 0.9, 0.9],
             "quality__resolution": [200.0, 200.0, 200.0, None],
-            "quality__geometric": np.float32([200 / 600, 200 / 601, 1, 1]),
+            "quality__geometric": np.array([200 / 600, 200 / 601, 1, 1], dtype=np.float32),
         }
     )
     with_features = frames.attach(rows, {"emb_data__clip": Vectors(features, torch.tensor([True, True, True, False]))})

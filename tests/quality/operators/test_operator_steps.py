@@ -34,7 +34,7 @@ from nemo_mm_rank.quality.operators import (
 )
 from nemo_mm_rank.quality.operators.settings import PICTURES, TEXTS
 from nemo_mm_rank.quality.phash import phash
-from nemo_mm_rank.schema import ERROR
+from nemo_mm_rank.schema import DATA_PARTS, ERROR, PARTS
 from tests.media_files import write_video, write_wav
 
 LID = Path(__file__).parents[4] / "shared" / "models" / "lid.176.ftz"
@@ -91,7 +91,8 @@ def run(frame: Frame, settings: dict[str, Any], models: dict[str, ModelSpec] | N
 
 
 def values(frame: pd.DataFrame, name: str) -> list[Any]:
-    return frames.array(frame, column(name)).to_pylist()
+    found: list[Any] = frames.array(frame, column(name)).to_pylist()
+    return found
 
 
 def live(frame: pd.DataFrame) -> list[str]:
@@ -242,6 +243,25 @@ def test_agreement_of_embeddings_that_are_there(rows: pd.DataFrame) -> None:
     assert [one for row, one in enumerate(found) if row != 4] == pytest.approx(
         [one for row, one in enumerate(expected) if row != 4], abs=1e-6
     )
+
+
+def test_data_of_several_parts_is_judged_part_by_part(rows: pd.DataFrame) -> None:
+    whole = [{"modality": "text", "data": "The sea is blue."}, {"modality": "image", "data": "red-blue.png"}]
+    broken = [whole[0], {"modality": "image", "data": "broken.png"}]
+    frame = rows.iloc[[0, 1, 2]].assign(modality=["text+image", "text+image", "image"], annotation="A red thing.")
+    frame = frame.assign(data=["The sea is blue.\nred-blue.png", "The sea is blue.\nbroken.png", "red-blue.png"])
+    frame = frames.attach(frame, {DATA_PARTS: pa.array([whole, broken, None], PARTS)})
+    judge = {"model": "colours", "modalities": ["text", "image"]}
+    out = run(frame, {"texts": [], "agreement": {"clip": judge}})
+    assert out[ERROR].iloc[1].startswith("quality-media: MediaError: part 2 (image): 'broken.png'")
+    assert values(out, "clip") == pytest.approx([0.5, None, 1.0])  # of the text it is 0
+    for name in PICTURES:
+        assert values(out, name)[0] == values(out, name)[2]
+    keys = frames.array(out, DATA_KEY).to_pylist()
+    assert keys[0] != keys[2]
+    assert keys[1] is None
+    again = run(frame.iloc[[0]].assign(annotation="Another."), {"texts": []})
+    assert frames.array(again, DATA_KEY).to_pylist() == keys[:1]
 
 
 def test_a_model_that_is_not_there_is_named() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from nemo_mm_rank.media.segment import Image, Video
 from nemo_mm_rank.quality.operators import PictureScores, column
 from nemo_mm_rank.quality.operators.image import dark_and_light
 from nemo_mm_rank.quality.operators.pictures import picture_scores
-from nemo_mm_rank.quality.operators.settings import PICTURES
+from nemo_mm_rank.quality.operators.settings import PICTURES, Picture
 from nemo_mm_rank.schema import Modality
 
 POOL = Path(__file__).parents[4] / "shared" / "data" / "real_pool"
@@ -55,7 +56,7 @@ def test_equal_to_cleanvision() -> None:
     properties = pytest.importorskip("cleanvision.issue_managers.image_property", reason="needs the extra 'dev'")
     import pandas as pd
 
-    parameters = {
+    parameters: dict[Picture, tuple[Any, dict[str, float]]] = {
         "blurry": (properties.BlurrinessProperty(), {"normalizing_factor": 0.01, "color_threshold": 0.18}),
         "dark": (properties.BrightnessProperty("dark"), {}),
         "light": (properties.BrightnessProperty("light"), {}),
