@@ -229,7 +229,7 @@ def scores(run: Run) -> Section:
         of,
         cuts.pop() if len(cuts) == 1 else None,
         "Pale: all ranked pairs. Full: those chosen. Each row is as high as its fullest bin.",
-        "score (sum of standardised cosines times their weights)",
+        "score (standard deviations, weighted sum)",
     )
     lead = "A pair's score compares it with the whole pool; the blend is what lies above the cut."
     return Section("scores", "Scores and the cut", lead, [chart, _weights(run), *_cuts(run)])
@@ -247,7 +247,17 @@ def _weights(run: Run) -> Table:
         Row((name, number(asked[name], 2) if name in asked else "", number(weight, 2)))
         for name, weight in run.scoring.weights.items()
     ]
-    note = "A component that the objective does not spread the pool in counts for less than its weight."
+    conditions = run.config.ranking.conditions
+    lines += [
+        Row((f"if {name}", number(conditions[name], 2), number(run.scoring.cost(name), 2)))
+        for name in run.scoring.conditions
+    ]
+    note = (
+        "A component that the objective does not spread the pool in counts for less than its weight. What stands after "
+        "“if” is a condition: the logarithm of its chance is taken off, times that."
+        if run.scoring.conditions
+        else "A component that the objective does not spread the pool in counts for less than its weight."
+    )
     return Table("What a score is made of", ["component", "weight", "counts with"], lines, note=note)
 
 

@@ -27,12 +27,10 @@ function picture(media, name) {
       svg("path", { class: "kept", d }))));
 }
 
-function seen(index, detail) {
-  const media = detail.media;
-  if (detail.data) return text(detail.data, "pre", modalityOf(index).name === "code" ? "content code" : "content");
-  if (!media) return null;
+function seen(media) {
+  if (media.pieces) return text(media.pieces, "pre", media.kind === "code" ? "content code" : "content");
   if (media.missing) return el("p", { class: "missing", dir: "auto" }, media.missing);
-  const name = detail.name || "";
+  const name = media.name || "";
   if (media.kind === "image") return picture(media, name);
   const played = `${times.format(media.start)}\u2013${times.format(media.end)} s`;
   const player = media.kind === "video"
@@ -44,16 +42,16 @@ function seen(index, detail) {
 
 function parts(detail) {
   if (!detail.parts) return null;
-  const most = Math.max(1e-9, ...detail.parts.map(([, value, weight]) => Math.abs(value * weight)));
-  return el("table", { class: "score-parts" }, el("tbody", {}, detail.parts.map(([name, value, weight]) => {
-    const width = (48 * Math.abs(value * weight)) / most;
-    const x = value * weight < 0 ? 50 - width : 50;
-    return el("tr", { title: `${signed(value)} standard deviations x weight ${weight.toFixed(2)}` },
+  const most = Math.max(1e-9, ...detail.parts.map(([, value]) => Math.abs(value)));
+  return el("table", { class: "score-parts" }, el("tbody", {}, detail.parts.map(([name, value]) => {
+    const width = (48 * Math.abs(value)) / most;
+    const x = value < 0 ? 50 - width : 50;
+    return el("tr", {},
       el("th", { scope: "row" }, name),
       el("td", { class: "bar" }, svg("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
         svg("path", { class: "middle", d: "M50 0V10" }),
-        svg("path", { class: value * weight < 0 ? "less" : "more", d: `M${x.toFixed(1)} 1h${width.toFixed(1)}v8h${-width.toFixed(1)}z` }))),
-      el("td", { class: "number" }, signed(value * weight)));
+        svg("path", { class: value < 0 ? "less" : "more", d: `M${x.toFixed(1)} 1h${width.toFixed(1)}v8h${-width.toFixed(1)}z` }))),
+      el("td", { class: "number" }, signed(value)));
   })));
 }
 
@@ -110,7 +108,7 @@ function card(index) {
   const name = data.id[index] || "(no id)";
   return el("article", { class: isLost(index) ? "card lost-card" : "card", "data-pair": data.id[index] },
     heading(index),
-    detail ? seen(index, detail) : null,
+    (detail && detail.data ? detail.data : []).map(seen),
     detail && detail.annotation
       ? text(detail.annotation, "p", "annotation")
       : isLost(index) ? null : el("p", { class: "annotation", dir: "auto" }, data.text[index]),
@@ -128,9 +126,8 @@ function facts(index, detail) {
   if (detail.reason) add("why chosen", detail.reason);
   if (detail.sns) add("trimming", detail.sns);
   for (const [name, said] of detail.told || []) add(`described by ${name}`, said);
-  for (const [name, value, mean] of detail.cosines || []) add(`cosine ${name}`, `${fixed(value)} (pool ${fixed(mean)})`);
-  if (detail.name) add("data", detail.name);
-  for (const [name, value] of detail.own || []) add(name, value);
+  for (const part of detail.data || []) if (part.name) add("data", part.name);
+  for (const [name, value] of detail.facts || []) add(name, value);
   return el("dl", { class: "facts" }, rows);
 }
 
@@ -151,7 +148,7 @@ function openPair(index) {
   dialog.replaceChildren(el("div", { class: "sheet" },
     el("header", {}, el("h3", { id: "pair-title", dir: "auto" }, data.id[index] || "(no id)"),
       el("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "\u00d7")),
-    heading(index), seen(index, detail),
+    heading(index), (detail.data || []).map(seen),
     detail.annotation ? text(detail.annotation, "p", "annotation") : el("p", { class: "annotation", dir: "auto" }, data.text[index]),
     truth(index), reasons(detail), standing(index), parts(detail), more));
   dialog.showModal();

@@ -25,7 +25,8 @@ function found(index, words) {
   // Lower case is made once, when somebody first searches.
   haystack ||= data.id.map((id, place) => {
     const detail = data.details[place];
-    const pieces = detail ? [...(detail.data || []), ...(detail.annotation || [])].map((piece) => piece[0]) : [];
+    const texts = detail ? [...(detail.data || []).map((part) => part.pieces || []), detail.annotation || []] : [];
+    const pieces = texts.flat().map((piece) => piece[0]);
     const lost = detail && detail.lost ? detail.lost : [];
     const planted = (data.truth && data.truth[place]) || [];
     return [id, data.text[place], ...pieces, ...lost, ...planted].join(" ").toLowerCase();

@@ -1,0 +1,200 @@
+"""Pairs in full: both sides with what was trimmed, copies of their media, and what their score is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nemo_mm_rank.ranking.pool import Rows, attach_rows
+from nemo_mm_rank.ranking.score import PREFIX
+from nemo_mm_rank.ranking.scoring import Floats, Scoring
+from nemo_mm_rank.report.media import copy
+from nemo_mm_rank.report.run import Run
+from nemo_mm_rank.report.texts import excerpt, pieces
+from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.schema import (
+    ANNOTATION,
+    ANNOTATION_SPANS,
+    DATA,
+    DATA_BYTES,
+    DATA_PARTS,
+    DATA_SPANS,
+    ERROR,
+    MEDIA_ROOT,
+    MODALITY,
+    PAIR_ID,
+    POOL,
+    SNS_REASON,
+    Modality,
+    description_column,
+)
+
+MAX_MEDIA, MAX_MEDIA_BYTES = 240, 12_000_000
+"""Copies of media that a page carries, and the characters that they take together."""
+
+_DATA, _ANNOTATION, _VALUE = 1500, 1000, 200  # characters
+_OWN = 12  # of the user's own columns
+_AT_ONCE = 64  # pairs whose contents are held
+_CONTENT = (
+    *(MODALITY, DATA, ANNOTATION, DATA_SPANS, ANNOTATION_SPANS),
+    *(SNS_REASON, MEDIA_ROOT, DATA_BYTES, DATA_PARTS),
+)
+
+Detail = dict[str, Any]
+
+
+class Details:
+    """Shows pairs in full, until there are copies of enough media.
+
+    Attributes:
+        copies: of media so far.
+        left_out: media that came after there were enough.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.copies, self.left_out, self._bytes = 0, 0, 0
+
+    def ranked(self, positions: Rows) -> Iterator[Detail]:
+        """Yield what the page shows of ranked pairs, in order; contents of a bounded number are held at a time."""
+        run = self._run
+        reasons = dict(zip(*(run.ranking.chosen[name].to_pylist() for name in (PAIR_ID, "reason")), strict=True))
+        doubles = dict(zip(*(run.ranking.duplicates[name].to_pylist() for name in (PAIR_ID, "kept")), strict=True))
+        for start in range(0, len(positions), _AT_ONCE):
+            mine = positions[start : start + _AT_ONCE]
+            table = attach_rows(pa.table({"place": mine}), run.scored.places[mine], run.shards, self._columns)
+            parts, chances = contributions(run.scoring, table), run.scoring.chances(table)
+            for place, row in enumerate(table.to_pylist()):
+                detail = self._content(row)
+                detail["parts"] = [[name, round(float(values[place]), 3)] for name, values in parts.items()]
+                detail["facts"] = [*_facts(row, run.scoring, chances, place), *self._own(row)]
+                if row[PAIR_ID] in reasons:
+                    detail["reason"] = reasons[row[PAIR_ID]]
+                if row[PAIR_ID] in doubles:
+                    detail["double"] = doubles[row[PAIR_ID]]
+                yield detail
+
+    def lost(self, entries: Sequence[Mapping[str, Any]]) -> Iterator[Detail]:
+        """Yield what the page shows of pairs that were not ranked, with their contents where the pool has them.
+
+        Args:
+            entries: of the quarantine.
+        """
+        contents = self._failed([entry[PAIR_ID] for entry in entries if entry["file"] is None])
+        for entry in entries:
+            row = contents.get(entry[PAIR_ID]) if entry["file"] is None else None
+            detail = self._content(row) if row else {}
+            detail["lost"] = [entry["step"], entry["error"], entry["message"]]
+            if entry["file"] is not None:
+                detail["place"] = f"{entry['file'].rsplit('/', 1)[-1]}, line {entry['line']}"
+            yield detail
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        there = self._run.shards.columns()
+        told = [name for name in there if name.startswith(description_column(""))]
+        wanted = dict.fromkeys([PAIR_ID, *_CONTENT, *told, *self._run.scoring.reads, *self._own_columns])
+        return [name for name in wanted if name in there]
+
+    @cached_property
+    def _own_columns(self) -> list[str]:
+        """The user's own columns of plain values, a few of them."""
+        pool = Shards(self._run.shards.stages[:1], self._run.shards.count).columns()
+        plain = [
+            name
+            for name, kind in pool.items()
+            if name not in (PAIR_ID, POOL, ERROR, *_CONTENT)
+            and (pa.types.is_string(kind) or pa.types.is_boolean(kind) or pa.types.is_primitive(kind))
+        ]
+        return plain[:_OWN]
+
+    def _own(self, row: Mapping[str, Any]) -> list[list[str]]:
+        return [[name, excerpt(str(row[name]), _VALUE)] for name in self._own_columns if row[name] is not None]
+
+    def _content(self, row: Mapping[str, Any]) -> Detail:
+        """Return both sides of a pair, with what was trimmed, and what describers said."""
+        detail: Detail = {
+            "data": [self._side(row, *part) for part in _parts(row)],
+            "annotation": pieces(row.get(ANNOTATION) or "", row.get(ANNOTATION_SPANS), _ANNOTATION),
+        }
+        told = description_column("")
+        detail["told"] = [
+            [name.removeprefix(told), excerpt(text, _VALUE)]
+            for name, text in row.items()
+            if name.startswith(told) and text
+        ]
+        if row.get(SNS_REASON) is not None:
+            detail["sns"] = row[SNS_REASON]
+        return detail
+
+    def _side(self, row: Mapping[str, Any], modality: str, data: str, spans: list[list[float]] | None) -> Detail:
+        """Return one part of the data."""
+        if modality in (Modality.TEXT, Modality.CODE):
+            return {"kind": modality, "pieces": pieces(data, spans, _DATA)}
+        name = {"name": excerpt(data, _VALUE)}
+        if self.copies >= MAX_MEDIA or self._bytes >= MAX_MEDIA_BYTES:
+            self.left_out += 1
+            return {**name, "missing": "left out: this page has copies of so many others"}
+        root, content = row.get(MEDIA_ROOT) or ".", row.get(DATA_BYTES)
+        found = copy(data or "data_bytes", modality, spans, root, content, self._run.config.media)
+        self.copies += "src" in found
+        self._bytes += len(found.get("src", ""))
+        return {**name, **found}
+
+    def _failed(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Return the rows of pairs that failed in a step, by id."""
+        found: dict[str, dict[str, Any]] = {}
+        if not ids:
+            return found
+        shards, wanted = self._run.shards, pa.array(ids, pa.string())
+        there = [name for name in (PAIR_ID, *_CONTENT) if name in shards.columns()]
+        for part in range(shards.count):
+            words = shards.read(part, [PAIR_ID, ERROR])
+            mask = pc.and_(pc.is_valid(words[ERROR]), pc.is_in(words[PAIR_ID], value_set=wanted))
+            rows = np.flatnonzero(mask.to_numpy())
+            if len(rows):
+                table = shards.read(part, there).take(pa.array(rows))
+                found.update({row[PAIR_ID]: row for row in table.to_pylist()})
+        return found
+
+
+def contributions(scoring: Scoring, table: pa.Table) -> dict[str, Floats]:
+    """Return what each component and condition adds to the scores, ``(n,)``, before they are calibrated.
+
+    Args:
+        scoring: from cosines to scores.
+        table: what it reads, of ``n`` pairs.
+    """
+    found = {name: scoring.weights[name] * values for name, values in scoring.components(table).items()}
+    for name, chances in scoring.chances(table).items():
+        logarithms = np.where(np.isnan(chances), scoring.logarithms[name].mean, np.log(chances))
+        found[f"if {name}"] = scoring.cost(name) * logarithms
+    return found
+
+
+def _facts(
+    row: Mapping[str, Any], scoring: Scoring, chances: Mapping[str, Floats], place: int
+) -> Iterator[tuple[str, str]]:
+    for name, values in chances.items():
+        yield f"chance of {name}", "not known" if np.isnan(values[place]) else f"{100 * values[place]:.0f} %"
+    for name, moments in scoring.moments.items():
+        if row[name] is not None:
+            said = "cosine " + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name
+            yield said.replace("__", " "), f"{row[name]:.3f} (pool {moments.mean:.3f})"
+
+
+def _parts(row: Mapping[str, Any]) -> list[tuple[str, str, list[list[float]] | None]]:
+    """Return the parts of a pair's data, each with its modality and what was kept of it (None: all)."""
+    spans = row.get(DATA_SPANS)
+    if not row.get(DATA_PARTS):
+        return [(row[MODALITY], row.get(DATA) or "", spans)]
+    found = []
+    for number, part in enumerate(row[DATA_PARTS]):
+        mine = [span[1:] for span in spans or () if int(span[0]) == number]
+        found.append((part["modality"], part["data"], mine or None))
+    return found
