@@ -33,8 +33,8 @@ class Features(Rows):
 
     Attributes:
         modality: ``(n,)`` int64 codes.
-        columns: per modality ``(n, d)`` float32, whitened; not valid in rows of others, and where the data could not
-            be read.
+        columns: per modality ``(n, d)`` float32, the features' principal components; not valid in rows of other
+            modalities, and where the data could not be read.
         vocabulary: fitted on the pool's annotations.
     """
 
@@ -77,7 +77,7 @@ def make_features(
                 found[name].append(frames.vectors(frame, name))
     rows = read_rows(parts, config.media)
     pool = len(next(iter(rows.parts.values())))
-    columns = [whitened(_stacked(column), pool, settings.components) for column in found.values()]
+    columns = [principal(_stacked(column), pool, settings.components) for column in found.values()]
     texts = [text for text in rows.annotations[:pool] if text]
     return Features(
         rows.parts,
@@ -101,10 +101,11 @@ def feature_step(settings: SmallSettings, config: Config) -> tuple[ExpertStep, l
     return step, [source.column for source in sources(expert)]
 
 
-def whitened(column: Vectors, fitted: int, components: int) -> Vectors:
-    """Return the leading principal components of a column, each of mean 0 and variance 1.
+def principal(column: Vectors, fitted: int, components: int) -> Vectors:
+    """Return the leading principal components of a column, in their own proportions, of mean square 1 all together.
 
-    So that a linear prefix learns from few pairs, and no block of features outweighs another.
+    So that a linear prefix learns from few pairs: what most of the pool differs in comes first, and no modality's
+    features outweigh another's. (Scaled to one variance each, the last components would be as loud as the first.)
 
     Args:
         column: ``(n, d)``.
@@ -112,7 +113,7 @@ def whitened(column: Vectors, fitted: int, components: int) -> Vectors:
         components: how many to keep; fewer where the rows span fewer.
 
     Returns:
-        ``(n, k)`` float32, zero where not valid; ``k = 0`` where no fitted row is.
+        ``(n, k)`` float32, zero where not valid; ``k = 0`` where no two fitted rows are.
     """
     sample = column.values[:fitted][column.valid[:fitted]][:_FITTED].double()
     if len(sample) < 2:
@@ -120,9 +121,9 @@ def whitened(column: Vectors, fitted: int, components: int) -> Vectors:
     mean = sample.mean(dim=0)
     _, spread, directions = torch.linalg.svd(sample - mean, full_matrices=False)
     kept = min(components, int((spread > spread[0] * _NOTHING).sum()))
-    scale = directions[:kept].T * (len(sample) ** 0.5 / spread[:kept])
-    values = ((column.values.double() - mean) @ scale).float()
-    return Vectors(values.masked_fill(~column.valid[:, None], 0.0), column.valid)
+    values = (column.values.double() - mean) @ directions[:kept].T
+    values *= (len(sample) * kept) ** 0.5 / torch.linalg.vector_norm(spread[:kept])
+    return Vectors(values.float().masked_fill(~column.valid[:, None], 0.0), column.valid)
 
 
 def _stacked(columns: list[Vectors]) -> Vectors:

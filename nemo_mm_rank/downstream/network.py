@@ -39,8 +39,9 @@ class PrefixLM(nn.Module):
     """A decoder of the usual kind (pre-norm, GELU, learnt positions, tied embedding) after a linear prefix.
 
     The prefix is ``prefix`` embeddings that are linear in the data's features (as in ClipCap, Mokady et al. 2021,
-    section 3.1, with a linear mapping). A source that a row lacks adds nothing; which sources it has, and so its
-    modality, each source's bias says.
+    section 3.1, with a linear mapping). Their mean is also added to every token that is read: attention to the prefix
+    has to be learnt first, for which the steps of a comparison are too few. A source that a row lacks adds nothing;
+    which sources it has, and so its modality, each source's bias says.
 
     Args:
         sources: the dimension of every feature source.
@@ -73,21 +74,19 @@ class PrefixLM(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw all weights from ``generator``: normal of deviation 0.02, what a block adds less the more there are.
+        """Draw the weights from ``generator``: normal of deviation 0.02, what a block adds less the more there are.
 
-        As GPT-2 (Radford et al. 2019, section 2.3). The prefix's are drawn so that it is as long as a token.
+        As GPT-2 (Radford et al. 2019, section 2.3). What the prefix takes from the features begins at zero: drawn, it
+        would tell rows of one modality apart at random, which is all that learning them by heart needs.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
             else:
-                deviation = 0.02
-                if name.startswith("sources"):
-                    deviation /= parameter.shape[1] ** 0.5  # features have a variance of 1
-                elif name.endswith("out.weight"):
-                    deviation /= (2 * len(self.blocks)) ** 0.5
+                deviation = 0.02 / (2 * len(self.blocks)) ** 0.5 if name.endswith("out.weight") else 0.02
                 nn.init.normal_(parameter, std=deviation, generator=generator)
         for source in self.sources:
+            nn.init.zeros_(source.weight)  # type: ignore[arg-type]
             nn.init.normal_(source.bias, std=0.02, generator=generator)  # type: ignore[arg-type]
 
     def forward(

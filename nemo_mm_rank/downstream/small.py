@@ -102,9 +102,13 @@ def perplexity(network: PrefixLM, features: Features, tokens: Tokens, rows: torc
 
 
 def _groups(network: PrefixLM, settings: SmallSettings) -> list[dict[str, object]]:
-    """Return matrices, which decay, and the rest, which does not."""
-    parameters = list(network.parameters())
+    """Return matrices, which decay, those that make the prefix, which learn at a rate of their own, and the rest."""
+    front = {id(layer.weight) for layer in network.sources}
+    own, slow, rest = [], [], []
+    for parameter in network.parameters():
+        (rest if parameter.ndim == 1 else slow if id(parameter) in front else own).append(parameter)
     return [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [one for one in parameters if one.ndim == 1], "weight_decay": 0.0},
+        {"params": own, "weight_decay": settings.weight_decay},
+        {"params": slow, "weight_decay": 0.0, "lr": settings.feature_rate * settings.learning_rate},
+        {"params": rest, "weight_decay": 0.0},
     ]

@@ -13,7 +13,15 @@ COLOURS = ("red", "green", "blue", "yellow")
 THINGS = ("dog", "cat", "car", "tree")
 
 QUICK = SmallSettings(
-    steps=100, tokens=256, evaluations=4, width=32, heads=2, vocabulary=64, dropout=0.0, learning_rate=5e-3
+    steps=100,
+    tokens=256,
+    evaluations=4,
+    width=32,
+    heads=2,
+    vocabulary=64,
+    dropout=0.0,
+    learning_rate=5e-3,
+    feature_rate=1.0,
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from nemo_mm_rank.config import Config, ConfigError, parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.downstream import Features, SmallSettings, features, train
-from nemo_mm_rank.downstream.corpus import whitened
+from nemo_mm_rank.downstream.corpus import principal
 from nemo_mm_rank.downstream.frozen import SETS, frozen_encoders
 from nemo_mm_rank.downstream.signals import LetterPairs, Spectrograms, Thumbnails
 from nemo_mm_rank.frames import Vectors
@@ -120,18 +120,22 @@ def test_models_of_one_class_and_other_weights_are_others() -> None:
         frozen_encoders(same, ranked)
 
 
-def test_whitened_columns_have_variance_one_and_no_correlation() -> None:
+def test_components_are_those_of_the_pool_s_covariance_in_their_own_proportions() -> None:
     random = np.random.default_rng(0)
     values = torch.from_numpy(random.normal(size=(400, 6)) @ random.normal(size=(6, 20))).float() + 3
     valid = torch.arange(400) % 4 != 0
-    found = whitened(Vectors(values * valid[:, None], valid), 300, 10)
+    found = principal(Vectors(values * valid[:, None], valid), 300, 10)
     assert found.values.shape == (400, 6)  # as many as there are
+    sample = values[:300][valid[:300]].double()
+    variances = torch.linalg.eigvalsh(torch.cov(sample.T)).flip(0)[:6]
     fitted = found.values[:300][valid[:300]].double()
     torch.testing.assert_close(fitted.mean(dim=0), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-4)
-    torch.testing.assert_close(fitted.T @ fitted / len(fitted), torch.eye(6, dtype=torch.float64), rtol=0, atol=1e-3)
+    covariance = torch.diag(6 * variances / variances.sum())
+    torch.testing.assert_close(fitted.T @ fitted / len(fitted), covariance, rtol=0, atol=1e-4)
     assert not found.values[~valid].any()
-    assert whitened(Vectors(values, valid), 300, 4).values.shape == (400, 4)
-    assert whitened(Vectors(values, torch.zeros(400, dtype=torch.bool)), 300, 4).values.shape == (400, 0)
+    fewer = principal(Vectors(values, valid), 300, 4).values
+    assert float(fewer[:300][valid[:300]].square().mean()) == pytest.approx(1, rel=1e-4)
+    assert principal(Vectors(values, torch.zeros(400, dtype=torch.bool)), 300, 4).values.shape == (400, 0)
 
 
 def test_signals_tell_things_apart_and_keep_the_contract() -> None:

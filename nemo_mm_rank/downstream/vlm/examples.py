@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, PairError
+from nemo_mm_rank.media.parts import Items
 from nemo_mm_rank.media.segment import Audio, Video
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.batches import Features
@@ -54,14 +55,16 @@ class Reader:
         self._taken, self._dtype = set(inspect.signature(model.forward).parameters), model.dtype
         self._marks = re.compile("|".join(map(re.escape, self._tokenizer.get_added_vocab())) or "(?!)")
 
-    def __call__(self, item: Item, modality: str, annotation: str) -> Example:
-        """Return the example of one pair.
+    def __call__(self, item: Item | Items, modality: str, annotation: str) -> Example:
+        """Return the example of one pair, whose data may have several parts.
 
         Raises:
             PairError: the model cannot be shown its data.
         """
-        parts, media = self._shown(item)
-        asked = {"type": "text", "text": self._prompt.replace("{modality}", modality)}
+        shown = [self._shown(part) for part in (item if isinstance(item, tuple) else (item,))]
+        parts = [part for own, _ in shown for part in own]
+        media = {key: value for _, own in shown for key, value in own.items()}
+        asked = {"type": "text", "text": self._prompt.replace("{modality}", " and ".join(modality.split("+")))}
         chat = self._processor.apply_chat_template(
             [{"role": "user", "content": [*parts, asked]}], tokenize=False, add_generation_prompt=True
         )

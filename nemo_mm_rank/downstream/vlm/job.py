@@ -14,9 +14,9 @@ from nemo_mm_rank.downstream.rows import Rows, read_rows, usable
 from nemo_mm_rank.downstream.settings import VLMSettings
 from nemo_mm_rank.io.parquet import read_table, write_json, write_table
 from nemo_mm_rank.run.store import Shards
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_SPANS, MEDIA_ROOT, MODALITY, PAIR_ID
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, MODALITY, PAIR_ID
 
-SHOWN = (PAIR_ID, MODALITY, DATA, DATA_BYTES, MEDIA_ROOT, DATA_SPANS)
+SHOWN = (PAIR_ID, MODALITY, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, DATA_SPANS)
 """Columns that say what a pair's data is and where it lies."""
 
 _ROWS, _RUN = "rows.parquet", "run.json"
