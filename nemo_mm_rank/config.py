@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from nemo_mm_rank.errors import ConfigError, nearest
 from nemo_mm_rank.mix import canonical_type, find_mix
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, Modality
+from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, Modality, known_class
 
 
 class Settings(BaseModel):
@@ -186,12 +186,33 @@ class Query(Settings):
     weight: float = 1.0
 
 
+class GivenScore(Settings):
+    """A score from elsewhere: a column of a Parquet file that has a ``pair_id``. A plain path stands for one, too."""
+
+    path: str
+    column: str | None = Field(None, description="default: the name that the score is given here")
+
+
+def _given(value: Any) -> Any:
+    named = value if isinstance(value, dict) else {}
+    return {name: {"path": str(one)} if isinstance(one, (str, Path)) else one for name, one in named.items()} or value
+
+
 class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
     weights: dict[str, float] = Field(
         default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 1.0},
-        description="of the standardised scores: fused, experts (or one expert's name), annotation, agreement",
+        description="of the standardised scores: fused, experts (or one expert's name), annotation, agreement, scores",
+    )
+    conditions: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"agreement": 1.5},
+        description="what must hold besides: agreement, scores in [0, 1]; how much its logarithm counts; 0: nothing",
+    )
+    feedback: int = Field(10, ge=0, description="best pairs that say what a query means in each space; 0: none")
+    feedback_weight: float = Field(0.3, ge=0, description="of closeness to those pairs; closeness to the query has 1")
+    scores: Annotated[dict[str, GivenScore], BeforeValidator(_given)] = Field(
+        default_factory=dict, description="name -> Parquet file with a score for each pair_id, used by that name"
     )
     spread: float = Field(2.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
     combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
@@ -219,7 +240,7 @@ class RankingSettings(Settings):
         if sum(Fraction(str(share)) for share in shares.values()) > 1:
             raise ValueError(f"quotas: the shares {shares} sum to more than 1")
         for name in self.quotas if self.quota_by == "modality" else ():
-            if name not in list(Modality):
+            if not known_class(name):
                 raise ValueError(f"quotas: no modality {name!r}{nearest(name, list(Modality))}")
         for name in self.quotas if self.quota_by == "type" else ():
             if name != canonical_type(name):
@@ -357,14 +378,21 @@ class Config(Settings):
             raise ValueError(
                 "sns: trimming needs an expert that shares a space with text, and a fusion expert has none"
             )
-        own = ("fused", "experts", "annotation", "agreement")
+        own, given = ("fused", "experts", "annotation", "agreement"), self.ranking.scores
         for name in names:
             if name in own:
                 raise ValueError(f"experts: {name!r} is the name of a score of ours; give the expert another")
-        scores = (*own, *names)
+        for name in given:
+            if name in (*own, *names) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or "__" in name:
+                raise ValueError(f"ranking.scores: {name!r} is taken or no name; letters, digits, - and single _")
+        scores = (*own, *names, *given)
         for score in self.ranking.weights:
             if score not in scores:
                 raise ValueError(f"ranking.weights: no score {score!r}{nearest(score, scores)}")
+        conditions = ("agreement", *given)
+        for name in self.ranking.conditions:
+            if name not in conditions:
+                raise ValueError(f"ranking.conditions: no condition {name!r}{nearest(name, conditions)}")
         if all(query.weight <= 0 for query in self.queries):
             raise ValueError("queries: at least one needs a positive weight")
         return self

@@ -15,7 +15,8 @@ import pyarrow as pa
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.parquet import read_table, write_json, write_table
-from nemo_mm_rank.ranking.candidates import SCORE, Candidates, Groups
+from nemo_mm_rank.ranking.agreement import Agreement
+from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups
 from nemo_mm_rank.ranking.duplicates import DistinctFirst
 from nemo_mm_rank.ranking.pool import Rows, Shards, read_vectors
 from nemo_mm_rank.ranking.ranks import pool_ranks
@@ -32,16 +33,24 @@ class Ranking:
 
     Attributes:
         chosen: best first: ``pair_id, pool, modality, rank`` (in the blend, from 1), ``pool_rank`` (among all ranked
-            pairs), ``score``, ``score_<component>`` (standardised, before its weight), ``reason``.
+            pairs), ``score``, ``score_<component>`` (standardised, before its weight), ``chance_<condition>``,
+            ``reason``.
         places: ``(k, 2)`` shard number and row of each.
         duplicates: ``pair_id, kept``: pairs passed by as near-equal to one in the blend.
-        summary: counts, weights, statistics, and per group its quota and its cut (the last pair chosen); JSON-able.
+        summary: counts, weights, statistics, conditions, and per group its quota and its cut (the last pair chosen);
+            JSON-able.
     """
 
     chosen: pa.Table
     places: Rows
     duplicates: pa.Table
     summary: dict[str, Any]
+
+    @property
+    def basis(self) -> tuple[list[str], Agreement | None]:
+        """The columns that it was made of, and what judged agreement: what `scoring.Scoring.fit` is to be given."""
+        judges = self.summary["agreement"]
+        return list(self.summary["columns"]), Agreement.of_json(judges) if judges is not None else None
 
     def save(self, folder: Path) -> None:
         """Write ``chosen.parquet``, ``duplicates.parquet`` and, last, ``ranking.json``."""
@@ -66,25 +75,33 @@ class Ranking:
         return cls(chosen.drop_columns(list(_PLACE)), places, duplicates, summary)
 
 
-def rank(shards: Shards, cosines: Sequence[str], settings: RankingSettings, budget: Budget) -> Ranking:
+def rank(
+    shards: Shards,
+    columns: Sequence[str],
+    settings: RankingSettings,
+    budget: Budget,
+    agreement: Agreement | None = None,
+) -> Ranking:
     """Choose the blend from shards that have been through `score.ScoreStep`.
 
-    Streams over the columns of cosines: once for the statistics, once for calibration where there is one, once to
+    Streams over the small columns: once for the statistics, once for calibration where there is one, once to
     choose (and once for the places in the pool, where quotas or duplicates make them differ from those in the blend).
     Memory: one shard's small columns, and three times the blend's rows at most. Only near-duplicates need embeddings,
     and only those of candidates near the top: twice the blend's number, doubled until the budget is filled.
 
     Args:
-        shards: with ``pair_id, pool, modality, error``, the cosines, and ``emb_fused`` where duplicates collapse.
-        cosines: the columns of cosines (what `score.ScoreStep.provides`).
-        settings: weights, calibration, quotas, duplicates.
+        shards: with ``pair_id, pool, modality, error``, the columns, those that ``agreement`` looks at, and
+            ``emb_fused`` where duplicates collapse.
+        columns: of cosines and of scores from elsewhere (`score.ScoreStep.scores`), and of feedback.
+        settings: weights, conditions, calibration, quotas, duplicates.
         budget: how many, or from which score on.
+        agreement: what judges agreement; without it, that is no condition.
 
     Raises:
         ConfigError: weights or quotas that do not fit the pool.
         UserError: a group is too small for its quota, and the settings say ``fail``.
     """
-    scoring = Scoring.fit(shards, cosines, settings)
+    scoring = Scoring.fit(shards, columns, settings, agreement)
     _check_names(settings, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
     there = _rows_by_group(scoring, shards, groups, budget.threshold)
@@ -95,7 +112,7 @@ def rank(shards: Shards, cosines: Sequence[str], settings: RankingSettings, budg
     if settings.shortage == "fail":
         got = groups.count(picked.candidates.codes[picked.taken]).tolist()
         check_shortage(wanted, dict(zip(groups.names, got, strict=True)))
-    return _result(shards, scoring, groups, room, settings, budget, picked)
+    return _result(shards, scoring, groups, room, settings, budget, picked, columns)
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,7 @@ def _result(
     settings: RankingSettings,
     budget: Budget,
     picked: _Picked,
+    columns: Sequence[str],
 ) -> Ranking:
     found = picked.candidates
     ranks = np.flatnonzero(picked.taken)
@@ -192,6 +210,7 @@ def _result(
         "pool_rank": pa.array(places if in_order else pool_ranks(scoring.batches(shards), scores, ids)),
         "score": pa.array(scores),
         **{SCORE + name: rows[SCORE + name] for name in scoring.weights},
+        **{CHANCE + name: rows[CHANCE + name] for name in scoring.conditions},
     }
     table = pa.table(chosen)
     reasons = _reasons(table, scoring, groups, room, settings, found.codes[ranks], picked.filling[ranks])
@@ -206,7 +225,7 @@ def _result(
         table.append_column("reason", pa.array(reasons, pa.string())),
         found.places[ranks],
         duplicates,
-        _summary(scoring, groups, room, settings, budget, picked),
+        {**_summary(scoring, groups, room, settings, budget, picked), "columns": sorted(columns)},
     )
 
 
@@ -219,13 +238,15 @@ def _reasons(
     codes: Rows,
     filling: npt.NDArray[np.bool_],
 ) -> list[str]:
-    """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; quota image 12/40``."""
+    """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; agreement 97 %; quota image 12/40``."""
+    chances = {name: chosen[CHANCE + name].to_pylist() for name in scoring.conditions}
     components = [[f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()] for name in scoring.weights]
     taken = [0] * len(groups.names)
     lines = []
     columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
     for row, (place, score, modality) in enumerate(zip(*columns, strict=True)):
         line = f"rank {place:,} of {scoring.ranked:,}: {', '.join(values[row] for values in components)}"
+        line += "".join(f"; {name} {percent(values[row])}" for name, values in chances.items())
         if scoring.calibration:
             line += f"; {settings.calibration} within {modality} {score:+.2f}"
         if filling[row]:
@@ -236,6 +257,11 @@ def _reasons(
             line += f"; quota {label(groups.names[code], settings.quotas)} {taken[code]:,}/{room[code]:,}"
         lines.append(line)
     return lines
+
+
+def percent(chance: float | None) -> str:
+    """Return what a person reads for a chance."""
+    return "not known" if chance is None else f"{chance:.0%}".replace("%", " %")
 
 
 def label(group: str, quotas: Mapping[str, float]) -> str:
@@ -269,6 +295,11 @@ def _summary(
             name: {"pairs": moments.count, "mean": moments.mean, "std": moments.std}
             for name, moments in scoring.moments.items()
         },
+        "conditions": {
+            name: {"strength": strength, "known": scoring.logarithms[name].count}
+            for name, strength in scoring.conditions.items()
+        },
+        "agreement": scoring.agreement.as_json() if scoring.agreement else None,
         "settings": settings.model_dump(mode="json"),
         "budget": budget.model_dump(mode="json", exclude_none=True),
     }

@@ -16,8 +16,8 @@ from nemo_mm_rank.ranking.select import REST
 from nemo_mm_rank.ranking.topk import TopK, top_k
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
 
-_PART, _ROW, SCORE = "_part", "_row", "score_"
-"""Columns that candidates carry: where the row lies, and ``score_<component>``."""
+_PART, _ROW, SCORE, CHANCE = "_part", "_row", "score_", "chance_"
+"""Columns that candidates carry: where the row lies, ``score_<component>`` and ``chance_<condition>``."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,13 @@ def _add(top: TopK, scores: Floats, rows: pa.Table, inside: npt.NDArray[np.bool_
 def _schema(scoring: Scoring) -> pa.Schema:
     words = [(name, pa.string()) for name in WORDS]
     components = [(SCORE + name, pa.float64()) for name in scoring.weights]
-    return pa.schema([*words, *components, (_PART, pa.int64()), (_ROW, pa.int64())])
+    chances = [(CHANCE + name, pa.float64()) for name in scoring.conditions]
+    return pa.schema([*words, *components, *chances, (_PART, pa.int64()), (_ROW, pa.int64())])
 
 
 def _carried(batch: Batch, schema: pa.Schema) -> pa.Table:
     components = [pa.array(values) for values in batch.components.values()]
+    chances = [pa.array(values, mask=np.isnan(values)) for values in batch.chances.values()]
     place = [pa.array(np.full(len(batch.rows), batch.part)), pa.array(batch.rows)]
     words = [batch.words[name].cast(pa.string()) for name in WORDS]
-    return pa.table([*words, *components, *place], schema=schema)
+    return pa.table([*words, *components, *chances, *place], schema=schema)

@@ -116,23 +116,35 @@ def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tu
 
 
 def rowwise(left: Vectors, right: Vectors) -> torch.Tensor:
-    """Return the cosine of each row of ``left`` and the same row of ``right``.
+    """Return the cosine of each row of ``left`` and the same row of ``right``, each row by itself as in `cosines`.
 
     Args:
         left: ``(n, d)``, of any norm.
-        right: the same shape, in the same space.
+        right: the same shape, in the same space, on the same device.
 
     Returns:
-        ``(n,)`` float32, NaN where either row is not valid, zero or not finite.
+        ``(n,)`` float32 on their device, NaN where either row is not valid, zero or not finite.
 
     Raises:
         ConfigError: the rows differ in dimension.
     """
-    out = torch.full((len(left.valid),), float("nan"))
-    both = (left.valid & right.valid).cpu()
-    if bool(both.any()):
-        a, b = left.values.cpu()[both], right.values.cpu()[both]
-        if a.shape != b.shape:
-            raise ConfigError(f"embeddings of {a.shape[1]} and {b.shape[1]} dimensions do not share a space")
-        out[both] = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    out = left.values.new_full((len(left.valid),), float("nan"), dtype=torch.float32)
+    both = torch.nonzero(left.valid & right.valid).view(-1)
+    if not len(both):
+        return out
+    if left.values.shape != right.values.shape:
+        sizes = left.values.shape[1], right.values.shape[1]
+        raise ConfigError(f"embeddings of {sizes[0]} and {sizes[1]} dimensions do not share a space")
+    for rows in torch.split(both, _ROWS):
+        a, b = left.values[rows].float(), right.values[rows].float()
+        if a.device.type == "cpu":
+            x, y = a.numpy(), b.numpy()
+            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+                xy, xx, yy = (np.einsum("ij,ij->i", one, other) for one, other in ((x, y), (x, x), (y, y)))
+                out[rows] = torch.from_numpy(xy / (np.sqrt(xx) * np.sqrt(yy)))
+        else:
+            # Blocks of one fixed shape, as in `cosines`.
+            a, b = (torch.nn.functional.pad(one, (0, 0, 0, _ROWS - len(rows))) for one in (a, b))
+            found = (a * b).sum(1) / ((a * a).sum(1).sqrt() * (b * b).sum(1).sqrt())
+            out[rows] = found[: len(rows)]
     return torch.where(out.isfinite(), out, float("nan"))

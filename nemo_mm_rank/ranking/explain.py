@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.errors import UserError, nearest
-from nemo_mm_rank.ranking.blend import Ranking, label
+from nemo_mm_rank.ranking.blend import Ranking, label, percent
 from nemo_mm_rank.ranking.candidates import Groups
+from nemo_mm_rank.ranking.feedback import feedback_column
 from nemo_mm_rank.ranking.pool import Shards
 from nemo_mm_rank.ranking.ranks import pool_ranks
-from nemo_mm_rank.ranking.score import PREFIX, component
+from nemo_mm_rank.ranking.score import AGREEMENT, AGREES, GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.scoring import EXPERTS, WORDS, Scoring
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, SNS_REASON
 
@@ -46,14 +47,15 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table |
 
 
 def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking) -> str:
-    cosines = sorted(ranking.summary["statistics"])
-    table = shards.read(part, [*WORDS, ERROR, *cosines, *_TRIMMED]).slice(row, 1)
+    columns, agreement = ranking.basis
+    judged = agreement.columns if agreement else []
+    table = shards.read(part, [*WORDS, ERROR, *columns, *judged, *_TRIMMED]).slice(row, 1)
     values = table.to_pylist()[0]
     title = f"{values[PAIR_ID]} ({values[MODALITY]}, pool {values[POOL]})"
     if values.get(ERROR) is not None:
         return "\n".join([f"{title}: not ranked", f"  {values[ERROR]}", *_kept(values)])
     settings = RankingSettings.model_validate(ranking.summary["settings"])
-    scoring = Scoring.fit(shards, cosines, settings)
+    scoring = Scoring.fit(shards, columns, settings, agreement)
     batch = next(batch for batch in scoring.batches(shards) if batch.part == part)
     score = float(batch.scores[np.searchsorted(batch.rows, row)])
     place = int(pool_ranks(scoring.batches(shards), np.array([score]), [values[PAIR_ID]])[0])
@@ -92,12 +94,36 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
 def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> Iterator[str]:
     for name, value in scoring.components(table).items():
         yield f"  {name:<12} {value[0]:+.2f} standard deviations x weight {scoring.weights[name]:g}"
+    chances = scoring.chances(table)
+    for name, chance in chances.items():
+        known = None if np.isnan(chance[0]) else float(chance[0])
+        yield f"  {name:<12} {percent(known)} likely x weight {scoring.cost(name):g} of its logarithm"
     for column, moments in scoring.moments.items():
-        cosine = "none" if values[column] is None else f"{values[column]:.3f}"
-        used = component(column) in scoring.weights or EXPERTS in scoring.weights
-        if used:
-            shown = column.removeprefix(PREFIX).replace("__", " ")
-            yield f"  cosine {shown}: {cosine} (pool {moments.mean:.3f} +- {moments.std:.3f})"
+        used = component(column) in scoring.weights or (EXPERTS in scoring.weights and column.startswith(PREFIX))
+        if used or component(column) in chances:
+            of = f"(pool {moments.mean:.3f} +- {moments.std:.3f})"
+            yield f"  {_named(column)}: {_number(values[column])}{_near(values, column, scoring)} {of}"
+    if scoring.agreement and AGREEMENT in chances:
+        for column in scoring.agreement.columns:
+            yield f"  {_named(column)}: {_number(values[column])}"
+
+
+def _named(column: str) -> str:
+    for prefix, kind in ((PREFIX, "cosine"), (GIVEN, "given"), (AGREES, "cosine of data and annotation,")):
+        if column.startswith(prefix):
+            return f"{kind} {column.removeprefix(prefix).replace('__', ' ')}"
+    return column
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3f}"
+
+
+def _near(values: dict[str, Any], column: str, scoring: Scoring) -> str:
+    """Say how close the pair is to the best ones, where that counts: the pool's figures are of the sum."""
+    if not (weight := scoring.feedback.get(column)):
+        return ""
+    return f" + {weight:g} x {_number(values[feedback_column(column)])} with the best pairs"
 
 
 def _kept(values: dict[str, Any]) -> Iterator[str]:

@@ -18,13 +18,20 @@ from nemo_mm_rank.errors import ConfigError, EmbeddingError, MissingColumnError,
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.io.parquet import write_table
 from nemo_mm_rank.models.loader import pick_device
-from nemo_mm_rank.ranking.cosine import Combine, combine, cosines
-from nemo_mm_rank.schema import ERROR, FUSED, MODALITY, PAIR_ID, POOL, annotation_column, data_column
+from nemo_mm_rank.ranking.cosine import Combine, combine, cosines, rowwise
+from nemo_mm_rank.ranking.given import Given
+from nemo_mm_rank.schema import ERROR, FUSED, MODALITY, PAIR_ID, POOL, VECTOR, annotation_column, data_column
 from nemo_mm_rank.steps import Added, Step
 
 AGREEMENT = "agreement"
 PREFIX = "cosine__"
 """Columns of cosines: ``cosine__<component>``, or ``cosine__<expert>__<model>`` where an expert has several spaces."""
+
+GIVEN = "given__"
+"""Columns of scores from elsewhere: ``given__<name>``."""
+
+AGREES = "agreement__"
+"""Columns of cosines of a pair's data with its own annotation: ``agreement__<component>`` as above."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +77,42 @@ def score_column(component: str, column: str) -> str:
 
 def component(score: str) -> str:
     """Return which component a column of scores counts as."""
-    return score.removeprefix(PREFIX).split("__")[0]
+    return score.removeprefix(PREFIX).removeprefix(GIVEN).split("__")[0]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both sides of a pair in one space.
+
+    Attributes:
+        name: the column for the cosine of the two.
+        data: the column with the data's embeddings.
+        annotation: the column with the annotations'.
+    """
+
+    name: str
+    data: str
+    annotation: str
 
 
 class ScoreStep(Step):
     """Adds, per space, the cosine of each pair with the queries (see `cosine.combine` for several of them).
 
     A pair without a vector in a space has a null there; one without any score at all, or with a vector that is zero
-    or not finite, is quarantined. ``agreement`` (float in [-1, 1]) is taken over as a score where asked for.
+    or not finite, is quarantined. ``agreement`` (float in [-1, 1]) is taken over as a score where asked for. Besides,
+    the cosine of each pair's two sides, and scores from elsewhere, null for a pair that has none.
     """
 
     name = "rank"
 
     def __init__(
-        self, spaces: Sequence[Space], weights: Sequence[float], how: Combine = "mean", agreement: bool = False
+        self,
+        spaces: Sequence[Space],
+        weights: Sequence[float],
+        how: Combine = "mean",
+        agreement: bool = False,
+        sides: Sequence[Sides] = (),
+        given: Sequence[Given] = (),
     ) -> None:
         """See `cosine.combine` for ``weights`` (one per query) and ``how``.
 
@@ -96,18 +125,31 @@ class ScoreStep(Step):
         if not self.spaces:
             raise ConfigError("ranking needs at least one space that has the queries in it")
         self.weights, self.how, self.agreement = tuple(weights), how, agreement
+        self.sides, self.given = tuple(sides), tuple(given)
         self._directions = {space.score: combine(space.queries, self.weights, how) for space in self.spaces}
         self._device = "cpu"
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:  # noqa: D102
-        columns = {space.column: pa.list_(pa.float32()) for space in self.spaces}
-        return {**columns, AGREEMENT: pa.float32()} if self.agreement else columns
+        both = [name for one in self.sides for name in (one.data, one.annotation)]
+        columns = dict.fromkeys([*(space.column for space in self.spaces), *both], VECTOR)
+        agreement = {AGREEMENT: pa.float32()} if self.agreement else {}
+        return {**columns, **agreement, **({PAIR_ID: pa.string()} if self.given else {})}
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:  # noqa: D102
-        names = [space.score for space in self.spaces] + [PREFIX + AGREEMENT] * self.agreement
-        return dict.fromkeys(names, pa.float32())
+        names = [*self.cosines, *(one.name for one in self.sides)]
+        return {**dict.fromkeys(names, pa.float32()), **{GIVEN + one.name: pa.float64() for one in self.given}}
+
+    @property
+    def cosines(self) -> list[str]:
+        """The columns of cosines with the queries."""
+        return [space.score for space in self.spaces] + [PREFIX + AGREEMENT] * self.agreement
+
+    @property
+    def scores(self) -> list[str]:
+        """The columns that are ranked by: the cosines, and scores from elsewhere."""
+        return [*self.cosines, *(GIVEN + one.name for one in self.given)]
 
     def setup(self, device: str | None = None) -> None:  # noqa: D102
         self._device = pick_device(device)
@@ -118,7 +160,13 @@ class ScoreStep(Step):
             digest.update(space.queries.detach().cpu().float().numpy().tobytes())
         names = {space.score: space.column for space in self.spaces}
         settings = {"weights": self.weights, "combine": self.how, "agreement": self.agreement}
-        return {**super().identity(), "spaces": names, "queries": digest.hexdigest(), **settings}
+        both = {one.name: [one.data, one.annotation] for one in self.sides}
+        given = {one.name: [one.column, one.digest] for one in self.given}
+        return {
+            **super().identity(),
+            **{"spaces": names, "queries": digest.hexdigest(), "sides": both, "given": given},
+            **settings,
+        }
 
     def process(self, rows: Frame) -> Added:
         """See `Step.process`.
@@ -142,6 +190,12 @@ class ScoreStep(Step):
             columns[PREFIX + AGREEMENT] = agreement
         for row in np.flatnonzero(~scored).tolist():
             errors[row] = EmbeddingError(f"no vector in any of {', '.join(space.column for space in self.spaces)}")
+        for sides in self.sides:
+            left, right = (frames.vectors(rows, name, self._device) for name in (sides.data, sides.annotation))
+            both = rowwise(left, right).cpu().numpy()
+            columns[sides.name] = pa.array(both, pa.float32(), mask=np.isnan(both))
+        for given in self.given:
+            columns[GIVEN + given.name] = given.of(frames.array(rows, PAIR_ID))
         return Added(columns, errors)
 
     def _score(self, vectors: Vectors, space: Space) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -180,6 +234,6 @@ def score_shard(shard: Path, part: Path, step: ScoreStep) -> None:
     missing = [name for name in (PAIR_ID, POOL, MODALITY, *step.requires) if name not in there]
     if missing:
         raise MissingColumnError(f"{shard.name} lacks {', '.join(map(repr, missing))}")
-    wanted = [name for name in (*words, *step.requires) if name in there]
+    wanted = [name for name in dict.fromkeys((*words, *step.requires)) if name in there]
     frame = step(frames.from_table(pq.read_table(shard, columns=wanted, partitioning=None)))
     write_table(part, frames.to_table(frame[[*words, *step.provides]]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.config import Config, ModelSpec, parse
+from nemo_mm_rank.config import Budget, Config, ModelSpec, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.expert import sources
 from nemo_mm_rank.experts.step import ExpertStep
@@ -28,8 +28,12 @@ from nemo_mm_rank.projection.fit import fit
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
 from nemo_mm_rank.ranking import rank as rank_shards
+from nemo_mm_rank.ranking.agreement import Agreement
 from nemo_mm_rank.ranking.blend import Ranking
+from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of, save_means
+from nemo_mm_rank.ranking.score import GIVEN, ScoreStep
 from nemo_mm_rank.run import outcome
+from nemo_mm_rank.run.agreement import fit_agreement
 from nemo_mm_rank.run.engine import Engine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.notes import notes
@@ -286,24 +290,59 @@ class _Curation:
             projection=self.folder.relative(projection),
         )
 
-    def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: Shards, score: Step) -> Result:
+    def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: Shards, score: ScoreStep) -> Result:
         """Choose among the scored pairs, and write the blend, the quarantine and the manifest."""
         config = self.config
-        ranking = rank_shards(scored, list(score.provides), config.ranked_by, config.budget)
+        agreement = self._agreement(scored, score)
+        feedback = self._feedback(scored, score, agreement)
+        columns = score.scores
+        if feedback is not None:
+            scored = self._through([feedback], scored, state.pairs)
+            columns += feedback.provides
+        ranking = rank_shards(scored, columns, config.ranked_by, config.budget, agreement)
+        self._tell(ranking)
         # The manifest vouches for the files beside it, so it goes first and comes last.
         self.folder.manifest.unlink(missing_ok=True)
         ranking.save(self.folder.ranking)
+        save_means(feedback.means if feedback else {}, self.folder.feedback)
         blend = outcome.write_blends(self.folder, ranking, scored, config.jsonl)
         quarantine = outcome.write_quarantine(self.folder, scored)
         steps = count_steps(scored)
         manifest = outcome.manifest(config, state, models, self.folder, steps, ranking, blend, quarantine)
-        self._forget_rankings_but(scored.stages[-1])
+        self._forget_rankings_but(scored.stages)
         write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
         write_json(self.folder.manifest, manifest)
         return Result(self.folder.path, manifest)
 
-    def _forget_rankings_but(self, newest: Path) -> None:
+    def _agreement(self, scored: Shards, score: ScoreStep) -> Agreement | None:
+        """Learn what agreement looks like here, once for all queries."""
+        if not score.sides:
+            return None
+        fused = scored.without_last()
+        key = digest([[asdict(one) for one in score.sides], self.config.seed, [*map(fused.key, range(fused.count))]])
+        return fit_agreement(scored, score.sides, self.config.seed, self.folder.fitted / f"agreement-{key[:12]}.json")
+
+    def _feedback(self, scored: Shards, score: ScoreStep, agreement: Agreement | None) -> FeedbackStep | None:
+        """Rank by the query alone, and let the best pairs say what it means."""
+        settings = self.config.ranked_by
+        if not settings.feedback or not settings.feedback_weight:
+            return None
+        plain = settings.model_copy(update={"quota_by": None, "quotas": {}, "collapse_duplicates": False})
+        best = rank_shards(scored, score.scores, plain, Budget(count=settings.feedback), agreement)
+        columns = {space.score: space.column for space in score.spaces}
+        step = FeedbackStep(columns, means_of(best.places, scored, columns))
+        return step if step.columns else None
+
+    def _tell(self, ranking: Ranking) -> None:
+        """Say what scores from elsewhere lack."""
+        for name in self.config.ranking.scores:
+            known, ranked = ranking.summary["statistics"][GIVEN + name]["pairs"], ranking.summary["ranked"]
+            rest = "; the others count as the mean" if known < ranked else ""
+            self.reporter.say(f"{'score ' + name:<17} {known:,} of {ranked:,} pairs have one{rest}")
+
+    def _forget_rankings_but(self, stages: Sequence[Path]) -> None:
         """Remove the scores of earlier queries: they are made anew in no time, and every query would leave some."""
-        for stage in newest.parent.glob(f"{newest.name.split('-')[0]}-*"):
-            if stage != newest:
-                shutil.rmtree(stage)
+        for name in (ScoreStep.name, FeedbackStep.name):
+            for stage in self.folder.steps.glob(f"{name}-*"):
+                if stage not in stages:
+                    shutil.rmtree(stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.ranking.blend import Ranking
+from nemo_mm_rank.ranking.feedback import load_means
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
@@ -48,8 +49,8 @@ class FinishedRun:
         scored = state.scored(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
         config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
-        cosines = sorted(Ranking.load(folder.ranking).summary["statistics"])
-        scoring = Scoring.fit(scored, cosines, config.ranked_by)
+        columns, agreement = Ranking.load(folder.ranking).basis
+        scoring = replace(Scoring.fit(scored, columns, config.ranked_by, agreement), means=load_means(folder.feedback))
         return cls(config, state.specs(folder), folder.path / state.projection, scoring)
 
 

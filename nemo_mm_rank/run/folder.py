@@ -65,6 +65,11 @@ class RunFolder:
         return self.path / "ranking"
 
     @property
+    def feedback(self) -> Path:
+        """The means of the best pairs, which the last ranking counted closeness to."""
+        return self.ranking / "feedback.safetensors"
+
+    @property
     def state(self) -> Path:
         """Which shards hold the embedded pairs, so that they can be ranked again."""
         return self.path / "state.json"

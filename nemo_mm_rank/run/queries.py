@@ -16,9 +16,11 @@ from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.experts.expert import has_text, load_encoder, sources
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.models.base import encode_queries
-from nemo_mm_rank.ranking.score import AGREEMENT, PREFIX, ScoreStep, Space, score_column
+from nemo_mm_rank.ranking.feedback import FeedbackStep
+from nemo_mm_rank.ranking.given import Given
+from nemo_mm_rank.ranking.score import AGREEMENT, AGREES, GIVEN, PREFIX, ScoreStep, Sides, Space, score_column
 from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.schema import FUSED, MODALITY, VECTOR, annotation_column
+from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, VECTOR, annotation_column
 from nemo_mm_rank.steps import Added, Step
 
 SCORE = "score"
@@ -67,6 +69,28 @@ def embed_queries(config: Config, model: str, models: Mapping[str, ModelSpec]) -
     return encoded.vectors.float().cpu()
 
 
+def sides(config: Config, models: Mapping[str, ModelSpec]) -> list[Sides]:
+    """Return the spaces that hold both sides of a pair, where agreement is a condition: the fused one, and experts'."""
+    if not config.ranking.conditions.get(AGREEMENT):
+        return []
+    found = [Sides(AGREES + "fused", FUSED, annotation_column(config.anchor))]
+    for expert in config.experts:
+        for source in sources(expert):
+            if has_text(source.model, models):
+                name = score_column(expert.name, source.column).replace(PREFIX, AGREES)
+                found.append(Sides(name, source.column, annotation_column(source.model)))
+    return found
+
+
+def given_scores(config: Config) -> list[Given]:
+    """Open the scores from elsewhere.
+
+    Raises:
+        ConfigError: a file that is not what it should be.
+    """
+    return [Given.open(name, one.path, one.column or name) for name, one in sorted(config.ranking.scores.items())]
+
+
 def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Container[str]) -> ScoreStep:
     """Return the step that scores pairs in the fused space, by their annotations, and in each expert's own space.
 
@@ -83,7 +107,9 @@ def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Contain
     embedded = {model: embed_queries(config, model, models) for model in dict.fromkeys(one.model for one in used)}
     spaces = [Space(target.component, target.column, embedded[target.model]) for target in used]
     weights = [query.weight for query in config.queries]
-    return ScoreStep(spaces, weights, config.ranking.combine, _with_agreement(config))
+    both = [one for one in sides(config, models) if one.data in columns and one.annotation in columns]
+    given = given_scores(config)
+    return ScoreStep(spaces, weights, config.ranking.combine, _with_agreement(config), both, given)
 
 
 def _with_agreement(config: Config) -> bool:
@@ -105,7 +131,13 @@ class QueryStep(Step):
     def __init__(self, config: Config, models: Mapping[str, ModelSpec], scoring: Scoring | None = None) -> None:
         self.config, self.models, self.scoring = config, dict(models), scoring
         self._targets = targets(config, models)
+        self._sides = sides(config, models) if scoring else []
         self._cosines: ScoreStep | None = None
+        self._feedback = FeedbackStep(self._columns, scoring.means) if scoring and scoring.means else None
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        return {score_column(target.component, target.column): target.column for target in self._targets}
 
     @property
     def query_models(self) -> list[str]:
@@ -115,22 +147,34 @@ class QueryStep(Step):
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The embeddings of every space, and the modality where scores are calibrated by it."""
-        columns = {target.column: VECTOR for target in self._targets}
+        both = [name for one in self._sides for name in (one.data, one.annotation)]
+        columns = dict.fromkeys([*(target.column for target in self._targets), *both], VECTOR)
         agreement = {AGREEMENT: pa.float32()} if _with_agreement(self.config) else {}
-        return {**columns, **agreement, **({MODALITY: pa.string()} if self.scoring else {})}
+        given = {PAIR_ID: pa.string()} if self.config.ranking.scores else {}
+        return {**columns, **agreement, **given, **({MODALITY: pa.string()} if self.scoring else {})}
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
-        """One column of cosines for every space, and the score."""
-        names = [score_column(target.component, target.column) for target in self._targets]
-        names += [PREFIX + AGREEMENT] * _with_agreement(self.config)
-        return {**dict.fromkeys(names, pa.float32()), **({SCORE: pa.float64()} if self.scoring else {})}
+        """One column of cosines for every space, what conditions and feedback need, and the score."""
+        names = [*self._columns, *[PREFIX + AGREEMENT] * _with_agreement(self.config)]
+        names += [one.name for one in self._sides]
+        given = [GIVEN + name for name in sorted(self.config.ranking.scores)]
+        return {
+            **dict.fromkeys(names, pa.float32()),
+            **dict.fromkeys(given, pa.float64()),
+            **(self._feedback.provides if self._feedback else {}),
+            **({SCORE: pa.float64()} if self.scoring else {}),
+        }
 
     def setup(self, device: str | None = None) -> None:
         """Embed the queries, once."""
         if self._cosines is None:
-            self._cosines = score_step(self.config, self.models, [target.column for target in self._targets])
+            columns = [target.column for target in self._targets]
+            columns += [name for one in self._sides for name in (one.data, one.annotation)]
+            self._cosines = score_step(self.config, self.models, columns)
         self._cosines.setup(device)
+        if self._feedback:
+            self._feedback.setup(device)
 
     def identity(self) -> dict[str, Any]:
         """Those of the cosines; they say nothing of the statistics, so a score is not to be kept by them."""
@@ -144,6 +188,8 @@ class QueryStep(Step):
         added = self._cosines.process(rows)
         if self.scoring is None:
             return added
+        if self._feedback:
+            added.columns.update(self._feedback.process(rows).columns)
         modalities = frames.array(rows, MODALITY).cast(pa.string())
         errors: dict[int, PairError] = dict(added.errors)
         if self.scoring.calibration:
@@ -153,7 +199,8 @@ class QueryStep(Step):
         known = np.setdiff1d(np.arange(len(rows)), list(errors))
         table = pa.table({MODALITY: modalities, **added.columns}).take(pa.array(known))
         scores = np.full(len(rows), np.nan)
-        scores[known] = self.scoring.scores(self.scoring.components(table), table[MODALITY])
+        components, chances = self.scoring.components(table), self.scoring.chances(table)
+        scores[known] = self.scoring.scores(components, chances, table[MODALITY])
         column = pa.array(scores, pa.float64(), mask=np.isnan(scores))
         return Added({**added.columns, SCORE: column}, errors)
 

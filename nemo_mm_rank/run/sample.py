@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,31 +29,49 @@ def read_sample(shards: Shards, config: Config) -> FitSample:
     """
     used = [source for expert in config.experts for source in sources(expert)]
     anchor, data = annotation_column(config.anchor), [source.column for source in used]
-    keys, parts, rows = _choose(shards, config.projection.max_pairs, config.seed)
-    order = np.argsort(keys, kind="stable")
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    n = len(order)
-    modality: np.ndarray = np.empty(n, dtype=object)
-    annotation: np.ndarray = np.empty(n, dtype=object)
-    columns: dict[str, Vectors] = {}
-    for part in np.unique(parts):
-        mine = np.flatnonzero(parts == part)
-        table = shards.read(int(part), [MODALITY, ANNOTATION, anchor, *data]).take(pa.array(rows[mine]))
-        frame = frames.from_table(table)
-        where = place[mine]
-        modality[where] = table[MODALITY].to_pylist()
-        annotation[where] = table[ANNOTATION].to_pylist()
-        for name in (anchor, *data):
-            _put(columns, name, frames.vectors(frame, name), torch.from_numpy(where), n)
+    texts = [MODALITY, ANNOTATION]
+    words, columns = gather(shards, texts, [anchor, *data], config.projection.max_pairs, config.seed)
     return FitSample(
         sources={name: columns[name] for name in data if name in columns},
         anchors=columns[anchor].values,
-        modality=modality.tolist(),
-        annotations=annotation.tolist(),
+        modality=words[MODALITY].tolist(),
+        annotations=words[ANNOTATION].tolist(),
         anchor_space=[one.column for one in used if one.model == config.anchor and one.column in columns],
         takes={one.column: one.modalities for one in used if one.modalities is not None and one.column in columns},
     )
+
+
+def gather(
+    shards: Shards, texts: Sequence[str], vectors: Sequence[str], max_pairs: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Vectors]]:
+    """Read columns of at most ``max_pairs`` live pairs, chosen and ordered by a hash of their ids.
+
+    Args:
+        shards: where they are.
+        texts: columns of text.
+        vectors: columns of embeddings; one that no pair has is left out of what is returned.
+        max_pairs: the bound.
+        seed: enters the hash.
+
+    Returns:
+        Column -> ``(n,)`` objects, and column -> embeddings of ``n`` rows.
+    """
+    keys, parts, rows = _choose(shards, max_pairs, seed)
+    order = np.argsort(keys, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    words: dict[str, np.ndarray] = {name: np.empty(len(order), dtype=object) for name in texts}
+    columns: dict[str, Vectors] = {}
+    for part in np.unique(parts):
+        mine = np.flatnonzero(parts == part)
+        table = shards.read(int(part), [*texts, *vectors]).take(pa.array(rows[mine]))
+        frame = frames.from_table(table)
+        where = place[mine]
+        for name in texts:
+            words[name][where] = table[name].to_pylist()
+        for name in vectors:
+            _put(columns, name, frames.vectors(frame, name), torch.from_numpy(where), len(order))
+    return words, columns
 
 
 def _choose(shards: Shards, max_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

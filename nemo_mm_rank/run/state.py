@@ -12,6 +12,8 @@ from nemo_mm_rank.io.digest import file_digest
 from nemo_mm_rank.io.parquet import write_json
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
+from nemo_mm_rank.ranking.feedback import FeedbackStep
+from nemo_mm_rank.ranking.score import ScoreStep
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.store import Shards
 
@@ -69,10 +71,10 @@ class State:
         Raises:
             UserError: that ranking is not finished.
         """
-        scores = sorted(folder.steps.glob("rank-*"))
-        if len(scores) != 1 or not folder.manifest.exists():
+        scores, feedback = (sorted(folder.steps.glob(f"{step.name}-*")) for step in (ScoreStep, FeedbackStep))
+        if len(scores) != 1 or len(feedback) > 1 or not folder.manifest.exists():
             raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
-        return self.open(folder).then(scores[0])
+        return Shards((*self.open(folder).stages, *scores, *feedback), self.shards)
 
     def specs(self, folder: RunFolder) -> dict[str, ModelSpec]:
         """Return the models as they were used, with their statistics."""

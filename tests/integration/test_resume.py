@@ -59,7 +59,8 @@ def test_nothing_changed(config: dict[str, Any]) -> None:
 
 
 QUICK = {"max_epochs": 3, "folds": 2}
-PROJECTED = {"fitted": 2, "projection": SHARDS, "rank": SHARDS}
+RANKED = {"feedback": SHARDS, "rank": SHARDS}
+PROJECTED = {"fitted": 3, "projection": SHARDS, **RANKED}
 EMBEDDED = {"experts": SHARDS, **PROJECTED}
 
 
@@ -68,7 +69,10 @@ EMBEDDED = {"experts": SHARDS, **PROJECTED}
     [
         ({"budget": 3}, {}),
         ({"ranking": {"weights": {"fused": 1}}}, {}),
-        ({"queries": "beeps"}, {"rank": SHARDS}),
+        ({"queries": "beeps"}, RANKED),
+        ({"ranking": {"feedback": 0}}, {}),
+        ({"ranking": {"feedback": 3}}, {"feedback": SHARDS}),
+        ({"ranking": {"conditions": {}}}, RANKED),
         ({"engine": {"device": "cpu"}, "media": {"threads": 1}, "projection": {**QUICK, "threads": 2}}, {}),
         ({"projection": {"max_epochs": 2, "folds": 2}}, PROJECTED),
         ({"seed": 1}, PROJECTED),
@@ -92,7 +96,7 @@ def test_a_media_file_that_changed(config: dict[str, Any], pool: Path) -> None:
     content = picture.read_bytes()
     picture.write_bytes((pool.parent / "image" / "image-001.jpg").read_bytes())
     # Its shard; what is counted and fitted over all, and the shards after that.
-    assert done_again(config) == {"sns": 1, "experts": 1, **PROJECTED, "fitted": 3}
+    assert done_again(config) == {"sns": 1, "experts": 1, **PROJECTED, "fitted": 4}
     assert digests(Path(config["output"])) != first
     stat = picture.stat()
     picture.write_bytes(content)
