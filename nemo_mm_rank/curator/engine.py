@@ -15,7 +15,7 @@ from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import Task
 
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.run.engine import Guarded
+from nemo_mm_rank.run.guarded import Guarded
 from nemo_mm_rank.run.store import Chain
 
 T = TypeVar("T")

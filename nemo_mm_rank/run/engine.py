@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from nemo_mm_rank.config import EngineSettings
-from nemo_mm_rank.errors import UserError
 
 T = TypeVar("T")
 
@@ -47,23 +45,6 @@ class SerialEngine:
 
     def close(self) -> None:
         """Nothing was started."""
-
-
-@dataclass(frozen=True)
-class Guarded(Generic[T]):
-    """A task whose user's mistakes come back as results.
-
-    Raised on a worker they would be logged there with all that the worker has, or wrapped beyond recognition.
-    """
-
-    task: Callable[[int], T]
-
-    def __call__(self, part: int) -> T | UserError:
-        """Do one shard."""
-        try:
-            return self.task(part)
-        except UserError as error:
-            return error
 
 
 def make_engine(settings: EngineSettings) -> Engine:
