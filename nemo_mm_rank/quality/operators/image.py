@@ -8,7 +8,6 @@ here (its square, times a thousand), of which only the two order statistics are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -62,19 +61,14 @@ def dark_and_light(picture: PILImage.Image) -> tuple[float, float]:
 
 def _squared_brightness(picture: PILImage.Image) -> Integers:
     """Return ``(pixels,)`` 241 R^2 + 691 G^2 + 68 B^2, below 2^26."""
-    tables = _tables()
-    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    squares: Integers = tables[0].take(pixels[:, 0])
-    squares += tables[1].take(pixels[:, 1])
-    squares += tables[2].take(pixels[:, 2])
+    squares: Integers = np.zeros(picture.width * picture.height, dtype=np.int32)
+    channels = (picture if picture.mode == "RGB" else picture.convert("RGB")).split()
+    for weight, channel in zip((241, 691, 68), channels, strict=True):
+        values = np.array(channel, dtype=np.int32).reshape(-1)
+        values *= values
+        values *= weight
+        squares += values
     return squares
-
-
-@lru_cache(maxsize=1)
-def _tables() -> Integers:
-    squares: Integers = np.arange(256, dtype=np.int32) ** 2
-    tables: Integers = np.multiply.outer(np.array([241, 691, 68], dtype=np.int32), squares)
-    return tables
 
 
 def low_information(picture: PILImage.Image) -> float:
