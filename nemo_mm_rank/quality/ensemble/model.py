@@ -96,11 +96,12 @@ class LabelModel:
         alone = np.diag(shares)
         mu = start * np.random.RandomState(self.seed).random_sample()
         velocity = np.zeros_like(mu)
+        # Of the loss above, with P = I / 2 and p = (1/2, 1/2): what is of the third degree in mu, linear, constant.
+        linear = -2.0 * outside * shares + (2.0 * self.l2**2 + self.l2) * np.eye(2 * m)
+        both = np.full((2, 2), 0.5)
+        constant = -alone[:, None] - 2.0 * self.l2**2 * start
         for _ in range(self.epochs):
-            # Of the loss above, with P = I / 2 and p = (1/2, 1/2).
-            gradient = -2.0 * (outside * (shares - mu @ mu.T / 2)) @ mu
-            gradient += (mu.sum(axis=1) / 2 - alone)[:, None]
-            gradient += 2.0 * self.l2**2 * (mu - start) + self.l2 * mu
+            gradient = (outside * (mu @ mu.T)) @ mu + linear @ mu + mu @ both + constant
             velocity = _MOMENTUM * velocity + gradient
             mu = mu - self.lr * velocity
         least = min(0.01, 10.0 ** -np.ceil(np.log10(n)))
