@@ -41,7 +41,7 @@ def accumulate(embed: Embed, queries: Sequence[Features], targets: Sequence[Feat
     value.backward()  # type: ignore[no-untyped-call]
     for own, side in zip(parts, sides, strict=True):
         assert side.grad is not None  # noqa: S101 (the loss is of both sides)
-        for part, gradient in zip(own, side.grad.split(rows), strict=True):
+        for part, gradient in zip(own, torch.split(side.grad, rows), strict=True):
             part.embed(embed).backward(gradient)  # type: ignore[no-untyped-call]
     return float(value.detach())
 

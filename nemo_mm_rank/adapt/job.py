@@ -103,7 +103,7 @@ class _Adaptation:
         device = loader.pick_device(settings.device)
         arguments = settings.model.arguments
         # Not by the loader, which would hand out to others what is changed here.
-        encoder = self.encoder_class(**{**arguments, "device": device})  # type: ignore[arg-type]
+        encoder = self.encoder_class(**{**arguments, "device": device})
         encoder.model.requires_grad_(False)
         key = digest(
             [
@@ -115,7 +115,7 @@ class _Adaptation:
         records, adapters = [], []
         for number, stage in enumerate(settings.stages, 1):
             folder = self.folder / "stages" / f"{number}-{stage.name}"
-            pairs = Pairs.load(stage.run or settings.run, encoder.modalities)
+            pairs = Pairs.load(stage.run or settings.run, encoder.modalities | encoder.together)
             key = digest([key, stage.model_dump(mode="json", exclude={"run"}), pairs.digest])
             record = _read(folder / RECORD)
             if record.get("key") != key:

@@ -16,16 +16,17 @@ from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.parts import take_apart
 from nemo_mm_rank.media.rows import annotation_texts, iter_data
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.models.batches import Features
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.mamcl import modality_codes
 from nemo_mm_rank.projection.sample import hashes
 from nemo_mm_rank.run.finished import read_blend
-from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
-from nemo_mm_rank.steps import reason
+from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, modalities_of
+from nemo_mm_rank.steps import by_value, reason
 
 _SHARES = 10_000
 """Held-out shares are told apart to a hundredth of a percent."""
@@ -63,8 +64,8 @@ class Pairs:
     left_out: dict[int, str] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, run: str | Path, modalities: frozenset[str]) -> Pairs:
-        """Read the blend of a finished run; pairs of a modality that is not among ``modalities`` are left out.
+    def load(cls, run: str | Path, takes: frozenset[str]) -> Pairs:
+        """Read the blend of a finished run; pairs of a modality (or class of several) not in ``takes`` are left out.
 
         Raises:
             UserError: no finished run, or too few pairs that can be learnt from.
@@ -72,8 +73,8 @@ class Pairs:
         config, blend = read_blend(run)
         pairs = cls(frames.from_table(blend), config.media, table_digest(blend.drop_columns([MEDIA_ROOT])))
         for row, modality in enumerate(pairs.modality):
-            if modality not in modalities:
-                taken = ", ".join(sorted(modalities))
+            if modality not in takes:
+                taken = ", ".join(sorted(takes))
                 pairs.left_out[row] = reason("adapt", EmbeddingError(f"the model takes {taken}, not {modality}"))
         if len(pairs.usable) < 2:
             raise UserError(f"{run}: its blend has fewer than two pairs that the model takes")
@@ -118,15 +119,15 @@ class Pairs:
         data = [str(value) for value in frames.strings(self.frame, DATA)]
         return torch.stack([codes(side, len(data)) for side in (self.annotations, data)], dim=1)
 
-    def read(self, rows: Sequence[int]) -> tuple[list[int], list[str], list[Item]]:
+    def read(self, rows: Sequence[int]) -> tuple[list[int], list[str], list[Item | Items]]:
         """Return those of ``rows`` that can be read, with their annotations and their data; others are left out."""
         wanted = [row for row in rows if row not in self.left_out]
         some = self.frame.iloc[wanted]
         texts = annotation_texts(some, self.media)
-        items = iter_data(some, Opener(self.media), threads=self.media.threads)
+        items = self._data(some)
         good: list[int] = []
         said: list[str] = []
-        seen: list[Item] = []
+        seen: list[Item | Items] = []
         for row, text, item in zip(wanted, texts, items, strict=True):
             if isinstance(text, PairError):
                 self.left_out[row] = reason("adapt", text)
@@ -137,6 +138,18 @@ class Pairs:
                 said.append(text)
                 seen.append(item)
         return good, said, seen
+
+    def _data(self, some: Frame) -> list[Item | Items | PairError]:
+        opener, threads = Opener(self.media), self.media.threads
+        found: dict[int, Item | Items | PairError] = {}
+        for modality, rows in by_value([str(name) for name in frames.strings(some, MODALITY)]).items():
+            if len(modalities_of(modality)) == 1:
+                found.update(zip(rows, iter_data(some, opener, rows, threads=threads), strict=True))
+            else:
+                apart = take_apart(some, modality, rows)
+                found.update(apart.errors)
+                found.update(zip(apart.rows, apart.decoded(opener, threads), strict=True))
+        return [found[row] for row in range(len(some))]
 
     def prepare(self, rows: Sequence[int], encoder: ChatEncoder) -> Batch:
         """Read some pairs as ``encoder`` learns them; those that it cannot be shown are left out."""

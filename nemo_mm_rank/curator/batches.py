@@ -8,10 +8,12 @@ from nemo_curator.tasks import DocumentBatch
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     DATA_BYTES,
+    DATA_PARTS,
     DATA_SPANS,
     ERROR,
     FUSED,
     MEDIA_ROOT,
+    PARTS,
     SNS_REASON,
     SPANS,
     VECTOR,
@@ -22,6 +24,7 @@ from nemo_mm_rank.schema import (
 
 _OURS = {
     DATA_BYTES: pa.binary(),
+    DATA_PARTS: PARTS,
     MEDIA_ROOT: pa.string(),
     ERROR: pa.string(),
     DATA_SPANS: SPANS,

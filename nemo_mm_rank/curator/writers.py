@@ -27,7 +27,7 @@ from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.parquet import TEMPORARY, write_atomically
 from nemo_mm_rank.io.references import is_url
 from nemo_mm_rank.io.webdataset_writer import write_webdataset
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, MEDIA_ROOT
+from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT
 
 
 @dataclass(repr=False)
@@ -134,7 +134,7 @@ class WebDatasetWriter(_AtomicWriter):
 
     def _write(self, table: pa.Table, file: Path) -> None:
         if self.fields is not None:
-            wanted = dict.fromkeys([*CANONICAL, DATA_BYTES, MEDIA_ROOT, *self.fields])
+            wanted = dict.fromkeys([*CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, *self.fields])
             table = table.select([name for name in wanted if name in table.column_names or name in self.fields])
         media = parse(MediaSettings, self.media)
 

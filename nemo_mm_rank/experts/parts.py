@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.media.parts import Apart, Items
-from nemo_mm_rank.models.base import Encoded, Encoder
+from nemo_mm_rank.media.parts import Apart
+from nemo_mm_rank.models.base import Encoded, Encoder, Items
 
 LEAST = 1e-6
 """A shorter mean is that of parts whose vectors cancel each other out."""

@@ -177,7 +177,7 @@ class ExpertStep(Step):
         taken = {number for _, _, parts in ways for own in parts.values() for number in own}
         for number, kind in enumerate(modalities_of(modality)):
             if number not in taken and not any(one for _, one, _ in ways):
-                error = EmbeddingError(f"part {number + 1} ({kind}): no expert takes {kind} of {modality}")
+                error = EmbeddingError(f"{kind} part: no expert takes {kind}")
                 errors.update(dict.fromkeys(positions, error))
                 return
         apart = take_apart(rows, modality, positions)

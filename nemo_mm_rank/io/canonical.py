@@ -226,13 +226,13 @@ def _stamp_parts(several: Several, stamps: Ints, references: References, faults:
     """Fill in the stamps of rows whose data is in several parts, one for all of a row's files."""
     for row, parts in several.rows.items() if references.check_files else ():
         found: list[tuple[int, int]] = []
-        for number, (kind, data) in enumerate(parts, 1):
+        for kind, data in parts:
             if kind.is_media and len(parts) > 1 and row not in faults.found:
                 try:
                     found.append(references.stamp(data))
                 except MediaError as error:
                     expected = "a media file below the pool's root"
-                    faults.add([row], DATA, expected, f"{error} (part {number}: {kind})")
+                    faults.add([row], DATA, expected, f"{error} ({kind} part)")
         if found:
             stamps[row] = folded(found)
 

@@ -119,7 +119,7 @@ def _part(value: Any, number: int) -> Part:
         close = nearest(kind.lower(), Modality) if isinstance(kind, str) else ""
         raise _FaultError(MODALITY, f"one of {', '.join(Modality)}", f"{shown(kind)} (part {number}){close}")
     if not isinstance(data, str) or not data.strip():
-        raise _FaultError(DATA, "a non-empty string", f"{shown(data)} (part {number}: {kind})")
+        raise _FaultError(DATA, "a non-empty string", f"{shown(data)} ({kind} part)")
     return Modality(kind), data
 
 

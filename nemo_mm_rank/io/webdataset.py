@@ -36,7 +36,7 @@ from nemo_mm_rank.io.manifest import (
 )
 from nemo_mm_rank.io.references import MAX_TEXT_BYTES, is_url
 from nemo_mm_rank.media.tar import Place, place_of, walk
-from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, PAIR_ID, POOL, Modality
 
 JSON = ("json", "jsn")
 TEXTS = ("txt", "text", "transcript")
@@ -225,6 +225,7 @@ class _Reader:
                 raise _FaultError("row", "a field once", f"{extension!r} as a member and in the json")
             if extension not in JSON:
                 row[extension] = self._text(member) if extension in TEXTS else self._reference(member)
+        self._name_parts(row, sample.members)
         self._name_annotation(row)
         self._name_data(row, sample.members)
         if row.get(self._theirs(PAIR_ID)) is None:
@@ -250,6 +251,15 @@ class _Reader:
             if row.get(name) is not None and name not in fields.values():
                 row[ANNOTATION] = row.pop(name)
                 return
+
+    def _name_parts(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> None:
+        """Put the members that parts of the data name by their extension into these parts."""
+        for name in (self._theirs(DATA), DATA_PARTS):
+            parts = row.get(name)
+            for part in parts if isinstance(parts, list) else ():
+                extension = part.get(DATA) if isinstance(part, dict) else None
+                if isinstance(extension, str) and extension in members and extension in row:
+                    part[DATA] = row.pop(extension)
 
     def _name_data(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> None:
         """Put the member that is the pair's data into its field, with its modality, where nothing else is there."""

@@ -22,7 +22,7 @@ from nemo_mm_rank.io.blend import jsonable
 from nemo_mm_rank.io.parquet import TEMPORARY
 from nemo_mm_rank.io.webdataset import JSON, TEXTS, kind_of
 from nemo_mm_rank.media.source import open_source
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MEDIA_ROOT, MODALITY, PAIR_ID, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, modalities_of
 
 _ROWS = 256
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}")
@@ -40,7 +40,8 @@ def write_webdataset(
 
     A sample's key is its place in the blend (``00000001`` is the best). Its members: ``.json`` with the pair's columns,
     text and code among them; ``.txt`` with the annotation; and the media under the extension that they had (``.bin``
-    where that does not fit the modality). Equal pairs and media give equal bytes.
+    where that does not fit the modality), for a part of several with its number before (``.2.jpg``). Equal pairs and
+    media give equal bytes.
 
     Args:
         blend: canonical columns, any others, and where they are there ``data_bytes`` and ``media_root``.
@@ -133,12 +134,23 @@ def _fill(shards: _Shards, blend: pa.Table, media: MediaSettings, root: str) -> 
 def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, root: str) -> None:
     own, content = row.pop(MEDIA_ROOT, None), row.pop(DATA_BYTES, None)
     members: dict[str, IO[bytes]] = {"txt": BytesIO(row.pop(ANNOTATION).encode())}
-    if Modality(row[MODALITY]).is_media:
-        reference = row.pop(DATA)
+
+    def opened(reference: str) -> IO[bytes]:
         try:
-            members[_extension(reference, row[MODALITY])] = open_source(reference, own or root, media, content)
+            return open_source(reference, own or root, media, content)
         except MediaError as error:
             raise UserError(f"pair {row[PAIR_ID]!r}: {shown(reference)} {error}; no tar was written") from error
+
+    kinds = modalities_of(row[MODALITY])
+    if len(kinds) > 1:
+        for number, (kind, part) in enumerate(zip(kinds, row[DATA_PARTS], strict=True), 1):
+            if kind.is_media:
+                extension = f"{number}.{_extension(part[DATA], kind)}"
+                members[extension] = opened(part[DATA])
+                part[DATA] = extension
+    elif kinds[0].is_media:
+        reference = row.pop(DATA)
+        members[_extension(reference, row[MODALITY])] = opened(reference)
     members["json"] = BytesIO(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode())
     try:
         shards.add(key, members)

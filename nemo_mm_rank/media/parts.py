@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,11 +13,8 @@ from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import iter_data
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.base import Items
 from nemo_mm_rank.schema import DATA, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, MODALITY, SPANS, Modality, modalities_of
-
-Items: TypeAlias = tuple[Item, ...]
-"""The parts of one row, in the order of `Modality`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Apart:
 
     def named(self, number: int, error: PairError) -> PairError:
         """Return the error of a part as the row's own, with the part in its message."""
-        return type(error)(f"part {number + 1} ({self.kinds[number]}): {error}")
+        return type(error)(f"{self.kinds[number]} part: {error}")
 
 
 def take_apart(rows: Frame, modality: str, positions: Sequence[int]) -> Apart:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, overload
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings
@@ -15,7 +15,7 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.segment import Span
 from nemo_mm_rank.media.spans import kept_text
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,
@@ -85,12 +85,21 @@ def iter_data(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-T = TypeVar("T", Item, tuple[Item, ...])
+@overload
+def in_chunks(  # type: ignore[overload-overlap]  # nothing but errors would fit both
+    decoded: Iterable[tuple[int, Item | PairError]], errors: dict[int, PairError], most: int, weight: int
+) -> Iterator[tuple[list[int], list[Item]]]: ...
+
+
+@overload
+def in_chunks(
+    decoded: Iterable[tuple[int, Items | PairError]], errors: dict[int, PairError], most: int, weight: int
+) -> Iterator[tuple[list[int], list[Items]]]: ...
 
 
 def in_chunks(
-    decoded: Iterable[tuple[int, T | PairError]], errors: dict[int, PairError], most: int, weight: int
-) -> Iterator[tuple[list[int], list[T]]]:
+    decoded: Iterable[tuple[int, Any]], errors: dict[int, PairError], most: int, weight: int
+) -> Iterator[tuple[list[int], list[Any]]]:
     """Gather decoded items until they are many or heavy, so that a bounded number of them is held at a time.
 
     Args:
@@ -103,7 +112,7 @@ def in_chunks(
         The rows of a chunk, and their items.
     """
     rows: list[int] = []
-    items: list[T] = []
+    items: list[Any] = []
     bulk, held = 0.0, 0
     for row, item in decoded:
         if isinstance(item, PairError):

@@ -15,6 +15,9 @@ from nemo_mm_rank.schema import Modality
 Item: TypeAlias = str | Image | Audio | Video
 """One side of a pair, decoded: text and code are plain strings."""
 
+Items: TypeAlias = tuple[Item, ...]
+"""Data of several parts, in the order of `Modality`."""
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeAlias, TypeVar
 import torch
 
 from nemo_mm_rank.errors import PairError
-from nemo_mm_rank.models.base import Described, Describer, Encoded, Encoder, Item, encode_queries, taken_together
+from nemo_mm_rank.models.base import Described, Describer, Encoded, Encoder, Item, Items, encode_queries, taken_together
 from nemo_mm_rank.models.contract import answering, told, usable
 
 Key: TypeAlias = tuple[str, bytes]
@@ -19,7 +19,7 @@ V = TypeVar("V")
 QUERY = "query"
 
 
-def item_key(item: Item | tuple[Item, ...], modality: str) -> Key:
+def item_key(item: Item | Items, modality: str) -> Key:
     """Return what tells ``item`` from others: its modality, and a digest of the text or the segment's own key.
 
     Of several parts it is a digest of theirs.

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models.adapter import adapter_revision, merge_adapter
-from nemo_mm_rank.models.base import Encoded, Item
+from nemo_mm_rank.models.base import Encoded, Item, Items
 from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, joined, text_rows
 from nemo_mm_rank.models.contract import support, usable
 from nemo_mm_rank.models.equal_shapes import EqualShapes
@@ -47,9 +47,6 @@ KINDS: dict[type, Modality] = {
 }
 WORDS = {Modality.TEXT: "sentence"}
 """What a modality is called in the prompt, where that is not its name."""
-
-Fused: TypeAlias = tuple[str, Image | Video | Audio]
-"""A text and what it belongs to, embedded as one."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class ChatEncoder:
         """The model of transformers, in whose place others may be put to be learnt."""
         return self._model
 
-    def encode(self, items: Sequence[Item | Fused], modality: str | None = None) -> Encoded:
+    def encode(self, items: Sequence[Item | Items], modality: str | None = None) -> Encoded:
         """Embed ``items``; ``vectors`` is on the model's device.
 
         Args:
@@ -176,7 +173,7 @@ class ChatEncoder:
             support(self, modality)
         return self._encode(items, self._chat.passage)
 
-    def _encode(self, items: Sequence[Item | Fused], before: str) -> Encoded:
+    def _encode(self, items: Sequence[Item | Items], before: str) -> Encoded:
         for kind in {kind for item in items for kind in _kinds(item)}:
             support(self, kind)
         vectors = torch.full((len(items), self.dim), float("nan"), device=self._device)
@@ -221,7 +218,7 @@ class ChatEncoder:
             self._states, {"input_ids": input_ids, "attention_mask": attention_mask, **pixels, **grid}
         )
 
-    def features(self, item: Item | Fused) -> Features:
+    def features(self, item: Item | Items) -> Features:
         """Return what the model takes of one item, to be learnt from.
 
         Raises:
@@ -301,15 +298,15 @@ class ChatEncoder:
         text: str = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=self._chat.asks)
         return text + self._chat.ending
 
-    def _reading(self, item: Item | Fused, before: str) -> Callable[[], Features]:
+    def _reading(self, item: Item | Items, before: str) -> Callable[[], Features]:
         """Return what makes the features of an item of media, once its turn has come.
 
         Raises:
             PairError: it cannot be shown.
         """
-        text, media = item if isinstance(item, tuple) else (None, item)
-        if isinstance(media, str):
-            raise ModelError("a text and its media are expected, not two texts")
+        text, media = item if isinstance(item, tuple) and len(item) == 2 else (None, item)
+        if isinstance(media, (str, tuple)) or not (text is None or isinstance(text, str)):
+            raise ModelError(f"a text and its media are expected, not {' and '.join(_kinds(item))}")
         if isinstance(media, Audio):
             if not len(media.samples):
                 raise EmbeddingError("holds no samples")
@@ -344,7 +341,7 @@ def pool_tokens(hidden: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch
     return (hidden.float() * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
-def _kinds(item: Item | Fused) -> list[Modality]:
+def _kinds(item: Item | Items) -> list[Modality]:
     parts = item if isinstance(item, tuple) else (item,)
     for part in parts:
         if type(part) not in KINDS:

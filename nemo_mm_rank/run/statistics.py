@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.config import ModelSpec
@@ -16,7 +16,7 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import Shards, digest
-from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, Modality
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,20 @@ class _Count:
     name: str = "count"
 
     def __call__(self, part: int) -> tuple[npt.NDArray[np.int64], int, int]:
-        table = self.shards.read(part, [MODALITY, DATA, ANNOTATION])
-        textual = pc.is_in(table[MODALITY], value_set=_strings([Modality.TEXT, Modality.CODE]))
-        texts = table[ANNOTATION].to_pylist() + table[DATA].filter(textual).to_pylist()
+        table = self.shards.read(part, [MODALITY, DATA, ANNOTATION, DATA_PARTS])
+        texts = table[ANNOTATION].to_pylist() + _textual(table[MODALITY], table[DATA])
+        if DATA_PARTS in table.column_names:
+            parts = pc.list_flatten(table[DATA_PARTS])
+            texts += _textual(*(pc.struct_field(parts, name) for name in (MODALITY, DATA)))
         model = loader.load(self.model, self.spec.class_, self.spec.arguments)
         return model.count(texts), len(texts), table.num_rows
 
 
-def _strings(values: list[Modality]) -> Any:
-    import pyarrow as pa
-
-    return pa.array([str(value) for value in values])
+def _textual(modality: pa.ChunkedArray, data: pa.ChunkedArray) -> list[str]:
+    """Return the data that is text or code."""
+    words = pa.array([str(Modality.TEXT), str(Modality.CODE)])
+    texts: list[str] = data.filter(pc.is_in(modality, value_set=words)).to_pylist()
+    return texts
 
 
 def fit_statistics(

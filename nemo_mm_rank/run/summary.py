@@ -83,7 +83,7 @@ def rows_table(manifest: Mapping[str, Any]) -> Table:
     """Return one line per step and one column per modality: pairs in, and what became of them."""
     counts = manifest["counts"]
     modalities = sorted(counts["pool"]["in"])
-    table = _table("Pairs", ["step", *modalities, "all"])
+    table = _table("Pairs", ["step", *(name.replace("+", "+\n") for name in modalities), "all"])
 
     def line(name: str, by_modality: Mapping[str, int], style: str = "") -> None:
         cells = [f"{by_modality.get(modality, 0):,}" for modality in modalities]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
 from nemo_mm_rank.experts.expert import Expert, build
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.parts import take_apart
 from nemo_mm_rank.media.rows import annotation_texts, iter_data
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoder, Grounder, Item
@@ -24,16 +25,20 @@ from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,
     DATA_BYTES,
+    DATA_PARTS,
     DATA_SPANS,
     MEDIA_ROOT,
     MODALITY,
     SNS_REASON,
     SPANS,
     Modality,
+    known_class,
+    modalities_of,
 )
 from nemo_mm_rank.sns.components import components, load_parser, parser_revision
 from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
 from nemo_mm_rank.sns.media import media_side
+from nemo_mm_rank.sns.parts import side_by_side, together
 from nemo_mm_rank.sns.relevance import Parts, embed_parts
 from nemo_mm_rank.sns.sides import Selector, Side
 from nemo_mm_rank.sns.split import CharSpan, block_spans, sentence_spans
@@ -52,7 +57,8 @@ class SNSStep(Step):
     annotation that the data supports; bidirectional does both, each from the original pair. A candidate has to pass
     the gate: the data that is left against the whole annotation, the whole data against the annotation that is left,
     and what is left of both against each other. Where the last is refused the better single direction stands, where
-    none passes the pair stays as it is. Media are not rewritten: decoders apply the spans.
+    none passes the pair stays as it is. Of data of several parts each is trimmed by itself first. Media
+    are not rewritten: decoders apply the spans.
 
     ``sns_before`` and ``sns_after`` are the cosine of data and annotation in the expert's space, of the original
     and of what was kept. A pair whose data or annotation has no vector is quarantined.
@@ -78,7 +84,7 @@ class SNSStep(Step):
     @property
     def uses(self) -> tuple[str, ...]:
         """Where media are to be found."""
-        return (DATA_BYTES, MEDIA_ROOT)
+        return (DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -125,21 +131,24 @@ class SNSStep(Step):
         decisions = Decisions(len(rows))
         annotations = annotation_texts(rows, self.media, use_spans=False)
         for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            if modality not in set(Modality):
+            if not known_class(modality):
                 error = EmbeddingError(f"modality {modality!r} is not one of {', '.join(Modality)}")
                 decisions.errors.update(dict.fromkeys(positions, error))
             elif self.settings.mode == "off":
                 decisions.leave(positions, "mode is off")
             elif (encoder := self._shared_encoder(modality)) is None:
                 decisions.leave(positions, f"expert {self.expert.name} has no space for {modality} and text")
+            elif len(modalities_of(modality)) > 1:
+                self._trim_parts(rows, modality, positions, annotations, encoder, decisions)
             else:
                 self._trim(rows, modality, positions, annotations, encoder, decisions)
         return decisions.added()
 
     def _shared_encoder(self, modality: str) -> Encoder | None:
-        """Return the encoder that puts ``modality`` and text into one space, where the expert has one."""
-        encoder = self._expert.encoder(modality)
-        return encoder if encoder is not None and Modality.TEXT in encoder.modalities else None
+        """Return the encoder that puts ``modality`` (all of its parts) and text into one space, where there is one."""
+        found = {self._expert.encoder(part) for part in modalities_of(modality)}
+        encoder = found.pop()
+        return encoder if encoder is not None and not found and Modality.TEXT in encoder.modalities else None
 
     def _trim(
         self,
@@ -151,7 +160,6 @@ class SNSStep(Step):
         decisions: Decisions,
     ) -> None:
         """Trim the pairs of one modality at ``positions``."""
-        settings = self.settings
         pairs = [(row, text) for row in positions if isinstance(text := annotations[row], str)]
         decisions.errors.update((row, error) for row in positions if isinstance(error := annotations[row], TextError))
         opener = Opener(self.media, frames=DENSITY * self.media.video_frames)
@@ -166,25 +174,83 @@ class SNSStep(Step):
             return
 
         texts = [text for _, text in pairs]
-        sentences = Texts.embed(texts, sentence_spans if self._backward else _unsplit, encoder, Modality.TEXT)
-        select = Selector(settings, settings.tau.get(Modality(modality), settings.tau_forward))
+        sentences = self._sentences(texts, encoder)
+        items: Iterable[Item | PairError] = decoded if Modality(modality).is_media else documents
+        data_side, parts = self._cut_data(items, texts, modality, encoder)
+        annotation_side = self._cut_annotations(sentences, parts, encoder)
+        decisions.take([row for row, _ in pairs], data_side, annotation_side, self.settings)
+
+    def _trim_parts(
+        self,
+        rows: Frame,
+        modality: str,
+        positions: Sequence[int],
+        annotations: Sequence[str | TextError],
+        encoder: Encoder,
+        decisions: Decisions,
+    ) -> None:
+        """Trim the pairs of one class of several parts at ``positions``: each part by itself, then all together."""
+        decisions.errors.update((row, error) for row in positions if isinstance(error := annotations[row], TextError))
+        apart = take_apart(rows, modality, [row for row in positions if row not in decisions.errors])
+        decisions.errors.update(apart.errors)
+        opener = Opener(self.media, frames=DENSITY * self.media.video_frames)
+        # Texts are read before anything is embedded: where one cannot be, there is no pair to trim.
+        documents = {
+            number: list(iter_data(apart.frames[number], opener, use_spans=False))
+            for number, kind in enumerate(apart.kinds)
+            if not kind.is_media
+        }
+        for number, read in documents.items():
+            for row, item in zip(apart.rows, read, strict=True):
+                if isinstance(item, PairError):
+                    decisions.errors.setdefault(row, apart.named(number, item))
+        kept = [at for at, row in enumerate(apart.rows) if row not in decisions.errors]
+        if not kept:
+            return
+        chosen = [apart.rows[at] for at in kept]
+        texts = [str(annotations[row]) for row in chosen]
+        sentences = self._sentences(texts, encoder)
+        sides: list[Side] = []
+        parts: list[Parts] = []
+        for number, kind in enumerate(apart.kinds):
+            frame, threads = apart.frames[number], self.media.threads
+            items: Iterable[Item | PairError] = (
+                iter_data(frame, opener, kept, use_spans=False, threads=threads)
+                if kind.is_media
+                else [documents[number][at] for at in kept]
+            )
+            side, own = self._cut_data(items, texts, kind, encoder)
+            sides.append(side)
+            parts.append(own)
+        data_side = together(apart, sides, sentences.whole, self.settings)
+        annotation_side = self._cut_annotations(sentences, side_by_side(parts), encoder)
+        decisions.take(chosen, data_side, annotation_side, self.settings)
+
+    def _sentences(self, texts: Sequence[str], encoder: Encoder) -> Texts:
+        return Texts.embed(texts, sentence_spans if self._backward else _unsplit, encoder, Modality.TEXT)
+
+    def _cut_annotations(self, sentences: Texts, parts: Parts, encoder: Encoder) -> Side:
+        """Keep the sentences that the data's parts support."""
+        if not self._backward:
+            return sentences.untrimmed()
+        select = Selector(self.settings, self.settings.tau_backward)
+        return sentences.trim(parts, select, "annotation sentences", " ", encoder, Modality.TEXT)
+
+    def _cut_data(
+        self, items: Iterable[Item | PairError], annotations: Sequence[str], modality: str, encoder: Encoder
+    ) -> tuple[Side, Parts]:
+        """Keep what the annotations find of data of one modality; return that, and what the data consists of."""
+        select = Selector(self.settings, self.settings.tau.get(Modality(modality), self.settings.tau_forward))
         if Modality(modality).is_media:
-            data_side = self._cut_media(decoded, texts, modality, encoder, select)
-            parts = Parts(data_side.whole, np.ones(len(pairs), dtype=np.int64))
-        else:
-            split = block_spans if modality == Modality.CODE else sentence_spans
-            document = Texts.embed(documents, split, encoder, modality)
-            data_side = self._cut_texts(document, texts, modality, encoder, select)
-            parts = document.parts
-        annotation_side = sentences.untrimmed()
-        if self._backward:
-            select = Selector(settings, settings.tau_backward)
-            annotation_side = sentences.trim(parts, select, "annotation sentences", " ", encoder, Modality.TEXT)
-        decisions.take([row for row, _ in pairs], data_side, annotation_side, settings)
+            side = self._cut_media(items, annotations, modality, encoder, select)
+            return side, Parts(side.whole, np.ones(len(annotations), dtype=np.int64))
+        split = block_spans if modality == Modality.CODE else sentence_spans
+        document = Texts.embed([item for item in items if isinstance(item, str)], split, encoder, modality)
+        return self._cut_texts(document, annotations, modality, encoder, select), document.parts
 
     def _cut_media(
         self,
-        decoded: Iterator[Item | PairError],
+        decoded: Iterable[Item | PairError],
         annotations: Sequence[str],
         modality: str,
         encoder: Encoder,

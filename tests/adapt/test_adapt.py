@@ -168,7 +168,7 @@ def test_the_stages_one_after_the_other_are_the_one_adapter(adapted: Adapted, ba
 
 
 def test_loaded_again_it_gives_the_same_vectors(adapted: Adapted, base: Path) -> None:
-    arguments = {"path": str(base), "adapter": str(adapted.adapter)}
+    arguments: dict[str, Any] = {"path": str(base), "adapter": str(adapted.adapter)}
     first = UniteEncoder(**arguments).encode(["it is red", "green"]).vectors
     again = UniteEncoder(**arguments)
     assert torch.equal(again.encode(["it is red", "green"]).vectors, first)
@@ -216,7 +216,7 @@ def test_pairs_that_cannot_be_learnt_are_quarantined(adapted: Adapted) -> None:
             ("hum", "adapt", "EmbeddingError"),
         ]
         said = dict(zip(lost["pair_id"], lost["message"], strict=True))
-        assert said["hum"] == "the model takes image, text, video, not audio"
+        assert said["hum"] == "the model takes image, text, text+image, text+video, video, not audio"
         assert said["gone"] == "'gone.png': does not exist"
     assert [stage["left_out"] for stage in adapted.record["stages"]] == [2, 2]
 
@@ -252,7 +252,7 @@ def test_a_stage_that_is_broken_off_ends_with_the_same_bytes(run: Run, base: Pat
     def once(advance: Any) -> dict[str, torch.Tensor]:
         encoder = small(base)
         encoder.model.requires_grad_(False)
-        pairs = Pairs.load(run.folder, encoder.modalities)
+        pairs = Pairs.load(run.folder, encoder.modalities | encoder.together)
         learnt, _ = pairs.split(0.0, 2, 0)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)

@@ -281,7 +281,7 @@ def test_sound_is_refused(folder: Path) -> None:
         with pytest.raises(ModelError, match="takes image, text, video, not audio"):
             encoder.encode(items, modality)
     strange: list[Any] = [("a cat", "a dog"), 7]
-    for item, said in zip(strange, ["not two texts", "not int"], strict=True):
+    for item, said in zip(strange, ["not text and text", "not int"], strict=True):
         with pytest.raises(ModelError, match=said):
             encoder.encode([item])
 
