@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.evaluation.geometry import Array, matched_gap, modality_gap, potentials, ranks
-from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, centred_interval, bootstrap_interval
+from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, bootstrap_interval, centred_interval
 
 RECALLS = (1, 5, 10)
 

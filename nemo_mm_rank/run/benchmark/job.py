@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.parquet import write_json, write_table, write_text
+from nemo_mm_rank.report import write_report
 from nemo_mm_rank.run.benchmark import measures, tables
 from nemo_mm_rank.run.benchmark.blends import Blend
 from nemo_mm_rank.run.benchmark.cost import measured
@@ -107,7 +109,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
             run = RunFolder.at(bench.run(strategy.sns))
             shards = State.load(run).open(run)
             rows += measures.of_spaces(bench, strategy, shards, config.seeds[0])
-    return _write(config, folder, source, budget, blends, measures.table(rows))
+    return _write(config, folder, source, budget, blends, measures.table(rows), reporter)
 
 
 def _part(blend: Blend) -> str:
@@ -120,6 +122,7 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
     config, folder = bench.config, bench.folder / "blends"
     made = [bench.shards.key(part) for part in range(bench.shards.count)]
     settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
+    here = isinstance(bench.engine, SerialEngine)
     blends, keys = [], []
     for strategy in config.strategies:
         wanted = [(seed, digest([made, settings, strategy, seed])) for seed in config.seeds]
@@ -128,7 +131,7 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
             for seed, key in wanted:
                 blend = found[seed]
                 if blend is None:
-                    with measured(seed == config.seeds[0], isinstance(bench.engine, SerialEngine)) as cost:
+                    with measured(config.cold and seed == config.seeds[0], here) as cost:
                         ids = choose(bench, strategy, seed)
                     blend = Blend.of(strategy, seed, ids, cost)
                     blend.save(folder, key)
@@ -140,13 +143,19 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
 
 _NO_MATTER = {
     *("engine", "output", "strategies", "seeds", "downstream", "bootstrap"),
-    *("jsonl", "shards", "rows_per_shard"),
+    *("cold", "jsonl", "shards", "rows_per_shard"),
 }
 """Settings that change nothing of what one strategy chooses under one seed."""
 
 
 def _write(
-    config: BenchmarkConfig, folder: Path, source: Source, budget: int, blends: list[Blend], results: pa.Table
+    config: BenchmarkConfig,
+    folder: Path,
+    source: Source,
+    budget: int,
+    blends: list[Blend],
+    results: pa.Table,
+    reporter: Reporter,
 ) -> Outcome:
     found = tables.Results(results, config.seeds)
     table, cost = tables.table1(found, config, source, budget), tables.cost_table(found, config)
@@ -164,4 +173,8 @@ def _write(
             "blends": {f"{blend.strategy}-{blend.seed}": blend.digest for blend in blends},
         },
     )
+    try:
+        write_report(folder)
+    except UserError as error:  # the extra is missing: the figures are there all the same
+        reporter.say(f"no report: {error}")
     return Outcome(folder, results, table, cost)

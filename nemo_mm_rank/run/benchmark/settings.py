@@ -9,10 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BeforeValidator, Field, model_validator
 
-from nemo_mm_rank.config import Config, Pools, Settings
+from nemo_mm_rank.config import OFF, Config, Pools, Settings
 from nemo_mm_rank.downstream.settings import DownstreamSettings, SmallSettings
 from nemo_mm_rank.evaluation.planting import PlantSettings
 from nemo_mm_rank.quality import TraditionalSettings
+from nemo_mm_rank.quality.dedup import DuplicateSettings
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
+from nemo_mm_rank.quality.operators import OperatorSettings
 
 
 class Strategy(StrEnum):
@@ -80,6 +83,14 @@ class StratifiedSettings(Settings):
     shares: Literal["proportional", "equal"] = Field("equal", description="of the groups in the blend")
 
 
+class EcoDatumSettings(Settings):
+    """What EcoDatum's ensemble is made of; see `run.ecodatum`."""
+
+    operators: OperatorSettings = Field(default_factory=OperatorSettings)
+    duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
+    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
+
+
 def _seeds(value: Any) -> Any:
     return tuple(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -90,7 +101,7 @@ class BenchmarkConfig(Config):
     pools: Pools = ()
     output: str = "nemo-mm-rank-benchmark"
     demo: int | None = Field(None, ge=5, description="pairs of each modality of the built-in pool, in place of pools")
-    strategies: tuple[Strategy, ...] = Field(tuple(one for one in Strategy if one != Strategy.ECODATUM), min_length=1)
+    strategies: tuple[Strategy, ...] = Field(tuple(Strategy), min_length=1)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds)] = Field(
         (0, 1, 2, 3, 4), min_length=1, description="or how many, from 0 on"
     )
@@ -99,7 +110,11 @@ class BenchmarkConfig(Config):
     validation: ValidationSettings = Field(default_factory=ValidationSettings)
     stratified: StratifiedSettings = Field(default_factory=StratifiedSettings)
     traditional: TraditionalSettings = Field(default_factory=TraditionalSettings)
+    ecodatum: EcoDatumSettings = Field(default_factory=EcoDatumSettings)
     downstream: DownstreamSettings = Field(default_factory=SmallSettings)
+    cold: bool = Field(
+        True, description="each strategy starts without models, so that its cost is its own; or it has what is loaded"
+    )
     bootstrap: int = Field(1000, ge=100, description="samples for the intervals of the geometry")
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from nemo_mm_rank.evaluation.selection import Labels, selection
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.ranking import rank
 from nemo_mm_rank.ranking.score import PREFIX, component
-from nemo_mm_rank.run import curation, traditional
+from nemo_mm_rank.run import curation, ecodatum, traditional
 from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig, Strategy, StratifiedSettings
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.folder import RunFolder
@@ -215,9 +215,18 @@ def _by_one(bench: Bench, scored: Shards, expert: str, cosines: Sequence[str]) -
     return _ids(rank(scored, own, settings, Budget(count=bench.budget)).chosen[PAIR_ID].to_pylist())
 
 
-def _ecodatum(bench: Bench, _: Strategy, seed: int) -> list[str]:
-    """Choose by an ensemble of quality operators, as EcoDatum does."""
-    raise UserError("ecodatum: not there yet")
+def _ecodatum(bench: Bench, _: Strategy, __: int) -> list[str]:
+    """Fill the budget by EcoDatum's ensemble, which knows neither query nor seed, from what ranked has embedded."""
+    run = bench.curate("off", bench.config.seeds[0]).folder
+    config = ecodatum.EcoDatumConfig(
+        run=str(run),
+        budget=Budget(count=bench.budget),
+        output=str(bench.run("ecodatum")),
+        media=bench.config.media,
+        models=bench.config.models,
+        **dict(bench.config.ecodatum),
+    )
+    return _ids(ecodatum.curate(config, bench.console, bench.engine).blend[PAIR_ID])
 
 
 def _ids(values: Any) -> list[str]:

@@ -146,8 +146,8 @@ def _compared(results: Results, measure: str, ours: Sequence[str], theirs: Seque
     head = ["difference", "mean", "95 % interval", "p", "p (Holm)", "says"]
     note = (
         "Paired by seed: the same seed is the same start, order and number of tokens. A difference is separable where "
-        "its interval excludes 0; Holm's p value is adjusted for the number of comparisons. What no seed changes has an "
-        "interval without width."
+        "its interval excludes 0; Holm's p value is adjusted for the number of comparisons. What no seed changes has "
+        "an interval without width."
     )
     return f"## {title}: differences\n\n{markdown(head, rows)}\n\n{note}"
 
@@ -243,8 +243,9 @@ def cost_table(results: Results, config: BenchmarkConfig) -> str:
             ]
         )
     note = (
-        "First seed: models not yet loaded; later ones find the embeddings, and fit and rank anew. best-expert, and "
-        "stratified by cluster, read what ranked has embedded. Peak: resident memory of this process."
+        f"First seed: {'no model is loaded' if config.cold else 'what others before it have seen is remembered'}; later "
+        "ones find the embeddings, and fit and rank anew. best-expert, ecodatum, and stratified by cluster read what "
+        "ranked has embedded. Peak: resident memory of this process; like model items, only where no workers are used."
     )
     return f"## Cost\n\n{markdown(head, rows)}\n\n{note}\n"
 
