@@ -2,9 +2,10 @@
 
     python -m benchmarks.mamcl [--seeds 0 1 2] [--folder FOLDER]
 
-Annotations search the data of their fold, embedded by the network that saw none of them. *Same*: among the data of the
-own modality; *mixed*: among all; *calibrated*: among all, scores standardised per query and modality. AP is that of the
-whole ranking, with the calibration that the run chooses by itself and with none.
+Annotations search the data of their fold, embedded by the network that saw none of them: among the data of the own
+modality (*same*), or among all (*mixed*), as they are or with the scores of each modality calibrated, per query, to
+those of its annotations (*matched*, the own one left out) or to mean 0 and deviation 1 (*zscore*). AP by the fused
+cosine alone under the same three, and by the whole ranking.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import real_pool
-from benchmarks.quality import precision
+from benchmarks.quality import precision, relevant
 from nemo_mm_rank import curate, frames, rank
+from nemo_mm_rank.config import Config, parse
+from nemo_mm_rank.evaluation import average_precision
+from nemo_mm_rank.experts.expert import load_encoder
+from nemo_mm_rank.models.base import encode_queries
 from nemo_mm_rank.projection import AGREEMENT, folds_of
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.schema import ANNOTATION, FUSED, MODALITY, annotation_column
@@ -37,59 +42,84 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "MAMCL, contrastive": {"mamcl_weight": 1, "alignment_weight": 0, "residual_bias_weight": 0},
     "MAMCL, default": {"mamcl_weight": 1},
 }
-COLUMNS = ("same R@1", "same R@10", "mixed R@1", "mixed R@10", "calibrated R@1", "calibrated R@10", "wrong modality")
+HOW = ("off", "matched", "zscore")
+QUERIES = {"scenes": real_pool.SCENES, "dog": real_pool.DOG}
 
 
-def standardised(scores: torch.Tensor, modality: torch.Tensor) -> torch.Tensor:
-    """Return ``(q, n)`` scores standardised for each query over the items of each modality."""
+def calibrated(
+    scores: torch.Tensor, modality: torch.Tensor, how: str, annotations: torch.Tensor, own: bool = False
+) -> torch.Tensor:
+    """Return ``(q, n)`` scores, calibrated for each query over the items of each modality.
+
+    Args:
+        scores: ``(q, n)``.
+        modality: ``(n,)`` codes.
+        how: see `HOW`.
+        annotations: ``(q, n)`` scores of the items' annotations.
+        own: query i is the annotation of item i, which must not tell of what modality its item is.
+    """
+    if how == "off":
+        return scores
     out = torch.zeros_like(scores)
     for code in modality.unique():
-        own = modality == code
-        part = scores[:, own]
-        spread = part.std(1, correction=0, keepdim=True).clamp(min=1e-6)
-        out[:, own] = (part - part.mean(1, keepdim=True)) / spread
+        mine = modality == code
+        part, reference = scores[:, mine], annotations[:, mine]
+        if own:
+            reference = reference.masked_fill(torch.eye(len(scores), dtype=torch.bool)[:, mine], float("nan"))
+        mean, spread = part.mean(1, keepdim=True), part.std(1, correction=0, keepdim=True).clamp(min=1e-6)
+        out[:, mine] = (part - mean) / spread
+        if how == "matched":
+            there = reference.nanmean(1, keepdim=True)
+            out[:, mine] = out[:, mine] * (reference - there).square().nanmean(1, keepdim=True).sqrt() + there
     return out
 
 
-def ranks(scores: torch.Tensor, among: torch.Tensor | None = None) -> torch.Tensor:
-    """Return how many items stand before each query's own one, those in ``among`` only; ties count half."""
+def found(scores: torch.Tensor, among: torch.Tensor | None = None) -> dict[int, torch.Tensor]:
+    """Return k -> for each query whether its own item is among the best k (of those in ``among``); ties count half."""
     own = scores.diagonal()[:, None]
     before = (scores > own).double() + 0.5 * ((scores == own) & ~torch.eye(len(scores), dtype=torch.bool)).double()
-    return (before if among is None else before * among).sum(1)
+    place = (before if among is None else before * among).sum(1)
+    return {k: (place < k).double() for k in (1, 10)}
 
 
 def recalls(data: torch.Tensor, annotations: torch.Tensor, modality: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return for every query of one fold whether it found its own data, by column."""
-    scores = F.normalize(annotations, dim=1) @ F.normalize(data, dim=1).T
-    same = modality[:, None] == modality
-    places = {"same": ranks(scores, same), "mixed": ranks(scores), "calibrated": ranks(standardised(scores, modality))}
-    found = {f"{name} R@{k}": (place < k).double() for name, place in places.items() for k in (1, 10)}
-    return found | {"wrong modality": (modality[scores.argmax(1)] != modality).double()}
+    scores, texts = annotations @ data.T, annotations @ annotations.T
+    columns = {f"same R@{k}": hit for k, hit in found(scores, modality[:, None] == modality).items()}
+    for how in HOW:
+        hits = found(calibrated(scores, modality, how, texts, own=True))
+        columns |= {f"mixed R@{k}{'' if how == 'off' else ', ' + how}": hit for k, hit in hits.items()}
+    return columns | {"wrong modality": (modality[scores.argmax(1)] != modality).double()}
 
 
-def measure(result: Result, seed: int, folds: int) -> dict[str, float]:
-    """Return the mean over all pairs, each searched for in its own fold."""
-    frame = result.pairs([ANNOTATION, MODALITY, FUSED, annotation_column("minilm"), AGREEMENT])
-    frame = frame[frame[AGREEMENT].notna()]
-    texts, modality = frame[ANNOTATION].to_list(), torch.from_numpy(np.unique(frame[MODALITY], return_inverse=True)[1])
-    data, annotations = (frames.vectors(frame, name).values for name in (FUSED, annotation_column("minilm")))
-    fold = torch.from_numpy(folds_of(texts, folds, seed))
+def measure(result: Result, seed: int, folds: int, queries: torch.Tensor) -> dict[str, float]:
+    """Return recall, each pair searched for in its own fold, and the AP of the fused cosine with ``queries``."""
+    anchor = annotation_column("minilm")
+    frame = result.pairs([ANNOTATION, MODALITY, FUSED, anchor, AGREEMENT])
+    frame = frame[frame[AGREEMENT].notna()].reset_index(drop=True)
+    modality = torch.from_numpy(np.unique(frame[MODALITY], return_inverse=True)[1])
+    data, annotations = (F.normalize(frames.vectors(frame, name).values, dim=1) for name in (FUSED, anchor))
+    fold = torch.from_numpy(folds_of(frame[ANNOTATION].to_list(), folds, seed))
     parts = [recalls(data[fold == k], annotations[fold == k], modality[fold == k]) for k in range(folds)]
-    return {name: float(torch.cat([part[name] for part in parts]).mean()) for name in COLUMNS}
+    means = {name: float(torch.cat([part[name] for part in parts]).mean()) for name in parts[0]}
+    for how in HOW:
+        scores = calibrated(queries @ data.T, modality, how, queries @ annotations.T)
+        for row, (name, text) in enumerate(QUERIES.items()):
+            means[f"AP {name}, fused, {how}"] = average_precision(scores[row].numpy(), relevant(frame, text))
+    return means
 
 
 def one(folder: Path, seed: int, changes: Mapping[str, float]) -> dict[str, float]:
     """Fit with one objective and seed, and measure."""
-    result = curate(config=real_pool.settings(folder, seed=seed, budget="100%", projection=changes), progress=False)
-    found = measure(result, seed, folds=4)
-    chosen = result.manifest["ranking"]["settings"]["calibration"]
-    for query, name in ((real_pool.SCENES, "scenes"), (real_pool.DOG, "dog")):
-        off = precision(rank(folder, query, ranking={"calibration": "off"}).blend, query)
-        found[f"AP {name}, off"] = off
-        found[f"AP {name}"] = off if chosen == "off" else precision(rank(folder, query).blend, query)
-        fused = {"weights": {"fused": 1.0}, "calibration": "off"}
-        found[f"AP {name}, fused alone"] = precision(rank(folder, query, ranking=fused).blend, query)
-    return found
+    config = parse(Config, real_pool.settings(folder, seed=seed, budget="100%", projection=changes))
+    result = curate(config=config, progress=False)
+    vectors = encode_queries(load_encoder("minilm", config.models), list(QUERIES.values())).vectors.cpu()
+    means = measure(result, seed, config.projection.folds, F.normalize(vectors, dim=1))
+    for how in HOW if config.projection.only_mamcl else HOW[:1]:
+        for name, text in QUERIES.items():
+            blend = rank(folder, text, ranking={"calibration": how}).blend
+            means[f"AP {name}, ranking, {how}"] = precision(blend, text)
+    return means
 
 
 def main() -> None:
@@ -101,22 +131,22 @@ def main() -> None:
         sys.exit(f"skipped: {reason}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
-        found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for name, changes in OBJECTIVES.items():
             for seed in options.seeds:
                 for column, value in one(folder, seed, changes).items():
-                    found[name][column].append(value)
-    columns = list(next(iter(found.values())))
+                    table[name][column].append(value)
+    columns = list(dict.fromkeys(column for values in table.values() for column in values))
     print(f"mean of seeds {options.seeds}, in brackets the standard deviation")
-    print(f"| | {' | '.join(columns)} |")
-    print("|---" * (len(columns) + 1) + "|")
-    for name, values in found.items():
+    print(f"| | {' | '.join(table)} |")
+    print("|---" * (len(table) + 1) + "|")
+    for column in columns:
         cells = []
-        for column in columns:
-            got = values[column]
-            spread = f" ({statistics.stdev(got):.3f})" if len(got) > 1 else ""
-            cells.append(f"{statistics.mean(got):.3f}{spread}")
-        print(f"| {name} | {' | '.join(cells)} |")
+        for values in table.values():
+            got = values.get(column)
+            spread = f" ({statistics.stdev(got):.3f})" if got and len(got) > 1 else ""
+            cells.append(f"{statistics.mean(got):.3f}{spread}" if got else "-")
+        print(f"| {column} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

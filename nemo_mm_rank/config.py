@@ -216,8 +216,10 @@ class RankingSettings(Settings):
     )
     spread: float = Field(2.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
     combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
-    calibration: Annotated[Literal["off", "zscore", "quantile"] | None, OFF] = Field(
-        None, description="of the final score, per modality; default: off, but zscore where MAMCL alone contrasts"
+    calibration: Annotated[Literal["off", "matched", "zscore", "quantile"] | None, OFF] = Field(
+        None,
+        description="per modality: fused cosines on their annotations' scale (matched), or the final score (zscore, "
+        "quantile); default: off, but matched where MAMCL is the only contrastive term",
     )
     mix: str | dict[str, float] | None = Field(
         None, description="a published mix by name, or shares by type, like image->text: quotas in other words"
@@ -341,11 +343,11 @@ class Config(Settings):
     def ranked_by(self) -> RankingSettings:
         """The ranking's settings with what follows from others: calibration after MAMCL alone, a mix as quotas.
 
-        MAMCL leaves it open how far modalities lie apart, so scores are then standardised within each; a calibration
-        that is set, ``off`` as well, stands.
+        MAMCL leaves it open how far modalities lie apart, so fused cosines are then put on the scale of their
+        annotations' within each; a calibration that is set, ``off`` as well, stands.
         """
         ranking = self.ranking.by_type()
-        default = "zscore" if self.projection.only_mamcl else "off"
+        default = "matched" if self.projection.only_mamcl else "off"
         return ranking.model_copy(update={"calibration": ranking.calibration or default})
 
     @property

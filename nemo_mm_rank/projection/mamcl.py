@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from nemo_mm_rank.modalities import code_of, name_of
-from nemo_mm_rank.projection.losses import check_vectors
+from nemo_mm_rank.projection.losses import Modalities, check_vectors, codes
 
 Targets: TypeAlias = Sequence[str] | Sequence[Iterable[str]] | Sequence[int] | npt.NDArray[Any] | torch.Tensor
 """What each target is made of: ``"image"``, ``"text, image"`` or ``{"text", "image"}``; or a code, at least 1."""
@@ -31,7 +31,7 @@ def mamcl_loss(
     negatives: torch.Tensor | None = None,
     *,
     symmetric: bool = False,
-    groups: torch.Tensor | None = None,
+    groups: Modalities | None = None,
 ) -> torch.Tensor:
     """Return the mean over rows of finding one's own target among those of its modality.
 
@@ -54,8 +54,8 @@ def mamcl_loss(
             modality (the authors' hard negatives).
         symmetric: average with the other direction, masked as well (an extension: the authors' own reverse direction
             is not masked, and has none of the ``negatives``, as here).
-        groups: ``(n,)`` or ``(n, k)`` int64 ids, see `equal_rows`; rows that share one (equal annotations, equal data)
-            are not each other's negatives. Default: none do.
+        groups: ``(n,)`` names or ids, or an ``(n, k)`` tensor of ids; rows that share one (equal annotations, equal
+            data: `equal_rows`) are not each other's negatives. Default: none do.
 
     Returns:
         A scalar.
@@ -90,7 +90,7 @@ def mamcl_loss(
     return (loss + F.cross_entropy(masked.T, own)) / 2 if symmetric else loss
 
 
-def active_rows(target_modality: Targets, groups: torch.Tensor | None = None) -> torch.Tensor:
+def active_rows(target_modality: Targets, groups: Modalities | None = None) -> torch.Tensor:
     """Return which rows have a negative of their class, and so teach something: ``(n,)`` bool.
 
     Args:
@@ -124,7 +124,7 @@ def modality_codes(target_modality: Targets, rows: int | None = None, content: T
         truth = modality_codes(content, len(found))
         wrong = torch.nonzero(found != truth).view(-1).tolist()
         if wrong:
-            said, true = (name_of(int(codes[wrong[0]])) for codes in (found, truth))
+            said, true = (name_of(int(which[wrong[0]])) for which in (found, truth))
             first = f"row {wrong[0]} is said to be {said!r} and is {true!r}"
             raise ValueError(f"{len(wrong)} of {len(found)} target modalities contradict their content: {first}")
     return found
@@ -173,15 +173,15 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _rivals(codes: torch.Tensor, groups: torch.Tensor | None) -> torch.Tensor:
+def _rivals(classes: torch.Tensor, groups: Modalities | None) -> torch.Tensor:
     """Return ``(n, n)`` bool: whether target k is a negative of row i."""
-    rivals = codes[:, None] == codes
+    rivals = classes[:, None] == classes
     rivals.fill_diagonal_(False)
     if groups is not None:
-        ids = groups.to(codes.device).view(len(groups), -1)
-        if len(ids) != len(codes):
-            raise ValueError(f"there must be ids for each of {len(codes)} rows, not {len(ids)}")
-        for column in ids.T:
+        ids = groups if isinstance(groups, torch.Tensor) else codes(groups, len(classes))
+        if len(ids) != len(classes):
+            raise ValueError(f"there must be ids for each of {len(classes)} rows, not {len(ids)}")
+        for column in ids.to(classes.device).view(len(ids), -1).T:
             rivals &= column[:, None] != column
     return rivals
 

@@ -16,6 +16,7 @@ from nemo_mm_rank.errors import ConfigError, MissingColumnError, nearest
 from nemo_mm_rank.ranking.agreement import FLOOR, Agreement
 from nemo_mm_rank.ranking.calibrate import Moments, Quantiles
 from nemo_mm_rank.ranking.feedback import FEEDBACK, Means, feedback_column
+from nemo_mm_rank.ranking.matched import ANNOTATION_COSINE, FUSED_COSINE, Matched
 from nemo_mm_rank.ranking.pool import Rows, Shards, live
 from nemo_mm_rank.ranking.score import AGREEMENT, GIVEN, PREFIX, component
 from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
@@ -51,6 +52,7 @@ class Scoring:
         weights: component -> weight that it counts with, by name; components without weight are left out.
         moments: column of cosines or given scores -> its statistics over all ranked pairs.
         calibration: modality -> statistics of the sum over its ranked pairs; empty for none.
+        matched: what puts fused cosines on their annotations' scale within each modality; None for nothing.
         counts: ``modality`` and ``pool`` -> value -> ranked pairs.
         ranked: number of pairs without an error.
         conditions: name -> strength; those without are left out.
@@ -70,6 +72,7 @@ class Scoring:
     agreement: Agreement | None = None
     feedback: Mapping[str, float] = field(default_factory=dict)
     means: Means = field(default_factory=dict)
+    matched: Matched | None = None
 
     @classmethod
     def fit(
@@ -100,6 +103,7 @@ class Scoring:
             agreement,
             dict.fromkeys(beside, settings.feedback_weight),
         )
+        matched = _matched(settings, names)
         moments = dict(scoring.moments)
         logarithms = {name: Moments() for name in scoring.conditions}
         counts: dict[str, Counter[str]] = {MODALITY: Counter(), POOL: Counter()}
@@ -108,14 +112,20 @@ class Scoring:
             missing = [name for name in (MODALITY, POOL, *scoring.reads) if name not in table.column_names]
             if missing:
                 raise MissingColumnError(f"shard {part} lacks {', '.join(map(repr, missing))}")
-            moments = {name: seen + Moments.of(scoring._values(table, name)) for name, seen in moments.items()}
+            values = {name: scoring._values(table, name) for name in moments}
+            moments = {name: seen + Moments.of(values[name]) for name, seen in moments.items()}
+            if matched is not None:
+                matched.add(values[FUSED_COSINE], values[ANNOTATION_COSINE], _by_value(table[MODALITY]))
             for name, chances in scoring.chances(table).items():
                 logarithms[name] += Moments.of(np.log(chances))
             for by, counter in counts.items():
                 counter.update({entry["values"]: entry["counts"] for entry in table[by].value_counts().to_pylist()})
             ranked += table.num_rows
+        if matched is not None:
+            moments[FUSED_COSINE] = moments[ANNOTATION_COSINE]  # whose scale they take
         scoring = replace(
             scoring,
+            matched=matched,
             weights=_by_spread(scoring.weights, moments, settings.spread),
             moments=moments,
             counts={by: dict(sorted(seen.items())) for by, seen in counts.items()},
@@ -123,7 +133,7 @@ class Scoring:
             logarithms=logarithms,
         )
         how = settings.calibration or "off"
-        return scoring if how == "off" else scoring._calibrated(shards, how)
+        return scoring._calibrated(shards, how) if how in ("zscore", "quantile") else scoring
 
     def _calibrated(self, shards: Shards, how: str) -> Scoring:
         kind: type[Moments] | type[Quantiles] = Moments if how == "zscore" else Quantiles
@@ -132,6 +142,11 @@ class Scoring:
             for modality, rows in batch.by(MODALITY).items():
                 found[modality] = found[modality] + kind.of(batch.scores[rows])
         return replace(self, calibration=found)
+
+    @property
+    def by_modality(self) -> bool:
+        """Whether a score depends on its pair's modality, which then must be one that was ranked."""
+        return bool(self.calibration) or self.matched is not None
 
     @property
     def reads(self) -> list[str]:
@@ -144,6 +159,8 @@ class Scoring:
         values: npt.NDArray[np.floating[Any]] = table[name].to_numpy()
         if weight := self.feedback.get(name):
             values = values.astype(np.float64) + weight * table[feedback_column(name)].to_numpy().astype(np.float64)
+        if self.matched is not None and name == FUSED_COSINE:
+            values = self.matched.match(values, _by_value(table[MODALITY]))
         return values
 
     def batches(self, shards: Shards) -> Iterator[Batch]:
@@ -158,7 +175,7 @@ class Scoring:
     ) -> Floats:
         """Return ``(n,)`` scores, given the standardised components and the chances ``(n,)``, and the modality.
 
-        Where scores are calibrated, every modality must be one that was ranked.
+        Where scores go `by_modality`, every modality must be one that was ranked.
         """
         total = np.zeros(len(modality))
         for name, weight in self.weights.items():
@@ -232,6 +249,20 @@ def _by_value(column: pa.ChunkedArray) -> dict[str, Rows]:
     encoded = column.combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy()
     return {value: np.flatnonzero(codes == code) for code, value in enumerate(encoded.dictionary.to_pylist())}
+
+
+def _matched(settings: RankingSettings, columns: Sequence[str]) -> Matched | None:
+    """Return what matches fused cosines, with nothing counted yet, where that is asked for.
+
+    Raises:
+        ConfigError: one of the two cosines is missing.
+    """
+    if settings.calibration != "matched":
+        return None
+    for name in (FUSED_COSINE, ANNOTATION_COSINE):
+        if name not in columns:
+            raise ConfigError(f"ranking.calibration: matched needs {name!r}, which nothing made here")
+    return Matched()
 
 
 def _experts(columns: Collection[str]) -> list[str]:

@@ -14,8 +14,8 @@ def notes(config: Config) -> list[str]:
     """Return one line for every setting that was not set and follows from another."""
     if config.projection.only_mamcl and config.ranking.calibration is None:
         return [
-            f"MAMCL is the projection's only contrastive term and leaves offsets between modalities, so scores are "
-            f"calibrated within each modality ({config.ranked_by.calibration}); ranking.calibration: off leaves them"
+            "MAMCL is the projection's only contrastive term and leaves offsets between modalities, so fused cosines "
+            f"are calibrated within each modality ({config.ranked_by.calibration}); ranking.calibration: off leaves them"
         ]
     return []
 

@@ -192,9 +192,9 @@ class QueryStep(Step):
             added.columns.update(self._feedback.process(rows).columns)
         modalities = frames.array(rows, MODALITY).cast(pa.string())
         errors: dict[int, PairError] = dict(added.errors)
-        if self.scoring.calibration:
+        if self.scoring.by_modality:
             for row, modality in enumerate(modalities.to_pylist()):
-                if modality not in self.scoring.calibration:
+                if modality not in self.scoring.counts[MODALITY]:
                     errors.setdefault(row, EmbeddingError(f"the run has ranked no {modality} to compare it with"))
         known = np.setdiff1d(np.arange(len(rows)), list(errors))
         table = pa.table({MODALITY: modalities, **added.columns}).take(pa.array(known))

@@ -164,11 +164,11 @@ def test_ranking_calibrates_after_mamcl_alone_unless_told_otherwise() -> None:
     only = {"mamcl_weight": 1.0, "contrastive_weight": 0.0}
     assert config({}).ranked_by.calibration == "off"
     assert config({"mamcl_weight": 1.0}).ranked_by.calibration == "off"  # blended with the unmasked term
-    assert config(only).ranked_by.calibration == "zscore"
+    assert config(only).ranked_by.calibration == "matched"
     assert config(only, calibration="quantile").ranked_by.calibration == "quantile"
     assert config(only, calibration=False).ranked_by.calibration == "off"  # YAML's bare off
     # What was not said stays so where the configuration is kept and read again; what was said, too.
-    for ranking, how in (({}, "zscore"), ({"calibration": "off"}, "off")):
+    for ranking, how in (({}, "matched"), ({"calibration": "off"}, "off")):
         kept = config(only, **ranking).model_dump(mode="json", by_alias=True, exclude_defaults=True)
         assert parse(Config, kept).ranked_by.calibration == how
     assert parse(ProjectionSettings, {**only, "alignment_weight": 0, "residual_bias_weight": 0}).only_mamcl

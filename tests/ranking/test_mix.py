@@ -213,8 +213,8 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert manifest["mix"]["types"][1] == {"type": "text->text", "share": 0.216, "quota": 4, "chosen": 4}
     assert manifest["counts"]["blend"] == {"text": 4}
     assert manifest["config"]["ranking"]["mix"] == "unite-adaptation"
-    assert manifest["ranking"]["settings"]["calibration"] == "zscore"
-    assert "scores are calibrated within each modality (zscore)" in manifest["notes"][0]
+    assert manifest["ranking"]["settings"]["calibration"] == "matched"
+    assert "so fused cosines are calibrated within each modality (matched)" in manifest["notes"][0]
     for line in (
         "Mix: unite-adaptation",
         "mix         UNITE, arXiv 2505.19650",
