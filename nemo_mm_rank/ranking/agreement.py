@@ -14,11 +14,13 @@ two-groups model and its local false discovery rate (Efron, "Microarrays, empiri
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from nemo_mm_rank.config import Settings
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,8 +34,7 @@ _BINS, _PER_BIN = 20, 15
 _RIDGE = 0.05
 
 
-@dataclass(frozen=True)
-class Judge:
+class Judge(Settings):
     """From a modality's cosines of data and annotation, by several experts, to one chance.
 
     Attributes:
@@ -69,7 +70,7 @@ class Judge:
         there = ~np.isnan(observed).all(0) & ~np.isnan(shuffled).all(0)
         if len(observed) < FEWEST or not there.any():
             return None
-        names = [name for name, present in zip(columns, there, strict=True) if present]
+        names = [columns[place] for place in np.flatnonzero(there).tolist()]
         observed, shuffled = observed[:, there], shuffled[:, there]
         means, scales = np.nanmean(observed, axis=0), np.nanstd(observed, axis=0)
         scales = np.where(scales > 0, scales, 1.0)
@@ -79,7 +80,13 @@ class Judge:
             return None
         places, chances, wrong = _chances(_line(own, weights), _line(others, weights))
         return cls(
-            tuple(names), *(tuple(part.tolist()) for part in (means, scales, weights, places, chances)), wrong=wrong
+            columns=tuple(names),
+            means=tuple(means.tolist()),
+            scales=tuple(scales.tolist()),
+            weights=tuple(weights.tolist()),
+            places=tuple(places.tolist()),
+            chances=tuple(chances.tolist()),
+            wrong=wrong,
         )
 
     def __call__(self, cosines: Mapping[str, Floats]) -> Floats:
@@ -120,17 +127,12 @@ class Agreement:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, exact to the bit."""
-        return {modality: asdict(judge) for modality, judge in sorted(self.judges.items())}
+        return {modality: judge.model_dump(mode="json") for modality, judge in sorted(self.judges.items())}
 
     @classmethod
     def of_json(cls, values: Mapping[str, Mapping[str, Any]]) -> Agreement:
         """Return what `as_json` gave."""
-        return cls(
-            {
-                modality: Judge(**{key: tuple(v) if isinstance(v, list) else v for key, v in judge.items()})
-                for modality, judge in values.items()
-            }
-        )
+        return cls({modality: Judge.model_validate(judge) for modality, judge in values.items()})
 
 
 def _standard(values: Floats, means: Floats, scales: Floats) -> Floats:
