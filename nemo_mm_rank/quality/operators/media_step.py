@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,10 +15,10 @@ from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.parts import Items, take_apart
+from nemo_mm_rank.media.parts import take_apart
 from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.models.classical.ngrams import mix
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
@@ -153,26 +153,31 @@ class MediaStep(Step):
         ]
         if not ways:
             return
-        opener = Opener(self.media)
-        decoded: Iterable[tuple[int, Items | PairError]]
-        if len(kinds) == 1:
-            alone = iter_data(rows, opener, positions, threads=self.media.threads)
-            items = (item if isinstance(item, PairError) else (item,) for item in alone)
-            decoded = zip(positions, items, strict=True)
-        else:
-            apart = take_apart(rows, name, positions)
-            errors.update(apart.errors)
-            decoded = zip(apart.rows, apart.decoded(opener, self.media.threads), strict=True)
+        decoded, named = self._decoded(rows, name, positions, errors)
         for here, chunk in in_chunks(decoded, errors, CHUNK_ITEMS, CHUNK_BYTES):
             annotations = [str(texts[row]) for row in here]
             for operator, parts in ways:
                 judged = [operator.judge([own[part] for own in chunk], annotations, kinds[part]) for part in parts]
-                for item, error in (found for one in judged for found in one.errors.items()):
-                    errors.setdefault(here[item], error)
+                for part, one in zip(parts, judged, strict=True):
+                    for item, error in one.errors.items():
+                        errors.setdefault(here[item], named(part, error))
                 for column in operator.provides:
                     said = [one.columns[column] for one in judged if column in one.columns]
                     if said:
                         columns[column].put(here, _of_parts(said))
+
+    def _decoded(
+        self, rows: Frame, name: str, positions: list[int], errors: dict[int, PairError]
+    ) -> tuple[Iterable[tuple[int, Items | PairError]], Callable[[int, PairError], PairError]]:
+        """Return the rows with their parts (one of most), and how a part's error becomes a row's."""
+        opener, threads = Opener(self.media), self.media.threads
+        if len(modalities_of(name)) > 1:
+            apart = take_apart(rows, name, positions)
+            errors.update(apart.errors)
+            return zip(apart.rows, apart.decoded(opener, threads), strict=True), apart.named
+        alone = iter_data(rows, opener, positions, threads=threads)
+        items = (item if isinstance(item, PairError) else (item,) for item in alone)
+        return zip(positions, items, strict=True), lambda _, error: error
 
 
 def _of_parts(said: list[pa.Array]) -> pa.Array:

@@ -27,6 +27,7 @@ from nemo_mm_rank.quality.operators import (
     DATACOMP,
     LANGUAGE_LABEL,
     OperatorSettings,
+    agreements,
     column,
     columns,
     shared_experts,
@@ -253,7 +254,7 @@ def test_data_of_several_parts_is_judged_part_by_part(rows: pd.DataFrame) -> Non
     frame = frames.attach(frame, {DATA_PARTS: pa.array([whole, broken, None], PARTS)})
     judge = {"model": "colours", "modalities": ["text", "image"]}
     out = run(frame, {"texts": [], "agreement": {"clip": judge}})
-    assert out[ERROR].iloc[1].startswith("quality-media: MediaError: part 2 (image): 'broken.png'")
+    assert out[ERROR].iloc[1].startswith("quality-media: MediaError: image part: 'broken.png'")
     assert values(out, "clip") == pytest.approx([0.5, None, 1.0])  # of the text it is 0
     for name in PICTURES:
         assert values(out, name)[0] == values(out, name)[2]
@@ -262,6 +263,35 @@ def test_data_of_several_parts_is_judged_part_by_part(rows: pd.DataFrame) -> Non
     assert keys[1] is None
     again = run(frame.iloc[[0]].assign(annotation="Another."), {"texts": []})
     assert frames.array(again, DATA_KEY).to_pylist() == keys[:1]
+
+
+def test_norms_of_words_and_what_their_file_holds(rows: pd.DataFrame, tmp_path: Path) -> None:
+    norms = tmp_path / "norms.csv"
+    norms.write_text("word,rating\nthing,4\nblue,2\n", encoding="utf-8")
+    settings = {**PLAIN, "concreteness": {"norms": str(norms)}}
+    assert values(run(rows, settings), "concreteness")[:4] == [4, 4, None, 2]
+    (step,) = steps(parse(OperatorSettings, settings))
+    before = step.identity()
+    norms.write_text("word,rating\nthing,1\n", encoding="utf-8")
+    assert step.identity() != before
+
+
+def test_meta_is_what_comes_out(rows: pd.DataFrame) -> None:
+    settings = parse(OperatorSettings, {"agreement": {"clip": {"model": "colours"}}})
+    frame = rows
+    for step in steps(settings, MODELS):
+        meta, frame = step.meta(frame), step(frame)
+        assert meta.dtypes.to_dict() == frame.dtypes.to_dict()
+
+
+def test_columns_that_decide_between_duplicates_in_their_order() -> None:
+    settings = {
+        "agreement": {"clip": {"model": "colours", "mirrored": True}},
+        "given": {"agreement": "agreement", "mine": "mine", "clip_l14": DATACOMP["clip_l14"]},
+        "experts": {"agreement_words": {"expert": "words", "model": "text"}},
+    }
+    names = ["agreement", "clip_l14", "clip", "agreement_words"]
+    assert agreements(parse(OperatorSettings, settings)) == [column(name) for name in names]
 
 
 def test_a_model_that_is_not_there_is_named() -> None:
