@@ -15,7 +15,7 @@ def notes(config: Config) -> list[str]:
     if config.projection.only_mamcl and config.ranking.calibration is None:
         return [
             "MAMCL is the projection's only contrastive term and leaves offsets between modalities, so fused cosines "
-            f"are calibrated within each modality ({config.ranked_by.calibration}); ranking.calibration: off leaves them"
+            f"are calibrated by modality ({config.ranked_by.calibration}), unless ranking.calibration says otherwise"
         ]
     return []
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.mamcl import recalls
 from nemo_mm_rank.config import Config, ProjectionSettings, parse
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.frames import Vectors
@@ -70,6 +71,37 @@ def test_the_other_terms_do_not_notice_it(sample: FitSample) -> None:
 def test_it_goes_with_the_other_terms(sample: FitSample) -> None:
     both = fit(sample, QUICK.model_copy(update={"mamcl_weight": 1.0}), seed=3)
     assert both.metrics["mean"]["fused"]["recall_at_1"] > both.metrics["mean"]["words"]["recall_at_1"] + 0.1
+
+
+def of_one_tower(n: int) -> FitSample:
+    """Three modalities by one tower that sets each of them apart, and contents that do not differ by modality."""
+    generator = torch.Generator().manual_seed(0)
+    anchors = F.normalize(torch.randn(n, 16, generator=generator), dim=1)
+    kind = torch.arange(n) % 3
+    turn, apart = torch.randn(16, 24, generator=generator), 2 * torch.randn(3, 24, generator=generator)
+    seen = anchors @ turn + 0.3 * torch.randn(n, 24, generator=generator) + apart[kind]
+    names = [("text", "image", "video")[code] for code in kind.tolist()]
+    texts = [f"annotation {row}" for row in range(n)]
+    return FitSample({"tower": Vectors.full(F.normalize(seen, dim=1))}, anchors, names, texts)
+
+
+def test_alone_it_leaves_offsets_that_calibration_or_another_term_takes_away() -> None:
+    sample = of_one_tower(600)
+    kind, fold = torch.arange(600) % 3, torch.from_numpy(folds_of(sample.annotations, 2, 0))
+    found = {}
+    for name, other in (("alone", 0.0), ("blended", 1.0)):
+        settings = ALONE.model_copy(
+            update={"contrastive_weight": other, "learning_rate": 1e-2, "dropout": 0.0, "folds": 2, "max_epochs": 20}
+        )
+        fused = fit(sample, settings, seed=0).project(sample.sources, sample.annotations).values
+        parts = [recalls(fused[fold == k], sample.anchors[fold == k], kind[fold == k]) for k in (0, 1)]
+        found[name] = {column: float(torch.cat([part[column] for part in parts]).mean()) for column in parts[0]}
+    alone, blended = found["alone"], found["blended"]
+    assert alone["same R@1"] > 0.8
+    assert alone["mixed R@1"] < alone["same R@1"] - 0.25
+    assert alone["wrong modality"] > 0.25
+    assert alone["mixed R@1, matched"] > alone["mixed R@1"] + 0.1
+    assert blended["mixed R@1"] > alone["mixed R@1"] + 0.25
 
 
 def test_sets_are_classes_however_they_are_written(sample: FitSample) -> None:

@@ -214,7 +214,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert manifest["counts"]["blend"] == {"text": 4}
     assert manifest["config"]["ranking"]["mix"] == "unite-adaptation"
     assert manifest["ranking"]["settings"]["calibration"] == "matched"
-    assert "so fused cosines are calibrated within each modality (matched)" in manifest["notes"][0]
+    assert "so fused cosines are calibrated by modality (matched)" in manifest["notes"][0]
     for line in (
         "Mix: unite-adaptation",
         "mix         UNITE, arXiv 2505.19650",
