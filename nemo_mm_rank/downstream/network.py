@@ -80,13 +80,14 @@ class PrefixLM(nn.Module):
         would tell rows of one modality apart at random, which is all that learning them by heart needs.
         """
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                nn.init.constant_(parameter, 1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            if "norm" in name and name.endswith("weight"):
+                nn.init.ones_(parameter)
+            elif parameter.ndim == 1 or name.startswith("sources"):
+                nn.init.zeros_(parameter)
             else:
                 deviation = 0.02 / (2 * len(self.blocks)) ** 0.5 if name.endswith("out.weight") else 0.02
                 nn.init.normal_(parameter, std=deviation, generator=generator)
         for source in self.sources:
-            nn.init.zeros_(source.weight)  # type: ignore[arg-type]
             nn.init.normal_(source.bias, std=0.02, generator=generator)  # type: ignore[arg-type]
 
     def forward(
@@ -108,7 +109,7 @@ class PrefixLM(nn.Module):
             x = block(x, place, rows, batch.length, self.dropout, generator)
         where = torch.empty(rows * batch.length, dtype=torch.int64)
         where[place] = torch.arange(len(place))
-        return self.norm(x[where[batch.asked]]) @ self.tokens.weight.T
+        return F.linear(self.norm(x[where[batch.asked]]), self.tokens.weight)
 
     def _prefixes(self, features: Sequence[Vectors], rows: torch.Tensor) -> torch.Tensor:
         """Return ``(b, prefix * width)``."""

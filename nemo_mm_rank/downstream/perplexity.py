@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,14 @@ class Perplexity:
     seconds: float
     judged: int
     skipped: int = 0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Perplexity:
+        """Return it from what `dataclasses.asdict` has made of it, by way of JSON."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
     @property
     def best(self) -> float:

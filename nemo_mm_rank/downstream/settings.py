@@ -18,11 +18,11 @@ class SmallSettings(Settings):
     features: Literal["auto", "classical", "signals"] | dict[Modality, ModelSpec] = Field(
         "auto", description="frozen encoders of the data, none of which may rank; auto: a built-in set that does not"
     )
-    components: int = Field(32, ge=1, description="principal components of the features that are kept")
-    steps: int = Field(120, ge=1)
-    tokens: int = Field(1024, ge=16, description="annotation tokens of a step, the same for every strategy")
+    components: int = Field(16, ge=1, description="principal components of the features that are kept")
+    steps: int = Field(150, ge=1)
+    tokens: int = Field(768, ge=16, description="annotation tokens of a step, the same for every strategy")
     evaluations: int = Field(6, ge=1, description="times that the validation set is judged, the last at the end")
-    width: int = Field(128, ge=8, multiple_of=4)
+    width: int = Field(96, ge=8, multiple_of=4)
     layers: int = Field(2, ge=1, le=24)
     heads: int = Field(4, ge=1)
     prefix: int = Field(4, ge=1, le=64, description="tokens that the features become")
@@ -31,7 +31,7 @@ class SmallSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
     learning_rate: float = Field(2e-3, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
     feature_rate: float = Field(
-        0.2,
+        0.05,
         ge=0,
         description="share of it at which the prefix learns: few pairs, many features",
     )

@@ -104,7 +104,9 @@ def perplexity(network: PrefixLM, features: Features, tokens: Tokens, rows: torc
 def _groups(network: PrefixLM, settings: SmallSettings) -> list[dict[str, object]]:
     """Return matrices, which decay, those that make the prefix, which learn at a rate of their own, and the rest."""
     front = {id(layer.weight) for layer in network.sources}
-    own, slow, rest = [], [], []
+    own: list[torch.Tensor] = []
+    slow: list[torch.Tensor] = []
+    rest: list[torch.Tensor] = []
     for parameter in network.parameters():
         (rest if parameter.ndim == 1 else slow if id(parameter) in front else own).append(parameter)
     return [

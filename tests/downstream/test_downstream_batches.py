@@ -84,6 +84,8 @@ def network(vocabulary: int) -> PrefixLM:
     made = PrefixLM([4, 2], vocabulary, width=16, layers=2, heads=2, prefix=PREFIX, longest=12, dropout=0.5)
     made.initialise(torch.Generator().manual_seed(0))
     with torch.no_grad():
+        for layer in made.sources:
+            torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
         for parameter in made.parameters():
             parameter.mul_(8)  # so that all that a row sees shows
     return made

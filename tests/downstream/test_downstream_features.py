@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_mm_rank.config import Config, ConfigError, parse
+from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.downstream import Features, SmallSettings, features, train
 from nemo_mm_rank.downstream.corpus import principal
 from nemo_mm_rank.downstream.frozen import SETS, frozen_encoders
 from nemo_mm_rank.downstream.signals import LetterPairs, Spectrograms, Thumbnails
+from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.models.contract import usable

@@ -7,22 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.config import ConfigError, Settings, parse
+from nemo_mm_rank.config import Settings, parse
 from nemo_mm_rank.downstream import DownstreamSettings, OffSettings, Perplexity, SmallSettings, train
 from nemo_mm_rank.downstream.batches import lay_out
 from nemo_mm_rank.downstream.network import PrefixLM
 from nemo_mm_rank.downstream.schedule import evaluation_steps, pace
 from nemo_mm_rank.downstream.small import perplexity
-from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.frames import Vectors
 from tests.downstream.made_up import QUICK, corpus, moved
 
 BLEND, VALIDATION = range(160), range(160, 240)
-OUTSIDE_OF_TIME = {"seconds": 0.0}
 
 
 def without_time(found: Perplexity) -> Perplexity:
-    return dataclasses.replace(found, **OUTSIDE_OF_TIME)
+    return dataclasses.replace(found, seconds=0.0)
 
 
 def test_the_same_arguments_give_the_same_values_and_other_seeds_do_not() -> None:

@@ -106,7 +106,7 @@ def test_media_are_seen(settings: VLMSettings) -> None:
     model, processor = load(settings, "cpu", 0)
     model.eval()
     reader = Reader(processor, model.get_base_model(), settings.prompt, 48, 4000)
-    others = {"image": tiny_encoders.image(1, 96, 64), "video": tiny_encoders.video(1, 5)}
+    others: dict[str, Any] = {"image": tiny_encoders.image(1, 96, 64), "video": tiny_encoders.video(1, 5)}
     others |= {"audio": tiny_encoders.sound(1, 0.5), "text": "Another"}
     with torch.no_grad():
         for modality, item in ITEMS.items():

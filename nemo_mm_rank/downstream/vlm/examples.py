@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.media.parts import Items
 from nemo_mm_rank.media.segment import Audio, Video
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.models.batches import Features
 from nemo_mm_rank.models.parts import pictures, shots
 from nemo_mm_rank.models.sight import Content, Sight, content

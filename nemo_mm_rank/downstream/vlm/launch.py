@@ -43,7 +43,7 @@ def perform(job: Job) -> Perplexity:
             raise UserError((folder / _MISTAKE).read_text(encoding="utf-8"))
         if done.returncode:
             raise UserError(f"downstream: accelerate launch ended with {done.returncode}; see its output above")
-        return load_perplexity(folder)
+        return Perplexity.of(json.loads((folder / _FOUND).read_text(encoding="utf-8")))
 
 
 def processes(settings: VLMSettings) -> int:
@@ -62,9 +62,3 @@ def work(folder: Path) -> None:
         raise
     if first:
         write_json(folder / _FOUND, asdict(found))
-
-
-def load_perplexity(folder: Path) -> Perplexity:
-    """Read what `work` wrote."""
-    values = json.loads((folder / _FOUND).read_text(encoding="utf-8"))
-    return Perplexity(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -21,9 +21,9 @@ from nemo_mm_rank.downstream.vlm.job import Job
 from nemo_mm_rank.downstream.vlm.model import load
 from nemo_mm_rank.errors import PairError, UserError, require
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.parts import Items, take_apart
+from nemo_mm_rank.media.parts import take_apart
 from nemo_mm_rank.media.rows import iter_data
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.train import balanced_batches
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID, known_class, modalities_of
