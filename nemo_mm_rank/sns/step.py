@@ -193,6 +193,8 @@ class SNSStep(Step):
         decisions.errors.update((row, error) for row in positions if isinstance(error := annotations[row], TextError))
         apart = take_apart(rows, modality, [row for row in positions if row not in decisions.errors])
         decisions.errors.update(apart.errors)
+        if not apart.rows:
+            return
         opener = Opener(self.media, frames=DENSITY * self.media.video_frames)
         # Texts are read before anything is embedded: where one cannot be, there is no pair to trim.
         documents = {

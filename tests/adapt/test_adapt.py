@@ -39,11 +39,11 @@ pytest.importorskip("peft", reason="needs the extra 'models'")
 
 SMALL = "tests.adapt.concepts:SmallUnite"
 STAGES = [
-    {"name": "adaptation", "learning_rate": 1e-2, "epochs": 60, "dropout": 0.0},
+    {"name": "adaptation", "learning_rate": 1e-2, "epochs": 36, "dropout": 0.0},
     {
         "name": "instruction",
         "learning_rate": 2e-4,
-        "epochs": 8,
+        "epochs": 4,
         "alpha": 64,
         "dropout": 0.0,
         "contrastive_weight": 0.0,
@@ -124,7 +124,7 @@ def test_sixteen_concepts_are_learnt(adapted: Adapted, base: Path) -> None:
         "average": 1.0,
     }
     first, second = adapted.record["stages"]
-    assert [first["pairs"], len(first["losses"]), len(second["losses"])] == [17, 60, 8]
+    assert [first["pairs"], len(first["losses"]), len(second["losses"])] == [17, 36, 4]
     assert first["losses"][0] > 2 > first["losses"][-1]
     assert second["losses"][-1] < 0.2
 
