@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=400, help="of training; 0: none")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--shared", action="store_true", help="models stay loaded: faster, but costs say less")
     parser.add_argument("--strategies", nargs="*", help="default: all")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
@@ -56,6 +57,7 @@ def main() -> None:
         downstream={"steps": options.steps} if options.steps else "off",
         engine={"workers": options.workers},
         rows_per_shard=512,
+        cold=not options.shared,
     )
     if options.strategies:
         values["strategies"] = options.strategies

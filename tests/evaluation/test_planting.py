@@ -17,7 +17,7 @@ from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import MediaError, UserError
 from nemo_mm_rank.evaluation.planting import Kind, Planted, PlantSettings, plant
 from nemo_mm_rank.evaluation.planting import media as spoil
-from nemo_mm_rank.evaluation.planting.plan import apportion, counts_of
+from nemo_mm_rank.evaluation.planting.plan import counts_of
 from nemo_mm_rank.evaluation.planting.swaps import derange
 from nemo_mm_rank.evaluation.planting.texts import nearly, rarity, with_sentence, without_key
 from nemo_mm_rank.io.pool import read_pools
@@ -196,25 +196,6 @@ def test_settings_name_their_presets() -> None:
     for wrong in ({"kinds": "sawps"}, {"kinds": {"cropped": 0}}, {"kinds": {"croped": 1}}, {"total": 1.5}):
         with pytest.raises(ValueError, match=r"kinds|total"):
             PlantSettings.model_validate(wrong)
-
-
-@given(
-    st.integers(0, 200),
-    st.lists(st.tuples(st.just(0.0) | st.floats(0.01, 10), st.integers(0, 50)), min_size=1, max_size=5),
-)
-def test_apportion_gives_all_that_caps_allow(total: int, kinds: list[tuple[float, int]]) -> None:
-    weights = {kind: weight for kind, (weight, _) in zip(Kind, kinds, strict=False)}
-    caps = {kind: cap for kind, (_, cap) in zip(Kind, kinds, strict=False)}
-    counts = apportion(total, weights, caps)
-    assert all(0 <= counts[kind] <= caps[kind] for kind in counts)
-    assert sum(counts.values()) == min(total, sum(caps[kind] for kind in caps if weights[kind] > 0))
-
-
-def test_apportion_by_hand() -> None:
-    a, b, c = Kind.SWAP_WITHIN, Kind.SWAP_ACROSS, Kind.CROPPED
-    assert apportion(10, {a: 2, b: 2, c: 1}, {a: 10, b: 10, c: 10}) == {a: 4, b: 4, c: 2}
-    assert apportion(10, {a: 2, b: 2, c: 1}, {a: 10, b: 1, c: 10}) == {a: 6, b: 1, c: 3}
-    assert apportion(1, {a: 1, b: 1}, {a: 5, b: 5}) == {a: 1, b: 0}
 
 
 def test_a_modality_that_is_most_of_the_pool_can_swap_across_only_so_often() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.evaluation.apportion import apportion
 from nemo_mm_rank.evaluation.planting.settings import Kind, PlantSettings
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.steps import by_value
@@ -16,26 +17,10 @@ Ints = npt.NDArray[np.int64]
 _MEDIA_ALONE = frozenset({Kind.CROPPED, Kind.PADDED, Kind.CORRUPT})
 
 
-def apportion(total: int, weights: Mapping[Kind, float], caps: Mapping[Kind, int]) -> dict[Kind, int]:
-    """Divide ``total`` by weight, by largest remainder; what a full kind cannot take goes to the others.
-
-    Returns:
-        kind -> count, at most its cap; they sum to ``total``, or to what the caps allow.
-    """
-    counts = dict.fromkeys(weights, 0)
-    left = total
-    while left and (open_ := {kind: w for kind, w in weights.items() if w > 0 and counts[kind] < caps[kind]}):
-        scale = left / sum(open_.values())
-        exact = {kind: weight * scale for kind, weight in open_.items()}
-        given = {kind: min(int(share), caps[kind] - counts[kind]) for kind, share in exact.items()}
-        if not any(given.values()):
-            # Less than one each: by remainder, equal ones in the order of the kinds.
-            for kind in sorted(open_, key=lambda kind: -exact[kind])[:left]:
-                given[kind] = 1
-        for kind, count in given.items():
-            counts[kind] += count
-        left -= sum(given.values())
-    return counts
+def _divided(total: int, weights: Mapping[Kind, float], caps: Mapping[Kind, int]) -> dict[Kind, int]:
+    """Return kind -> count; what a full kind cannot take goes to the others."""
+    counts = apportion(total, list(weights.values()), [caps[kind] for kind in weights])
+    return dict(zip(weights, counts.tolist(), strict=True))
 
 
 def counts_of(
@@ -69,7 +54,7 @@ def counts_of(
         return most
 
     bounds = {name: caps(name) for name in groups}
-    counts = {name: apportion(totals[name], weights, bounds[name]) for name in groups}
+    counts = {name: _divided(totals[name], weights, bounds[name]) for name in groups}
     # Annotations go round within a modality, which takes two, and from modality to modality, which takes as many of
     # others as there are of one.
     across = {name: counts[name].get(Kind.SWAP_ACROSS, 0) for name in groups}
@@ -77,13 +62,13 @@ def counts_of(
     others = sum(across.values()) - across[largest]
     if across[largest] > others:
         bounds[largest][Kind.SWAP_ACROSS] = others
-        counts[largest] = apportion(totals[largest], weights, bounds[largest])
+        counts[largest] = _divided(totals[largest], weights, bounds[largest])
     for name in groups:
         if counts[name].get(Kind.SWAP_WITHIN) == 1:
             fixed = {**bounds[name], Kind.SWAP_WITHIN: 0}
             if Kind.SWAP_ACROSS in fixed:
                 fixed[Kind.SWAP_ACROSS] = counts[name][Kind.SWAP_ACROSS]
-            counts[name] = apportion(totals[name], weights, fixed)
+            counts[name] = _divided(totals[name], weights, fixed)
     return counts
 
 

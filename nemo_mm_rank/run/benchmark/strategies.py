@@ -16,12 +16,13 @@ from rich.console import Console
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Budget, Config, PoolSource, RankingSettings, parse
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.evaluation.apportion import apportion
 from nemo_mm_rank.evaluation.selection import Labels, selection
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.ranking import rank
 from nemo_mm_rank.ranking.score import PREFIX, component
 from nemo_mm_rank.run import curation, ecodatum, traditional
-from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig, Strategy, StratifiedSettings
+from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig, Strategy
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
@@ -134,31 +135,11 @@ def _stratified(bench: Bench, _: Strategy, seed: int) -> list[str]:
         codes = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
     order = rng.permutation(len(codes))
     sizes = np.bincount(codes)
-    counts = group_counts(sizes, bench.budget, settings)
+    counts = apportion(bench.budget, sizes if settings.shares == "proportional" else np.ones(len(sizes)), sizes)
     place = np.empty(len(order), dtype=np.int64)
     by_group = order[np.argsort(codes[order], kind="stable")]
     place[by_group] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return [ids[row] for row in order if place[row] < counts[codes[row]]]
-
-
-def group_counts(sizes: Ints, budget: int, settings: StratifiedSettings) -> Ints:
-    """Return how many pairs each group gives: its share, by largest remainder; what it lacks the others give.
-
-    Args:
-        sizes: ``(g,)`` pairs of each group.
-        budget: their sum.
-        settings: proportional or equal shares.
-    """
-    counts = np.zeros(len(sizes), dtype=np.int64)
-    weights = sizes.astype(np.float64) if settings.shares == "proportional" else np.ones(len(sizes))
-    while (left := budget - int(counts.sum())) > 0 and (open_ := counts < sizes).any():
-        exact = np.where(open_, weights, 0.0) * left / weights[open_].sum()
-        given = np.minimum(np.floor(exact).astype(np.int64), sizes - counts)
-        if not given.any():
-            best = np.argsort(-np.where(open_, exact, -1.0), kind="stable")[:left]
-            given[best[open_[best]]] = 1
-        counts += given
-    return counts
 
 
 def _clusters(bench: Bench, count: int, seed: int) -> tuple[list[str], Ints]:

@@ -1,0 +1,61 @@
+"""The parts of a benchmark that are worked by hand: verdicts, tables, costs, files of blends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nemo_mm_rank.evaluation.statistics import Difference
+from nemo_mm_rank.run.benchmark.blends import Blend
+from nemo_mm_rank.run.benchmark.cost import Cost, measured
+from nemo_mm_rank.run.benchmark.tables import markdown, verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "adjusted", "lower", "says"),
+    [
+        (-2.0, -1.0, 0.01, True, "better"),
+        (-2.0, -1.0, 0.01, False, "worse"),
+        (1.0, 2.0, 0.01, True, "worse"),
+        (1.0, 2.0, 0.20, False, "better, not after Holm"),
+        (-1.0, 1.0, 0.01, True, "not separable"),
+    ],
+)
+def test_verdicts(low: float, high: float, adjusted: float, lower: bool, says: str) -> None:
+    assert verdict(Difference((low + high) / 2, low, high, 5, 0.01), adjusted, lower) == says
+
+
+def test_one_seed_says_nothing() -> None:
+    assert verdict(Difference(1.0, np.nan, np.nan, 1, np.nan), np.nan, True) == "one seed says nothing"
+
+
+def test_markdown() -> None:
+    assert markdown(["a", "b"], [["1", "x|y"]]) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |"
+
+
+def test_costs_are_those_of_what_is_done_inside() -> None:
+    with measured(cold=False) as cost:
+        block = np.ones(40 * 2**20, dtype=np.uint8)
+    with measured(cold=False) as after:
+        del block
+    assert cost.seconds > 0
+    assert cost.model_items == 0
+    if cost.peak_bytes is not None:  # Linux says
+        assert cost.peak_bytes > 40 * 2**20
+        assert after.peak_bytes is not None
+    with measured(cold=False, here=False) as elsewhere:
+        pass
+    assert elsewhere.peak_bytes is None
+    assert elsewhere.model_items is None
+
+
+def test_blends_are_found_by_what_they_are_made_from(tmp_path: Path) -> None:
+    blend = Blend.of("random", 3, ["b", "a"], Cost(1.5, None, 7))
+    blend.save(tmp_path, "key")
+    assert Blend.load(tmp_path, "random", 3, "key") == blend
+    assert Blend.load(tmp_path, "random", 3, "another") is None
+    assert Blend.load(tmp_path, "random", 4, "key") is None
+    assert Blend.of("ranked", 0, ["b", "a"], Cost()).digest == blend.digest
+    assert Blend.of("ranked", 0, ["a", "b"], Cost()).digest != blend.digest
