@@ -61,7 +61,7 @@ def calibrated(
     if how == "off":
         return scores
     out = torch.zeros_like(scores)
-    for code in modality.unique():
+    for code in torch.unique(modality):
         mine = modality == code
         part, reference = scores[:, mine], annotations[:, mine]
         if own:

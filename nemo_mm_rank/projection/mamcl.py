@@ -142,7 +142,7 @@ def equal_rows(values: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     factors = torch.randint(-(2**63), 2**63 - 1, (values.shape[1],), generator=generator).to(values.device)
-    blocks = values.contiguous().view(torch.int32).split(4096)
+    blocks = torch.split(values.contiguous().view(torch.int32), 4096)
     empty = torch.zeros(0, dtype=torch.int64, device=values.device)
     return torch.cat([empty, *((block.long() * factors).sum(1) for block in blocks)])
 
