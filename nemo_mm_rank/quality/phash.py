@@ -25,6 +25,8 @@ SIDE = 32
 """Of what is transformed, in each direction."""
 KEPT, KEPT_OF_FILMS = 8, 4
 """Lowest frequencies in each direction: 8^2 = 4^3 = 64."""
+RANGE = 3.0
+"""Powers of ten below a sound's loudest span and band: what is softer is mostly the noise of recording and coding."""
 _NOISE = 6
 """Decimals of a coefficient that say something: what a film that stands still has of motion is to be zero."""
 
@@ -70,7 +72,10 @@ def film_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
 
 
 def sound_hash(audio: Audio) -> np.uint64:
-    """Return the hash of a sound: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands."""
+    """Return the hash of a sound: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands.
+
+    What lies more than 30 dB below the loudest of these is taken for as loud as that.
+    """
     blocks = list(log_mel(audio))
     count = sum(map(len, blocks))
     sums, sizes = np.zeros((SIDE, BANDS)), np.zeros(SIDE)
@@ -83,7 +88,8 @@ def sound_hash(audio: Audio) -> np.uint64:
     # A sound shorter than 32 frames repeats them.
     filled = np.maximum.accumulate(np.where(sizes > 0, np.arange(SIDE), 0))
     means = (sums / np.maximum(sizes, 1)[:, None])[filled].reshape(SIDE, SIDE, BANDS // SIDE).mean(axis=2)
-    spectrum = dct(dct(means, axis=0, norm="ortho"), axis=1, norm="ortho")
+    audible = np.maximum(means, means.max() - RANGE)
+    spectrum = dct(dct(audible, axis=0, norm="ortho"), axis=1, norm="ortho")
     return np.uint64(_bits(spectrum[None, :KEPT, :KEPT].round(_NOISE))[0])
 
 

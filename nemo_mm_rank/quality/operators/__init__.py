@@ -1,6 +1,23 @@
 """Quality operators: what can be said of a pair by itself, each a column ``quality__<operator>``, higher is better.
 
-`steps` makes steps like all others of `OperatorSettings`; null stands where an operator does not apply to a modality.
+`steps` makes steps like all others of `OperatorSettings`. Scores are float32; null stands where an operator does not
+apply to a modality.
+
+| operators                                                    | of                    | needs                         |
+|--------------------------------------------------------------|-----------------------|-------------------------------|
+| blurry, dark, light, low_information, geometric              | image, video          |                               |
+| resolution                                                   | image                 |                               |
+| words, characters, character_repetition, word_repetition,    | annotation            |                               |
+| caption_like, concrete_words                                 |                       |                               |
+| language (and ``quality__language_label``)                   | annotation            | a fastText file               |
+| concreteness, icc                                            | annotation            | norms of words, a model       |
+| <name>, <name>_h, <name>_v (``agreement``: CLIP, CLAP ...)   | what the model takes  | an encoder that takes text    |
+| <name>_count, _mean, _best, _coverage (``grounding``)        | what the model takes  | a grounder                    |
+| agreement_<expert> (``experts``)                             | all                   | the expert's embeddings       |
+| <name> (``given``)                                           | all                   | a column that is there        |
+| datacomp_basic, _clip_score, _laion2b, _image_based          | image                 | language, scores, centroids   |
+
+Of a video, scores are the mean over its frames; what looks at data decodes it once for all of them.
 """
 
 from __future__ import annotations
