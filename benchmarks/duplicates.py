@@ -75,7 +75,7 @@ def of_sounds(rng: np.random.Generator) -> dict[str, Callable[[Audio], Audio]]:
         return Audio("quiet", sound.samples * np.float32(0.7), sound.rate)
 
     def coarse(sound: Audio) -> Audio:
-        return Audio("coarse", np.round(sound.samples * 2047).astype(np.float32) / 2047, sound.rate)
+        return Audio("coarse", (np.round(sound.samples * 2047) / 2047).astype(np.float32), sound.rate)
 
     return {"12 bits": coarse, "softer": quiet, "noise, 30 dB below": noisy}
 
