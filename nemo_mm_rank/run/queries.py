@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,13 +91,16 @@ def given_scores(config: Config) -> list[Given]:
     return [Given.open(name, one.path, one.column or name) for name, one in sorted(config.ranking.scores.items())]
 
 
-def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Container[str]) -> ScoreStep:
+def score_step(
+    config: Config, models: Mapping[str, ModelSpec], columns: Container[str], both: Sequence[Sides] | None = None
+) -> ScoreStep:
     """Return the step that scores pairs in the fused space, by their annotations, and in each expert's own space.
 
     Args:
         config: queries, experts, anchor and ranking.
         models: the models as the pairs were embedded with, statistics and all.
         columns: what the shards have; an expert's space that is not among them is left out.
+        both: the spaces in which a pair's two sides are compared; default: those of `sides` that are there.
 
     Raises:
         UserError: a query that cannot be embedded.
@@ -107,7 +110,8 @@ def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Contain
     embedded = {model: embed_queries(config, model, models) for model in dict.fromkeys(one.model for one in used)}
     spaces = [Space(target.component, target.column, embedded[target.model]) for target in used]
     weights = [query.weight for query in config.queries]
-    both = [one for one in sides(config, models) if one.data in columns and one.annotation in columns]
+    if both is None:
+        both = [one for one in sides(config, models) if one.data in columns and one.annotation in columns]
     given = given_scores(config)
     return ScoreStep(spaces, weights, config.ranking.combine, _with_agreement(config), both, given)
 
@@ -170,8 +174,7 @@ class QueryStep(Step):
         """Embed the queries, once."""
         if self._cosines is None:
             columns = [target.column for target in self._targets]
-            columns += [name for one in self._sides for name in (one.data, one.annotation)]
-            self._cosines = score_step(self.config, self.models, columns)
+            self._cosines = score_step(self.config, self.models, columns, self._sides)
         self._cosines.setup(device)
         if self._feedback:
             self._feedback.setup(device)
