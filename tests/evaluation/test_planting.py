@@ -99,7 +99,9 @@ def test_the_pool_bears_out_the_truth(pool: PoolSource, planted: Planted) -> Non
                 assert len(split_sentences(now["annotation"])) == len(own) + 1
                 assert set(split_sentences(now["annotation"])) <= {*own, *others}
             case Kind.KEY_SENTENCE:
-                assert same_annotation != same_data
+                assert not media
+                assert same_annotation
+                assert len(now["data"]) < len(was["data"])
             case Kind.NEAR_DUPLICATE:
                 assert donor is not None
                 assert planted_of(planted)[donor] == (None, None)
@@ -233,10 +235,11 @@ def test_key_sentences() -> None:
     passage = "Paris is a city. The tower was built in 1889. It is tall."
     asked = "When was the tower built?"
     rare = rarity([asked, "When was it?", "Is it tall?", "Is a city tall?"])
-    assert without_key("text", passage, asked, rare) == ("Paris is a city. It is tall.", asked)
-    assert without_key("image", "a.jpg", "A dog. A brown dachshund on a lawn. It is a dog.", rarity(
-        ["A dog.", "It is a dog.", "A brown dachshund on a lawn."]
-    )) == ("a.jpg", "A dog.")  # fmt: skip
+    assert without_key("text", passage, asked, rare) == "Paris is a city. It is tall."
+    code = "def area(r):\n    return r * r\n\n\ndef open_file(path):\n    return open(path)\n"
+    assert without_key("code", code, "Open a file by its path.", rarity(["Open a file by its path.", "An area."])) == (
+        "def area(r):\n    return r * r"
+    )
 
 
 def test_foreign_sentences_stand_anywhere() -> None:

@@ -153,9 +153,7 @@ class _Planting:
     def spoil(self) -> None:
         """Decide what happens to which row, and do it."""
         modality = [row[MODALITY] for row in self.rows]
-        divisible = np.array(
-            [texts.divisible(row[MODALITY], row[DATA], row[ANNOTATION]) for row in self.rows], dtype=bool
-        )
+        divisible = np.array([texts.divisible(row[MODALITY], row[DATA]) for row in self.rows], dtype=bool)
         drawn = draw(modality, divisible, counts_of(modality, divisible, self.settings), self.rng)
         spoilt = np.concatenate([np.zeros(0, np.int64), *drawn.values()])
         self.whole = np.setdiff1d(np.arange(len(self.rows)), spoilt).tolist()
@@ -227,8 +225,7 @@ class _Planting:
     def _remove_sentences(self, rows: Ints) -> None:
         for row in rows.tolist():
             was = self.was[row]
-            data, annotation = texts.without_key(was[MODALITY], was[DATA], was[ANNOTATION], self.rare)
-            self.rows[row].update({DATA: data, ANNOTATION: annotation})
+            self.rows[row][DATA] = texts.without_key(was[MODALITY], was[DATA], was[ANNOTATION], self.rare)
             self.planted[row] = Kind.KEY_SENTENCE, None
 
     # Media.

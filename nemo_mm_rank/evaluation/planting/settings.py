@@ -20,8 +20,8 @@ class Kind(StrEnum):
     FOREIGN_SENTENCE = "foreign-sentence"
     """A sentence of another pair's annotation among the own ones."""
     KEY_SENTENCE = "key-sentence"
-    """Text and code: the part of the data that the annotation speaks of is gone. Media: the more telling half of the
-    annotation's sentences is."""
+    """The part of the data that the annotation speaks of is gone (text and code; what is left of a caption when a
+    sentence is taken away is still true)."""
     CROPPED = "cropped"
     """Only a small window of the medium is left."""
     PADDED = "padded"

@@ -40,27 +40,18 @@ def parts(text: str, modality: str) -> list[str]:
     return [text[start:end] for start, end in spans]
 
 
-def divisible(modality: str, data: str, annotation: str) -> bool:
+def divisible(modality: str, data: str) -> bool:
     """Whether a key sentence can be taken away and something is left."""
-    return len(split_sentences(annotation) if Modality(modality).is_media else parts(data, modality)) > 1
+    return not Modality(modality).is_media and len(parts(data, modality)) > 1
 
 
-def without_key(modality: str, data: str, annotation: str, rare: Mapping[str, float]) -> tuple[str, str]:
-    """Return data and annotation without what ties them.
-
-    Text and code lose the part of the data that has most in common with the annotation (by the rarity of the words);
-    media, whose content is in no words, the more telling half of the annotation's sentences.
-    """
-    if Modality(modality).is_media:
-        sentences = split_sentences(annotation)
-        telling = np.argsort([-_weight(words(sentence), rare) for sentence in sentences], kind="stable")
-        gone = set(telling[: (len(sentences) + 1) // 2].tolist())
-        return data, " ".join(sentence for place, sentence in enumerate(sentences) if place not in gone)
+def without_key(modality: str, data: str, annotation: str, rare: Mapping[str, float]) -> str:
+    """Return a text or code without the part that has most in common with the annotation, by the rarity of words."""
     asked = words(annotation)
     there = parts(data, modality)
     key = int(np.argmax([_weight(words(part) & asked, rare) for part in there]))
     between = "\n" if modality == Modality.CODE else " "
-    return between.join(part for place, part in enumerate(there) if place != key), annotation
+    return between.join(part for place, part in enumerate(there) if place != key)
 
 
 def nearly(modality: str, data: str, rng: np.random.Generator) -> str:
