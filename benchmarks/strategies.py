@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--query", choices=OBJECTIVES, default="scenes")
     parser.add_argument("--kinds", choices=["all", "swaps"], default="all")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=400, help="of training; 0: none")
+    parser.add_argument("--steps", type=int, help="of training; 0: none")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shared", action="store_true", help="models stay loaded: faster, but costs say less")
     parser.add_argument("--strategies", nargs="*", help="default: all")
@@ -54,7 +54,7 @@ def main() -> None:
     values.update(
         plant={"total": 0.4, "kinds": options.kinds},
         seeds=options.seeds,
-        downstream={"steps": options.steps} if options.steps else "off",
+        downstream="off" if options.steps == 0 else {"steps": options.steps} if options.steps else {},
         engine={"workers": options.workers},
         rows_per_shard=512,
         cold=not options.shared,

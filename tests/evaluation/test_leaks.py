@@ -55,7 +55,7 @@ def test_annotations_in_other_letters_and_nearly_the_same() -> None:
         ("c", "image", "c.jpg", "A brown dog sleeps.", 0xFF00FF00),
         ("d", "audio", "d.wav", "The sound of crying baby.", 0xFFFF),
     ]
-    assert found(*rows) == {("a", "h1", "annotation"), ("b", "h1", "annotation")}  # type: ignore[arg-type]
+    assert found(*rows) == {("a", "h1", "annotation"), ("b", "h1", "annotation")}
 
 
 def test_data_of_the_same_modality() -> None:
@@ -66,7 +66,7 @@ def test_data_of_the_same_modality() -> None:
         ("sound", "audio", "d.wav", "Bells ring somewhere.", (1 << 63) + 1),
         ("passage", "text", PASSAGE.replace("two hundred", "200"), "How long is it?", 8),
     ]
-    assert found(*rows) == {  # type: ignore[arg-type]
+    assert found(*rows) == {
         ("near", "h1", "data"),
         ("sound", "h3", "data"),
         ("passage", "h2", "data"),

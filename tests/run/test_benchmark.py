@@ -179,7 +179,7 @@ def test_without_a_truth_there_is_no_table_of_it(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_said_before_any_work(tmp_path: Path) -> None:
-    for changes, message in (
+    mistakes: list[tuple[dict[str, Any], str]] = [
         ({"demo": None}, "give either pools or demo"),
         ({"pools": "x.jsonl"}, "give either pools or demo"),
         ({"seeds": [1, 1]}, "seeds: one is there twice"),
@@ -187,15 +187,17 @@ def test_mistakes_are_said_before_any_work(tmp_path: Path) -> None:
         ({"relevant": {"column": "on_topic"}}, "give values or a pattern"),
         ({"relevant": {"column": "annotation", "pattern": "(dog"}}, "pattern: "),
         ({"strategies": ["rank"]}, "strategies"),
-    ):
-        values = {key: value for key, value in settings(tmp_path, **changes).items() if value is not None}  # type: ignore[arg-type]
+    ]
+    for changes, message in mistakes:
+        values = {key: value for key, value in settings(tmp_path, **changes).items() if value is not None}
         with pytest.raises(ConfigError, match=message):
             parse(BenchmarkConfig, values)
-    for changes, message in (
+    misfits: list[tuple[dict[str, Any], str]] = [
         ({"relevant": {"column": "on_topik", "values": [True]}}, "did you mean 'on_topic'"),
         ({"relevant": {"column": "on_topic", "pattern": "x"}}, "is bool, not text"),
         ({"validation": {"pairs": 500}}, "500 of 31 pairs on topic"),
-    ):
+    ]
+    for changes, message in misfits:
         with pytest.raises(UserError, match=message):
             benchmark(parse(BenchmarkConfig, settings(tmp_path / "run", strategies=["random"], **changes)))
 

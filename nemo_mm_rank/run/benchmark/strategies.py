@@ -135,7 +135,8 @@ def _stratified(bench: Bench, _: Strategy, seed: int) -> list[str]:
         codes = np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
     order = rng.permutation(len(codes))
     sizes = np.bincount(codes)
-    counts = apportion(bench.budget, sizes if settings.shares == "proportional" else np.ones(len(sizes)), sizes)
+    weights = sizes.astype(np.float64) if settings.shares == "proportional" else np.ones(len(sizes))
+    counts = apportion(bench.budget, weights, sizes.astype(np.int64))
     place = np.empty(len(order), dtype=np.int64)
     by_group = order[np.argsort(codes[order], kind="stable")]
     place[by_group] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.downstream import (
@@ -73,12 +73,13 @@ class Training:
     def result(self, job: Job) -> Perplexity | None:
         """Return what an earlier run has left of a job, or None."""
         try:
-            found = json.loads(self.file(job).read_text(encoding="utf-8"))
+            found: dict[str, Any] = json.loads(self.file(job).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         if found.pop("key") != job.key:
             return None
-        return Perplexity(**{name: tuple(v) if isinstance(v, list) else v for name, v in found.items()})
+        lists = {name: tuple(found[name]) for name in ("steps", "values", "tokens")}
+        return Perplexity(**{**found, **lists})
 
     def __call__(self, number: int) -> int:
         """Do one job."""
