@@ -59,7 +59,7 @@ def measure(folder: Path, kinds: str, seed: int) -> dict[str, tuple[float, float
     operators = scores_of(result, run.folder).loc[quality.index]
     votes = np.stack(quality["votes"].tolist())
     orders: dict[str, Floats] = {
-        name.removeprefix("quality__"): column.fillna(column.median()).to_numpy(dtype=np.float64)
+        str(name).removeprefix("quality__"): column.fillna(column.median()).to_numpy(dtype=np.float64)
         for name, column in operators.items()
     }
     orders["majority vote"] = ((votes == 1).sum(axis=1) - (votes == 0).sum(axis=1)).astype(np.float64)

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -50,11 +51,8 @@ def ours(votes: np.ndarray) -> np.ndarray:
 
 def snorkels(votes: np.ndarray) -> np.ndarray:
     """The same as the authors' script does it: Snorkel, and a stable sort of a list."""
-    from snorkel.labeling import LFAnalysis
-    from snorkel.labeling.model import LabelModel as Snorkel
-
-    LFAnalysis(votes).lf_summary()
-    model = Snorkel(cardinality=2, verbose=False)
+    import_module("snorkel.labeling").LFAnalysis(votes).lf_summary()
+    model = import_module("snorkel.labeling.model").LabelModel(cardinality=2, verbose=False)
     model.fit(votes, n_epochs=200, lr=0.01, l2=0.001, seed=123, progress_bar=False)
     quality = model.predict_proba(votes)[:, 1]
     order = sorted(enumerate(quality), key=lambda pair: pair[1], reverse=True)

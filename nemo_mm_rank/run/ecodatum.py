@@ -177,6 +177,7 @@ class _EcoDatum:
             raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
         choice = choose(scored, list(fitted.ensemble.names), config.budget, fitted.pairs, tie_break)
         about = {
+            "run": [stage.name for stage in job.pool.embedded.stages[1:]],  # the names have the steps' digests
             "steps": [step.identity() for step in operated.steps],
             "operators": scores,
             "tie_break": tie_break,

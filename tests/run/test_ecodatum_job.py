@@ -165,7 +165,8 @@ def test_a_search_finds_thresholds_and_never_chooses_what_it_learns_from(pool: P
     ids = [row["pair_id"] for row in rows if row["modality"] in ("text", "image")][::2]
     truth = pd.DataFrame({"pair_id": ids, "clean": [place % 2 == 0 for place in range(len(ids))]})
     truth.to_parquet(tmp_path / "truth.parquet")
-    search = {"truth": str(tmp_path / "truth.parquet"), "tops": [30, 50], "margins": [0, 10]}
+    search: dict[str, Any] = {"truth": str(tmp_path / "truth.parquet"), "tops": [30, 50], "margins": [0, 10]}
+    search["functions"] = ["agreement_words", "concrete_words"]
     result = job(pool, tmp_path / "run", search=search, budget="100%")
     trace = pd.read_parquet(result.folder / "search.parquet")
     assert trace["best"].sum() == 1

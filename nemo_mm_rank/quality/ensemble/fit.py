@@ -17,6 +17,7 @@ from nemo_mm_rank.quality.ensemble.guards import Fault, idle
 from nemo_mm_rank.quality.ensemble.model import LEAST
 from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
+from nemo_mm_rank.quality.ensemble.settle import settle
 from nemo_mm_rank.quality.ensemble.summary import Rates, Summary, summarise
 from nemo_mm_rank.quality.ensemble.thresholds import Scores, resolve
 from nemo_mm_rank.quality.ensemble.votes import LabelingFunction
@@ -50,7 +51,6 @@ class Fitted:
         summary: how often those vote, in the order of their names.
         pairs: that were counted.
         left_out: name -> why a function is no part of it.
-        warnings: lines that somebody should read: functions left out, and those that the model turned round.
     """
 
     ensemble: Ensemble
@@ -64,8 +64,7 @@ class Fitted:
         names = self.ensemble.names
         lines = [f"labeling function {name!r} {fault.message}; it is left out" for name, fault in self.left_out.items()]
         return lines + [
-            f"labeling function {names[fault.function]!r} {fault.message}: less than chance. What it selects counts "
-            "against a pair; look at its thresholds, and at the functions it disagrees with"
+            f"labeling function {names[fault.function]!r} {fault.message}; its votes count the other way round"
             for fault in self.ensemble.model.inverted
         ]
 
@@ -117,19 +116,17 @@ def fit(shards: Shards, settings: EnsembleSettings, map_shards: MapShards) -> Fi
     names = list(settings.functions)
     counting = CountVotes(shards, functions, len(names))
     counted = PatternCounts.merged(counts for _, counts in map_shards(counting, range(shards.count)))
-    faults = idle(counted, settings.alike)
-    out = {fault.function for fault in faults}
-    if len(names) - len(out) < LEAST:
-        why = "; ".join(f"{names[fault.function]!r} {fault.message}" for fault in faults)
+    settled = settle(counted, settings)
+    if settled is None:
+        why = "; ".join(f"{names[fault.function]!r} {fault.message}" for fault in idle(counted, settings.alike))
         raise ConfigError(
-            f"ensemble: at least {LEAST} labeling functions have to say something" + (f": {why}" * bool(why))
+            f"ensemble: at least {LEAST} labeling functions have to say something" + (f": {why}" if why else "")
         )
-    counted = counted.without(out)
-    model = settings.label_model.make().fit_counts(counted.patterns, counted.counts)
-    kept = [place for place in range(len(names)) if place not in out]
+    kept = [place for place in range(len(names)) if place not in settled.left_out]
     mine = {modality: tuple(found[place] for place in kept) for modality, found in functions.items()}
-    ensemble = Ensemble(tuple(names[place] for place in kept), mine, model)
-    return Fitted(ensemble, summarise(counted), counted.n, {names[fault.function]: fault for fault in faults})
+    ensemble = Ensemble(tuple(names[place] for place in kept), mine, settled.model)
+    left_out = {names[place]: fault for place, fault in settled.left_out.items()}
+    return Fitted(ensemble, summarise(settled.counted), counted.n, left_out)
 
 
 def thresholds(shards: Shards, settings: EnsembleSettings) -> Functions:

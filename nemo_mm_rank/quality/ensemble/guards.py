@@ -60,6 +60,10 @@ def inverted(weights: npt.NDArray[np.float64]) -> list[Fault]:
         weights: ``(m,)`` of `LabelModel`; NaN passes.
     """
     return [
-        Fault(int(function), "inverted", f"is believed to be right in {weights[function]:.1%} of its votes")
+        Fault(
+            int(function),
+            "inverted",
+            f"is believed to be right in {weights[function]:.1%} of its votes, less than by chance",
+        )
         for function in np.flatnonzero(weights < 0.5)
     ]

@@ -5,7 +5,7 @@ All that the label model fits, and all that the summary says, follows from these
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,10 +74,9 @@ class PatternCounts:
         """Pairs counted."""
         return int(self.counts.sum())
 
-    def without(self, functions: Iterable[int]) -> PatternCounts:
-        """Return the counts as they are without some functions."""
-        kept = np.setdiff1d(np.arange(self.patterns.shape[1]), list(functions))
-        return PatternCounts.merged([PatternCounts(self.patterns[:, kept], self.counts)])
+    def only(self, functions: Sequence[int]) -> PatternCounts:
+        """Return the counts of some functions alone."""
+        return PatternCounts.merged([PatternCounts(self.patterns[:, list(functions)], self.counts)])
 
 
 def checked_votes(votes: Votes) -> Votes:

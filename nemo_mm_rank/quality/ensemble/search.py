@@ -32,9 +32,9 @@ from nemo_mm_rank.quality.ensemble.fit import (
     sorted_scores,
     voting_rows,
 )
-from nemo_mm_rank.quality.ensemble.guards import idle
-from nemo_mm_rank.quality.ensemble.model import LEAST, LabelModel
+from nemo_mm_rank.quality.ensemble.model import LEAST
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, Quantile
+from nemo_mm_rank.quality.ensemble.settle import Settled, settle
 from nemo_mm_rank.quality.ensemble.summary import summarise
 from nemo_mm_rank.quality.ensemble.thresholds import resolve
 from nemo_mm_rank.quality.ensemble.votes import LabelingFunction
@@ -265,16 +265,13 @@ class Search:
 
     def measure(self, choice: Sequence[int]) -> dict[str, float | None]:
         """Return ``f1, overlap, conflict, coverage`` and ``m`` of one point."""
-        counted = patterns(self.pool, self.binnings, choice)
-        out = [fault.function for fault in idle(counted, self.ensemble.alike)]
-        if len(choice) - len(out) < LEAST:
+        settled = settle(patterns(self.pool, self.binnings, choice), self.ensemble)
+        if settled is None:
             return dict.fromkeys(("f1", "overlap", "conflict", "coverage", "m"))
-        counted = counted.without(out)
-        model = self.ensemble.label_model.make().fit_counts(counted.patterns, counted.counts)
-        right, wrong = (self._selected(labelled, choice, out, model) for labelled in (self.clean, self.noisy))
+        right, wrong = (self._selected(labelled, choice, settled) for labelled in (self.clean, self.noisy))
         positives = sum(int(counts.counts.sum()) for counts in self.clean.values())
         f1 = 2 * right / (right + wrong + positives) if right else 0.0
-        data, weights = summarise(counted).data, self.settings.weights
+        data, weights = summarise(settled.counted).data, self.settings.weights
         m = (
             weights.f1 * f1
             + weights.overlap * data.overlap
@@ -283,12 +280,11 @@ class Search:
         )
         return {"f1": f1, "overlap": data.overlap, "conflict": data.conflict, "coverage": data.coverage, "m": m}
 
-    def _selected(self, labelled: Binned, choice: Sequence[int], out: Sequence[int], model: LabelModel) -> int:
+    def _selected(self, labelled: Binned, choice: Sequence[int], settled: Settled) -> int:
         """Return how many labelled pairs are more likely good than not; a tie selects nobody."""
-        if not labelled:
-            return 0
-        counted = patterns(labelled, self.binnings, choice).without(out)
-        return int(counted.counts[model.predict_proba(counted.patterns) > 0.5].sum())
+        counted = patterns(labelled, self.binnings, choice)
+        counted = counted.only([place for place in range(len(choice)) if place not in settled.left_out])
+        return int(counted.counts[settled.model.predict_proba(counted.patterns) > 0.5].sum())
 
     def _trace(self, tried: Mapping[tuple[int, ...], Mapping[str, float | None]], best: tuple[int, ...]) -> pa.Table:
         columns: dict[str, list[Any]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -86,5 +86,8 @@ class EnsembleSettings(Settings):
     by_modality: bool = Field(True, description="shares of the pool are taken within each modality")
     alike: Annotated[float, Field(gt=0.5, le=1)] = Field(
         ALIKE, description="a function that casts one vote on this share of the pairs tells nothing, and is left out"
+    )
+    inverted: Literal["leave out", "keep"] = Field(
+        "leave out", description="what a function leads to that the model believes the opposite of; told in either case"
     )
     label_model: LabelModelSettings = LabelModelSettings()

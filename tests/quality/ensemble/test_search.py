@@ -37,8 +37,8 @@ def pool(n: int, seed: int = 0) -> pd.DataFrame:
     for name, noise in zip(NAMES, (0.5, 1.0, 1.5, 3.0), strict=True):
         frame[name] = np.where(clean, 1.0, 0.0) + random.normal(0, noise, n) + 10 * (frame["modality"] == "video")
     frame.loc[::7, "icc"] = np.nan
-    frame["labelled"] = pd.array(np.where(np.arange(n) % 5, None, clean), dtype="boolean")
-    return frame
+    labels = [bool(label) if place % 5 == 0 else None for place, label in enumerate(clean)]
+    return frame.assign(labelled=pd.array(labels, dtype="boolean"))
 
 
 def shards(folder: Path, frame: pd.DataFrame, count: int = 3) -> Files:
