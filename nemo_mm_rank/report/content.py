@@ -229,6 +229,8 @@ def share(part: float, whole: float) -> str:
     """Return a share in per cent, a dash where there is no whole; what is not nothing is never shown as 0 %."""
     if not whole:
         return "\N{EN DASH}"
+    if not part:
+        return "0 %"
     percent = 100 * part / whole
     if 0 < percent < 0.1:
         return "< 0.1 %"

@@ -24,7 +24,8 @@ FEWEST = 12
 """Points that make a map."""
 MAX_MAPS = 9
 
-_COMPONENTS, _PERPLEXITY, _EXTENT = 50, 30.0, 1000
+_COMPONENTS, _PERPLEXITY = 50, 30.0
+_FRAME = np.array([1000.0, 720.0])
 
 
 def maps(run: Run, positions: Rows, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -94,23 +95,24 @@ def flatten(points: Vectors, seed: int) -> npt.NDArray[np.float64]:
     components = min(_COMPONENTS, *unit.shape)
     perplexity = min(_PERPLEXITY, (len(points) - 1) / 3)
     if torch.cuda.is_available() and importlib.util.find_spec("cuml") is not None:
-        from cuml.decomposition import PCA
-        from cuml.manifold import TSNE
-
-        reduced = PCA(n_components=components).fit_transform(unit)
-        placed = TSNE(n_components=2, perplexity=perplexity, random_state=seed, method="barnes_hut")
+        decomposition, manifold = (require(f"cuml.{name}", "gpu") for name in ("decomposition", "manifold"))
+        reduced = decomposition.PCA(n_components=components).fit_transform(unit)
+        placed = manifold.TSNE(n_components=2, perplexity=perplexity, random_state=seed, method="barnes_hut")
         return np.asarray(placed.fit_transform(reduced), dtype=np.float64)
     decomposition, manifold = (require(f"sklearn.{name}", "report") for name in ("decomposition", "manifold"))
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
+    with require("threadpoolctl", "report").threadpool_limits(1):
         reduced = decomposition.PCA(n_components=components, svd_solver="full").fit_transform(unit.astype(np.float64))
         placed = manifold.TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1, max_iter=600)
         return np.asarray(placed.fit_transform(reduced), dtype=np.float64)
 
 
 def _framed(plane: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Move and scale to ``0 .. 1000``, both sides alike, the smaller one centred."""
-    low, high = plane.min(axis=0), plane.max(axis=0)
-    scale = _EXTENT / max(float((high - low).max()), 1e-12)
-    return (plane - (low + high) / 2) * scale + _EXTENT / 2
+    """Turn the longer way across, and scale alike in both ways into `_FRAME`, in its middle."""
+    centred = plane - plane.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2]
+    axes *= np.sign(axes[:, [0]]) + (axes[:, [0]] == 0)  # of the two directions of an axis, always the same
+    turned = centred @ axes.T
+    low, high = turned.min(axis=0), turned.max(axis=0)
+    scale = float((_FRAME / np.maximum(high - low, 1e-12)).min())
+    framed: npt.NDArray[np.float64] = (turned - (low + high) / 2) * scale + _FRAME / 2
+    return framed

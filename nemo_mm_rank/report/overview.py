@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import yaml
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.ranking.blend import label
+from nemo_mm_rank.ranking.pool import Rows
 from nemo_mm_rank.report.charts import distributions, mixes
 from nemo_mm_rank.report.colours import colour
 from nemo_mm_rank.report.content import (
@@ -20,6 +21,7 @@ from nemo_mm_rank.report.content import (
     Finding,
     Findings,
     Folded,
+    Part,
     Row,
     Section,
     Table,
@@ -30,7 +32,6 @@ from nemo_mm_rank.report.content import (
     number,
     share,
 )
-from nemo_mm_rank.report.pairs import Rows
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import POOL
 
@@ -40,6 +41,7 @@ ABOUT_MAPS = (
 )
 """How a map is to be read."""
 
+_SHIFT = 0.1  # of a share, from which on a mix is another
 _CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
 
 
@@ -122,12 +124,13 @@ def _of_mix(counts: Mapping[str, Any]) -> list[Finding]:
     if absent:
         found.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
     if chosen and whole:
-        factors = {name: blend.get(name, 0) / chosen / (n / whole) for name, n in ranked.items() if n}
-        name = max(factors, key=lambda name: factors[name])
-        if factors[name] >= 1.5:
-            shares = f"{share(blend[name], chosen)} of it, {share(ranked[name], whole)} of the pool"
-            found.append(Finding("note", f"The blend leans to {name}: {shares}."))
-        elif not absent:
+        gains = {name: blend.get(name, 0) / chosen - n / whole for name, n in ranked.items() if n}
+        by_gain = sorted(gains, key=lambda name: gains[name])
+        for name, verb in ((by_gain[-1], "more"), (by_gain[0], "less")):
+            if abs(gains[name]) >= _SHIFT and name not in absent:
+                shares = f"{share(blend[name], chosen)} of the blend, {share(ranked[name], whole)} of the pool"
+                found.append(Finding("note", f"There is {verb} {name} in the blend than in the pool: {shares}."))
+        if not found:
             found.append(Finding("good", "Every modality has about the share in the blend that it has in the pool."))
     return found
 
@@ -151,7 +154,7 @@ def _of_cut(run: Run) -> list[Finding]:
 def rows(run: Run) -> Section:
     """Return what became of every row: by step and modality, and why pairs left."""
     lead = "From the manifests to the blend, step by step. What fails a step is kept apart, with its reason."
-    parts = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_pools(run)]
+    parts: list[Part] = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_pools(run)]
     return Section("rows", "What was kept and left out", lead, parts)
 
 
@@ -164,8 +167,8 @@ def _steps(counts: Mapping[str, Any]) -> Table:
         lines.append(Row((name, *cells, f"{sum(by_modality.values()):,}"), style))
 
     line("pairs in the pool", counts["pool"]["in"])
-    for step in counts["steps"]:
-        line(f"{step['step']}: in", step["in"], "quiet")
+    for names, step in _alike(counts["steps"]):
+        line(f"{names}: in", step["in"], "quiet")
         if step["trimmed"]:
             line(f"{step['step']}: trimmed", step["trimmed"])
         if step["quarantined"]:
@@ -175,6 +178,17 @@ def _steps(counts: Mapping[str, Any]) -> Table:
     bad = counts["pool"]["bad_rows"]
     note = f"And {counted(bad, 'row')} of the manifests that never became a pair." if bad else ""
     return Table("Pairs by step and modality", ["", *modalities, "all"], lines, note=note)
+
+
+def _alike(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield steps with their names, those in one that follow each other and change nothing."""
+    names: list[str] = []
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        names.append(step["step"])
+        changes = step["trimmed"] or step["quarantined"]
+        if changes or following is None or following["trimmed"] or following["quarantined"]:
+            yield ", ".join(names), step
+            names = []
 
 
 def _reasons(run: Run) -> list[Table]:
@@ -324,7 +338,7 @@ def provenance(run: Run) -> Section:
     versions = {"nemo-mm-rank": manifest["nemo_mm_rank"], "python": manifest["python"], **manifest["versions"]}
     lines = [Row((name, version)) for name, version in versions.items()]
     config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)
-    parts = [
+    parts: list[Part] = [
         Table("Manifests read", ["file", "digest"], inputs, text=(0, 1)),
         Table("Versions", ["library", "version"], lines, text=(0, 1)),
         Table(

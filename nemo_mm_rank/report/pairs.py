@@ -66,8 +66,9 @@ class Scored:
         """Return the positions of the pairs of these names, found by the hashes of ``seed``; none for unknown ones."""
         wanted = hashes(pair_ids, seed)
         order = np.argsort(self.key)
-        found = order[np.minimum(np.searchsorted(self.key[order], wanted), len(order) - 1)]
-        return found[self.key[found] == wanted]
+        found: Rows = order[np.minimum(np.searchsorted(self.key[order], wanted), len(order) - 1)]
+        known: Rows = found[self.key[found] == wanted]
+        return known
 
     def sample(self, count: int) -> Rows:
         """Return the positions of ``count`` pairs drawn by the hash of their ids; a larger sample begins with it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -23,6 +24,10 @@ def made(folder: Path, name: str, modality: str, spans: list[list[float]] | None
     found = copy(name, modality, spans, str(folder), None, SETTINGS)
     assert found == copy(name, modality, spans, str(folder), None, SETTINGS)
     return found
+
+
+def decoded(found: Copy) -> Any:
+    return av.open(content(found))
 
 
 def content(found: Copy) -> BytesIO:
@@ -46,7 +51,7 @@ def test_a_sound_is_cut_to_what_was_kept(tmp_path: Path) -> None:
     assert (first["start"], first["end"]) == (0.0, 8.0)
     assert (later["start"], later["end"], later["windows"]) == (11.5, 19.5, [[12.0, 14.0]])
     for found, pitch in ((first, 300), (later, 1200)):
-        with av.open(content(found)) as opened:
+        with decoded(found) as opened:
             samples = np.concatenate([frame.to_ndarray()[0] for frame in opened.decode(audio=0)])
             rate = opened.streams.audio[0].rate
         assert len(samples) / rate == pytest.approx(8, abs=0.2)
@@ -65,7 +70,7 @@ def test_a_film_is_small_short_and_in_time(tmp_path: Path) -> None:
     write_video(tmp_path, count=200, rate=10, size=(640, 360))
     found = made(tmp_path, "clip.mp4", "video", [[12.0, 15.0]])
     assert (found["start"], found["end"], found["windows"]) == (11.5, 19.5, [[12.0, 15.0]])
-    with av.open(content(found)) as opened:
+    with decoded(found) as opened:
         frames = [(float(frame.time), frame.to_ndarray(format="rgb24")) for frame in opened.decode(video=0)]
         assert float(opened.duration or 0) / av.time_base == pytest.approx(8, abs=0.3)
     assert frames[0][1].shape == (134, 240, 3)  # even sides
@@ -80,7 +85,7 @@ def test_a_short_film_and_one_of_a_single_frame(tmp_path: Path) -> None:
         write_video(tmp_path, f"{count}.mp4", count=count, rate=10)
         found = made(tmp_path, f"{count}.mp4", "video")
         assert found["end"] == pytest.approx(length, abs=0.05)
-        with av.open(content(found)) as opened:
+        with decoded(found) as opened:
             times = [frame.time for frame in opened.decode(video=0)]
         assert times == sorted(set(times))
         assert 1 <= len(times) <= count + 1
@@ -106,7 +111,7 @@ def test_other_codings_where_the_first_is_not_there(tmp_path: Path, monkeypatch:
     for name, modality, kind in (("a.wav", "audio", "data:audio/ogg"), ("clip.mp4", "video", "data:video/webm")):
         found = made(tmp_path, name, modality)
         assert found["src"].startswith(kind)
-        with av.open(content(found)) as opened:
-            assert sum(1 for _ in opened.decode(**{modality: 0})) > 1
+        with decoded(found) as opened:
+            assert len(list(opened.decode(**{modality: 0}))) > 1
     monkeypatch.setattr(media, "_available", lambda codec: False)
     assert "can write neither libmp3lame nor libopus" in made(tmp_path, "a.wav", "audio")["missing"]

@@ -155,7 +155,9 @@ def test_maps_of_every_space_with_data_and_anchors(data: dict[str, Any]) -> None
         assert sorted(one["pair"][:RANKED]) == sorted(one["pair"][RANKED:]) == list(range(RANKED))
         assert {len(one["x"]), len(one["y"])} == {2 * RANKED}
         assert min(one["x"] + one["y"]) >= 0
-        assert max(one["x"] + one["y"]) == 1000
+        assert max(one["x"]) == 1000 or max(one["y"]) == 720
+        assert max(one["x"]) <= 1000
+        assert max(one["y"]) <= 720
 
 
 def test_nothing_breaks_out_of_the_data(html: str, elements: Elements, data: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def test_markdown_as_it_was_written() -> None:
         (number(-1.5, 1), "\N{MINUS SIGN}1.5"),
         (number(2, 2), "2.00"),
         (share(1, 8), "12 %"),
-        (share(0, 8), "0.0 %"),
+        (share(0, 8), "0 %"),
         (share(1, 5000), "< 0.1 %"),
         (share(1, 0), "\N{EN DASH}"),
         (counted(1, "pair"), "1 pair"),

@@ -51,7 +51,7 @@ function nearest(map, x, y) {
 function mapFigure(map) {
   const ground = svg("g", {});
   const mark = svg("g", { class: "marked" });
-  const drawing = svg("svg", { viewBox: "-30 -30 1060 1060", role: "img", class: "map",
+  const drawing = svg("svg", { viewBox: "-30 -30 1060 780", role: "img", class: "map",
     "aria-label": `Map of the space ${map.title}: ${whole(map.data)} pairs` }, ground, mark);
   const tip = el("p", { class: "tip", "aria-hidden": "true" });
   const at = (event) => {
