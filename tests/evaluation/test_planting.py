@@ -184,6 +184,30 @@ def test_a_small_pool_of_one_modality(tmp_path: Path) -> None:
     assert Kind.SWAP_ACROSS not in kinds
 
 
+def test_data_of_several_parts_keeps_its_parts(pool: PoolSource, tmp_path: Path) -> None:
+    rows = [
+        {
+            "pair_id": f"p{n}",
+            "data": [{"modality": "text", "data": f"A recipe, number {n}."}, {"modality": "image", "data": ref}],
+            "annotation": f"How is dish {n} made?",
+        }
+        for n, ref in enumerate(sorted(f"image/image-{k:03d}.jpg" for k in range(10)))
+    ]
+    manifest = tmp_path / "parts.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = PoolSource(path=str(manifest), root=str(Path(pool.path).parent))
+    planted = plant(source, tmp_path / "planted")
+    before, after = rows_of(source), rows_of(planted.pool)
+    assert {kind for kind, _ in planted_of(planted).values()} <= {None, Kind.SWAP_WITHIN, Kind.FOREIGN_SENTENCE}
+    assert sum(kind is not None for kind, _ in planted_of(planted).values()) == 4
+    for pair, row in after.items():
+        text, picture = row["data_parts"]
+        assert text == before[pair]["data_parts"][0]
+        assert bytes_of(planted.pool, picture["data"]) == bytes_of(
+            PoolSource(path=pool.path), before[pair]["data_parts"][1]["data"]
+        )
+
+
 def test_equal_annotations_cannot_be_swapped(tmp_path: Path) -> None:
     rows = [{"pair_id": f"t{n}", "modality": "text", "data": f"Passage {n}.", "annotation": "Same."} for n in range(10)]
     manifest = tmp_path / "same.jsonl"

@@ -14,6 +14,7 @@ from nemo_mm_rank.steps import by_value
 
 Ints = npt.NDArray[np.int64]
 
+_ANNOTATIONS = frozenset({Kind.SWAP_WITHIN, Kind.SWAP_ACROSS, Kind.FOREIGN_SENTENCE})
 _MEDIA_ALONE = frozenset({Kind.CROPPED, Kind.PADDED, Kind.CORRUPT})
 
 
@@ -43,7 +44,9 @@ def counts_of(
     def caps(name: str) -> dict[Kind, int]:
         rows = groups[name]
         most = dict.fromkeys(weights, len(rows))
-        if not Modality(name).is_media:
+        if name not in list(Modality):  # data of several parts, which stay together
+            most.update(dict.fromkeys(most.keys() - _ANNOTATIONS, 0))
+        elif not Modality(name).is_media:
             most.update(dict.fromkeys(_MEDIA_ALONE & most.keys(), 0))
         if Kind.KEY_SENTENCE in most:
             most[Kind.KEY_SENTENCE] = int(divisible[rows].sum())

@@ -22,6 +22,7 @@ from nemo_mm_rank.evaluation.planting import texts
 from nemo_mm_rank.evaluation.planting.plan import counts_of, draw
 from nemo_mm_rank.evaluation.planting.settings import Kind, PlantSettings
 from nemo_mm_rank.evaluation.planting.swaps import derange
+from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.digest import file_digest
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table, write_text
 from nemo_mm_rank.io.pool import manifests, read_pools
@@ -31,7 +32,7 @@ from nemo_mm_rank.media.segment import Segment
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.media.tar import place_of
 from nemo_mm_rank.run.store import digest
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MEDIA_ROOT, MODALITY, PAIR_ID, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, Modality
 
 Ints = npt.NDArray[np.int64]
 
@@ -188,11 +189,14 @@ class _Planting:
         roots = {root: place for place, root in enumerate(dict.fromkeys(row[MEDIA_ROOT] for row in self.rows))}
         lines = []
         for place, row in enumerate(self.rows):
+            below = f"media/{roots[row[MEDIA_ROOT]]}"
             if place in self.files:
                 row[DATA] = self.files[place]
-            elif Modality(row[MODALITY]).is_media and not is_url(row[DATA]):
-                row[DATA] = self._linked(place, row, f"media/{roots[row[MEDIA_ROOT]]}")
-            kept = {name: value for name, value in row.items() if name not in (MEDIA_ROOT, DATA_BYTES)}
+            elif parts := row.get(DATA_PARTS):
+                row[DATA] = [{**part, DATA: self._kept(place, {**row, **part}, below)} for part in parts]
+            else:
+                row[DATA] = self._kept(place, row, below)
+            kept = {name: value for name, value in row.items() if name not in (MEDIA_ROOT, DATA_BYTES, DATA_PARTS)}
             lines.append(json.dumps(kept, ensure_ascii=False, default=str) + "\n")
         write_text(self.folder / "pool.jsonl", "".join(lines))
 
@@ -315,9 +319,11 @@ class _Planting:
         _write(self.folder / name, content)
         self.files[row] = name
 
-    def _linked(self, place: int, row: dict[str, Any], below: str) -> str:
-        """Put the row's own file below the new folder, and return the reference."""
-        root, ref = row[MEDIA_ROOT], row[DATA]
+    def _kept(self, place: int, row: dict[str, Any], below: str) -> str:
+        """Return the row's own data; a file is put below the new folder."""
+        root, ref = row[MEDIA_ROOT], str(row[DATA])
+        if row[MODALITY] not in MEDIA or is_url(ref):
+            return ref
         if row.get(DATA_BYTES) is not None or is_url(root) or place_of(ref) is not None:
             name = f"{below}/{place:06d}{os.path.splitext(ref)[1]}"
             _write(self.folder / name, self._content(row))

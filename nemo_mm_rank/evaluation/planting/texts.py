@@ -42,7 +42,7 @@ def parts(text: str, modality: str) -> list[str]:
 
 def divisible(modality: str, data: str) -> bool:
     """Whether a key sentence can be taken away and something is left."""
-    return not Modality(modality).is_media and len(parts(data, modality)) > 1
+    return modality in (Modality.TEXT, Modality.CODE) and len(parts(data, modality)) > 1
 
 
 def without_key(modality: str, data: str, annotation: str, rare: Mapping[str, float]) -> str:
