@@ -79,7 +79,7 @@ class Opened:
 
     @classmethod
     @contextmanager
-    def at(cls, browser: Any, path: Path, **options: Any) -> Iterator[Opened]:
+    def at(cls, browser: Any, path: Path, wait_for: str = "#pairs-body > *", **options: Any) -> Iterator[Opened]:
         context = browser.new_context(**options)
         opened = cls(context.new_page())
         opened.page.on("console", lambda message: opened.complaints.append(message.text))
@@ -87,7 +87,7 @@ class Opened:
         address = path.as_uri()
         opened.page.on("request", lambda request: opened._note(request.url, address))
         opened.page.goto(address)
-        opened.page.wait_for_selector("#pairs-body > *")
+        opened.page.wait_for_selector(wait_for)
         yield opened
         context.close()
 

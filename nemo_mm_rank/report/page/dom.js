@@ -17,7 +17,9 @@ function make(node, properties, children) {
 const el = (tag, properties, ...children) => make(document.createElement(tag), properties, children);
 const svg = (tag, properties, ...children) => make(document.createElementNS(SVG, tag), properties, children);
 
-const data = JSON.parse(document.getElementById("data").textContent);
+// A page without pairs has none of these.
+const nothing = { shown: 0, id: [], distance: [], modalities: [], pools: [], blends: [], details: {}, maps: [] };
+const data = { ...nothing, ...JSON.parse(document.getElementById("data").textContent) };
 
 const whole = (n) => n.toLocaleString("en-US");
 const signed = (x, digits = 2) => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(digits);
@@ -29,7 +31,7 @@ const poolOf = (index) => data.pools[data.pool[index]] || { name: "", colour: -1
 const isLost = (index) => index >= data.shown;
 
 // Per blend: index of a pair on this page -> its place in the blend.
-const blends = (data.blends || []).map((blend) => ({
+const blends = data.blends.map((blend) => ({
   ...blend,
   place: new Map(blend.pairs.map((index, place) => [index, place])),
 }));
