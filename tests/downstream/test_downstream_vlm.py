@@ -239,5 +239,6 @@ def test_two_processes_learn_the_same_as_one(settings: VLMSettings, pairs: Pairs
     two = train(pairs, pairs.annotations, good, validation, calm.model_copy(update={"processes": 2}), 0)
     assert two.values == pytest.approx(one.values, rel=1e-4)
     assert (two.steps, two.tokens, two.judged) == (one.steps, one.tokens, one.judged)
-    with pytest.raises(UserError, match="4 pairs of a step do not divide among 3 processes"):
-        train(pairs, pairs.annotations, good, validation, calm.model_copy(update={"processes": 3}), 0)
+    odd = calm.model_copy(update={"processes": 2, "pairs": 3})
+    with pytest.raises(UserError, match="3 pairs of a step do not divide among 2 processes"):
+        train(pairs, pairs.annotations, good, validation, odd, 0)

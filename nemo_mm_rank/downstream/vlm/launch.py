@@ -35,8 +35,8 @@ def perform(job: Job) -> Perplexity:
         folder = Path(temporary)
         job.save(folder)
         command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1", f"--num_processes={count}"]
-        command += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        command += ["--cpu"] if job.settings.device == "cpu" else ["--multi_gpu"]
+        # By this flag processes are started at all; whether they take GPUs they decide themselves.
+        command += ["--multi_gpu", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
         command += ["--module", "nemo_mm_rank.downstream.vlm", temporary]
         done = subprocess.run(command, check=False, stdout=sys.stderr, env=os.environ)  # noqa: S603 (our own words)
         if (folder / _MISTAKE).exists():

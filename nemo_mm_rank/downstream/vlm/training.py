@@ -48,6 +48,8 @@ def run(job: Job) -> Perplexity:
     accelerate = require("accelerate", "models")
     accelerator = accelerate.Accelerator(cpu=settings.device == "cpu")
     processes = accelerator.num_processes
+    if settings.processes not in (None, processes):
+        raise UserError(f"downstream: {settings.processes} processes were asked for, and {processes} are at work")
     if settings.pairs % processes:
         raise UserError(f"downstream: {settings.pairs} pairs of a step do not divide among {processes} processes")
     started = time.perf_counter()
