@@ -127,14 +127,14 @@ def _training(model: Any, settings: AdaptSettings) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     model.train()
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         with torch.random.fork_rng(devices):
             torch.manual_seed(settings.seed)
             yield
     finally:
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
         model.eval()
 
 

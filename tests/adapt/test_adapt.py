@@ -39,7 +39,7 @@ pytest.importorskip("peft", reason="needs the extra 'models'")
 
 SMALL = "tests.adapt.concepts:SmallUnite"
 STAGES = [
-    {"name": "adaptation", "learning_rate": 1e-2, "epochs": 36, "dropout": 0.0},
+    {"name": "adaptation", "learning_rate": 1e-2, "epochs": 56, "dropout": 0.0},
     {
         "name": "instruction",
         "learning_rate": 2e-4,
@@ -68,7 +68,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run on the sixteen concepts, a recording, and a picture that is gone by now."""
+    """A finished run on the sixteen concepts, a question with a picture, a sound, and a picture that is gone now."""
 
     folder: Path
     media: Path
@@ -82,6 +82,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     rows.append({"pair_id": "hum", "modality": "audio", "data": "hum.wav", "annotation": "a hum"})
     concepts.picture("red").save(media / "gone.png")
     rows.append({"pair_id": "gone", "modality": "image", "data": "gone.png", "annotation": "a picture that goes"})
+    parts = [{"modality": "text", "data": "which colour?"}, {"modality": "image", "data": "red.png"}]
+    rows.append({"pair_id": "both", "data": parts, "annotation": "the colour of a rose"})
     folder = concepts.run(media, rows)
     (media / "gone.png").unlink()
     return Run(folder, media)
@@ -124,7 +126,7 @@ def test_sixteen_concepts_are_learnt(adapted: Adapted, base: Path) -> None:
         "average": 1.0,
     }
     first, second = adapted.record["stages"]
-    assert [first["pairs"], len(first["losses"]), len(second["losses"])] == [17, 36, 4]
+    assert [first["pairs"], len(first["losses"]), len(second["losses"])] == [18, 56, 4]
     assert first["losses"][0] > 2 > first["losses"][-1]
     assert second["losses"][-1] < 0.2
 
@@ -338,10 +340,10 @@ def test_gradients_with_and_without_checkpointing_are_the_same(run: Run, base: P
 def test_held_out_pairs_are_measured_and_never_learnt(run: Run, base: Path, tmp_path: Path) -> None:
     out = adapt(settings(run, base, tmp_path, held_out=0.5, **SHORT))
     [stage] = out.record["stages"]
-    pairs = Pairs.load(run.folder, UniteEncoder.modalities)
+    pairs = Pairs.load(run.folder, UniteEncoder.modalities | {"text+image"})
     learnt, held_out = pairs.split(0.5, 512, 0)
     assert not set(learnt.tolist()) & set(held_out)
-    assert len(learnt) + len(held_out) == 17
+    assert len(learnt) + len(held_out) == 18
     assert stage["pairs"] == len(learnt)
     assert stage["before"]["pairs"] == stage["after"]["pairs"] >= len(held_out) - 1
     assert stage["before"]["recall_at_10"] <= 1
