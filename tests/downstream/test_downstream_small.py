@@ -53,7 +53,7 @@ def test_strategies_start_alike_and_learn_from_as_many_tokens() -> None:
     assert one.tokens == two.tokens == (256,)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_true_annotations_beat_exchanged_ones_and_the_prefix_is_why(seed: int) -> None:
     made = corpus()
     clean = train(made, made.annotations, BLEND, VALIDATION, QUICK, seed)

@@ -12,18 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemo_mm_rank.config import Config, parse
+from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.downstream import Pairs, VLMSettings, features, train
+from nemo_mm_rank.downstream.schedule import evaluation_steps
 from nemo_mm_rank.downstream.vlm.examples import Example, Reader
 from nemo_mm_rank.downstream.vlm.job import Job
 from nemo_mm_rank.downstream.vlm.model import load
 from nemo_mm_rank.downstream.vlm.training import Shown, loss
 from nemo_mm_rank.errors import ModelError, PairError, UserError
 from nemo_mm_rank.io.ingest import ingest
+from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.run.engine import SerialEngine
 from nemo_mm_rank.run.store import Shards
-from nemo_mm_rank.schema import DATA_SPANS, SPANS
+from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, PARTS, SPANS
 from tests.models import tiny_encoders, tiny_omni, tiny_writers
 
 pytest.importorskip("transformers", reason="needs the extra 'models'")
@@ -193,6 +195,27 @@ def test_only_what_trimming_kept_is_shown(settings: VLMSettings, pairs: Pairs) -
     assert "user\nThe island" + "Write the" in processor.tokenizer.decode(parts[0].inputs["input_ids"][0])
 
 
+def test_data_of_several_parts_is_shown_as_one(settings: VLMSettings, pairs: Pairs) -> None:
+    model, processor = load(settings, "cpu", 0)
+    reader = Reader(processor, model.get_base_model(), settings.prompt, 48, 4000)
+    row = pairs.rows("pool", ["image-001"])[0]
+    picture = pairs.table["data"][row].as_py()
+    parts: list[Any] = [None] * len(pairs.annotations)
+    parts[row] = [{"modality": "text", "data": "A card lies here."}, {"modality": "image", "data": picture}]
+    modality = pairs.table["modality"].to_pylist()
+    modality[row] = "text+image"
+    table = pairs.table.set_column(pairs.table.schema.get_field_index("modality"), "modality", pa.array(modality))
+    fused = dataclasses.replace(pairs, table=table.append_column(DATA_PARTS, pa.array(parts, PARTS)))
+    blend = pairs.rows("pool", ["code-000"])
+    whole, alone = (
+        examples(Job.of(one, one.annotations, blend, [row], settings, 0), reader)[0] for one in (fused, pairs)
+    )
+    assert torch.equal(whole.inputs["pixel_values"], alone.inputs["pixel_values"])
+    text = processor.tokenizer.decode(whole.inputs["input_ids"][0])
+    assert "user\nA card lies here.<|vision_bos|>" in text
+    assert "Write the annotation of this text and image." in text
+
+
 @pytest.mark.parametrize("make", [tiny_writers.qwen2_vl, tiny_writers.llava])
 def test_other_models_that_see_are_trained_too(make: Any, tmp_path: Path) -> None:
     settings = VLMSettings(model=str(make(tmp_path / "model")), rank=2, device="cpu")
@@ -205,6 +228,17 @@ def test_other_models_that_see_are_trained_too(make: Any, tmp_path: Path) -> Non
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     with pytest.raises(PairError, match="hears no sound"):
         reader(ITEMS["audio"], "audio", ANNOTATION)
+
+
+def test_the_poster_s_set_up_is_written_down() -> None:
+    path = Path(__file__).parents[2] / "configs" / "benchmark_qwen_omni.yaml"
+    config = parse(BenchmarkConfig, read_yaml(path))
+    assert config.budget.count == 10_000
+    assert config.seeds == (0, 1, 2)
+    assert isinstance(config.downstream, VLMSettings)
+    assert evaluation_steps(config.downstream.steps, config.downstream.evaluations) == (250, 500, 750)
+    assert config.downstream.model == "Qwen/Qwen2.5-Omni-3B"
+    assert len(config.downstream.revision or "") == 40
 
 
 def test_half_a_model_is_refused(folder: Path, tmp_path: Path) -> None:
