@@ -88,7 +88,9 @@ class Details:
         contents = self._failed([entry[PAIR_ID] for entry in entries if entry["file"] is None])
         for entry in entries:
             row = contents.get(entry[PAIR_ID]) if entry["file"] is None else None
-            detail = self._content(row) if row else {}
+            detail = self._content(row) if row else {"data": []}
+            # What cannot be opened says so itself; once is enough.
+            detail["data"] = [part for part in detail["data"] if part.get("missing") != entry["message"]]
             detail["lost"] = [entry["step"], entry["error"], entry["message"]]
             if entry["file"] is not None:
                 detail["place"] = f"{entry['file'].rsplit('/', 1)[-1]}, line {entry['line']}"

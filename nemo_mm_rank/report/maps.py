@@ -45,7 +45,8 @@ def maps(run: Run, positions: Rows, indices: Sequence[int]) -> list[dict[str, An
     ]
     found = []
     for title, source in wanted[: MAX_MAPS - 1]:
-        found.append(_map(run, title, f"data by {source.model}", source.column, _anchor(run, source), places, index))
+        note = ", ".join(sorted(source.modalities)) if source.modalities else "every modality"
+        found.append(_map(run, title, note, source.column, _anchor(run, source), places, index))
     fused = _map(run, "fused", "all experts, projected", FUSED, annotation_column(run.config.anchor), places, index)
     return [one for one in (*found, fused) if one is not None]
 

@@ -333,20 +333,15 @@ def pairs() -> Section:
 
 def provenance(run: Run) -> Section:
     """Return where the blend comes from: inputs, models, versions, configuration."""
-    manifest = run.manifest
+    manifest, blend = run.manifest, run.manifest["blend"]
     inputs = [Row((one["file"].rsplit("/", 1)[-1], one["digest"])) for one in manifest["inputs"]]
     versions = {"nemo-mm-rank": manifest["nemo_mm_rank"], "python": manifest["python"], **manifest["versions"]}
     lines = [Row((name, version)) for name, version in versions.items()]
     config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)
     parts: list[Part] = [
         Table("Manifests read", ["file", "digest"], inputs, text=(0, 1)),
+        Table("Blend", ["pairs", "digest"], [Row((f"{blend['pairs']:,}", blend["digest"]))], text=(0, 1)),
         Table("Versions", ["library", "version"], lines, text=(0, 1)),
-        Table(
-            "Blend",
-            ["pairs", "digest"],
-            [Row((f"{manifest['blend']['pairs']:,}", manifest["blend"]["digest"]))],
-            text=(0, 1),
-        ),
         Folded("Configuration", config),
         Folded("Models", json.dumps(manifest["models"], indent=2, ensure_ascii=False)),
     ]

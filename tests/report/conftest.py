@@ -27,7 +27,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, trimmed both ways: six pairs of each modality, faulty ones, and hostile ones."""
+    """A finished run, trimmed both ways: six pairs of each modality, faulty ones, hostile ones, one of two parts."""
     folder = tmp_path_factory.mktemp("report")
     pool = make_demo_pool(folder / "pool", 6)
     rows = [json.loads(line) for line in pool.read_text(encoding="utf-8").splitlines()]
@@ -35,6 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {"pair_id": f"evil-{number} {text}", "pool": text, "modality": "text", "data": f"The sea. {text}"}
         rows.append({**row, "annotation": f"{text} The calm blue sea under a clear sky.", "fault": text})
     rows.append({**row, "pair_id": "evil-file", "modality": "image", "data": f"image/{HOSTILE[1]}.jpg"})
+    sea = [{"modality": "text", "data": "The sea."}, {"modality": "image", "data": "image/image-000.jpg"}]
+    rows.append({"pair_id": "both", "pool": "demo", "data": sea, "annotation": "A clear blue sky."})
     pool.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     queries = [QUERY, f"a calm sea {HOSTILE[0]}"]
     curation.curate(parse(Config, settings(pool, folder / "run", queries=queries)))

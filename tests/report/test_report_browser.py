@@ -118,7 +118,6 @@ def test_sounds_and_films_play(opened: Opened, kind: str, of: str) -> None:
 def test_pictures_are_there(opened: Opened) -> None:
     opened.page.click("[data-modality=image]")
     opened.view("near")
-    opened.page.evaluate("document.querySelectorAll('img').forEach(image => image.loading = 'eager')")
     opened.until("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
     assert opened.page.locator(".picture img").count() == 6
 

@@ -14,12 +14,13 @@ import pytest
 
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.report import details, gallery, write_report
+from nemo_mm_rank.report.details import _parts
 from nemo_mm_rank.report.run import Run
 from tests.integration.runs import QUERY, say
 from tests.report.pages import HOSTILE, Elements, data_of
 
-RANKED, LOST = 35, 5
-"""Thirty of the demo's and five that mean harm; the demo's four faulty ones and a file that is not there."""
+RANKED, LOST = 36, 5
+"""Thirty of the demo's, five that mean harm, one of two parts; the demo's four faulty ones and a missing file."""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_counts_by_step_are_the_manifests(elements: Elements, manifest: dict[str
     assert by_name["blend"] == [*(counts["blend"].get(m, 0) for m in modalities), 12]
     sns = next(step for step in counts["steps"] if step["step"] == "sns")
     assert by_name["sns: trimmed"][-1] == sum(sns["trimmed"].values())
-    assert by_name["sns: quarantined"] == [0, 0, 1, 0, 0, 1]
+    assert by_name["sns: quarantined"] == [0, 0, 1, 0, 0, 0, 1]
 
 
 def test_every_reason_is_there_with_its_count(elements: Elements, run: Path) -> None:
@@ -87,7 +88,7 @@ def test_geometry_has_gap_and_recall_of_every_space(elements: Elements, manifest
 
 
 def test_findings_tell_what_was_checked(html: str) -> None:
-    assert "Every row is accounted for: 40 in = 35 ranked + 5 quarantined." in html
+    assert "Every row is accounted for: 41 in = 36 ranked + 5 quarantined." in html
     assert "The blend is the one that the manifest vouches for" in html
 
 
@@ -139,11 +140,27 @@ def test_texts_are_whole_with_what_was_trimmed(data: dict[str, Any], run: Path) 
 
 def test_media_of_all_kinds_are_in_the_page(data: dict[str, Any]) -> None:
     kinds = [part["kind"] for detail in data["details"].values() for part in detail.get("data", []) if "src" in part]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"image": 6, "audio": 6, "video": 6}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"image": 7, "audio": 6, "video": 6}
     corrupt = next(detail for detail in data["details"].values() if "corrupt" in str(detail.get("lost")))
-    name = "image/corrupt.jpg"
-    assert corrupt["data"] == [{"name": name, "missing": corrupt["lost"][2]}]
     assert corrupt["lost"][:2] == ["sns", "MediaError"]
+    assert corrupt["data"] == []  # what cannot be opened is said once
+    assert corrupt["annotation"] == [["The calm blue sea under a clear blue sky.", True]]
+
+
+def test_data_of_several_parts_is_shown_part_by_part(data: dict[str, Any]) -> None:
+    index = data["id"].index("both")
+    assert data["modalities"][data["modality"][index]] == {"name": "text+image", "colour": 9}
+    text, picture = data["details"][str(index)]["data"]
+    assert text == {"kind": "text", "pieces": [["The sea.", True]]}
+    assert (picture["kind"], picture["name"]) == ("image", "image/image-000.jpg")
+    row = {
+        "modality": "text+image",
+        "data_parts": [{"modality": "text", "data": "a"}, {"modality": "image", "data": "b"}],
+    }
+    assert _parts({**row, "sns_data_spans": [[1, 5, 6, 7, 8], [1, 0, 0, 2, 2]]}) == [
+        ("text", "a", None),
+        ("image", "b", [[5, 6, 7, 8], [0, 0, 2, 2]]),
+    ]
 
 
 def test_maps_of_every_space_with_data_and_anchors(data: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ function timeline(media) {
 }
 
 function picture(media, name) {
-  const image = el("img", { src: media.src, alt: name, loading: "lazy", decoding: "async" });
+  const image = el("img", { src: media.src, alt: name, decoding: "async" });
   if (!media.boxes) return el("div", { class: "picture" }, image);
   // Dim what was cut off: the frame is all of the picture less the boxes.
   const d = media.boxes.map(([x, y, w, h]) => `M${x} ${y}h${w}v${h}h${-w}z`).join("");

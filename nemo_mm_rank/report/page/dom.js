@@ -22,7 +22,10 @@ const nothing = { shown: 0, id: [], distance: [], modalities: [], pools: [], ble
 const data = { ...nothing, ...JSON.parse(document.getElementById("data").textContent) };
 
 const whole = (n) => n.toLocaleString("en-US");
-const signed = (x, digits = 2) => (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(digits);
+const signed = (x, digits = 2) => {
+  const size = Math.abs(x).toFixed(digits);
+  return (Number(size) === 0 ? "" : x < 0 ? "\u2212" : "+") + size;
+};
 const fixed = (x, digits = 3) => (x < 0 ? "\u2212" : "") + Math.abs(x).toFixed(digits);
 const times = new Intl.NumberFormat("en-US", { maximumFractionDigits: 2 });
 
