@@ -164,7 +164,8 @@ def benchmark(
     values = _configured(config, preset)
     if pool:
         values["pools"] = _pools(pool, field, modality, root)
-        values.pop("demo", None)
+        if values.pop("demo", None) is not None:
+            values.pop("relevant", None)  # a column of the built-in pool's
     elif field or modality or root:
         raise UserError("--field, --modality and --root are for pools on the command line; write yours beside them")
     if query or avoid:

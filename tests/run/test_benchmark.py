@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.evaluation.selection import Labels, selection
@@ -223,3 +225,17 @@ def test_a_planted_leak_is_found_and_taken_out(first: Path, tmp_path: Path) -> N
     assert {"pair_id": "image-000", "held_out": "mine", "what": "data", "removed": True} in leaks
     assert "image-000" not in read_table(tmp_path / "run" / "truth.parquet")["pair_id"].to_pylist()
     assert np.all([leak["removed"] for leak in leaks])
+
+
+def test_a_pool_on_the_command_line_takes_the_place_of_the_built_in_one(first: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    values = settings(tmp_path / "run", strategies=["random"], downstream="off", validation={"pairs": 3})
+    config.write_text(yaml.safe_dump(values))
+    arguments = [str(first / "demo" / "pool.jsonl"), "--config", str(config), "--budget", "7", "--seeds", "1"]
+    result = CliRunner().invoke(app, ["benchmark", *arguments])
+    assert result.exit_code == 0, result.output
+    facts = json.loads((tmp_path / "run" / "benchmark.json").read_text())
+    assert facts["budget"] == 7
+    assert facts["config"]["seeds"] == [0]
+    assert facts["config"]["pools"][0]["path"] == str(first / "demo" / "pool.jsonl")
+    assert "and on topic" not in result.output  # nothing is known of that

@@ -193,7 +193,7 @@ def _best_expert(bench: Bench, _: Strategy, __: int) -> list[str]:
 
 def _by_one(bench: Bench, scored: Shards, expert: str, cosines: Sequence[str]) -> list[str]:
     own = [name for name in cosines if component(name) == expert]
-    settings = RankingSettings(weights={expert: 1.0})
+    settings = RankingSettings(weights={expert: 1.0}, conditions={}, feedback=0)
     return _ids(rank(scored, own, settings, Budget(count=bench.budget)).chosen[PAIR_ID].to_pylist())
 
 
