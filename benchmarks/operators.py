@@ -27,6 +27,7 @@ from rich.table import Table
 
 from benchmarks import real_pool
 from benchmarks.encoder_overhead import write_pictures
+from benchmarks.ranking_topk import Peak
 from nemo_mm_rank import frames
 from nemo_mm_rank.quality.dedup.near import near
 from nemo_mm_rank.quality.operators import MediaStep, PictureScores, column
@@ -58,20 +59,23 @@ def cleanvision() -> Callable[[PILImage.Image], list[float]]:
     return judge
 
 
-def timed(ways: dict[str, Way], runs: int) -> dict[str, list[float]]:
-    """Return seconds per way and run, the ways in turns; the first turn is not counted."""
+def measure(ways: dict[str, Way], runs: int) -> tuple[list[float], list[float]]:
+    """Return the median of seconds, and the peak of memory in MiB, of each way, in turns; the first is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    memory: dict[str, list[float]] = {name: [] for name in ways}
     found: dict[str, Scores] = {}
     for run in range(runs + 1):
         for name, way in ways.items():
             started = time.perf_counter()
-            found[name] = way()
+            with Peak() as peak:
+                found[name] = way()
             if run:
                 seconds[name].append(time.perf_counter() - started)
+                memory[name].append(peak.mib)
     first, *others = found.values()
     for other in others:
         np.testing.assert_allclose(other, first, rtol=0, atol=1e-6)  # a step's columns are float32
-    return seconds
+    return [statistics.median(own) for own in seconds.values()], [max(own) for own in memory.values()]
 
 
 def of_files(paths: Sequence[Path]) -> dict[str, Way]:
@@ -124,14 +128,14 @@ def main() -> None:
             "CleanVision": lambda: np.array([judge(picture) for picture in decoded]),
             "ours": lambda: np.array([picture_scores(picture, NAMES) for picture in decoded]),
         }
-        table = Table(title=f"{len(paths)} pictures, milliseconds a picture, medians of {options.runs}")
-        for name in ("", "CleanVision", "ours", "ratio"):
+        table = Table(title=f"{len(paths)} pictures: ms a picture (median of {options.runs}), peak MiB above the start")
+        for name in ("", "CleanVision", "ours", "ratio", "CleanVision MiB", "our MiB"):
             table.add_column(name, justify="right" if name else "left")
         for what, ways in (("scores alone", looks), ("decoding too", of_files(paths))):
-            theirs, ours = (
-                1000 * statistics.median(seconds) / len(paths) for seconds in timed(ways, options.runs).values()
-            )
-            table.add_row(what, f"{theirs:.2f}", f"{ours:.2f}", f"{theirs / ours:.1f}")
+            seconds, memory = measure(ways, options.runs)
+            theirs, ours = (1000 * own / len(paths) for own in seconds)
+            ratio = f"{theirs / ours:.1f}"
+            table.add_row(what, f"{theirs:.2f}", f"{ours:.2f}", ratio, *(f"{own:.0f}" for own in memory))
         Console().print(table)
     table = Table(title="near codes: seconds")
     table.add_column("codes")
