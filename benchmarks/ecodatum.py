@@ -4,8 +4,9 @@
 
 Average precision of clean pairs in the order of each score, over all pairs that could be judged, near-duplicates that
 were planted counted as noise. An operator that says nothing of a pair puts it in the middle (its column's median). The
-agreement is out of sample. A random order has the share of clean pairs. Mean over the seeds (of planting and of the
-run), in brackets the standard deviation.
+agreement is out of sample. A random order has the share of clean pairs. Then our ranking for an objective, with the
+quality as one more condition: the share of the first 10 % that is clean and on topic, and the AP of such pairs. Mean
+over the seeds (of planting and of the run), in brackets the standard deviation.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from benchmarks import real_pool
-from nemo_mm_rank import curate
+from benchmarks.quality import relevant
+from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.evaluation import PlantSettings, average_precision, plant
 from nemo_mm_rank.run import ecodatum
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 
 Floats = npt.NDArray[np.float64]
+
+WEIGHTS = (0.25, 0.5, 1.0)
+"""Of the quality as a condition; agreement has its default, 1.5."""
 
 
 def scores_of(result: ecodatum.EcoDatumResult, run: Path) -> pd.DataFrame:
@@ -48,14 +54,16 @@ def scores_of(result: ecodatum.EcoDatumResult, run: Path) -> pd.DataFrame:
     return frame.set_index(pd.Index(ids))
 
 
-def measure(folder: Path, kinds: str, seed: int) -> dict[str, tuple[float, float]]:
-    """Return of every score the average precision, and the precision of its best 40 %."""
+def measure(
+    folder: Path, kinds: str, seed: int
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
+    """Return of every score the average precision and the precision of its best 40 %, and what `ranked` says."""
     planted = plant(str(real_pool.POOL), folder / "pool", parse(PlantSettings, {"kinds": kinds}), seed)
     settings = real_pool.settings(folder / "run", seed=seed, budget="100%")
     run = curate(config={**settings, "pools": planted.pool.model_dump(exclude_none=True)}, progress=False)
     result = ecodatum.curate(parse(EcoDatumConfig, {"run": str(run.folder), "output": str(folder / "ecodatum")}))
     quality = result.quality.set_index("pair_id")
-    clean = pd.Series(planted.truth["clean"].to_pylist(), index=planted.truth["pair_id"].to_pylist())[quality.index]
+    known = pd.Series(planted.truth["clean"].to_pylist(), index=planted.truth["pair_id"].to_pylist())
     operators = scores_of(result, run.folder).loc[quality.index]
     votes = np.stack(quality["votes"].tolist())
     orders: dict[str, Floats] = {
@@ -66,21 +74,51 @@ def measure(folder: Path, kinds: str, seed: int) -> dict[str, tuple[float, float
     orders["ensemble"] = quality["quality"].to_numpy(dtype=np.float64)
     tie = orders.get("agreement", np.zeros(len(quality)))
     orders["ensemble, ties by agreement"] = orders["ensemble"] + 1e-9 * np.argsort(np.argsort(tie))
-    truth = clean.to_numpy(dtype=bool)
-    for line in result.manifest["ensemble"]["warnings"]:
-        print(f"    {kinds} {seed}: {line}", file=sys.stderr)
-    for name, values in result.manifest["ensemble"]["functions"].items():
-        said = votes[:, list(result.manifest["ensemble"]["functions"]).index(name)]
-        right = (truth[said >= 0] == (said[said >= 0] == 1)).mean() if (said >= 0).any() else np.nan
-        print(
-            f"    {name:24s} weight {values['weight']:.3f} right {right:.3f} coverage {values['coverage']:.3f}",
-            file=sys.stderr,
-        )
+    truth = known[quality.index].to_numpy(dtype=bool)
     found = {"(random order)": (float(truth.mean()), float(truth.mean()))}
     for name, order in orders.items():
         best = np.argsort(-order, kind="stable")[: int(0.4 * len(order))]
         found[name] = (float(average_precision(order, truth)), float(truth[best].mean()))
+    return found, ranked(run.folder, result, known)
+
+
+def ranked(run: Path, result: ecodatum.EcoDatumResult, clean: pd.Series) -> dict[str, tuple[float, float]]:
+    """Return what our ranking for the scenes is worth: AP, and precision of the first 10 %."""
+    path = str(result.folder / ecodatum.SCORES)
+    ways: dict[str, dict[str, Any]] = {"ranked": {}}
+    for weight in WEIGHTS:
+        conditions = {"agreement": 1.5, "quality": weight}
+        ways[f"ranked, quality as a condition of weight {weight}"] = {
+            "scores": {"quality": path},
+            "conditions": conditions,
+        }
+    found = {}
+    for name, settings in ways.items():
+        blend = rank(run, real_pool.SCENES, "100%", ranking=settings).blend
+        good = clean.reindex(blend["pair_id"]).to_numpy(dtype=bool) & relevant(blend, real_pool.SCENES)
+        first = good[: int(0.1 * len(good))]
+        found[name] = (precision_of(good), float(first.mean()))
+    chosen = (
+        result.quality.set_index("pair_id")["quality"].reindex(blend["pair_id"]).fillna(0).to_numpy(dtype=np.float64)
+    )
+    first = good[np.argsort(-chosen, kind="stable")[: int(0.1 * len(good))]]
+    found["quality alone"] = (float(average_precision(chosen, good)), float(first.mean()))
     return found
+
+
+def precision_of(good: npt.NDArray[np.bool_]) -> float:
+    """Return the average precision of rows that are in their order, best first."""
+    return float(average_precision(-np.arange(len(good), dtype=np.float64), good))
+
+
+def print_table(title: str, columns: tuple[str, str], found: dict[str, list[tuple[float, float]]]) -> None:
+    print(f"\n| {title} | {' | '.join(columns)} |\n|---|---|---|")
+    for name, rows in sorted(found.items(), key=lambda item: -statistics.mean(row[0] for row in item[1])):
+        cells = []
+        for column in zip(*rows, strict=True):
+            spread = f" ({statistics.stdev(column):.3f})" if len(column) > 1 else ""
+            cells.append(f"{statistics.mean(column):.3f}{spread}")
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -94,18 +132,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for kinds in options.kinds:
             found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+            topical: dict[str, list[tuple[float, float]]] = defaultdict(list)
             for seed in options.seeds:
                 folder = (options.folder or Path(temporary)) / f"{kinds}-{seed}"
-                for name, figures in measure(folder, kinds, seed).items():
-                    found[name].append(figures)
+                for table, figures in zip((found, topical), measure(folder, kinds, seed), strict=True):
+                    for name, pair in figures.items():
+                        table[name].append(pair)
             print(f"\nplanted: {kinds}, 40 % of each modality; seeds {options.seeds}")
-            print("| score | AP of clean pairs | precision of the best 40 % |\n|---|---|---|")
-            for name, rows in sorted(found.items(), key=lambda item: -statistics.mean(row[0] for row in item[1])):
-                cells = []
-                for column in zip(*rows, strict=True):
-                    spread = f" ({statistics.stdev(column):.3f})" if len(column) > 1 else ""
-                    cells.append(f"{statistics.mean(column):.3f}{spread}")
-                print(f"| {name} | {' | '.join(cells)} |")
+            print_table("clean", ("AP", "precision of the best 40 %"), found)
+            print_table("clean and on topic", ("AP", "precision of the first 10 %"), topical)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
         ("blurry", 0.28, np.inf, (0,)),  # rejects only; without a score no vote
     ]
     print(pd.DataFrame(label_votes(scores, thresholds), columns=["clip", "blurry"]).to_string())
-    model = LabelModel().fit(votes)
+    model = LabelModel().fit(votes[quality["duplicate_of"].isna()])
     assert np.allclose(model.predict_proba(votes), quality["quality"])
     data = lf_summary(votes).data
     print(f"coverage {data.coverage:.2f}, overlap {data.overlap:.2f}, conflict {data.conflict:.2f}")
