@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.quality.operators.text import WORD
 
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
 WORDS, RATINGS = ("word",), ("rating", "conc.m", "concreteness", "score")
 """What the two columns may be called, in any case; others are passed over."""
 
@@ -44,7 +43,7 @@ def mean_ratings(texts: Sequence[str], norms: Mapping[str, float]) -> npt.NDArra
     """Return ``(n,)`` the mean rating of the words of each text that are rated; NaN where none is."""
     means = np.full(len(texts), np.nan)
     for row, text in enumerate(texts):
-        known = [norms[word] for word in map(str.lower, _WORD.findall(text)) if word in norms]
+        known = [norms[word] for word in map(str.lower, WORD.findall(text)) if word in norms]
         if known:
             means[row] = sum(known) / len(known)
     return means

@@ -50,7 +50,8 @@ characters letters or spaces, and half of the words different."""
 _ABSTRACT = re.compile(
     r"(?:tion|sion|ness|ity|ism|ment|ance|ence|hood|ship|acy|dom|logy|ics|ive|able|ible|ously|ly)s?$"
 )
-_WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+"""A run of letters, with apostrophes and hyphens inside."""
 
 
 def words(texts: Sequence[str]) -> Floats:
@@ -137,7 +138,7 @@ def _numpy(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 def concrete_words(texts: Sequence[str]) -> Floats:
     """Return ``(n,)`` the share of words that are neither function words nor look abstract; 0 of none."""
-    split = [[word.lower() for word in _WORD.findall(text)] for text in texts]
+    split = [[word.lower() for word in WORD.findall(text)] for text in texts]
     concrete = {word: _is_concrete(word) for own in split for word in own}
     shares = (sum(concrete[word] for word in own) / max(1, len(own)) for own in split)
     return np.fromiter(shares, np.float64, len(texts))
