@@ -9,7 +9,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.parquet import write_json, write_table, write_text
+from nemo_mm_rank.io.parquet import TEMPORARY, write_json, write_table, write_text
 from nemo_mm_rank.report import write_report
 from nemo_mm_rank.run.benchmark import measures, tables
 from nemo_mm_rank.run.benchmark.blends import Blend
@@ -76,6 +76,8 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None, engine: E
 
 
 def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter) -> Outcome:
+    for stray in (path for name in ("blends", "downstream") for path in (folder / name).glob(f".*{TEMPORARY}")):
+        stray.unlink()  # of a run that was killed
     source = prepare(config, folder, engine, reporter)
     budget = config.budget.pairs(source.pairs)
     quiet = Console(quiet=True)
