@@ -37,7 +37,6 @@ OBJECTIVES: dict[str, dict[str, float]] = {
     "contrastive": {"contrastive_weight": 1, "alignment_weight": 0, "residual_bias_weight": 0},
     "contrastive, alignment, residual (default)": {},
     "MAMCL": {"mamcl_weight": 1, "contrastive_weight": 0, "alignment_weight": 0, "residual_bias_weight": 0},
-    "MAMCL, residual": {"mamcl_weight": 1, "contrastive_weight": 0, "alignment_weight": 0},
     "MAMCL, alignment, residual": {"mamcl_weight": 1, "contrastive_weight": 0},
     "MAMCL, contrastive": {"mamcl_weight": 1, "alignment_weight": 0, "residual_bias_weight": 0},
     "MAMCL, default": {"mamcl_weight": 1},
@@ -132,9 +131,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         table: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for name, changes in OBJECTIVES.items():
-            for seed in options.seeds:
-                for column, value in one(folder, seed, changes).items():
+        for seed in options.seeds:
+            for name, changes in OBJECTIVES.items():
+                measured = one(folder, seed, changes)
+                print(f"seed {seed}, {name}: {measured}", file=sys.stderr, flush=True)
+                for column, value in measured.items():
                     table[name][column].append(value)
     columns = list(dict.fromkeys(column for values in table.values() for column in values))
     print(f"mean of seeds {options.seeds}, in brackets the standard deviation")

@@ -104,7 +104,7 @@ class FusionNetwork(nn.Module):
         if not self.dropout or generator is None:
             return x
         kept = torch.rand(x.shape, generator=generator, device=generator.device) >= self.dropout
-        return x * kept.to(x.device) / (1 - self.dropout)
+        return torch.where(kept.to(x.device), x / (1 - self.dropout), 0.0)
 
     def config(self) -> dict[str, Any]:
         """Return the arguments that make an equal network, JSON-able."""
