@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from nemo_mm_rank import curate as rank_pool
+from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import parse, read_yaml
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError, UserError
@@ -176,6 +178,31 @@ def test_a_search_finds_thresholds_and_never_chooses_what_it_learns_from(pool: P
     assert result.manifest["ensemble"]["pairs"] == len(result.blend)
     job(pool, tmp_path / "run", budget="100%")
     assert not (result.folder / "search.parquet").exists()
+
+
+def test_a_worker_in_another_process_gives_the_same_bytes(pool: Path, result: EcoDatumResult, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    from nemo_mm_rank.dask.engine import DaskEngine
+
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        config = {"pools": str(pool), "output": str(tmp_path / "run"), "shards": 3}
+        other = curate(parse(EcoDatumConfig, config), engine=DaskEngine(client))
+    for name in FILES:
+        assert (other.folder / name).read_bytes() == (result.folder / name).read_bytes(), name
+
+
+def test_the_command_line_runs_the_job(pool: Path, result: EcoDatumResult, tmp_path: Path) -> None:
+    config = tmp_path / "eco.yaml"
+    config.write_text("budget: 10%\nengine: {workers: 0}\n")
+    options = ["ecodatum", str(pool), "-c", str(config), "-b", "5", "-o", str(tmp_path / "run")]
+    done = CliRunner().invoke(app, options)
+    assert done.exit_code == 0, done.output
+    assert "5 pairs chosen of" in done.output
+    blend = pd.read_parquet(tmp_path / "run" / "blend.parquet")
+    assert blend["pair_id"].tolist() == result.blend["pair_id"].tolist()[:5]
 
 
 def test_the_printed_table_says_what_somebody_should_know(result: EcoDatumResult) -> None:
