@@ -66,9 +66,9 @@ def test_the_blend_has_the_parts(whole: Result, pool: Path) -> None:
     given = pd.read_json(pool, lines=True).set_index("pair_id")["data"]
     several = blend[blend["modality"].str.contains("+", regex=False)]
     assert len(several) >= 3
-    for row in several.itertuples():
-        assert [dict(part) for part in row.data_parts] == given[row.pair_id]
-        assert row.data == "\n".join(part["data"] for part in row.data_parts)
+    for row in several.to_dict("records"):
+        assert [dict(part) for part in row["data_parts"]] == given[row["pair_id"]]
+        assert row["data"] == "\n".join(part["data"] for part in row["data_parts"])
     assert blend[~blend.index.isin(several.index)]["data_parts"].isna().all()
 
 
@@ -76,8 +76,8 @@ def test_parts_are_trimmed_each_by_itself(whole: Result) -> None:
     pairs = whole.pairs(["pair_id", "modality", "sns_data_spans", "sns_reason"])
     several = pairs[pairs["modality"].str.contains("+", regex=False)].dropna(subset=["sns_data_spans"])
     assert len(several) >= 3
-    for row in several.itertuples():
-        assert all(len(span) in (3, 5) and span[0] in (0, 1) for span in row.sns_data_spans)
+    for row in several.to_dict("records"):
+        assert all(len(span) in (3, 5) and span[0] in (0, 1) for span in row["sns_data_spans"])
     kept = Counter(int(span[0]) for spans in several["sns_data_spans"] for span in spans)
     assert set(kept) == {0, 1}
 
