@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
+from nemo_mm_rank.schema import data_column
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -240,3 +242,8 @@ def share(part: float, whole: float) -> str:
 def counted(n: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def space_name(column: str) -> str:
+    """Return what a person reads for a space, given its column of embeddings."""
+    return column.removeprefix(data_column("")).replace("__", ": ")

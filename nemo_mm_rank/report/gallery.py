@@ -54,7 +54,7 @@ def gallery(run: Run, blends: Sequence[Blend], sample: Rows) -> tuple[dict[str, 
         sample: positions that have to be among them.
     """
     scored = run.scored
-    distance = _distance(run)
+    distance = run.distance
     best = np.argsort(-scored.scores, kind="stable")
     near = np.argsort(np.abs(distance), kind="stable")[: int(np.isfinite(distance).sum())]
     full = leading([*(b.positions for b in blends), near, best[::-1]], scored.modality, OVERALL, EACH)
@@ -88,12 +88,6 @@ def gallery(run: Run, blends: Sequence[Blend], sample: Rows) -> tuple[dict[str, 
         "media": {"count": details.copies, "left_out": details.left_out},
     }
     return values, shown
-
-
-def _distance(run: Run) -> Any:
-    """Return ``(n,)`` how far each score is from the cut of its group; NaN where nothing was chosen from that."""
-    cuts = np.array([np.nan if cut is None else cut for cut in run.cuts])
-    return run.scored.scores - cuts[run.scored.group]
 
 
 def _shown(run: Run, full: Rows, sample: Rows) -> tuple[Rows, dict[str, list[Any]]]:

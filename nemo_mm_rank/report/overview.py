@@ -10,15 +10,11 @@ from typing import Any
 import numpy as np
 import yaml
 
-from nemo_mm_rank.io.digest import table_digest
-from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.ranking.blend import label
-from nemo_mm_rank.ranking.pool import Rows
 from nemo_mm_rank.report.charts import distributions, mixes
 from nemo_mm_rank.report.colours import colour
 from nemo_mm_rank.report.content import (
     Chart,
-    Finding,
     Findings,
     Folded,
     Part,
@@ -31,7 +27,9 @@ from nemo_mm_rank.report.content import (
     counted,
     number,
     share,
+    space_name,
 )
+from nemo_mm_rank.report.findings import findings
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import POOL
 
@@ -40,9 +38,6 @@ ABOUT_MAPS = (
     "space; distances between far groups say little (t-SNE of a sample)."
 )
 """How a map is to be read."""
-
-_SHIFT = 0.1  # of a share, from which on a mix is another
-_CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
 
 
 def objective(run: Run) -> str:
@@ -76,79 +71,6 @@ def overview(run: Run) -> Section:
         tiles.insert(1, Tile("trimmed", f"{total:,}", f"{run.config.sns.mode}, by SNS"))
     lead = "What the run did with the pool, and what speaks for and against its blend."
     return Section("overview", "Overview", lead, [Tiles(tiles), Findings(findings(run))])
-
-
-def findings(run: Run) -> list[Finding]:
-    """Return what a careful reader would check, checked."""
-    counts = run.manifest["counts"]
-    rows, quarantined, ranked = counts["pool"]["rows"], run.quarantine.num_rows, run.scoring.ranked
-    found = []
-    if rows == ranked + quarantined:
-        text = f"Every row is accounted for: {rows:,} in = {ranked:,} ranked + {quarantined:,} quarantined."
-        found.append(Finding("good", text))
-    else:
-        found.append(Finding("warn", f"{rows:,} rows in, but {ranked:,} ranked + {quarantined:,} quarantined."))
-    if table_digest(read_table(run.folder.blend)) == run.manifest["blend"]["digest"]:
-        found.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
-    else:
-        found.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
-    if quarantined > 0.05 * rows:
-        said = f"{share(quarantined, rows)} of the rows could not be ranked; see what was left out."
-        found.append(Finding("warn", said))
-    found += _of_spaces(run.manifest["projection"]["metrics"]["mean"])
-    found += _of_mix(counts)
-    found += _of_cut(run)
-    return found
-
-
-def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
-    fused, others = spaces.get("fused"), {name: space for name, space in spaces.items() if name != "fused"}
-    if fused is None or not others:
-        return []
-    name, best = max(others.items(), key=lambda item: item[1]["recall_at_10"])
-    said = (
-        f"On held-out pairs the fused space finds the other half among the first ten for "
-        f"{share(fused['recall_at_10'], 1)} of the pairs, the best single space ({_space(name)}) for "
-        f"{share(best['recall_at_10'], 1)}; matched gap {number(fused['matched_gap'])} against "
-        f"{number(best['matched_gap'])}."
-    )
-    better = fused["recall_at_10"] >= best["recall_at_10"] and fused["matched_gap"] <= best["matched_gap"]
-    return [Finding("good" if better else "note", said)]
-
-
-def _of_mix(counts: Mapping[str, Any]) -> list[Finding]:
-    ranked, blend = counts["ranked"], counts["blend"]
-    whole, chosen = sum(ranked.values()), sum(blend.values())
-    absent = [name for name, n in ranked.items() if n and not blend.get(name)]
-    found = []
-    if absent:
-        found.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
-    if chosen and whole:
-        gains = {name: blend.get(name, 0) / chosen - n / whole for name, n in ranked.items() if n}
-        by_gain = sorted(gains, key=lambda name: gains[name])
-        for name, verb in ((by_gain[-1], "more"), (by_gain[0], "less")):
-            if abs(gains[name]) >= _SHIFT and name not in absent:
-                shares = f"{share(blend[name], chosen)} of the blend, {share(ranked[name], whole)} of the pool"
-                found.append(Finding("note", f"There is {verb} {name} in the blend than in the pool: {shares}."))
-        if not found:
-            found.append(Finding("good", "Every modality has about the share in the blend that it has in the pool."))
-    return found
-
-
-def _of_cut(run: Run) -> list[Finding]:
-    cuts = np.array([np.nan if cut is None else cut for cut in run.cuts])
-    distance = run.scored.scores - cuts[run.scored.group]
-    spread = float(run.scored.scores.std())
-    if not spread or not np.isfinite(distance).any():
-        return []
-    left_out = int(((distance < 0) & (distance >= -_CLOSE * spread)).sum())
-    chosen = run.ranking.chosen.num_rows
-    said = (
-        f"{counted(left_out, 'pair')} left out {'lies' if left_out == 1 else 'lie'} within {_CLOSE:g} standard "
-        f"deviations below the cut, {share(left_out, chosen)} of the blend's size: look at the borderline before you "
-        "trust it to the pair."
-    )
-    return [Finding("note", said)]
 
 
 def rows(run: Run) -> Section:
@@ -232,7 +154,9 @@ def _pools(run: Run) -> list[Table]:
 
 def scores(run: Run) -> Section:
     """Return how scores lie in each modality, what they are made of, and where the cut is."""
-    scored, chosen = run.scored, _chosen(run)
+    scored = run.scored
+    chosen = np.zeros(len(scored.scores), dtype=bool)
+    chosen[run.chosen] = True
     of = []
     for code, name in enumerate(scored.modalities):
         mine = scored.modality == code
@@ -247,12 +171,6 @@ def scores(run: Run) -> Section:
     )
     lead = "A pair's score compares it with the whole pool; the blend is what lies above the cut."
     return Section("scores", "Scores and the cut", lead, [chart, _weights(run), *_cuts(run)])
-
-
-def _chosen(run: Run) -> Any:
-    mask = np.zeros(len(run.scored.scores), dtype=bool)
-    mask[run.scored.find(run.ranking.places)] = True
-    return mask
 
 
 def _weights(run: Run) -> Table:
@@ -308,7 +226,7 @@ def spaces(run: Run) -> Section:
     for name, space in sorted(metrics["mean"].items(), key=lambda item: item[0] == "fused"):
         measures = ("gap", "matched_gap", "recall_at_1", "recall_at_5", "recall_at_10")
         cells = [number(space[measure]) for measure in measures]
-        lines.append(Row((_space(name), f"{space['n']:,}", *cells), "strong" if name == "fused" else ""))
+        lines.append(Row((space_name(name), f"{space['n']:,}", *cells), "strong" if name == "fused" else ""))
     note = (
         f"Held-out pairs only, mean over {len(metrics['folds'])} folds: no network is measured on what it learnt from. "
         "Gap: mean distance between the centroids of modalities. Matched gap: from data to their own annotations, "
@@ -319,10 +237,6 @@ def spaces(run: Run) -> Section:
     table = Table("Geometry", columns, lines, note=note)
     lead = "Where the experts put the pairs, and where the projection puts them."
     return Section("spaces", "Spaces", lead, [table, Widget("maps", ABOUT_MAPS)])
-
-
-def _space(name: str) -> str:
-    return name.removeprefix("emb_data__").replace("__", ": ")
 
 
 def pairs() -> Section:
@@ -347,8 +261,3 @@ def provenance(run: Run) -> Section:
     ]
     lead = "The same input, seed and versions give the same bytes."
     return Section("provenance", "Where it comes from", lead, parts)
-
-
-def blend_positions(run: Run) -> Rows:
-    """Return the positions of the blend among the ranked pairs, best first."""
-    return run.scored.find(run.ranking.places)

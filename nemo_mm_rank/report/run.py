@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from nemo_mm_rank.config import Config, RankingSettings
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.ranking.candidates import Groups
-from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.ranking.pool import Rows
+from nemo_mm_rank.ranking.scoring import Floats, Scoring
 from nemo_mm_rank.report.pairs import Scored
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.run.folder import RunFolder
@@ -84,3 +87,15 @@ class Run:
             scores = [cut["score"] for cut in (found.get(name), filling) if cut is not None]
             cuts.append(min(scores) if scores else None)
         return cuts
+
+    @cached_property
+    def distance(self) -> Floats:
+        """``(n,)`` how far each score is from the cut of its group; NaN where nothing was chosen from that."""
+        cuts = np.array([np.nan if cut is None else cut for cut in self.cuts])
+        distance: Floats = self.scored.scores - cuts[self.scored.group]
+        return distance
+
+    @cached_property
+    def chosen(self) -> Rows:
+        """``(k,)`` the positions of the blend's pairs among the ranked ones, best first."""
+        return self.scored.find(self.ranking.places)

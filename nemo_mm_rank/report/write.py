@@ -44,7 +44,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 
 def run_page(run: Run) -> Page:
     """Return the report of a run of the main job."""
-    chosen = Blend("blend", "chosen by this run", run.ranking.chosen.num_rows, overview.blend_positions(run))
+    chosen = Blend("blend", "chosen by this run", run.ranking.chosen.num_rows, run.chosen)
     sections = [
         overview.overview(run),
         overview.rows(run),

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.report import details, gallery, write_report
 from nemo_mm_rank.report.details import _parts
+from nemo_mm_rank.report.findings import findings
 from nemo_mm_rank.report.run import Run
 from tests.integration.runs import QUERY, say
 from tests.report.pages import HOSTILE, Elements, data_of
@@ -95,9 +97,7 @@ def test_findings_tell_what_was_checked(html: str) -> None:
 def test_a_blend_that_was_changed_is_told(run: Path, tmp_path: Path) -> None:
     opened = Run.open(run)
     manifest = {**opened.manifest, "blend": {**opened.manifest["blend"], "digest": "0"}}
-    from nemo_mm_rank.report.overview import findings
-
-    changed = Run(**{**opened.__dict__, "manifest": manifest})
+    changed = replace(opened, manifest=manifest)
     assert any(one.mark == "warn" and "digest differs" in one.text for one in findings(changed))
 
 
@@ -213,7 +213,7 @@ def test_a_large_pool_is_shown_in_part(run: Path, monkeypatch: pytest.MonkeyPatc
     opened = Run.open(run)
     for name, value in (("MAX_PAIRS", 9), ("OVERALL", 2), ("EACH", 0), ("PER_REASON", 1)):
         monkeypatch.setattr(gallery, name, value)
-    blend = gallery.Blend("blend", "", 12, opened.scored.find(opened.ranking.places))
+    blend = gallery.Blend("blend", "", 12, opened.chosen)
     data, shown = gallery.gallery(opened, [blend], opened.scored.sample(3))
     assert data["ranked"] == RANKED
     assert data["shown"] == len(shown) == 9
@@ -227,7 +227,7 @@ def test_a_large_pool_is_shown_in_part(run: Path, monkeypatch: pytest.MonkeyPatc
 def test_media_are_bounded_in_number(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(details, "MAX_MEDIA", 4)
     opened = Run.open(run)
-    blend = gallery.Blend("blend", "", 12, opened.scored.find(opened.ranking.places))
+    blend = gallery.Blend("blend", "", 12, opened.chosen)
     data, _ = gallery.gallery(opened, [blend], opened.scored.sample(0))
     parts = [part for detail in data["details"].values() for part in detail.get("data", [])]
     copies = [part for part in parts if "pieces" not in part]
