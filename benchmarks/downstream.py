@@ -23,7 +23,9 @@ from scipy import stats
 
 from benchmarks import real_pool
 from nemo_mm_rank.config import Config, parse
-from nemo_mm_rank.downstream import Features, Perplexity, SmallSettings, features, train
+from nemo_mm_rank.downstream import Features, SmallSettings, features, train
+from nemo_mm_rank.downstream.schedule import evaluation_steps
+from nemo_mm_rank.downstream.small import learn, perplexity
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.run.engine import SerialEngine
@@ -33,14 +35,21 @@ MEDIA = ("image", "audio", "video")
 Rows = npt.NDArray[np.int64]
 
 CLEAN = "natural scenes"
+TEXTS = {modality: {"class": "hashed-text"} for modality in ("text", "code")}
 
 
-def corpus(folder: Path, settings: SmallSettings) -> tuple[Features, npt.NDArray[np.str_]]:
-    """Return the pool's features and the rows' modalities."""
-    config = parse(Config, real_pool.settings(folder / "unused"))
+def corpus(folder: Path, models: bool) -> tuple[Features, npt.NDArray[np.str_]]:
+    """Return the pool's features, classical or by small real models, and the rows' modalities."""
+    values = real_pool.settings(folder / "unused")
+    chosen: dict[str, object] = {}
+    if models:
+        own = values["models"]
+        chosen = {"features": {**dict.fromkeys(("image", "video"), own["mobilenet"]), "audio": own["yamnet"], **TEXTS}}
+        values["experts"] = [{"name": "minilm", "kind": "end-to-end", "encoder": "minilm"}]
+    config = parse(Config, values)
     report = ingest(config.pools, folder / "pool")
     shards = Shards((folder / "pool",), report.shards)
-    made = features({"pool": shards}, settings, config, folder / "features", SerialEngine())
+    made = features({"pool": shards}, parse(SmallSettings, chosen), config, folder / "features", SerialEngine())
     assert isinstance(made, Features)
     modality = [shards.read(part, ["modality"])["modality"].to_pylist() for part in range(shards.count)]
     return made, np.array([value for part in modality for value in part])
@@ -71,16 +80,31 @@ def without_features(made: Features) -> Features:
     )
 
 
+def judged_twice(made: Features, misread: Features, rows: Rows, validation: Rows, seed: int) -> tuple[float, float]:
+    """Return the best perplexity of one training, judged by the pairs' own features and by others'."""
+    settings = SmallSettings()
+    tokens = made.vocabulary.encode([text or "" for text in made.annotations], settings.longest)
+    judged_at = evaluation_steps(settings.steps, settings.evaluations)
+    values = [
+        [perplexity(network, told, tokens, torch.from_numpy(validation)) for told in (made, misread)]
+        for step, network in learn(made, tokens, torch.from_numpy(rows), settings, seed)
+        if step in judged_at
+    ]
+    own, others = zip(*values, strict=True)
+    return min(own), min(others)
+
+
 def measure(
-    made: Features, modality: npt.NDArray[np.str_], settings: SmallSettings, seeds: int, budget: int, judged: int
-) -> dict[str, list[Perplexity]]:
-    """Return arm -> what came of it, seed by seed."""
+    made: Features, modality: npt.NDArray[np.str_], seeds: int, budget: int, judged: int, few: bool
+) -> dict[str, list[float]]:
+    """Return arm -> the best perplexity of every seed."""
+    settings = SmallSettings()
     media = np.flatnonzero(np.isin(modality, MEDIA))
     validation = np.random.default_rng(0).permutation(media)[:judged]
     texts = {made.annotations[row] for row in validation}
     # No pair to learn from says what one that is judged says.
     free = np.array([row for row in range(len(modality)) if made.annotations[row] not in texts])
-    found: dict[str, list[Perplexity]] = {}
+    found: dict[str, list[float]] = {}
     for seed in range(seeds):
         random = np.random.default_rng(1000 + seed)
         scenes = random.permutation(np.intersect1d(media, free))[:budget]
@@ -89,56 +113,52 @@ def measure(
         for row, other in zip(scenes, exchanged(scenes, modality, random), strict=True):
             swapped[row] = made.annotations[other]
         misread = with_features_of(made, validation, exchanged(validation, modality, random))
-        for name, told, learnt, rows in (
-            (CLEAN, made, made.annotations, scenes),
-            ("annotations exchanged within modality", made, swapped, scenes),
-            ("the whole pool at random", made, made.annotations, anything),
-            ("natural scenes, judged by others' features", misread, made.annotations, scenes),
-            ("natural scenes, no features", without_features(made), made.annotations, scenes),
-        ):
+        own, others = judged_twice(made, misread, scenes, validation, seed)
+        found.setdefault(CLEAN, []).append(own)
+        found.setdefault("the same, judged by others' features", []).append(others)
+        arms = [("annotations exchanged within modality", made, swapped, scenes)]
+        if not few:
+            arms.append(("no features", without_features(made), made.annotations, scenes))
+            arms.append(("the whole pool at random", made, made.annotations, anything))
+        for name, told, learnt, rows in arms:
             one = train(told, learnt, rows.tolist(), validation.tolist(), settings, seed)
-            found.setdefault(name, []).append(one)
+            found.setdefault(name, []).append(one.best)
             print(f"seed {seed}, {name}: {one.best:.2f} in {one.seconds:.0f} s", file=sys.stderr, flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--features", choices=["classical", "models"], default="classical")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--budget", type=int, default=325)
-    parser.add_argument("--validation", type=int, default=150)
+    parser.add_argument("--validation", type=int, default=300)
     parser.add_argument("--folder", type=Path, help="keep the features here; default: a temporary folder")
     options = parser.parse_args()
     if reason := real_pool.missing():
         sys.exit(f"skipped: {reason}")
-    settings = SmallSettings()
+    models = options.features == "models"
     with tempfile.TemporaryDirectory() as temporary:
-        made, modality = corpus(options.folder or Path(temporary), settings)
-    found = measure(made, modality, settings, options.seeds, options.budget, options.validation)
-    one = found[CLEAN][0]
+        made, modality = corpus(options.folder or Path(temporary), models)
+    torch.set_num_threads(1)
+    found = measure(made, modality, options.seeds, options.budget, options.validation, few=models)
     print(
-        f"{options.budget} pairs, {one.tokens[-1]:,} tokens in {one.steps[-1]} steps; {options.validation} validation "
-        f"pairs, {one.judged:,} tokens; {options.seeds} seeds; median {seconds(found):.0f} s a run"
+        f"Features: {options.features}. Blends of {options.budget} pairs, {options.validation} validation pairs, "
+        f"{options.seeds} seeds."
     )
-    print("\n| | best perplexity | above natural scenes, paired (95 %) | p |\n|---|---|---|---|")
-    for name, runs in found.items():
-        best = [run.best for run in runs]
+    print("\n| | best perplexity (sd) | above natural scenes, paired (95 %) | p |\n|---|---|---|---|")
+    for name, best in found.items():
         print(f"| {name} | {statistics.mean(best):.2f} ({statistics.stdev(best):.2f}) | {paired(best, found[CLEAN])} |")
 
 
-def paired(best: list[float], clean: list[Perplexity]) -> str:
+def paired(best: list[float], clean: list[float]) -> str:
     """Return the mean difference with its interval (Student t over seeds), and the p value."""
-    differences = np.array(best) - np.array([run.best for run in clean])
+    differences = np.array(best) - np.array(clean)
     if not differences.any():
         return "- | -"
     half = stats.t.ppf(0.975, len(best) - 1) * differences.std(ddof=1) / len(best) ** 0.5
     p = stats.ttest_1samp(differences, 0.0).pvalue
     return f"{differences.mean():+.2f} [{differences.mean() - half:+.2f}, {differences.mean() + half:+.2f}] | {p:.4f}"
-
-
-def seconds(found: dict[str, list[Perplexity]]) -> float:
-    """Return the median time of a run."""
-    return statistics.median(run.seconds for runs in found.values() for run in runs)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class SmallSettings(Settings):
     dropout: float = Field(0.1, ge=0, lt=1)
     learning_rate: float = Field(2e-3, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
     feature_rate: float = Field(
-        0.05,
+        0.3,
         ge=0,
         description="share of it at which the prefix learns: few pairs, many features",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,34 @@ def train_small(
     started = time.perf_counter()
     blend, validation, skipped = usable(annotations, blend_rows, validation_rows)
     tokens = features.vocabulary.encode([text or "" for text in annotations], settings.longest)
+    rows = torch.tensor(validation)
+    judged_at, values = evaluation_steps(settings.steps, settings.evaluations), []
+    with threads(settings.threads):
+        for step, network in learn(features, tokens, torch.tensor(blend), settings, seed):
+            if step in judged_at:
+                values.append(perplexity(network, features, tokens, rows))
+    return Perplexity(
+        steps=judged_at,
+        values=tuple(values),
+        tokens=tuple(step * settings.tokens for step in judged_at),
+        seconds=time.perf_counter() - started,
+        judged=int(tokens.lengths[rows].sum()),
+        skipped=skipped,
+    )
+
+
+def learn(
+    features: Features, tokens: Tokens, rows: torch.Tensor, settings: SmallSettings, seed: int
+) -> Iterator[tuple[int, PrefixLM]]:
+    """Yield the number of every step and the network after it, which goes on learning.
+
+    Args:
+        features: of all rows.
+        tokens: of all rows.
+        rows: ``(k,)`` int64, which to learn from.
+        settings: network, optimiser, number of steps and tokens.
+        seed: of weights, batches and dropout.
+    """
     weights, order = (torch.Generator().manual_seed(2 * seed + number) for number in range(2))
     network = PrefixLM(
         [column.values.shape[1] for column in features.columns],
@@ -65,29 +93,15 @@ def train_small(
     network.initialise(weights)
     optimiser = torch.optim.AdamW(_groups(network, settings), lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step, settings.steps, _WARM_UP))
-    judged_at = evaluation_steps(settings.steps, settings.evaluations)
-    values: list[float] = []
-    with threads(settings.threads):
-        batches = training_batches(
-            tokens, features.modality, torch.tensor(blend), settings.tokens, settings.prefix, order
-        )
-        for step, batch in zip(range(1, settings.steps + 1), batches, strict=False):
-            loss = F.cross_entropy(network(features.columns, batch, order), batch.targets)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-            optimiser.step()
-            schedule.step()
-            if step in judged_at:
-                values.append(perplexity(network, features, tokens, torch.tensor(validation)))
-    return Perplexity(
-        steps=judged_at,
-        values=tuple(values),
-        tokens=tuple(step * settings.tokens for step in judged_at),
-        seconds=time.perf_counter() - started,
-        judged=int(tokens.lengths[torch.tensor(validation)].sum()),
-        skipped=skipped,
-    )
+    batches = training_batches(tokens, features.modality, rows, settings.tokens, settings.prefix, order)
+    for step, batch in zip(range(1, settings.steps + 1), batches, strict=False):
+        loss = F.cross_entropy(network(features.columns, batch, order), batch.targets)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
+        optimiser.step()
+        schedule.step()
+        yield step, network
 
 
 def perplexity(network: PrefixLM, features: Features, tokens: Tokens, rows: torch.Tensor) -> float:
