@@ -5,6 +5,7 @@ import runpy
 for name in (
     "ranking_topk",
     "quality",
+    "mamcl",
     "traditional",
     "main_job",
     "sns_effect",

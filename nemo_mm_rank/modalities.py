@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nemo_mm_rank.errors import nearest
-from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.schema import Modality, combined
 
 MODALITY_CODES: dict[str, int] = {
     Modality.TEXT: 1,
@@ -36,9 +36,6 @@ def code_of(label: str | Iterable[str]) -> int:
 
 
 def name_of(code: int) -> str:
-    """Return the one name of a set, its members in the order of their bits: ``"text+image"``; any other number as is.
-
-    So two names are of one set exactly where ``name_of(code_of(name))`` is the same.
-    """
-    names = [str(name) for name, bit in MODALITY_CODES.items() if code & bit]
-    return "+".join(names) if 0 < code < 2 * max(MODALITY_CODES.values()) else str(code)
+    """Return the one name of a set (`schema.combined`), such as ``"text+image"``; any other number as it is."""
+    known = 0 < code < 2 * max(MODALITY_CODES.values())
+    return combined(name for name, bit in MODALITY_CODES.items() if code & bit) if known else str(code)
