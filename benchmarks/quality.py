@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,10 +25,12 @@ from nemo_mm_rank import curate, rank
 from nemo_mm_rank.evaluation import average_precision
 
 MEDIA = ("image", "audio", "video")
-ALONE: dict[str, dict[str, float]] = {
-    "fused alone": {"fused": 1.0},
-    "expert words alone": {"words": 1.0},
-    "annotation alone": {"annotation": 1.0},
+PLAIN: dict[str, Any] = {"conditions": {}, "feedback": 0}
+ALONE: dict[str, dict[str, Any]] = {
+    "without condition and feedback": PLAIN,
+    "fused alone": {**PLAIN, "weights": {"fused": 1.0}},
+    "expert words alone": {**PLAIN, "weights": {"words": 1.0}},
+    "annotation alone": {**PLAIN, "weights": {"annotation": 1.0}},
 }
 
 
@@ -57,8 +60,8 @@ def measure(folder: Path, seeds: list[int]) -> tuple[dict[str, dict[str, list[fl
         for query in (real_pool.SCENES, real_pool.DOG):
             column = "AP scenes" if query == real_pool.SCENES else "AP dog"
             found["ranking (default weights)"][column].append(precision(rank(folder, query).blend, query))
-            for name, weights in ALONE.items():
-                alone = rank(folder, query, ranking={"weights": weights}).blend
+            for name, changes in ALONE.items():
+                alone = rank(folder, query, ranking=changes).blend
                 found[name][column].append(precision(alone, query))
     return found, pairs
 

@@ -209,7 +209,7 @@ class RankingSettings(Settings):
         default_factory=lambda: {"agreement": 1.5},
         description="what must hold besides: agreement, scores in [0, 1]; how much its logarithm counts; 0: nothing",
     )
-    feedback: int = Field(10, ge=0, description="best pairs that say what a query means in each space; 0: none")
+    feedback: int = Field(5, ge=0, description="best pairs that say what a query means in each space; 0: none")
     feedback_weight: float = Field(0.3, ge=0, description="of closeness to those pairs; closeness to the query has 1")
     scores: Annotated[dict[str, GivenScore], BeforeValidator(_given)] = Field(
         default_factory=dict, description="name -> Parquet file with a score for each pair_id, used by that name"
