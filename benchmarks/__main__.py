@@ -7,6 +7,8 @@ for name in (
     "quality",
     "mamcl",
     "traditional",
+    "label_model",
+    "ecodatum",
     "main_job",
     "sns_effect",
     "encoder_overhead",
