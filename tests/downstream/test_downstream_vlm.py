@@ -145,6 +145,8 @@ def test_a_blend_is_learnt_and_judged_on_all_modalities(settings: VLMSettings, p
     again = train(pairs, pairs.annotations, blend, validation, settings, 0)
     assert dataclasses.replace(again, seconds=found.seconds) == found
     assert train(pairs, pairs.annotations, blend, validation, settings, 1).values != found.values
+    twice = settings.model_copy(update={"checkpointing": True})
+    assert train(pairs, pairs.annotations, blend, validation, twice, 0).values == pytest.approx(found.values, rel=1e-5)
 
 
 def test_perplexity_before_anything_is_learnt_is_the_model_s_own(settings: VLMSettings, pairs: Pairs) -> None:

@@ -17,7 +17,7 @@ from nemo_mm_rank.downstream.settings import VLMSettings
 from nemo_mm_rank.downstream.vlm.job import Job
 from nemo_mm_rank.downstream.vlm.training import run
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.parquet import write_json
+from nemo_mm_rank.io.parquet import write_json, write_text
 
 _FOUND, _MISTAKE = "perplexity.json", "error.txt"
 
@@ -58,7 +58,7 @@ def work(folder: Path) -> None:
     try:
         found = run(Job.load(folder))
     except UserError as error:
-        (folder / _MISTAKE).write_text(str(error), encoding="utf-8")
+        write_text(folder / _MISTAKE, str(error))
         raise
     if first:
         write_json(folder / _FOUND, asdict(found))
