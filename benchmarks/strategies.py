@@ -58,6 +58,8 @@ def main() -> None:
         engine={"workers": options.workers},
         rows_per_shard=512,
         cold=not options.shared,
+        # Near-duplicates are among what is planted, and whoever expects them would say so.
+        ranking={"collapse_duplicates": True},
     )
     if options.strategies:
         values["strategies"] = options.strategies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def prepare(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Rep
     """
     pools = config.pools or (PoolSource(path=str(make_demo_pool(folder / "demo", config.demo or 0, config.seed))),)
     source, everything = _read(pools, folder / "source", config, engine, reporter)
-    relevant = _relevant(everything, config.relevant)
+    relevant = _relevant(everything, config.relevant, list(source.columns()))
     if config.validation.pools:
         held, held_out = _read(config.validation.pools, folder / "held-out", config, engine, reporter)
         validation = held
@@ -138,14 +139,12 @@ def _read(
     ).combine_chunks()
 
 
-def _relevant(table: pa.Table, relevance: Relevance | None) -> Bools:
-    """Return which pairs are on topic; all where nothing is said of that."""
+def _relevant(table: pa.Table, relevance: Relevance | None, names: Sequence[str]) -> Bools:
+    """Return which pairs are on topic; all where nothing is said of that. ``names``: the pool's columns."""
     if relevance is None:
         return np.ones(len(table), dtype=bool)
     if relevance.column not in table.column_names:
-        raise ConfigError(
-            f"relevant.column: no {relevance.column!r} here{nearest(relevance.column, table.column_names)}"
-        )
+        raise ConfigError(f"relevant.column: no {relevance.column!r} here{nearest(relevance.column, names)}")
     column = table[relevance.column]
     if relevance.pattern is not None:
         if not pa.types.is_string(column.type):
