@@ -277,11 +277,12 @@ def test_without_a_process_group_a_batch_is_the_whole() -> None:
 PROCESS = """
 import json, sys
 import torch, torch.distributed as dist
-from nemo_mm_rank.projection import gather, mamcl_loss
-from tests.projection.test_mamcl import batch
+from nemo_mm_rank.projection.mamcl import gather, mamcl_loss
 rank, store, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-queries, targets, codes = (part[rank * 6 : rank * 6 + 6] for part in batch(11, 12))
+own = slice(rank * 6, rank * 6 + 6)
+queries, targets, codes = (torch.tensor(part[own], dtype=torch.float64) for part in json.load(open(sys.argv[4])))
+codes = codes.long()
 queries.requires_grad_(), targets.requires_grad_()
 loss = mamcl_loss(gather(queries), gather(targets), gather(codes), 0.1)
 loss.backward()
@@ -298,9 +299,11 @@ dist.destroy_process_group()
 
 def test_two_processes_are_one(tmp_path: Path) -> None:
     outs = [tmp_path / f"{rank}.json" for rank in (0, 1)]
+    given = tmp_path / "batch.json"
+    given.write_text(json.dumps([part.tolist() for part in batch(11, 12)]))
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path / "store"), str(out)],
+            [sys.executable, "-c", PROCESS, str(rank), str(tmp_path / "store"), str(out), str(given)],
             stderr=subprocess.PIPE,
             text=True,
         )
