@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +19,15 @@ from nemo_mm_rank.adapt.training import Checkpoint, train
 from nemo_mm_rank.errors import ConfigError, UserError, require
 from nemo_mm_rank.io.parquet import TEMPORARY, write_json, write_table
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.adapter import attach, get_weights, joined, merge_adapter, read_adapter, write_adapter
+from nemo_mm_rank.models.adapter import (
+    attach,
+    get_weights,
+    joined,
+    language_layers,
+    merge_adapter,
+    read_adapter,
+    write_adapter,
+)
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.outcome import quarantined
@@ -170,19 +177,12 @@ class _Adaptation:
 
 
 def lora(model: Any, stage: StageSettings) -> dict[str, Any]:
-    """Return a stage's settings of ``peft.LoraConfig``: every linear layer of the language model, and nothing else.
-
-    By full names, because the vision towers of some models have layers of the same last names.
-    """
-    decoder = model.get_decoder()
-    place = next(name for name, module in model.named_modules() if module is decoder)
-    names = {name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
-    last = "|".join(sorted({name.rpartition(".")[2] for name in names}))
+    """Return a stage's settings of ``peft.LoraConfig``."""
     return {
         "r": stage.rank,
         "lora_alpha": stage.alpha,
         "lora_dropout": stage.dropout,
-        "target_modules": rf"{re.escape(place)}\..*\.({last})",
+        "target_modules": language_layers(model),
     }
 
 

@@ -16,8 +16,8 @@ from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.parts import take_apart
-from nemo_mm_rank.media.rows import annotation_texts, iter_data
+from nemo_mm_rank.media.parts import iter_class
+from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.models.batches import Features
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
@@ -25,7 +25,7 @@ from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.mamcl import modality_codes
 from nemo_mm_rank.projection.sample import hashes
 from nemo_mm_rank.run.finished import read_blend
-from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, modalities_of
+from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.steps import by_value, reason
 
 _SHARES = 10_000
@@ -143,12 +143,7 @@ class Pairs:
         opener, threads = Opener(self.media), self.media.threads
         found: dict[int, Item | Items | PairError] = {}
         for modality, rows in by_value([str(name) for name in frames.strings(some, MODALITY)]).items():
-            if len(modalities_of(modality)) == 1:
-                found.update(zip(rows, iter_data(some, opener, rows, threads=threads), strict=True))
-            else:
-                apart = take_apart(some, modality, rows)
-                found.update(apart.errors)
-                found.update(zip(apart.rows, apart.decoded(opener, threads), strict=True))
+            found.update(zip(rows, iter_class(some, modality, rows, opener, threads), strict=True))
         return [found[row] for row in range(len(some))]
 
     def prepare(self, rows: Sequence[int], encoder: ChatEncoder) -> Batch:

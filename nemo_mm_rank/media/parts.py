@@ -13,8 +13,18 @@ from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import iter_data
-from nemo_mm_rank.models.base import Items
-from nemo_mm_rank.schema import DATA, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, MODALITY, SPANS, Modality, modalities_of
+from nemo_mm_rank.models.base import Item, Items
+from nemo_mm_rank.schema import (
+    DATA,
+    DATA_PARTS,
+    DATA_SPANS,
+    MEDIA_ROOT,
+    MODALITY,
+    SPANS,
+    Modality,
+    known_class,
+    modalities_of,
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,27 @@ class Apart:
     def named(self, number: int, error: PairError) -> PairError:
         """Return the error of a part as the row's own, with the part in its message."""
         return type(error)(f"{self.kinds[number]} part: {error}")
+
+
+def iter_class(
+    rows: Frame, modality: str, positions: Sequence[int], opener: Opener, threads: int = 2
+) -> Iterator[Item | Items | PairError]:
+    """Yield the data at ``positions``, all of one class: items, or where it has several parts tuples of them.
+
+    Args:
+        rows: as for `iter_data` and `take_apart`.
+        modality: the class.
+        positions: which rows.
+        opener: how media are opened.
+        threads: how many decode, for each part.
+    """
+    if not known_class(modality) or len(modalities_of(modality)) == 1:
+        yield from iter_data(rows, opener, positions, threads=threads)
+        return
+    apart = take_apart(rows, modality, positions)
+    good = apart.decoded(opener, threads)
+    for row in positions:
+        yield apart.errors[row] if row in apart.errors else next(good)
 
 
 def take_apart(rows: Frame, modality: str, positions: Sequence[int]) -> Apart:

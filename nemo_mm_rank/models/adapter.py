@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,19 @@ def read_config(folder: Path, path: str) -> dict[str, Any]:
 
 
 _MEANT = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+
+
+def language_layers(model: Any) -> str:
+    """Return a pattern of the names of every linear layer of the language model, and of nothing else in ``model``.
+
+    By full names, because the vision towers of some models have layers of the same last names; the head is no part of
+    the language model.
+    """
+    decoder = model.get_decoder()
+    place = next(name for name, module in model.named_modules() if module is decoder)
+    names = {name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    last = "|".join(sorted({name.rpartition(".")[2] for name in names}))
+    return rf"{re.escape(place)}\..*\.({last})"
 
 
 def attach(model: Any, settings: Mapping[str, Any]) -> Any:
