@@ -66,10 +66,12 @@ def usable(
 ) -> tuple[list[int], list[int], int]:
     """Return the rows of the blend that can be learnt from, those to judge, and how many of the blend are left out.
 
+    The blend comes sorted: what it is worth does not depend on how it is ranked.
+
     Raises:
         UserError: none to learn from or to judge, a validation pair without annotation, or one in the blend.
     """
-    blend = [int(row) for row in blend_rows if annotations[row]]
+    blend = sorted(int(row) for row in blend_rows if annotations[row])
     validation = [int(row) for row in validation_rows if annotations[row]]
     for what, rows in (("the blend", blend), ("the validation set", validation)):
         if not rows:

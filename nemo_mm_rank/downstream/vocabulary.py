@@ -47,7 +47,7 @@ class Vocabulary:
     so that every annotation can be written and no strategy gains by rare words that count as one unknown. Case is
     folded (Unicode NFKC, then `str.casefold`).
 
-    A trained subword tokenizer does no better here (see benchmarks/RESULTS.md) and would need a dependency.
+    Trained subwords would need a dependency, for annotations that are mostly a sentence or two of common words.
 
     Attributes:
         pieces: the tokens in the order of their ids, the first two being `END` and `UNKNOWN`.

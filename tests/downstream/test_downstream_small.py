@@ -30,6 +30,7 @@ def test_the_same_arguments_give_the_same_values_and_other_seeds_do_not() -> Non
     first, again, other = (train(made, made.annotations, BLEND, VALIDATION, short, seed) for seed in (0, 0, 1))
     assert without_time(first) == without_time(again)
     assert first.values != other.values
+    assert train(made, made.annotations, BLEND[::-1], VALIDATION, short, 0).values == first.values
     assert first.steps == (3, 6, 9, 12)
     assert first.tokens == (3 * 256, 6 * 256, 9 * 256, 12 * 256)
     assert first.best == min(first.values)
