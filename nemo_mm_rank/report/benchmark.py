@@ -177,10 +177,17 @@ def _verdict(bench: Benchmark, measure: str, name: str, lower: bool) -> list[Fin
         if one == best:
             said.setdefault(verdict(difference, adjusted[one, other], lower), []).append(other)
     value = mean_interval(results.of(best, measure))
-    pieces = [f"{what} than {', '.join(said[what])}" for what in ("better", "worse") if what in said]
-    pieces += [f"{what}: {', '.join(names)}" for what, names in said.items() if what not in ("better", "worse")]
-    mark: Any = "good" if set(said) == {"better"} else "warn" if "worse" in said else "note"
-    return [Finding(mark, f"By {name}, the best of ours is {best} ({_interval(value, 3)}); {'; '.join(pieces)}.")]
+    pieces = [_said(what, names) for what, names in sorted(said.items(), key=lambda item: item[0] != "better")]
+    worse = any(what.startswith("worse") for what in said)
+    mark: Any = "good" if set(said) == {"better"} else "warn" if worse else "note"
+    return [Finding(mark, "; ".join([f"By {name}, the best of ours is {best} ({_interval(value, 3)})", *pieces]) + ".")]
+
+
+def _said(what: str, names: Sequence[str]) -> str:
+    """Return a verdict of `tables.verdict` with the strategies that it is about."""
+    head, _, but = what.partition(", ")
+    joint = {"better": "than", "worse": "than", "not separable": "from"}.get(head, "beside")
+    return f"{head} {joint} {', '.join(names)}" + (f" ({but})" if but else "")
 
 
 def training(bench: Benchmark) -> Section | None:
@@ -206,7 +213,10 @@ def training(bench: Benchmark) -> Section | None:
                     name in bench.ours,
                 )
             )
-    note = "Mean over the seeds; band: 95 % interval of Student's t. Lower is better. Thick: strategies of ours."
+    note = (
+        "Mean over the seeds; band: 95 % interval of Student's t, as far as the frame goes. Lower is better. "
+        "Thick: strategies of ours."
+    )
     chart = curves("Held-out perplexity", lines, "training step", "perplexity", note)
     differences = _differences(bench, "best_perplexity", "Best perplexity: ours less each baseline", "lower is better")
     lead = "The same model, start, order and number of steps on every blend; only the chosen pairs differ."

@@ -174,14 +174,13 @@ class Curve:
 
 
 def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note: str) -> Chart:
-    """Return lines with bands over one pair of axes, each named at its right end."""
+    """Return lines with bands over one pair of axes, each named at its right end; a band ends at the frame."""
     width, height, left, top, below = 860, 400, 64, 14, 52
     right = _room(line.name for line in lines)
     xs = [value for line in lines for value in line.x]
-    ys = [value for line in lines for value in (*line.y, *line.low, *line.high) if math.isfinite(value)]
-    pad = 0.05 * (max(ys) - min(ys)) or 0.5
+    low, high = _frame(lines)
     x = Scale(min(xs), max(xs), left, width - right)
-    y = Scale(min(ys) - pad, max(ys) + pad, height - below, top)
+    y = Scale(low, high, height - below, top)
     marks, labels = [], []
     for tick in y.ticks(6):
         marks.append(Mark("grid", INK, f"M{left} {y(tick)}H{width - right}"))
@@ -192,7 +191,8 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note:
     for line in sorted(lines, key=lambda line: line.strong):
         if line.low:
             there = [*zip(line.x, line.high, strict=True), *reversed(list(zip(line.x, line.low, strict=True)))]
-            marks.append(Mark("band", line.colour, f"M{'L'.join(f'{x(a)} {y(b)}' for a, b in there)}Z", line.name))
+            inside = "L".join(f"{x(a)} {y(min(max(b, low), high))}" for a, b in there)
+            marks.append(Mark("band", line.colour, f"M{inside}Z", line.name))
     for line in sorted(lines, key=lambda line: line.strong):
         path = "L".join(f"{x(a)} {y(b)}" for a, b in zip(line.x, line.y, strict=True))
         marks.append(Mark("line strong" if line.strong else "line", line.colour, f"M{path}", line.name))
@@ -208,6 +208,15 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note:
     told = "; ".join(f"{line.name} ends at {line.y[-1]:.4g}" for line in lines)
     legend = [(line.colour, line.name) for line in lines]
     return Chart(title, width, height, marks, labels, f"{title}. {told}.", note, legend)
+
+
+def _frame(lines: Sequence[Curve]) -> tuple[float, float]:
+    """Return the values that the frame ends at: a band that is far wider than the lines lie apart goes beyond."""
+    middle = [value for line in lines for value in line.y]
+    ends = [value for line in lines for value in (*line.y, *line.low, *line.high) if math.isfinite(value)]
+    spread = (max(middle) - min(middle)) or (max(ends) - min(ends)) or 1.0
+    pad = 0.05 * spread
+    return max(min(ends) - pad, min(middle) - spread), min(max(ends) + pad, max(middle) + spread)
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -81,6 +81,15 @@ def test_curves_stay_within_the_frame_and_their_names_apart() -> None:
     assert marks(chart, "line strong")[0] == [mark.d for mark in chart.marks if mark.shape.startswith("line")][-1]
 
 
+def test_a_band_that_says_nothing_does_not_flatten_the_lines() -> None:
+    lines = [Curve("a", 0, [1, 2], [50, 40], [-900, -900], [900, 900]), Curve("b", 1, [1, 2], [60, 50])]
+    chart = curves("t", lines, "step", "perplexity", "")
+    first, second = ([float(value) for value in NUMBERS.findall(mark)[1::2]] for mark in marks(chart, "line"))
+    assert max(first) - min(second) > 100  # of 334 pixels between the axes
+    band = [float(value) for value in NUMBERS.findall(marks(chart, "band")[0])[1::2]]
+    assert (min(band), max(band)) == (14, 348)  # from edge to edge
+
+
 def test_differences_show_zero() -> None:
     rows = [("a - b", 0, 0.3, 0.2, 0.4, "+0.300"), ("a - c", 0, 0.5, None, None, "+0.500")]
     chart = intervals("t", rows, "x", "", zero=True)
