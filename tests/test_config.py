@@ -7,6 +7,7 @@ import pytest
 
 from nemo_mm_rank.config import Budget, Config, parse, read_yaml
 from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.models import loader
 
 LEAST: dict[str, Any] = {"pools": "pool.jsonl", "queries": "dogs"}
 
@@ -131,3 +132,11 @@ def test_a_configuration_survives_yaml() -> None:
     again = parse(Config, config.model_dump(mode="json", by_alias=True, exclude_defaults=True))
     assert again == config
     assert again.models["text"].arguments == {"dim": 64}
+
+
+@pytest.mark.parametrize("name", ["quickstart", "dask_cuda"])
+def test_configurations_that_come_along_are_whole(name: str) -> None:
+    config = parse(Config, read_yaml(Path(__file__).parents[1] / "configs" / f"{name}.yaml"))
+    for spec in config.models.values():
+        loader.check_arguments(spec.class_, spec.arguments)
+    assert config.engine.gpus == (name == "dask_cuda")
