@@ -121,13 +121,10 @@ class Scoring:
             for by, counter in counts.items():
                 counter.update({entry["values"]: entry["counts"] for entry in table[by].value_counts().to_pylist()})
             ranked += table.num_rows
-        if matched is not None:
-            moments[FUSED_COSINE] = moments[ANNOTATION_COSINE]  # whose scale they take
+        scoring = replace(scoring, matched=matched, moments=moments)
         scoring = replace(
             scoring,
-            matched=matched,
-            weights=_by_spread(scoring.weights, moments, settings.spread),
-            moments=moments,
+            weights=_by_spread(scoring.weights, {name: scoring._scale(name) for name in moments}, settings.spread),
             counts={by: dict(sorted(seen.items())) for by, seen in counts.items()},
             ranked=ranked,
             logarithms=logarithms,
@@ -163,6 +160,10 @@ class Scoring:
             values = self.matched.match(values, _by_value(table[MODALITY]))
         return values
 
+    def _scale(self, name: str) -> Moments:
+        """Return the statistics of what `_values` returns over the whole pool."""
+        return self.moments[ANNOTATION_COSINE if self.matched is not None and name == FUSED_COSINE else name]
+
     def batches(self, shards: Shards) -> Iterator[Batch]:
         """Yield the scored live rows, shard by shard."""
         for part, rows, table in live(shards, [*WORDS, *self.reads]):
@@ -190,8 +191,10 @@ class Scoring:
     def components(self, table: pa.Table) -> dict[str, Floats]:
         """Return the standardised value of each weighted component, ``(n,)``."""
         by_component: dict[str, list[Floats]] = {}
-        for name, moments in self.moments.items():
-            by_component.setdefault(component(name), []).append(moments.standardise(self._values(table, name)))
+        for name in self.moments:
+            by_component.setdefault(component(name), []).append(
+                self._scale(name).standardise(self._values(table, name))
+            )
         values = {name: _mean_of_present(columns) for name, columns in by_component.items()}
         if EXPERTS in self.weights:
             values[EXPERTS] = _mean_of_present([values[name] for name in _experts(self.moments)])
