@@ -201,7 +201,7 @@ def test_mistakes_are_said_before_any_work(tmp_path: Path) -> None:
     misfits: list[tuple[dict[str, Any], str]] = [
         ({"relevant": {"column": "on_topik", "values": [True]}}, "did you mean 'on_topic'"),
         ({"relevant": {"column": "on_topic", "pattern": "x"}}, "is bool, not text"),
-        ({"validation": {"pairs": 500}}, "500 of 31 pairs on topic"),
+        ({"validation": {"pairs": 500}}, "500 of 28 pairs on topic"),
     ]
     for changes, message in misfits:
         with pytest.raises(UserError, match=message):

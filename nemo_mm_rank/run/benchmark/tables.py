@@ -78,7 +78,10 @@ def table1(results: Results, config: BenchmarkConfig, source: Source, budget: in
     if results.steps():
         parts += [_perplexity(results, strategies), _compared(results, "best_perplexity", ours, theirs, lower=True)]
     if config.plant is not None or config.relevant is not None:
-        parts += [_selection(results, strategies), _compared(results, "precision", ours, theirs, lower=False)]
+        parts += [
+            _selection(results, strategies, source.relevant),
+            _compared(results, "precision", ours, theirs, lower=False),
+        ]
     parts += [_mix(results, strategies), _overlaps(results, strategies), _geometry(results, ours)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -162,13 +165,13 @@ def verdict(difference: Difference, adjusted: float, lower: bool) -> str:
     return said if adjusted < 0.05 else f"{said}, not after Holm"
 
 
-def _selection(results: Results, strategies: Sequence[str]) -> str:
+def _selection(results: Results, strategies: Sequence[str], relevant: bool) -> str:
     head = ["strategy", *_SELECTION.values()]
     rows = [[name, *(_value(results.of(name, measure), 3) for measure in _SELECTION)] for name in strategies]
     pool = results.of(POOL, "precision")[0]
     note = (
-        f"Precision: share of the blend that is clean and on topic; the pool's is {pool:.3f}. A near-duplicate counts "
-        "as clean where what it copies is not in the blend. AP: over the blend's ranks."
+        f"Precision: share of the blend that is clean{' and on topic' if relevant else ''}; the pool's is {pool:.3f}. "
+        "A near-duplicate counts as clean where what it copies is not in the blend. AP: over the blend's ranks."
     )
     return f"## Selection against the truth\n\n{markdown(head, rows)}\n\n{note}"
 
