@@ -216,7 +216,7 @@ def _frame(lines: Sequence[Curve]) -> tuple[float, float]:
     ends = [value for line in lines for value in (*line.y, *line.low, *line.high) if math.isfinite(value)]
     spread = (max(middle) - min(middle)) or (max(ends) - min(ends)) or 1.0
     pad = 0.05 * spread
-    return max(min(ends) - pad, min(middle) - spread), min(max(ends) + pad, max(middle) + spread)
+    return max(min(ends) - pad, min(middle) - spread / 2), min(max(ends) + pad, max(middle) + spread / 2)
 
 
 def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
