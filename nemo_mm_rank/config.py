@@ -202,7 +202,7 @@ class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
     weights: dict[str, float] = Field(
-        default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 1.0},
+        default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 2.0},
         description="of the standardised scores: fused, experts (or one expert's name), annotation, agreement, scores",
     )
     conditions: dict[str, Annotated[float, Field(ge=0)]] = Field(
@@ -210,7 +210,7 @@ class RankingSettings(Settings):
         description="what must hold besides: agreement, scores in [0, 1]; how much its logarithm counts; 0: nothing",
     )
     feedback: int = Field(5, ge=0, description="best pairs that say what a query means in each space; 0: none")
-    feedback_weight: float = Field(0.3, ge=0, description="of closeness to those pairs; closeness to the query has 1")
+    feedback_weight: float = Field(0.5, ge=0, description="of closeness to those pairs; closeness to the query has 1")
     scores: Annotated[dict[str, GivenScore], BeforeValidator(_given)] = Field(
         default_factory=dict, description="name -> Parquet file with a score for each pair_id, used by that name"
     )
@@ -460,16 +460,21 @@ def _line(settings: type[BaseModel], mistake: Any) -> str:
 
 def _section(settings: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
     """Return the section that ``path`` leads to, through tuples, dicts and unions of sections."""
-    for part in path:
+    for part, following in zip(path, (*path[1:], None), strict=False):
         if isinstance(part, int) or part not in settings.model_fields:
             continue
+        found: list[type[BaseModel]] = []
         waiting = [settings.model_fields[part].annotation]
         while waiting:
             kind = waiting.pop()
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                settings = kind
-                break
-            waiting.extend(get_args(kind))
+                found.append(kind)
+            else:
+                waiting.extend(get_args(kind))
+        if found:
+            # Of sections that are told apart by their kind, the path names it next.
+            kinds = {getattr(one.model_fields.get("kind"), "default", None): one for one in found}
+            settings = kinds.get(following, found[0])
     return settings
 
 

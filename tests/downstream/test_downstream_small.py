@@ -136,7 +136,7 @@ def test_a_model_is_chosen_by_its_kind() -> None:
     assert isinstance(parse(Whole, {"downstream": False}).downstream, OffSettings)  # a bare `off` in YAML
     assert isinstance(parse(Whole, {"downstream": "off"}).downstream, OffSettings)
     assert parse(Whole, {"downstream": {"steps": 3}}).downstream == SmallSettings(steps=3)
-    with pytest.raises(ConfigError, match="stpes: unknown key"):
+    with pytest.raises(ConfigError, match=r"stpes: unknown key; did you mean 'steps'"):
         parse(Whole, {"downstream": {"kind": "small", "stpes": 3}})
     with pytest.raises(ConfigError, match="no multiple of heads"):
         parse(Whole, {"downstream": {"width": 32, "heads": 5}})
