@@ -39,10 +39,10 @@ pytest.importorskip("peft", reason="needs the extra 'models'")
 
 SMALL = "tests.adapt.concepts:SmallUnite"
 STAGES = [
-    {"name": "adaptation", "learning_rate": 1e-2, "epochs": 56, "dropout": 0.0},
+    {"name": "adaptation", "learning_rate": 5e-3, "epochs": 56, "dropout": 0.0},
     {
         "name": "instruction",
-        "learning_rate": 2e-4,
+        "learning_rate": 1e-4,
         "epochs": 4,
         "alpha": 64,
         "dropout": 0.0,
