@@ -14,6 +14,7 @@ for name in (
     "selection",
     "downstream",
     "strategies",
+    "downstream",
     "main_job",
     "sns_effect",
     "encoder_overhead",
