@@ -363,7 +363,7 @@ def test_the_rate_rises_and_falls() -> None:
 
 
 def test_the_settings_of_unite_are_those_of_the_configuration() -> None:
-    configured = parse(AdaptSettings, read_yaml("configs/unite_adapt.yaml"))
+    configured = parse(AdaptSettings, read_yaml(Path(__file__).parents[2] / "configs" / "unite_adapt.yaml"))
     assert configured.stages == UNITE_STAGES
     assert [(s.rank, s.alpha, s.dropout, s.learning_rate) for s in UNITE_STAGES] == [
         (8, 16, 0.05, 1e-4),
