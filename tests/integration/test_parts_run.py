@@ -12,12 +12,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from nemo_mm_rank import curate
-from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank import curate, frames
+from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, PoolSource, SNSSettings
+from nemo_mm_rank.experts import ExpertStep
+from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.io.pool import read_pools
 from nemo_mm_rank.models.classical.text import HashedText
 from nemo_mm_rank.run.curation import Result, explain, rank
 from nemo_mm_rank.run.export import export_webdataset
+from nemo_mm_rank.sns.step import SNSStep
 from tests.integration.runs import digests, settings
 from tests.parts_pool import COMBINATIONS, parts_pool, write
 
@@ -131,3 +134,18 @@ def test_another_query(whole: Result, pool: Path, tmp_path: Path) -> None:
     other = rank(run.folder, {"queries": "beeps and tones", "budget": 5})
     assert len(other.blend) == 5
     assert (other.blend["data_parts"].notna() == other.blend["modality"].str.contains("+", regex=False)).all()
+
+
+def test_steps_over_a_collection_of_the_users_own(pool: Path, whole: Result) -> None:
+    dd = pytest.importorskip("dask.dataframe", reason="needs the extra 'dask'")
+    frame = frames.from_table(read_table(whole.folder / "pool" / "part-00000.parquet"))
+    steps = [
+        SNSStep(SNSSettings(mode="bidirectional"), CLASSICAL_EXPERTS[0], CLASSICAL_MODELS),
+        ExpertStep(CLASSICAL_EXPERTS, CLASSICAL_MODELS, anchor="text"),
+    ]
+    expected, collection = frame, dd.from_pandas(frame, npartitions=3)
+    for step in steps:
+        expected = step(expected)
+        collection = collection.map_partitions(step, meta=step.meta(collection._meta))
+    found = frames.to_table(collection.compute(scheduler="synchronous"))
+    assert found.cast(frames.to_table(expected).schema).equals(frames.to_table(expected))
