@@ -46,7 +46,7 @@ def scores_of(result: ecodatum.EcoDatumResult, run: Path) -> pd.DataFrame:
     ids = whole("pool/part-*.parquet", run)["pair_id"]
     operators = [
         whole(f"steps/{kind}-*/part-*.parquet", result.folder)
-        for kind in ("quality-texts", "quality-media", "quality-columns")
+        for kind in ("quality-texts", "quality-media", "quality-columns", "quality-sentences")
     ]
     frame = pd.concat(
         [one[[name for name in one if name in result.manifest["operators"]]] for one in operators], axis=1

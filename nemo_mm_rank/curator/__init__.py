@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         EcoDatumStage,
         EnsembleStage,
         MediaQualityStage,
+        SentenceQualityStage,
         TextQualityStage,
     )
     from nemo_mm_rank.curator.quarantine import QuarantineStage
@@ -46,6 +47,7 @@ __all__ = [
     "RankScoreStage",
     "SNSModifier",
     "SNSStage",
+    "SentenceQualityStage",
     "TextQualityStage",
     "WebDatasetWriter",
 ]
@@ -54,7 +56,14 @@ _HOMES = {
     "composite": ("MultimodalRankStage",),
     "filters": ("BlendMembershipFilter", "ObjectiveFilter", "PairAgreementFilter"),
     "modifiers": ("AnnotationSentenceModifier", "SNSModifier"),
-    "quality": ("ColumnQualityStage", "EcoDatumStage", "EnsembleStage", "MediaQualityStage", "TextQualityStage"),
+    "quality": (
+        "ColumnQualityStage",
+        "EcoDatumStage",
+        "EnsembleStage",
+        "MediaQualityStage",
+        "SentenceQualityStage",
+        "TextQualityStage",
+    ),
     "quarantine": ("QuarantineStage",),
     "readers": ("PoolReader",),
     "stages": ("ExpertEmbeddingStage", "ProjectionStage", "RankScoreStage", "SNSStage"),

@@ -17,7 +17,14 @@ from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, Models, StepStage,
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality.ensemble.artifact import Ensemble
 from nemo_mm_rank.quality.ensemble.step import EnsembleStep
-from nemo_mm_rank.quality.operators import ColumnsStep, MediaStep, OperatorSettings, TextStep, steps
+from nemo_mm_rank.quality.operators import (
+    ColumnsStep,
+    MediaStep,
+    OperatorSettings,
+    SentenceStep,
+    TextStep,
+    steps,
+)
 from nemo_mm_rank.run.operated import ENSEMBLE, Operated
 from nemo_mm_rank.steps import Step
 
@@ -67,6 +74,12 @@ class ColumnQualityStage(OperatorStage):
     kind = ColumnsStep
 
 
+class SentenceQualityStage(OperatorStage):
+    """Adds how well the annotation's weakest sentence agrees with embeddings that are there: `SentenceStep`."""
+
+    kind = SentenceStep
+
+
 def _spec(spec: ModelSpec | Mapping[str, Any]) -> ModelSpec:
     return spec if isinstance(spec, ModelSpec) else parse(ModelSpec, spec)
 
@@ -76,6 +89,8 @@ def _used(operators: OperatorSettings, kind: type[Step]) -> set[str]:
     if kind is MediaStep:
         agreement, grounding = operators.agreement.values(), operators.grounding.values()
         return {one.model for one in agreement} | {one.model for one in grounding}
+    if kind is SentenceStep:
+        return {one.model for one in operators.weakest.values()}
     if kind is TextStep and operators.concreteness and operators.concreteness.model:
         return {operators.concreteness.model}
     return set()
@@ -100,8 +115,8 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
     """Scores pairs as a finished EcoDatum job has scored its own, and takes out those that fail.
 
     Stands for ``experts`` (where the job embedded its pool), ``quality-texts``, ``quality-media``, ``quality-columns``,
-    ``quality-ensemble`` and ``quarantine``; by these names ``with_`` changes one of them. A job on a finished run has
-    used what that run embedded: put `MultimodalRankStage` of the same run before it.
+    ``quality-sentences``, ``quality-ensemble`` and ``quarantine``; by these names ``with_`` changes one of them. A job
+    on a finished run has used what that run embedded: put `MultimodalRankStage` of the same run before it.
 
     Duplicates are not looked for: that takes all pairs at once.
 
@@ -130,9 +145,10 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
             embed: dict[str, Any] = {"models": done.models, "anchor": done.anchor, "media": done.media}
             self._stages.append(ExpertEmbeddingStage(experts=done.experts, **embed, resources=self.resources))
         kinds = {type(step) for step in done.scoring}
-        for stage, models in ((TextQualityStage, True), (MediaQualityStage, True), (ColumnQualityStage, False)):
+        stages = (TextQualityStage, MediaQualityStage, ColumnQualityStage, SentenceQualityStage)
+        for stage in stages:
             if stage.kind in kinds:
-                resources = self.resources if models else Resources()
+                resources = Resources() if stage is ColumnQualityStage else self.resources
                 made = stage(operators=done.operators, models=done.models, media=done.media, resources=resources)
                 self._stages.append(made)
         self._stages.append(EnsembleStage(ensemble=run / "fitted" / ENSEMBLE))

@@ -42,14 +42,14 @@ from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
 from nemo_mm_rank.quality.ensemble.truth import LabelStep
-from nemo_mm_rank.quality.operators import OperatorSettings, columns, shared_experts
-from nemo_mm_rank.quality.operators.settings import column
+from nemo_mm_rank.quality.operators import OperatorSettings, agreements, columns, shared_experts
 from nemo_mm_rank.quality.settings import existing_file
 from nemo_mm_rank.ranking.pool import live
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.operated import ENSEMBLE, Operated
+from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Shards, digest, part_name
 from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
@@ -164,7 +164,7 @@ class _EcoDatum:
         operated = self._operated()
         operated.save(job.folder)
         shards, scores = job.through(operated.steps, job.pool.embedded), columns(operated.scoring)
-        agreement = [name for name in scores if name.startswith(column(AGREEMENT))]
+        agreement = [name for name in agreements(operated.operators) if name in scores]
         shards, groups = self._without_duplicates(shards, agreement)
         shards, settings, trace = self._searched(shards, self._ensemble(shards, scores))
         with job.reporter.step("label model", job.pool.pairs) as advance:
@@ -190,16 +190,20 @@ class _EcoDatum:
         config, pool = self.config, self.job.pool
         operators = config.operators
         if config.run is not None:
-            experts = RunFolder.at(config.run).load_config().experts
+            run = RunFolder.at(config.run)
+            experts, models = run.load_config().experts, {**config.models, **State.load(run).specs(run)}
             if AGREEMENT in pool.embedded.columns() and AGREEMENT not in operators.given:
                 operators = operators.model_copy(update={"given": {AGREEMENT: AGREEMENT, **operators.given}})
         else:
-            experts = config.experts
+            experts, models = config.experts, config.models
+        shared = shared_experts(experts)
         if not operators.experts:
-            operators = operators.model_copy(update={"experts": shared_experts(experts)})
-        used = {one.expert for one in operators.experts.values()}
+            operators = operators.model_copy(update={"experts": shared})
+        if "weakest" not in operators.model_fields_set:
+            weakest = {f"weakest_{name.removeprefix('agreement_')}": one for name, one in shared.items()}
+            operators = operators.model_copy(update={"weakest": weakest})
+        used = {one.expert for one in (*operators.experts.values(), *operators.weakest.values())}
         embedding = tuple(expert for expert in experts if expert.name in used) if config.run is None else ()
-        models = config.models
         if embedding:
             fitted = self.job.folder.fitted
             models = fit_statistics(models, pool.shards, fitted, self.job.engine, self.job.reporter, pool.pairs)

@@ -38,8 +38,8 @@ def test_the_whole_chain_scores_pairs_as_the_job_did(
     job: EcoDatumResult, rows: pa.Table, through: Through, tmp_path: Path
 ) -> None:
     stage = EcoDatumStage(run=job.folder, quarantine=tmp_path / "failed")
-    names = ["experts", "quality-texts", "quality-media", "quality-columns", "quality-ensemble", "quarantine"]
-    assert [one.name for one in stage.decompose()] == names
+    names = [f"quality-{kind}" for kind in ("texts", "media", "columns", "sentences", "ensemble")]
+    assert [one.name for one in stage.decompose()] == ["experts", *names, "quarantine"]
     batches = [DocumentBatch(dataset_name="demo", data=rows.slice(start, 7)) for start in range(0, len(rows), 7)]
     found = pd.concat([to_table(task).to_pandas() for task in through([stage], batches)])
     ours, theirs = found.set_index("pair_id"), job.quality.set_index("pair_id")
@@ -63,7 +63,7 @@ def test_each_kind_of_operator_is_a_stage(job: EcoDatumResult, batch: DocumentBa
         "quality__words",
     ]
     embedded = ExpertEmbeddingStage(experts=done.experts, models=done.models, anchor=done.anchor).process(batch)
-    agreement = ColumnQualityStage(operators=done.operators).process(embedded)
+    agreement = ColumnQualityStage(operators=done.operators, models=done.models).process(embedded)
     steps = job.folder.glob("steps/quality-columns-*/part-00000.parquet")
     expected = read_table(next(steps))["quality__agreement_words"].to_pylist()
     assert to_table(agreement)["quality__agreement_words"].to_pylist() == expected
@@ -85,6 +85,7 @@ def test_resources_go_to_the_stages_with_models(job: EcoDatumResult) -> None:
         "quality-texts": 2.0,
         "quality-media": 2.0,
         "quality-columns": 1.0,
+        "quality-sentences": 2.0,
         "quality-ensemble": 1.0,
     }
 

@@ -36,6 +36,7 @@ from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY
 from nemo_mm_rank.quality.operators.grounding import Grounding
 from nemo_mm_rank.quality.operators.media_step import Judged, MediaStep, Operator
 from nemo_mm_rank.quality.operators.pictures import PictureScores
+from nemo_mm_rank.quality.operators.sentences import SentenceStep
 from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, column
 from nemo_mm_rank.quality.operators.text_step import LANGUAGE_LABEL, TextScorer, TextStep
 from nemo_mm_rank.steps import Step
@@ -56,6 +57,7 @@ __all__ = [
     "Operator",
     "OperatorSettings",
     "PictureScores",
+    "SentenceStep",
     "TextScorer",
     "TextStep",
     "agreements",
@@ -95,6 +97,7 @@ def steps(
         looking,
         ColumnsStep(settings),
         DataCompStep(settings.datacomp),
+        SentenceStep(settings, models, media),
     ]
     return [step for step in all_steps if step.provides]
 
@@ -111,6 +114,7 @@ def agreements(settings: OperatorSettings) -> list[str]:
 def _check_models(settings: OperatorSettings, models: Mapping[str, ModelSpec]) -> None:
     named = {name: agreement.model for name, agreement in settings.agreement.items()}
     named |= {name: grounding.model for name, grounding in settings.grounding.items()}
+    named |= {name: expert.model for name, expert in settings.weakest.items()}
     if settings.concreteness and settings.concreteness.model:
         named["icc"] = settings.concreteness.model
     for operator, model in named.items():

@@ -104,6 +104,9 @@ class OperatorSettings(Settings):
     agreement: dict[Name, AgreementSettings] = Field(default_factory=dict, description="operator -> encoder")
     grounding: dict[Name, GroundingSettings] = Field(default_factory=dict, description="operators -> grounder")
     experts: dict[Name, ExpertSettings] = Field(default_factory=dict, description="operator -> expert")
+    weakest: dict[Name, ExpertSettings] = Field(
+        default_factory=dict, description="operator -> expert, for the sentence of the annotation that fits least"
+    )
     given: dict[Name, str] = Field(
         default_factory=dict,
         description="operator -> a column that the pool or an earlier step has (nothing is computed for it)",
