@@ -124,10 +124,12 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
     config, folder = bench.config, bench.folder / "blends"
     made = [bench.shards.key(part) for part in range(bench.shards.count)]
     settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
+    own = {name: settings.pop(name) for name in _OWN}
     here = isinstance(bench.engine, SerialEngine)
     blends, keys = [], []
     for strategy in config.strategies:
-        wanted = [(seed, digest([made, settings, strategy, seed])) for seed in config.seeds]
+        about = {**settings, **{name: values for name, values in own.items() if _OWN[name] == strategy}}
+        wanted = [(seed, digest([made, about, strategy, seed])) for seed in config.seeds]
         found = {seed: Blend.load(folder, strategy, seed, key) for seed, key in wanted}
         with reporter.step(f"{strategy}", len(wanted), sum(blend is not None for blend in found.values())) as advance:
             for seed, key in wanted:
@@ -142,6 +144,13 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
                 keys.append(key)
     return blends, keys
 
+
+_OWN = {
+    "stratified": Strategy.STRATIFIED,
+    "traditional": Strategy.TRADITIONAL,
+    "ecodatum": Strategy.ECODATUM,
+}
+"""Settings that only one strategy knows."""
 
 _NO_MATTER = {
     *("engine", "output", "strategies", "seeds", "downstream", "bootstrap"),
