@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "on topic alone (no feedback, no condition)": PLAIN,
     "sum with the fused agreement": {
         **PLAIN,
-        "weights": {"fused": 0.5, "experts": 2.0, "annotation": 1.0, "agreement": 1.0},
+        "weights": {"fused": 0.5, "experts": 2.0, "annotation": 2.0, "agreement": 1.0},
     },
 }
 BASELINES: dict[str, dict[str, Any]] = {
