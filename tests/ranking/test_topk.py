@@ -121,3 +121,18 @@ def test_the_merge_holds_no_more_than_twice_k() -> None:
     found = best.result()
     assert found is not None
     assert found[1].to_pylist() == [f"199-{i}" for i in range(7)] + [f"198-{i}" for i in range(3)]
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 6])
+def test_of_several_columns_of_keys_each_decides_where_the_one_before_says_equal(k: int) -> None:
+    scores = np.array([1.0, 2.0, 1.0, 1.0, 2.0, 1.0])
+    keys = pa.table({"first": [2.0, 0.0, None, 1.0, 0.0, 1.0], "then": ["a", "d", "a", "c", "b", "b"]})
+    expected = [4, 1, 5, 3, 0, 2]  # nulls last
+    assert top_k(scores, k, keys).tolist() == expected[:k]
+    top = TopK(k)
+    for start in range(0, 6, 2):
+        rows = slice(start, start + 2)
+        top.add(scores[rows], keys.slice(start, 2), pa.table({"row": np.arange(6)[rows]}))
+    found = top.result()
+    assert found is not None
+    assert found[2]["row"].to_pylist() == expected[:k]
