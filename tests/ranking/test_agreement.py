@@ -112,7 +112,7 @@ def test_by_modality_and_back_from_json() -> None:
     again = Agreement.of_json(json.loads(json.dumps(agreement.as_json())))
     assert again == agreement
     rows = {"image": np.array([0, 2]), "audio": np.array([1]), "video": np.array([3])}
-    values = {name: np.full(4, 0.2, dtype=np.float32) for name in COLUMNS}
+    values = {name: np.full(4, 0.2) for name in COLUMNS}
     chances = again.chances(values, rows, 4)
     assert chances[0] == chances[2] < chances[1] == 1  # what is little for a picture is much for these sounds
     assert np.isnan(chances[3])

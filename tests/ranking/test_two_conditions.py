@@ -115,7 +115,8 @@ def naive(rows: list[dict[str, Any]], agreement: Agreement, options: RankingSett
         return np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=np.float64)
 
     def standard(values: np.ndarray) -> np.ndarray:
-        return np.nan_to_num((values - np.nanmean(values)) / np.nanstd(values))
+        standardised: np.ndarray = np.nan_to_num((values - np.nanmean(values)) / np.nanstd(values))
+        return standardised
 
     near = column("cosine__words") + options.feedback_weight * column("feedback__words")
     spreads = {"annotation": np.std(column("cosine__annotation")), "experts": np.std(near)}
@@ -124,7 +125,9 @@ def naive(rows: list[dict[str, Any]], agreement: Agreement, options: RankingSett
         for name, w in (("annotation", 1.0), ("experts", 2.0))
     }
     weights["quality"] = options.weights["quality"]
-    total = weights["annotation"] * standard(column("cosine__annotation")) + weights["experts"] * standard(near)
+    total: np.ndarray = weights["annotation"] * standard(column("cosine__annotation")) + weights["experts"] * standard(
+        near
+    )
     total += weights["quality"] * standard(column("given__quality"))
     chances = np.full(len(rows), np.nan)
     for place, row in enumerate(rows):
@@ -262,7 +265,7 @@ def test_a_new_pair_is_scored_as_the_run_scores_its_own(run: tuple[dict[str, Any
     done = step(frames.from_table(table.slice(30, 25)))
     scores = dict(zip(frames.strings(done, "pair_id"), done["score"].tolist(), strict=True))
     blend = result.blend.set_index("pair_id")["score"]
-    assert scores == {name: blend[name] for name in scores}
+    assert scores == {name: blend[str(name)] for name in scores}
     assert list(step.meta(frames.from_table(table.slice(0, 0))).columns) == list(done.columns)
     plain = QueryStep(finished.config, finished.models)
     fewer = plain(frames.from_table(table.slice(30, 25)))
