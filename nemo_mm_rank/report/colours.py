@@ -12,6 +12,7 @@ _OF_STRATEGY = {
     "ranked-forward": 3,
     "ranked-backward": 8,
     "ranked-bidirectional": 5,
+    "ranked-quality": 9,
     "random": 7,
     "stratified": 2,
     "traditional": 1,

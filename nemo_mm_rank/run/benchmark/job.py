@@ -107,7 +107,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         *measures.of_costs(blends, source.pairs),
     ]
     for strategy in config.strategies:
-        if strategy.ours:
+        if strategy.ours and strategy != Strategy.QUALITY:  # whose spaces are those of ranked
             run = RunFolder.at(bench.run(strategy.sns))
             shards = State.load(run).open(run)
             rows += measures.of_spaces(bench, strategy, shards, config.seeds[0])
@@ -128,7 +128,7 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
     here = isinstance(bench.engine, SerialEngine)
     blends, keys = [], []
     for strategy in config.strategies:
-        about = {**settings, **{name: values for name, values in own.items() if _OWN[name] == strategy}}
+        about = {**settings, **{name: values for name, values in own.items() if strategy in _OWN[name]}}
         wanted = [(seed, digest([made, about, strategy, seed])) for seed in config.seeds]
         found = {seed: Blend.load(folder, strategy, seed, key) for seed, key in wanted}
         with reporter.step(f"{strategy}", len(wanted), sum(blend is not None for blend in found.values())) as advance:
@@ -146,11 +146,11 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
 
 
 _OWN = {
-    "stratified": Strategy.STRATIFIED,
-    "traditional": Strategy.TRADITIONAL,
-    "ecodatum": Strategy.ECODATUM,
+    "stratified": (Strategy.STRATIFIED,),
+    "traditional": (Strategy.TRADITIONAL,),
+    "ecodatum": (Strategy.ECODATUM, Strategy.QUALITY),
 }
-"""Settings that only one strategy knows."""
+"""Settings that only some strategies know."""
 
 _NO_MATTER = {
     *("engine", "output", "strategies", "seeds", "downstream", "bootstrap"),

@@ -25,6 +25,7 @@ class Strategy(StrEnum):
     FORWARD = "ranked-forward"
     BACKWARD = "ranked-backward"
     BIDIRECTIONAL = "ranked-bidirectional"
+    QUALITY = "ranked-quality"
     RANDOM = "random"
     STRATIFIED = "stratified"
     TRADITIONAL = "traditional"
@@ -39,7 +40,7 @@ class Strategy(StrEnum):
     @property
     def ours(self) -> bool:
         """Whether it ranks as this project does; the others are what it is compared with."""
-        return self == Strategy.RANKED or self in _MODES
+        return self in (Strategy.RANKED, Strategy.QUALITY) or self in _MODES
 
 
 _MODES: dict[Strategy, Literal["forward", "backward", "bidirectional"]] = {
