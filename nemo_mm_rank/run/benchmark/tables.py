@@ -247,7 +247,8 @@ def cost_table(results: Results, config: BenchmarkConfig) -> str:
         )
     note = (
         f"First seed: {'no model is loaded' if config.cold else 'what others before it have seen is remembered'}; "
-        "later ones find the embeddings, and fit and rank anew. ranked-quality, best-expert, ecodatum, and stratified by cluster read "
+        "later ones find the embeddings, and fit and rank anew. "
+        "ranked-quality, best-expert, ecodatum, and stratified by cluster read "
         "what ranked has embedded. Peak: resident memory of this process; like model items, only where there are no "
         "workers."
     )
