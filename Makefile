@@ -13,7 +13,7 @@ demo: env
 
 # One thread a process: several processes that each take all cores are slower than one after the other.
 test: env
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # In an environment of its own: Curator 0.9 cannot share one with 1.x.
 test-curator09:

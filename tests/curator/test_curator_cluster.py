@@ -11,6 +11,8 @@ from nemo_curator.pipeline import Pipeline
 
 from nemo_mm_rank.curator import ExpertEmbeddingStage, PoolReader, QuarantineStage
 
+pytestmark = pytest.mark.usefixtures("ray_alone")
+
 
 @pytest.mark.slow
 def test_on_ray_as_in_this_process(pool: Path, tmp_path: Path, through: Any) -> None:

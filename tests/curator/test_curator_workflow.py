@@ -15,6 +15,8 @@ from nemo_mm_rank.io.parquet import read_table
 from tests.integration.runs import digests, settings
 from tests.integration.user_models import expert_of
 
+pytestmark = pytest.mark.usefixtures("ray_alone")
+
 WORD = "Skerra"
 
 

@@ -32,6 +32,8 @@ from nemo_curator.stages.text.io.writer import ParquetWriter
 
 from nemo_mm_rank.curator import MultimodalRankStage, MultimodalRankWorkflow, PoolReader
 
+pytestmark = pytest.mark.usefixtures("ray_alone")
+
 BUDGET = 20
 
 ROOT = Path(__file__).resolve().parents[2]
