@@ -21,6 +21,7 @@ from nemo_mm_rank.models.weights import (
     pick_dtype,
     resolve,
 )
+from nemo_mm_rank.schema import Modality
 
 
 class TextRegressor:
@@ -43,6 +44,8 @@ class TextRegressor:
     Raises:
         ModelError: no such folder or model, weights that are pickles or incomplete, or one with several outputs.
     """
+
+    modalities: frozenset[str] = frozenset({Modality.TEXT})
 
     def __init__(
         self,

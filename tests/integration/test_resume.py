@@ -68,7 +68,7 @@ EMBEDDED = {"experts": SHARDS, **PROJECTED}
     ("changes", "again"),
     [
         ({"budget": 3}, {}),
-        ({"ranking": {"weights": {"fused": 1}}}, {}),
+        ({"ranking": {"weights": {"fused": 1}}}, {"feedback": SHARDS}),  # other pairs are the best
         ({"queries": "beeps"}, RANKED),
         ({"ranking": {"feedback": 0}}, {}),
         ({"ranking": {"feedback": 3}}, {"feedback": SHARDS}),

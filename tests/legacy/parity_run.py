@@ -18,8 +18,7 @@ from nemo_curator.datasets import DocumentDataset
 from nemo_curator.utils.distributed_utils import get_client
 
 from nemo_mm_rank.dask.legacy import SNS, ExpertEmbedding, Projection, RankScore, write_parquet
-from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.state import State
+from nemo_mm_rank.run.finished import FinishedRun
 
 
 def pool(run: Path) -> DocumentDataset:
@@ -30,15 +29,14 @@ def pool(run: Path) -> DocumentDataset:
 
 def modules(run: Path) -> Sequential:
     """Return a run's own steps as modules."""
-    folder = RunFolder.at(run)
-    config, state = folder.load_config(), State.load(folder)
-    models = state.specs(folder)
+    finished = FinishedRun.load(run)
+    config, models = finished.config, finished.models
     return Sequential(
         [
             SNS(config, models),
             ExpertEmbedding(config, models),
-            Projection(config, folder.path / state.projection),
-            RankScore(config, models),
+            Projection(config, finished.projection),
+            RankScore(config, models, finished.scoring),
         ]
     )
 

@@ -15,6 +15,7 @@ from nemo_mm_rank.config import Config
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
+from nemo_mm_rank.run.store import Shards
 from nemo_mm_rank.schema import PAIR_ID
 
 
@@ -29,11 +30,15 @@ def pairs(run: Path) -> pd.DataFrame:
     return frame
 
 
-def made_by(run: Path) -> pa.Table:
-    """Return everything that the run made of its pairs with the plain steps, by ``pair_id``."""
+def shards_of(run: Path) -> Shards:
+    """Return everything that the run made of its pairs with the plain steps."""
     folder = RunFolder.at(run)
-    stage = max(folder.steps.glob("rank-*"))
-    shards = State.load(folder).open(folder).then(stage)
+    return State.load(folder).scored(folder)
+
+
+def made_by(run: Path) -> pa.Table:
+    """Return the same as one table, by ``pair_id``."""
+    shards = shards_of(run)
     return pa.concat_tables(shards.read(part) for part in range(shards.count)).sort_by(PAIR_ID)
 
 

@@ -38,7 +38,7 @@ from nemo_mm_rank.schema import ANNOTATION, ERROR, FUSED, PAIR_ID, SNS_REASON
 from nemo_mm_rank.sns.step import SNSStep
 from tests.legacy.parity_run import modules
 from tests.legacy.parity_run import pool as pool_of
-from tests.legacy.pools import assert_same, computed, config_of, in_thirds, made_by, pairs, parts
+from tests.legacy.pools import assert_same, computed, config_of, in_thirds, made_by, pairs, parts, shards_of
 
 
 def test_all_steps_are_the_plain_ones(run: Path, scheduler: None) -> None:
@@ -186,7 +186,14 @@ def test_a_dataset_is_fitted_and_ranked_as_a_run(run: Path, scheduler: None, tmp
     for file in sorted(finished.projection.iterdir()):
         assert (tmp_path / "fitted" / file.name).read_bytes() == file.read_bytes()
     scored = modules(run)(pool_of(run)).persist()
-    cosines = [name for name in scored.df.columns if name.startswith("cosine__")]
-    chosen = rank(Partitions(scored), cosines, config.ranking, config.budget).chosen
+    # A dataset's own pairs, scored by the run's statistics: the run's blend.
+    by_score = computed(scored).sort_by([("score", "descending"), (PAIR_ID, "ascending")])
     expected = read_table(run / "ranking" / "chosen.parquet")
-    assert_same(chosen, expected, [PAIR_ID, "rank", "score", "reason"])
+    assert_same(by_score.slice(0, expected.num_rows), expected, [PAIR_ID, "score"])
+    # Ranked by statistics of its own, with nothing to be learnt beforehand.
+    cosines = [name for name in scored.df.columns if name.startswith("cosine__")]
+    plain = config.ranking.model_copy(update={"conditions": {}, "feedback": 0})
+    mine, theirs = (
+        rank(shards, cosines, plain, config.budget).chosen for shards in (Partitions(scored), shards_of(run))
+    )
+    assert_same(mine, theirs, [PAIR_ID, "rank", "score", "reason"])
