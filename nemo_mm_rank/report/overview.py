@@ -76,7 +76,7 @@ def overview(run: Run) -> Section:
 def rows(run: Run) -> Section:
     """Return what became of every row: by step and modality, and why pairs left."""
     lead = "From the manifests to the blend, step by step. What fails a step is kept apart, with its reason."
-    parts: list[Part] = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_pools(run)]
+    parts: list[Part] = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_types(run), *_pools(run)]
     return Section("rows", "What was kept and left out", lead, parts)
 
 
@@ -132,6 +132,30 @@ def _mix(run: Run) -> Chart:
     colours = [colour(name, place) for place, name in enumerate(names)]
     shares = {"ranked pairs": _shares(counts["ranked"], names), "blend": _shares(counts["blend"], names)}
     return mixes("Modalities in the pool and in the blend", names, colours, shares)
+
+
+def _types(run: Run) -> list[Table]:
+    """Return what a mix asked for by type, and what there was, with its source and the advice that goes with it."""
+    mix = run.manifest["mix"]
+    if mix is None:
+        return []
+    lines = [
+        Row(
+            (
+                one["type"],
+                "" if one["share"] is None else f"{100 * one['share']:.1f} %",
+                f"{one['quota']:,}",
+                f"{one['chosen']:,}",
+            )
+        )
+        for one in mix["types"]
+    ]
+    if mix["filling"]:
+        lines.append(Row(("filling what is short", "", "", f"{mix['filling']:,}")))
+    said = [mix["source"], mix["note"], *(f"Advice: {line}" for line in mix["advice"])]
+    note = ". ".join(text.rstrip(".") for text in said if text) + "."
+    title = f"Mix by type: {mix['name'] or 'your own'}"
+    return [Table(title, ["data \N{RIGHTWARDS ARROW} annotation", "share", "quota", "chosen"], lines, note=note)]
 
 
 def _shares(counts: Mapping[str, int], names: list[str]) -> list[float]:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nemo_mm_rank.report import details, gallery, write_report
 from nemo_mm_rank.report.details import _parts
 from nemo_mm_rank.report.findings import findings
 from nemo_mm_rank.report.run import Run
+from nemo_mm_rank.run import curation
 from tests.integration.runs import QUERY, say
 from tests.report.pages import HOSTILE, Elements, data_of
 
@@ -234,6 +236,23 @@ def test_media_are_bounded_in_number(run: Path, monkeypatch: pytest.MonkeyPatch)
     assert sum("src" in one for one in copies) == 4
     assert data["media"] == {"count": 4, "left_out": len(copies) - 4}
     assert sum("left out" in one.get("missing", "") for one in copies) == len(copies) - 4
+
+
+def test_a_mix_is_shown_with_its_source_and_advice(run: Path, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(run, tmp_path / "run"))
+    result = curation.rank(mixed, {"ranking": {"mix": "unite-adaptation"}, "budget": 12})
+    html = write_report(mixed).read_text(encoding="utf-8")
+    head, *rows = Elements(html).tables["Mix by type: unite-adaptation"]
+    assert head == ["data \N{RIGHTWARDS ARROW} annotation", "share", "quota", "chosen"]
+    mix = result.manifest["mix"]
+    assert [row[0] for row in rows[: len(mix["types"])]] == [one["type"] for one in mix["types"]]
+    assert [int(row[3]) for row in rows] == [
+        *(one["chosen"] for one in mix["types"]),
+        *([mix["filling"]] if mix["filling"] else []),
+    ]
+    assert ["image->text", "39.2 %"] in [row[:2] for row in rows]
+    assert "2505.19650" in html
+    assert mix["advice"]
 
 
 def test_from_the_command_line(run: Path, page: Path, tmp_path: Path) -> None:
