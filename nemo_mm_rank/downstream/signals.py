@@ -5,6 +5,7 @@ For where the classical features rank: another view of the same data, with no we
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -27,7 +28,7 @@ _LETTER = np.full(256, LETTERS - 1)
 _LETTER[np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789", dtype=np.uint8)] = np.arange(LETTERS - 1)
 
 
-class _Signals:
+class _Signals(ABC):
     """An encoder of single items, whose features do not depend on each other."""
 
     name: str
@@ -47,8 +48,9 @@ class _Signals:
             features[row] = self._features(item)
         return encoded(features, self.name, self._device)
 
+    @abstractmethod
     def _features(self, item: Item) -> Floats:
-        raise NotImplementedError
+        """Return ``(dim,)`` features of one item; NaN where it says nothing."""
 
 
 class Thumbnails(_Signals):

@@ -62,8 +62,8 @@ class ColumnsStep(Step):
         """Take over the columns, and multiply the embeddings; null where a pair lacks one.
 
         Raises:
-            ConfigError: a column that is to be a score holds no numbers.
-            EmbeddingError: the two sides of an expert are of different lengths: they do not lie in one space.
+            ConfigError: a column that is to be a score holds no numbers, or the two sides of an expert are of different
+                lengths: they do not lie in one space.
         """
         found = {column(name): _numbers(rows, source) for name, source in self.settings.given.items()}
         for name, expert in self._experts.items():
