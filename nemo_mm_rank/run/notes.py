@@ -20,6 +20,16 @@ def notes(config: Config) -> list[str]:
     return []
 
 
+def caveats(config: Config) -> list[str]:
+    """Return what a reader of the blend has to know of the models behind it."""
+    if config.models[config.anchor].class_ == "hashed-text":
+        return [
+            f"the anchor {config.anchor!r} compares spellings, not meanings, so pairs that share words with the query "
+            "come first: for real work name a sentence encoder (see presets)"
+        ]
+    return []
+
+
 def mix_entry(settings: RankingSettings, summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what became of the mix that was asked for, JSON-able; None where none was.
 

@@ -23,7 +23,7 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.ranking import Ranking, attach_rows
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.notes import mix_entry, notes
+from nemo_mm_rank.run.notes import caveats, mix_entry, notes
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.store import Shards, split_error
 from nemo_mm_rank.run.summary import StepCounts
@@ -137,6 +137,6 @@ def manifest(
         "projection": {"metrics": Projection.load(folder.path / state.projection).metrics},
         "ranking": ranking.summary,
         "mix": mix_entry(config.ranking, ranking.summary),
-        "notes": notes(config),
+        "notes": [*notes(config), *caveats(config)],
         "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
     }
