@@ -2,8 +2,9 @@
 
     python -m benchmarks.ecodatum [--kinds swaps all] [--seeds 0 1 2] [--folder FOLDER]
 
-Average precision of clean pairs in the order of each score, over all pairs that could be judged, near-duplicates that
-were planted counted as noise. An operator that says nothing of a pair puts it in the middle (its column's median). The
+Average precision of clean pairs in the order of each score, over the pairs that could be judged and are left once
+duplicates are gone: a near-duplicate that was planted counts as clean where what it copies, and any copy before it, is
+gone. An operator that says nothing of a pair puts it in the middle (its column's median). The
 agreement is out of sample. A random order has the share of clean pairs. Then our ranking for an objective, with the
 quality as one more condition: the share of the first 10 % that is clean and on topic, and the AP of such pairs. Mean
 over the seeds (of planting and of the run), in brackets the standard deviation.
@@ -28,6 +29,7 @@ from benchmarks.quality import relevant
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.evaluation import PlantSettings, average_precision, plant
+from nemo_mm_rank.evaluation.selection import Labels
 from nemo_mm_rank.run import ecodatum
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 
@@ -62,7 +64,7 @@ def measure(
     settings = real_pool.settings(folder / "run", seed=seed, budget="100%")
     run = curate(config={**settings, "pools": planted.pool.model_dump(exclude_none=True)}, progress=False)
     result = ecodatum.curate(parse(EcoDatumConfig, {"run": str(run.folder), "output": str(folder / "ecodatum")}))
-    quality = result.quality.set_index("pair_id")
+    quality = result.quality[result.quality["duplicate_of"].isna()].set_index("pair_id")
     known = pd.Series(planted.truth["clean"].to_pylist(), index=planted.truth["pair_id"].to_pylist())
     operators = scores_of(result, run.folder).loc[quality.index]
     votes = np.stack(quality["votes"].tolist())
@@ -73,8 +75,10 @@ def measure(
     orders["majority vote"] = ((votes == 1).sum(axis=1) - (votes == 0).sum(axis=1)).astype(np.float64)
     orders["ensemble"] = quality["quality"].to_numpy(dtype=np.float64)
     tie = orders.get("agreement", np.zeros(len(quality)))
-    orders["ensemble, ties by agreement"] = orders["ensemble"] + 1e-9 * np.argsort(np.argsort(tie))
-    truth = known[quality.index].to_numpy(dtype=bool)
+    # By rank: between qualities near 0 or 1 there is no room for a number.
+    orders["ensemble, ties by agreement"] = np.argsort(np.lexsort((tie, orders["ensemble"]))).astype(np.float64)
+    labels = Labels.of(planted.truth, np.ones(planted.truth.num_rows, dtype=bool))
+    truth = labels.sound(labels.rows(quality.index.tolist()))
     found = {"(random order)": (float(truth.mean()), float(truth.mean()))}
     for name, order in orders.items():
         best = np.argsort(-order, kind="stable")[: int(0.4 * len(order))]

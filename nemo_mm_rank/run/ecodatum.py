@@ -109,7 +109,10 @@ class EcoDatumResult(Result):
 
     @cached_property
     def quality(self) -> pd.DataFrame:
-        """Every pair that could be judged: ``pair_id, quality, votes, duplicate_of``, in the pool's order."""
+        """Every pair that could be judged: ``pair_id, quality, votes, duplicate_of``, in the pool's order.
+
+        The quality of a duplicate is lowered as by a veto.
+        """
         return pd.read_parquet(self.folder / SCORES)
 
     def print(self, console: Console | None = None) -> None:
@@ -121,7 +124,7 @@ class EcoDatumResult(Result):
         for name in measures:
             table.add_column(name, justify="right")
         for name, values in ensemble["functions"].items():
-            table.add_row(name, *(f"{values[measure]:.3f}" for measure in measures))
+            table.add_row(name, *("veto" if values[one] is None else f"{values[one]:.3f}" for one in measures))
         out = console or Console()
         out.print(table)
         counts = self.manifest["counts"]
@@ -175,7 +178,8 @@ class _EcoDatum:
         tie_break = config.tie_break or next(iter(agreement), None)
         if tie_break is not None and tie_break not in scored.columns():
             raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
-        choice = choose(scored, list(fitted.ensemble.names), config.budget, fitted.pairs, tie_break)
+        ensemble = fitted.ensemble
+        choice = choose(scored, ensemble.names, config.budget, fitted.pairs, tie_break, ensemble.vetoes)
         about = {
             "run": [stage.name for stage in job.pool.embedded.stages[1:]],  # the names have the steps' digests
             "steps": [step.identity() for step in operated.steps],

@@ -19,7 +19,7 @@ from nemo_mm_rank.quality.dedup.settings import DuplicateSettings
 from nemo_mm_rank.quality.duplicates import Ints, Keepers, UInt64s, join
 from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY
 from nemo_mm_rank.ranking.pool import Shards, live
-from nemo_mm_rank.schema import MODALITY, PAIR_ID, Modality
+from nemo_mm_rank.schema import MODALITY, PAIR_ID, Modality, modalities_of
 
 SCHEMA = pa.schema(
     [
@@ -57,8 +57,9 @@ class Duplicates:
 def deduplicate(shards: Shards, settings: DuplicateSettings) -> Duplicates:
     """Group the pool's live pairs by their fingerprints, and choose who stays of each group.
 
-    Duplicates are of one modality. Which one stays is the pair with the best agreement, then the least ``pair_id``;
-    one without an agreement comes last. Neither the order of rows nor of shards changes anything.
+    Duplicates are of one modality; where ``settings.text`` says so, their annotations are the same too. Which one
+    stays is the pair with the best agreement, then the least ``pair_id``; one without an agreement comes last. Neither
+    the order of rows nor of shards changes anything.
 
     Reads small columns, one shard at a time; memory is about 60 bytes per pair, and the ids of those with a duplicate.
 
@@ -108,18 +109,15 @@ class _Keys:
 
 
 def _keys(shards: Shards, settings: DuplicateSettings) -> _Keys:
-    wanted = [MODALITY, DATA_KEY, *([ANNOTATION_KEY] if settings.text else [])]
     nothing = np.zeros(0, dtype=np.uint64)
     codes, salts, media, counts = [nothing], [nothing], [nothing.astype(np.bool_)], []
-    for part, rows, table in live(shards, wanted):
-        missing = [name for name in wanted if name not in table.column_names]
-        if missing:
-            raise MissingColumnError(f"duplicates: shard {part} lacks {', '.join(map(repr, missing))}")
-        modality = table[MODALITY].cast(pa.string())
+    for part, rows, table in live(shards, [MODALITY, DATA_KEY, ANNOTATION_KEY]):
         code = _whole(table, DATA_KEY, part)
+        modality = table[MODALITY].cast(pa.string())
         salt = pd.util.hash_array(modality.to_numpy().astype(object))
-        if settings.text:
-            salt = mix(salt ^ _whole(table, ANNOTATION_KEY, part))
+        with_text = np.flatnonzero(_with_text(modality, settings))
+        if len(with_text):
+            salt[with_text] = mix(salt[with_text] ^ _whole(table.take(with_text), ANNOTATION_KEY, part))
         is_media = pc.is_in(modality, pa.array([one for one in Modality if one.is_media], pa.string())).to_numpy()
         codes.append(np.where(is_media, code, np.uint64(0)))
         salts.append(np.where(is_media, salt, mix(salt ^ code)))
@@ -128,7 +126,17 @@ def _keys(shards: Shards, settings: DuplicateSettings) -> _Keys:
     return _Keys(np.concatenate(codes), np.concatenate(salts), np.concatenate(media), counts)
 
 
+def _with_text(modality: pa.ChunkedArray, settings: DuplicateSettings) -> npt.NDArray[np.bool_]:
+    """Return ``(rows,)`` whether the annotation counts: where the settings leave it open, if no part of it is media."""
+    if settings.text is not None:
+        return np.full(len(modality), settings.text)
+    plain = [one for one in pc.unique(modality).to_pylist() if not any(kind.is_media for kind in modalities_of(one))]
+    return np.array(pc.is_in(modality, pa.array(plain, pa.string())))
+
+
 def _whole(table: pa.Table, name: str, part: int) -> UInt64s:
+    if name not in table.column_names:
+        raise MissingColumnError(f"duplicates: shard {part} lacks {name!r}")
     if table[name].null_count:
         raise MissingColumnError(f"duplicates: shard {part} has pairs without {name!r}")
     keys: UInt64s = table[name].to_numpy()

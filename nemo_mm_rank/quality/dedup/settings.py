@@ -13,5 +13,9 @@ class DuplicateSettings(Settings):
     by: tuple[str, ...] = Field(
         ("quality__agreement",), description="columns that say which stays, higher is better: the first that a pair has"
     )
-    text: bool = Field(False, description="duplicates have the same annotation too")
+    text: bool | None = Field(
+        None,
+        description="duplicates have the same annotation too; default: of text and code, since a passage may be asked "
+        "several things, while of media the data alone counts",
+    )
     radius: int = Field(0, ge=0, le=16, description="bits in which fingerprints of media may differ; 0: equal keys")

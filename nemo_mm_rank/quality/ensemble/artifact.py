@@ -1,4 +1,4 @@
-"""A fitted ensemble: thresholds as scores, and the label model. Votes and scores frames shard by shard."""
+"""A fitted ensemble: thresholds as scores, label model and vetoes. Votes and scores frames shard by shard."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.parquet import write_json
 from nemo_mm_rank.quality.ensemble.model import Floats, LabelModel
+from nemo_mm_rank.quality.ensemble.vetoes import vetoed
 from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, LabelingFunction, Votes, label_votes
 from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import by_value
@@ -28,30 +30,39 @@ Functions = Mapping[str, tuple[LabelingFunction, ...]]
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Labeling functions and the label model that was fitted to their votes.
+    """Labeling functions, and the label model that was fitted to the votes of those that are no veto.
 
     Attributes:
         names: of the ``m`` functions.
         functions: by modality.
         model: fitted.
+        vetoes: names of the functions that veto.
     """
 
     names: tuple[str, ...]
     functions: Functions
     model: LabelModel
+    vetoes: frozenset[str] = frozenset()
+
+    @cached_property
+    def voters(self) -> tuple[str, ...]:
+        """Names of the functions that vote in the label model, in its order."""
+        return tuple(name for name in self.names if name not in self.vetoes)
 
     def votes(self, frame: Frame) -> Votes:
         """Return ``(n, m)`` votes; nobody votes for a pair of a modality that the ensemble has not seen."""
         return vote_by_modality(frame, self.functions, len(self.names))
 
     def predict(self, votes: Votes) -> Floats:
-        """Return ``(n,)`` P(good | votes)."""
-        return self.model.predict_proba(votes)
+        """Return ``(n,)`` P(good | votes), lowered by vetoes, of ``(n, m)`` votes."""
+        veto = np.array([name in self.vetoes for name in self.names], dtype=bool)
+        return vetoed(self.model.predict_proba(votes[:, ~veto]), votes[:, veto])
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as JSON-able values; infinite thresholds are null."""
         return {
             "names": list(self.names),
+            "vetoes": sorted(self.vetoes),
             "functions": {
                 modality: [[f.column, _finite(f.low), _finite(f.high), list(f.allowed)] for f in functions]
                 for modality, functions in self.functions.items()
@@ -76,7 +87,7 @@ class Ensemble:
             for modality, found in values["functions"].items()
         }
         model = LabelModel.restored(np.array(values["mu"]), np.array(values["coverage"]))
-        return cls(tuple(values["names"]), functions, model)
+        return cls(tuple(values["names"]), functions, model, frozenset(values.get("vetoes", ())))
 
     def save(self, folder: Path) -> None:
         """Write it into a folder, in one file."""

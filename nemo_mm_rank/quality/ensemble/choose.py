@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,14 @@ class Choice:
     places: Rows
 
 
-def choose(shards: Shards, names: Sequence[str], budget: Budget, pairs: int, tie_break: str | None = None) -> Choice:
+def choose(
+    shards: Shards,
+    names: Sequence[str],
+    budget: Budget,
+    pairs: int,
+    tie_break: str | None = None,
+    vetoes: Collection[str] = (),
+) -> Choice:
     """Fill the budget from shards that have been through `step.EnsembleStep`.
 
     Scores are those of at most 3^m patterns of votes, so that the budget nearly always ends among equals.
@@ -50,6 +57,7 @@ def choose(shards: Shards, names: Sequence[str], budget: Budget, pairs: int, tie
         budget: how many, or from which quality on.
         pairs: how many can be chosen at all.
         tie_break: a column that decides between equals, higher first; a pair without a value comes last.
+        vetoes: names of those that veto.
 
     Raises:
         MissingColumnError: a shard lacks a column.
@@ -87,23 +95,24 @@ def choose(shards: Shards, names: Sequence[str], budget: Budget, pairs: int, tie
             "rank": np.arange(1, rows.num_rows + 1),
             "score": scores,
             VOTES: rows[VOTES],
-            "reason": reasons(votes, names),
+            "reason": reasons(votes, names, vetoes),
         }
     )
     return Choice(chosen, places)
 
 
-def reasons(votes: Votes, names: Sequence[str]) -> pa.Array:
-    """Return a line for each pair, like ``selected by clip, icc; rejected by blurry``; made once per pattern."""
+def reasons(votes: Votes, names: Sequence[str], vetoes: Collection[str] = ()) -> pa.Array:
+    """Return a line for each pair, like ``selected by clip; vetoed by dark``; made once per pattern."""
     codes, place = np.unique(encode(votes), return_inverse=True)
-    lines = [_line(pattern, names) for pattern in decode(codes, votes.shape[1])]
+    lines = [_line(pattern, names, vetoes) for pattern in decode(codes, votes.shape[1])]
     return pa.array(lines, pa.string()).take(pa.array(place))
 
 
-def _line(pattern: npt.NDArray[np.int8], names: Sequence[str]) -> str:
-    said = [
-        f"{what} by {', '.join(names[place] for place in np.flatnonzero(pattern == vote).tolist())}"
-        for what, vote in (("selected", SELECT), ("rejected", REJECT))
-        if (pattern == vote).any()
-    ]
-    return "; ".join(said) or "no labeling function votes"
+def _line(pattern: npt.NDArray[np.int8], names: Sequence[str], vetoes: Collection[str]) -> str:
+    selected, rejected = ([names[place] for place in np.flatnonzero(pattern == vote)] for vote in (SELECT, REJECT))
+    said = {
+        "selected": selected,
+        "rejected": [name for name in rejected if name not in vetoes],
+        "vetoed": [name for name in rejected if name in vetoes],
+    }
+    return "; ".join(f"{what} by {', '.join(by)}" for what, by in said.items() if by) or "no labeling function votes"

@@ -48,7 +48,7 @@ class Fitted:
 
     Attributes:
         ensemble: of the functions that say something.
-        summary: how often those vote, in the order of their names.
+        summary: how often those vote, in the order of their names, vetoes among them.
         pairs: that were counted.
         left_out: name -> why a function is no part of it.
     """
@@ -61,7 +61,7 @@ class Fitted:
     @property
     def warnings(self) -> list[str]:
         """What somebody should read."""
-        names = self.ensemble.names
+        names = self.ensemble.voters
         lines = [f"labeling function {name!r} {fault.message}; it is left out" for name, fault in self.left_out.items()]
         return lines + [
             f"labeling function {names[fault.function]!r} {fault.message}; its votes count the other way round"
@@ -69,9 +69,9 @@ class Fitted:
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values for a manifest."""
+        """Return plain values for a manifest; a veto has no weight."""
         functions: Rates[Any] = self.summary.functions
-        weights = self.ensemble.model.weights.tolist()
+        weights = dict(zip(self.ensemble.voters, self.ensemble.model.weights.tolist(), strict=True))
         table = {
             name: {
                 "coverage": float(functions.coverage[place]),
@@ -79,7 +79,8 @@ class Fitted:
                 "conflict": float(functions.conflict[place]),
                 "selects": float(self.summary.selects[place]),
                 "rejects": float(self.summary.rejects[place]),
-                "weight": weights[place],
+                "veto": name in self.ensemble.vetoes,
+                "weight": weights.get(name),
                 "thresholds": {
                     modality: {"low": values[1], "high": values[2]}
                     for modality, found in self.ensemble.as_json()["functions"].items()
@@ -120,13 +121,15 @@ def fit(shards: Shards, settings: EnsembleSettings, map_shards: MapShards) -> Fi
     if settled is None:
         why = "; ".join(f"{names[fault.function]!r} {fault.message}" for fault in idle(counted, settings.alike))
         raise ConfigError(
-            f"ensemble: at least {LEAST} labeling functions have to say something" + (f": {why}" if why else "")
+            f"ensemble: at least {LEAST} labeling functions, vetoes aside, have to say something"
+            + (f": {why}" if why else "")
         )
-    kept = [place for place in range(len(names)) if place not in settled.left_out]
+    kept = sorted([*settled.voters, *settled.vetoes])
     mine = {modality: tuple(found[place] for place in kept) for modality, found in functions.items()}
-    ensemble = Ensemble(tuple(names[place] for place in kept), mine, settled.model)
+    vetoes = frozenset(names[place] for place in settled.vetoes)
+    ensemble = Ensemble(tuple(names[place] for place in kept), mine, settled.model, vetoes)
     left_out = {names[place]: fault for place, fault in settled.left_out.items()}
-    return Fitted(ensemble, summarise(settled.counted), counted.n, left_out)
+    return Fitted(ensemble, summarise(counted.only(kept)), counted.n, left_out)
 
 
 def thresholds(shards: Shards, settings: EnsembleSettings) -> Functions:

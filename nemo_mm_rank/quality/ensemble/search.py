@@ -110,7 +110,7 @@ def candidates(ensemble: EnsembleSettings, settings: SearchSettings) -> dict[str
             raise ConfigError(f"search: no labeling function {name!r}{nearest(name, ensemble.functions)}")
     found = {}
     for name, function in ensemble.functions.items():
-        levels = [level for level in (function.select, function.reject) if level is not None]
+        levels = [level for level in (function.select, *function.rejects) if level is not None]
         by_share = all(isinstance(level, Quantile) for level in levels)
         if name in settings.functions if settings.functions is not None else by_share:
             found[name] = list(_candidates(function, settings))
@@ -127,13 +127,14 @@ def _candidates(function: FunctionSettings, settings: SearchSettings) -> Iterato
     for top, margin in product(settings.tops, settings.margins):
         above, beside = Fraction(str(top)) / 100, Fraction(str(margin)) / 100
         select, reject = above - beside, 1 - above - beside
-        levels: dict[str, Any] = {}
+        levels: dict[str, dict[str, float]] = {}
         if function.select is not None:
             levels["select"] = {"share": float(select)}
         if function.reject is not None:
             levels["reject"] = {"share": float(reject)}
         if all(0 < level["share"] < 1 for level in levels.values()):
-            yield Candidate(top, margin, FunctionSettings.model_validate({"column": function.column, **levels}))
+            same = {"column": function.column, "veto": function.veto}
+            yield Candidate(top, margin, FunctionSettings.model_validate({**same, **levels}))
 
 
 def search(shards: Shards, ensemble: EnsembleSettings, settings: SearchSettings, map_shards: MapShards) -> Found:
@@ -283,8 +284,7 @@ class Search:
     def _selected(self, labelled: Binned, choice: Sequence[int], settled: Settled) -> int:
         """Return how many labelled pairs are more likely good than not; a tie selects nobody."""
         counted = patterns(labelled, self.binnings, choice)
-        counted = counted.only([place for place in range(len(choice)) if place not in settled.left_out])
-        return int(counted.counts[settled.model.predict_proba(counted.patterns) > 0.5].sum())
+        return int(counted.counts[settled.predict(counted.patterns) > 0.5].sum())
 
     def _trace(self, tried: Mapping[tuple[int, ...], Mapping[str, float | None]], best: tuple[int, ...]) -> pa.Table:
         columns: dict[str, list[Any]] = {}

@@ -25,13 +25,23 @@ class Quantile(Settings):
         return f"{float(Fraction(str(self.share)) * 100):g} %"
 
 
-def _level(word: str) -> BeforeValidator:
+Outliers = Literal["outliers"]
+OUTLIERS: Outliers = "outliers"
+"""The threshold that the pool's own spread sets: `thresholds.resolve`."""
+
+Reject = float | Quantile | Outliers
+
+
+def _level(word: str, *others: str) -> BeforeValidator:
     def parse(value: Any) -> Any:
-        if not isinstance(value, str):
+        if isinstance(value, (list, tuple)):
+            return tuple(parse(one) for one in value)
+        if not isinstance(value, str) or value in others:
             return value
         match = re.fullmatch(rf"\s*{word}\s+(\d+(?:\.\d+)?)\s*%\s*", value)
         if not match:
-            raise ValueError(f"a threshold is a score, or a share like '{word} 40%', not {value!r}")
+            known = "".join(f", or {other!r}" for other in others)
+            raise ValueError(f"a threshold is a score, or a share like '{word} 40%'{known}, not {value!r}")
         return {"share": float(Fraction(match[1]) / 100)}
 
     return BeforeValidator(parse)
@@ -44,9 +54,23 @@ class FunctionSettings(Settings):
     select: Annotated[float | Quantile | None, _level("top")] = Field(
         None, description="at or above this score, or 'top 40%': no more than that share of the pool's"
     )
-    reject: Annotated[float | Quantile | None, _level("bottom")] = Field(
-        None, description="at or below this score, or 'bottom 40%': no more than that share"
+    reject: Annotated[
+        Reject | Annotated[tuple[Reject, ...], Field(min_length=1)] | None, _level("bottom", OUTLIERS)
+    ] = Field(
+        None,
+        description="at or below this score, or 'bottom 40%': no more than that share, or 'outliers': below Tukey's "
+        "fence; of several the highest counts",
     )
+    veto: bool = Field(
+        False, description="rejects for a defect that no agreement makes up for: no vote, but a factor of the quality"
+    )
+
+    @property
+    def rejects(self) -> tuple[Reject, ...]:
+        """The levels of ``reject``."""
+        if isinstance(self.reject, tuple):
+            return self.reject
+        return () if self.reject is None else (self.reject,)
 
     @property
     def allowed(self) -> tuple[int, ...]:
@@ -57,12 +81,15 @@ class FunctionSettings(Settings):
     def _says_something(self) -> FunctionSettings:
         if not self.allowed:
             raise ValueError("a labeling function selects or rejects something: give select, reject or both")
-        select, reject = self.select, self.reject
-        if isinstance(select, Quantile) and isinstance(reject, Quantile):
-            if Fraction(str(select.share)) + Fraction(str(reject.share)) > 1:
-                raise ValueError(f"it cannot select {select} and reject {reject} of the same pairs")
-        elif isinstance(select, float) and isinstance(reject, float) and reject > select:
-            raise ValueError(f"it rejects at or below {reject:g}, but selects at or above {select:g}")
+        select = self.select
+        if self.veto and select is not None:
+            raise ValueError("a veto may only reject")
+        for reject in self.rejects:
+            if isinstance(select, Quantile) and isinstance(reject, Quantile):
+                if Fraction(str(select.share)) + Fraction(str(reject.share)) > 1:
+                    raise ValueError(f"it cannot select {select} and reject {reject} of the same pairs")
+            elif isinstance(select, float) and isinstance(reject, float) and reject > select:
+                raise ValueError(f"it rejects at or below {reject:g}, but selects at or above {select:g}")
         return self
 
 

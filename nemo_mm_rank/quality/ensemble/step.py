@@ -13,6 +13,8 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.quality.ensemble.artifact import Ensemble
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF
+from nemo_mm_rank.quality.ensemble.vetoes import VETO
 from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import Added, Step
 
@@ -24,6 +26,7 @@ class EnsembleStep(Step):
     """Adds ``quality``, P(good | votes) in [0, 1], and ``votes``, one number per labeling function.
 
     A pair for which nobody votes has a half; one of a modality that the ensemble was not fitted on is quarantined.
+    Where duplicates are known, that a better pair stays in the place of this one is a veto too, though no vote.
 
     Args:
         ensemble: fitted.
@@ -39,13 +42,18 @@ class EnsembleStep(Step):
         return {MODALITY: pa.string(), **dict.fromkeys(sorted(columns), pa.float32())}
 
     @property
+    def uses(self) -> tuple[str, ...]:
+        """Which pairs are duplicates of better ones."""
+        return (DUPLICATE_OF,)
+
+    @property
     def provides(self) -> Mapping[str, pa.DataType]:
         """Quality and votes."""
         return {QUALITY: pa.float32(), VOTES: pa.list_(pa.int8())}
 
     def identity(self) -> dict[str, Any]:
-        """Functions, thresholds, and the model's parameters."""
-        return {"step": self.name, **self.ensemble.as_json()}
+        """Functions, thresholds, the model's parameters, and what a veto is worth."""
+        return {"step": self.name, "veto": VETO, **self.ensemble.as_json()}
 
     def process(self, rows: Frame) -> Added:
         """Vote, and look each pattern of votes up."""
@@ -61,5 +69,8 @@ class EnsembleStep(Step):
         mask = pa.array(failed)
         offsets = pa.array(np.arange(len(votes) + 1, dtype=np.int32) * votes.shape[1])
         lists = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(votes).ravel()), mask=mask)
-        quality = pa.array(self.ensemble.predict(votes).astype(np.float32), mask=failed)
-        return Added({QUALITY: quality, VOTES: lists}, errors)
+        quality = self.ensemble.predict(votes)
+        if DUPLICATE_OF in rows.columns:
+            there = np.array(frames.array(rows, DUPLICATE_OF).is_valid())
+            quality = np.where(there, VETO * quality, quality)
+        return Added({QUALITY: pa.array(quality.astype(np.float32), mask=failed), VOTES: lists}, errors)

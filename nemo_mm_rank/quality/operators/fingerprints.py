@@ -19,7 +19,7 @@ from nemo_mm_rank.schema import Modality
 
 DATA_KEY, ANNOTATION_KEY = "fingerprint__data", "fingerprint__annotation"
 """64-bit keys (uint64). Of media the data's is a perceptual hash, so that near ones differ by few bits; of text and
-code, and of annotations, equal keys mean equal texts and other keys nothing."""
+code, and of annotations, equal keys mean equal texts, white space aside, and other keys nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Fingerprints:
 
     def identity(self) -> dict[str, Any]:
         """The definition's version."""
-        return {"fingerprints": 1}
+        return {"fingerprints": 2}
 
     def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
         """Hash each item, and each annotation."""
@@ -67,4 +67,5 @@ def _hash(item: Item) -> np.uint64:
 
 
 def _text_keys(texts: Sequence[str]) -> Any:
-    return pd.util.hash_array(np.array(texts, dtype=object), categorize=False)
+    spaced = [" ".join(text.split()) for text in texts]
+    return pd.util.hash_array(np.array(spaced, dtype=object), categorize=False)
