@@ -228,7 +228,7 @@ class RankingSettings(Settings):
     quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
     shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
     collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
-    duplicate_similarity: float = Field(0.98, gt=0, le=1)
+    duplicate_similarity: float = Field(0.95, gt=0, le=1)
 
     @model_validator(mode="after")
     def _quotas_fit(self) -> RankingSettings:

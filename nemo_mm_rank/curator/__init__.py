@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     )
     from nemo_mm_rank.curator.quarantine import QuarantineStage
     from nemo_mm_rank.curator.readers import PoolReader
-    from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, ProjectionStage, RankScoreStage, SNSStage
+    from nemo_mm_rank.curator.stages import (
+        ExpertEmbeddingStage,
+        ProjectionStage,
+        RankScoreStage,
+        SNSStage,
+        WeakestSentenceStage,
+    )
     from nemo_mm_rank.curator.workflow import MultimodalRankWorkflow
     from nemo_mm_rank.curator.writers import BlendWriter, WebDatasetWriter
 
@@ -49,6 +55,7 @@ __all__ = [
     "SNSStage",
     "SentenceQualityStage",
     "TextQualityStage",
+    "WeakestSentenceStage",
     "WebDatasetWriter",
 ]
 
@@ -66,7 +73,7 @@ _HOMES = {
     ),
     "quarantine": ("QuarantineStage",),
     "readers": ("PoolReader",),
-    "stages": ("ExpertEmbeddingStage", "ProjectionStage", "RankScoreStage", "SNSStage"),
+    "stages": ("ExpertEmbeddingStage", "ProjectionStage", "RankScoreStage", "SNSStage", "WeakestSentenceStage"),
     "workflow": ("MultimodalRankWorkflow",),
     "writers": ("BlendWriter", "WebDatasetWriter"),
 }

@@ -14,7 +14,13 @@ from nemo_curator.tasks import DocumentBatch
 from nemo_mm_rank.api import settings
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.curator.quarantine import QuarantineStage
-from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, ProjectionStage, RankScoreStage, SNSStage
+from nemo_mm_rank.curator.stages import (
+    ExpertEmbeddingStage,
+    ProjectionStage,
+    RankScoreStage,
+    SNSStage,
+    WeakestSentenceStage,
+)
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.run.finished import FinishedRun
 
@@ -23,8 +29,9 @@ from nemo_mm_rank.run.finished import FinishedRun
 class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
     """Trims, embeds, projects and scores pairs, and takes out those that fail.
 
-    Stands for ``sns`` (unless off), ``experts``, ``projection``, ``rank`` and ``quarantine``; by these names ``with_``
-    changes one of them: ``stage.with_({"experts": {"resources": Resources(gpus=1)}})``.
+    Stands for ``sns`` (unless off), ``experts``, ``projection``, ``weakest`` (where a run judges agreement), ``rank``
+    and ``quarantine``; by these names ``with_`` changes one of them:
+    ``stage.with_({"experts": {"resources": Resources(gpus=1)}})``.
 
     Give either ``run``, and pairs are treated as that run treated its own, ``score`` included; or ``config`` and
     ``projection``, for cosines alone. A run's models know the statistics of its pool, which a configuration says
@@ -35,7 +42,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         config: a `Config`, a mapping, or the path of a YAML file; its pools do not matter here.
         projection: the folder of a fitted projection.
         quarantine: the folder for pairs that fail; default: they stay, with the reason in ``error``.
-        resources: of one worker of the stages that have models (``sns`` and ``experts``).
+        resources: of one worker of the stages that have models (``sns``, ``experts`` and ``weakest``).
     """
 
     run: str | Path | None = None
@@ -63,22 +70,16 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
             models, scoring = config.models, None
             projection = Path(str(self.projection))
         experts, media, anchor = config.experts, config.media, config.anchor
+        spaces: dict[str, Any] = {"experts": experts, "models": models, "anchor": anchor}
+        work: dict[str, Any] = {"media": media, "resources": self.resources}
         self._stages: list[ProcessingStage[Any, Any]] = []
         if config.sns.mode != "off":
-            trim = SNSStage(sns=config.sns, experts=experts, models=models, media=media, resources=self.resources)
-            self._stages.append(trim)
-        self._stages += [
-            ExpertEmbeddingStage(experts=experts, models=models, anchor=anchor, media=media, resources=self.resources),
-            ProjectionStage(projection=projection, anchor=anchor),
-            RankScoreStage(
-                queries=config.queries,
-                experts=experts,
-                models=models,
-                anchor=anchor,
-                ranking=config.ranking,
-                scoring=scoring,
-            ),
-        ]
+            self._stages.append(SNSStage(sns=config.sns, experts=experts, models=models, **work))
+        self._stages.append(ExpertEmbeddingStage(**spaces, **work))
+        self._stages.append(ProjectionStage(projection=projection, anchor=anchor))
+        if scoring is not None and scoring.agreement is not None:
+            self._stages.append(WeakestSentenceStage(**spaces, **work))
+        self._stages.append(RankScoreStage(queries=config.queries, ranking=config.ranking, scoring=scoring, **spaces))
         if self.quarantine is not None:
             self._stages.append(QuarantineStage(self.quarantine))
 

@@ -37,7 +37,7 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.run.queries import QueryStep
+from nemo_mm_rank.run.queries import QueryStep, weakest_step
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step, columns_added
@@ -226,6 +226,30 @@ class ProjectionStage(StepStage):
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
         folder = Path(self.projection).absolute()  # workers may stand elsewhere
         return ProjectionStep(folder, list(Projection.load(folder).sources), self.anchor), {}
+
+
+@dataclass(kw_only=True, repr=False)
+class WeakestSentenceStage(StepStage):
+    """Finds each annotation's sentence that agrees least with the data: `ranking.weakest.WeakestStep`.
+
+    A run's score judges agreement by it; cosines with queries do without.
+
+    Args:
+        experts: those that the pairs were embedded by.
+        models: their models by name, and the anchor.
+        anchor: the model that embedded the annotations for the projection.
+        media: bounds on texts.
+    """
+
+    experts: Experts = CLASSICAL_EXPERTS
+    models: Models = field(default_factory=classical_models)
+    anchor: str = "text"
+    media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
+
+    def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
+        config = checked(experts=self.experts, models=self.models, anchor=self.anchor, media=self.media)
+        step = weakest_step(config, config.models)
+        return step, {name: config.models[name] for name in step.text_models}
 
 
 @dataclass(kw_only=True, repr=False)

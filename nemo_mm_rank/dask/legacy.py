@@ -22,7 +22,7 @@ from nemo_mm_rank.projection.fit import fit
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.outcome import quarantined
-from nemo_mm_rank.run.queries import QueryStep
+from nemo_mm_rank.run.queries import QueryStep, weakest_step
 from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.run.store import part_name
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
@@ -91,6 +91,14 @@ class Projection(StepModule):
         """
         folder = Path(folder).absolute()  # workers may stand elsewhere
         super().__init__(ProjectionStep(folder, list(Fitted.load(folder).sources), config.anchor))
+
+
+class WeakestSentence(StepModule):
+    """Finds each annotation's sentence that agrees least: `ranking.weakest.WeakestStep`; a run's score needs it."""
+
+    def __init__(self, config: Config, models: Mapping[str, ModelSpec] | None = None) -> None:
+        """Take everything from ``config``; ``models`` are its models with the statistics of a pool, for example."""
+        super().__init__(weakest_step(config, models or config.models))
 
 
 class RankScore(StepModule):

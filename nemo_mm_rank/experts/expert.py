@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from nemo_mm_rank.config import ExpertSpec, ModelSpec
@@ -36,6 +36,12 @@ def _cached_encoder(name: str, model: object) -> Encoder:
 
 def _cached_describer(name: str, model: object) -> Describer:
     return CachedDescriber(loader.as_describer(name, model))
+
+
+def text_models(experts: Iterable[ExpertSpec], models: Models, anchor: str) -> list[str]:
+    """Return the models whose spaces hold annotations: the anchor, and every expert's that takes text."""
+    used = dict.fromkeys([anchor, *(source.model for expert in experts for source in sources(expert))])
+    return [model for model in used if model == anchor or has_text(model, models)]
 
 
 def has_text(name: str, models: Models) -> bool:

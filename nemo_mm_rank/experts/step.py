@@ -12,7 +12,7 @@ import torch
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.experts.expert import Expert, build, has_text, load_encoder, sources
+from nemo_mm_rank.experts.expert import Expert, build, load_encoder, sources, text_models
 from nemo_mm_rank.experts.parts import mean_of_parts
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.opener import Opener
@@ -88,9 +88,8 @@ class ExpertStep(Step):
 
     @property
     def text_models(self) -> list[str]:
-        """The models whose spaces hold annotations: the anchor, and every expert's that takes text."""
-        used = [self.anchor, *(source.model for expert in self.experts for source in sources(expert))]
-        return [model for model in dict.fromkeys(used) if model == self.anchor or has_text(model, self.models)]
+        """See `expert.text_models`."""
+        return text_models(self.experts, self.models, self.anchor)
 
     def setup(self, device: str | None = None) -> None:
         """Load every model (nothing happens where this process has them)."""
@@ -115,7 +114,7 @@ class ExpertStep(Step):
     def process(self, rows: Frame) -> Added:
         """Embed both sides of ``rows``, modality by modality, media decoded ahead in threads."""
         n = len(rows)
-        columns = {name: _Column(n) for name in self._vector_columns}
+        columns = {name: VectorColumn(n) for name in self._vector_columns}
         descriptions: dict[str, list[str | None]] = {name: [None] * n for name in self._descriptions}
         errors: dict[int, PairError] = {}
         for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
@@ -138,7 +137,7 @@ class ExpertStep(Step):
         rows: Frame,
         modality: str,
         positions: list[int],
-        columns: dict[str, _Column],
+        columns: dict[str, VectorColumn],
         descriptions: dict[str, list[str | None]],
         errors: dict[int, PairError],
     ) -> None:
@@ -168,7 +167,7 @@ class ExpertStep(Step):
         rows: Frame,
         modality: str,
         positions: list[int],
-        columns: dict[str, _Column],
+        columns: dict[str, VectorColumn],
         descriptions: dict[str, list[str | None]],
         errors: dict[int, PairError],
     ) -> None:
@@ -197,7 +196,7 @@ class ExpertStep(Step):
                         for row, text in zip(chunk_rows, encoded.texts, strict=True):
                             said[row] = text
 
-    def _embed_annotations(self, rows: Frame, columns: dict[str, _Column], errors: dict[int, PairError]) -> None:
+    def _embed_annotations(self, rows: Frame, columns: dict[str, VectorColumn], errors: dict[int, PairError]) -> None:
         texts = annotation_texts(rows, self.media)
         errors.update((row, text) for row, text in enumerate(texts) if isinstance(text, PairError))
         live = [row for row in range(len(texts)) if row not in errors]
@@ -207,7 +206,7 @@ class ExpertStep(Step):
             columns[annotation_column(model)].put(live, encoder.encode(items, "text"), errors)
 
 
-class _Column:
+class VectorColumn:
     """A column of embeddings under construction; its width is known once the first vectors are there."""
 
     def __init__(self, rows: int) -> None:

@@ -8,7 +8,8 @@ annotations of other pairs. Observed cosines are a mixture of pairs in agreement
 
 and f0 is known from the shuffled pairs, so the chance that a pair is in agreement is ``1 - p0 f0(t) / f(t)``: the
 two-groups model and its local false discovery rate (Efron, "Microarrays, empirical Bayes and the two-groups model",
-2008, eq. 2.7). In a pool without wrong pairs p0 is near 0 and all chances are near 1: nothing is held against anyone.
+2008, eq. 2.7). An annotation is judged by its sentence that agrees least (`weakest`): all of it has to be the data's
+own. In a pool without wrong pairs p0 is near 0 and all chances are near 1: nothing is held against anyone.
 """
 
 from __future__ import annotations

@@ -18,7 +18,16 @@ from nemo_mm_rank.ranking.pool import Shards
 from nemo_mm_rank.ranking.ranks import pool_ranks
 from nemo_mm_rank.ranking.score import AGREEMENT, AGREES, GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.scoring import EXPERTS, WORDS, Scoring
-from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, SNS_REASON
+from nemo_mm_rank.schema import (
+    ANNOTATION_SPANS,
+    DATA_SPANS,
+    ERROR,
+    MODALITY,
+    PAIR_ID,
+    POOL,
+    SNS_REASON,
+    WEAKEST_SENTENCE,
+)
 
 _TRIMMED = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 _SIMILAR = 1000
@@ -49,7 +58,7 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table |
 def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking) -> str:
     columns, agreement = ranking.basis
     judged = agreement.columns if agreement else []
-    table = shards.read(part, [*WORDS, ERROR, *columns, *judged, *_TRIMMED]).slice(row, 1)
+    table = shards.read(part, [*WORDS, ERROR, *columns, *judged, WEAKEST_SENTENCE, *_TRIMMED]).slice(row, 1)
     values = table.to_pylist()[0]
     title = f"{values[PAIR_ID]} ({values[MODALITY]}, pool {values[POOL]})"
     if values.get(ERROR) is not None:
@@ -106,6 +115,8 @@ def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> It
     if scoring.agreement and AGREEMENT in chances:
         for column in scoring.agreement.columns:
             yield f"  {_named(column)}: {_number(values[column])}"
+        if sentence := values.get(WEAKEST_SENTENCE):
+            yield f"  judged by the sentence that agrees least: {sentence!r}"
 
 
 def _named(column: str) -> str:

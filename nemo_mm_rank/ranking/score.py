@@ -88,11 +88,26 @@ class Sides:
         name: the column for the cosine of the two.
         data: the column with the data's embeddings.
         annotation: the column with the annotations'.
+        weakest: the column with those of each annotation's sentence that agrees least, which then stands for the
+            annotation; null where the annotation itself does.
     """
 
     name: str
     data: str
     annotation: str
+    weakest: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns of embeddings."""
+        return [self.data, self.annotation, *([self.weakest] if self.weakest else [])]
+
+
+def spoken(annotation: Vectors, weakest: Vectors | None) -> Vectors:
+    """Return what speaks for the annotations, ``(n, d)``: the sentence that agrees least, where there is one."""
+    if weakest is None or not bool(weakest.valid.any()):
+        return annotation
+    return Vectors(torch.where(weakest.valid[:, None], weakest.values, annotation.values), annotation.valid)
 
 
 class ScoreStep(Step):
@@ -131,7 +146,7 @@ class ScoreStep(Step):
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:  # noqa: D102
-        both = [name for one in self.sides for name in (one.data, one.annotation)]
+        both = [name for one in self.sides for name in one.columns]
         columns = dict.fromkeys([*(space.column for space in self.spaces), *both], VECTOR)
         agreement = {AGREEMENT: pa.float32()} if self.agreement else {}
         return {**columns, **agreement, **({PAIR_ID: pa.string()} if self.given else {})}
@@ -160,7 +175,7 @@ class ScoreStep(Step):
             digest.update(space.queries.detach().cpu().float().numpy().tobytes())
         names = {space.score: space.column for space in self.spaces}
         settings = {"weights": self.weights, "combine": self.how, "agreement": self.agreement}
-        both = {one.name: [one.data, one.annotation] for one in self.sides}
+        both = {one.name: one.columns for one in self.sides}
         given = {one.name: [one.column, one.digest] for one in self.given}
         return {
             **super().identity(),
@@ -191,8 +206,8 @@ class ScoreStep(Step):
         for row in np.flatnonzero(~scored).tolist():
             errors[row] = EmbeddingError(f"no vector in any of {', '.join(space.column for space in self.spaces)}")
         for sides in self.sides:
-            left, right = (frames.vectors(rows, name, self._device) for name in (sides.data, sides.annotation))
-            both = rowwise(left, right).cpu().numpy()
+            data, annotation, *weakest = (frames.vectors(rows, name, self._device) for name in sides.columns)
+            both = rowwise(data, spoken(annotation, next(iter(weakest), None))).cpu().numpy()
             columns[sides.name] = pa.array(both, pa.float32(), mask=np.isnan(both))
         for given in self.given:
             columns[GIVEN + given.name] = given.of(frames.array(rows, PAIR_ID))

@@ -14,7 +14,7 @@ from nemo_mm_rank.io.parquet import write_json
 from nemo_mm_rank.ranking.agreement import Agreement, Judge
 from nemo_mm_rank.ranking.cosine import rowwise
 from nemo_mm_rank.ranking.pool import Shards
-from nemo_mm_rank.ranking.score import Sides
+from nemo_mm_rank.ranking.score import Sides, spoken
 from nemo_mm_rank.run.sample import gather
 from nemo_mm_rank.schema import ANNOTATION, MODALITY
 
@@ -37,7 +37,7 @@ def fit_agreement(shards: Shards, sides: Sequence[Sides], seed: int, file: Path)
     """
     if file.exists():
         return Agreement.of_json(json.loads(file.read_text(encoding="utf-8")))
-    vectors = dict.fromkeys(name for one in sides for name in (one.data, one.annotation))
+    vectors = dict.fromkeys(name for one in sides for name in one.columns)
     words, columns = gather(shards, [MODALITY, ANNOTATION], list(vectors), PAIRS, seed)
     used = [one for one in sides if one.data in columns and one.annotation in columns]
     judges = {}
@@ -64,10 +64,14 @@ def _cosines(
 ) -> npt.NDArray[np.float64]:
     """Return ``(n, k)`` cosines of some pairs' data with some pairs' annotations, in every space."""
     found = [
-        rowwise(_rows(columns[one.data], data), _rows(columns[one.annotation], annotations)).double().numpy()
+        rowwise(_rows(columns[one.data], data), _rows(_spoken(columns, one), annotations)).double().numpy()
         for one in sides
     ]
     return np.stack(found, axis=1) if found else np.zeros((len(data), 0))
+
+
+def _spoken(columns: dict[str, Vectors], one: Sides) -> Vectors:
+    return spoken(columns[one.annotation], columns.get(one.weakest) if one.weakest else None)
 
 
 def _rows(column: Vectors, rows: Rows) -> Vectors:

@@ -38,7 +38,7 @@ from nemo_mm_rank.run.engine import Engine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.notes import notes
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.queries import score_step
+from nemo_mm_rank.run.queries import score_step, weakest_step
 from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.run.state import State, inputs
 from nemo_mm_rank.run.statistics import fit_statistics
@@ -220,8 +220,9 @@ class _Curation:
         embedded = self._through(_embedding_steps(config, models), pool, report.good)
         projection = self._fit(embedded, report.good)
         project = ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
-        score = score_step(config, models, {**embedded.columns(), **project.provides})
-        scored = self._through([project, score], embedded, report.good)
+        weakest = weakest_step(config, models)
+        score = score_step(config, models, {**embedded.columns(), **project.provides, **weakest.provides})
+        scored = self._through([project, weakest, score], embedded, report.good)
         state = self._state(report, scored.without_last(), models, projection)
         state.save(self.folder)
         return self._choose(state, models, scored, score)

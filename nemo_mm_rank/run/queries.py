@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,15 @@ import torch
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
-from nemo_mm_rank.experts.expert import has_text, load_encoder, sources
+from nemo_mm_rank.experts.expert import has_text, load_encoder, sources, text_models
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.models.base import encode_queries
 from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.given import Given
 from nemo_mm_rank.ranking.score import AGREEMENT, AGREES, GIVEN, PREFIX, ScoreStep, Sides, Space, score_column
 from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, VECTOR, annotation_column
+from nemo_mm_rank.ranking.weakest import WeakestStep
+from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, VECTOR, annotation_column, weakest_column
 from nemo_mm_rank.steps import Added, Step
 
 SCORE = "score"
@@ -73,13 +74,16 @@ def sides(config: Config, models: Mapping[str, ModelSpec]) -> list[Sides]:
     """Return the spaces that hold both sides of a pair, where agreement is a condition: the fused one, and experts'."""
     if not config.ranking.conditions.get(AGREEMENT):
         return []
-    found = [Sides(AGREES + "fused", FUSED, annotation_column(config.anchor))]
+    spaces = [("fused", FUSED, config.anchor)]
     for expert in config.experts:
-        for source in sources(expert):
-            if has_text(source.model, models):
-                name = score_column(expert.name, source.column).replace(PREFIX, AGREES)
-                found.append(Sides(name, source.column, annotation_column(source.model)))
-    return found
+        used = [source for source in sources(expert) if has_text(source.model, models)]
+        spaces += [(score_column(expert.name, one.column).removeprefix(PREFIX), one.column, one.model) for one in used]
+    return [Sides(AGREES + name, data, annotation_column(model), weakest_column(model)) for name, data, model in spaces]
+
+
+def weakest_step(config: Config, models: Mapping[str, ModelSpec]) -> WeakestStep:
+    """Return the step that finds each annotation's sentence that agrees least, in the spaces of `sides`."""
+    return WeakestStep(text_models(config.experts, models, config.anchor), models, config.anchor, config.media)
 
 
 def given_scores(config: Config) -> list[Given]:
@@ -111,7 +115,12 @@ def score_step(
     spaces = [Space(target.component, target.column, embedded[target.model]) for target in used]
     weights = [query.weight for query in config.queries]
     if both is None:
-        both = [one for one in sides(config, models) if one.data in columns and one.annotation in columns]
+        # A run from before there was a weakest sentence is judged by whole annotations.
+        both = [
+            one if one.weakest in columns else replace(one, weakest=None)
+            for one in sides(config, models)
+            if one.data in columns and one.annotation in columns
+        ]
     given = given_scores(config)
     return ScoreStep(spaces, weights, config.ranking.combine, _with_agreement(config), both, given)
 
@@ -151,7 +160,7 @@ class QueryStep(Step):
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The embeddings of every space, and the modality where scores are calibrated by it."""
-        both = [name for one in self._sides for name in (one.data, one.annotation)]
+        both = [name for one in self._sides for name in one.columns]
         columns = dict.fromkeys([*(target.column for target in self._targets), *both], VECTOR)
         agreement = {AGREEMENT: pa.float32()} if _with_agreement(self.config) else {}
         given = {PAIR_ID: pa.string()} if self.config.ranking.scores else {}

@@ -18,7 +18,7 @@ from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.queries import score_step
+from nemo_mm_rank.run.queries import score_step, weakest_step
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import ERROR
 from nemo_mm_rank.sns.step import SNSStep
@@ -96,6 +96,7 @@ def steps_of(run: Result) -> list[Step]:
         SNSStep(config.sns, config.sns_expert, models, config.media),
         ExpertStep(config.experts, models, config.anchor, config.media),
         ProjectionStep(fitted, list(Projection.load(fitted).sources), config.anchor),
+        weakest_step(config, models),
         score_step(config, models, state.open(folder).columns()),
     ]
 
