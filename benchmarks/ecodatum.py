@@ -4,10 +4,10 @@
 
 Average precision of clean pairs in the order of each score, over the pairs that could be judged and are left once
 duplicates are gone: a near-duplicate that was planted counts as clean where what it copies, and any copy before it, is
-gone. An operator that says nothing of a pair puts it in the middle (its column's median). The
-agreement is out of sample. A random order has the share of clean pairs. Then our ranking for an objective, with the
-quality as one more condition: the share of the first 10 % that is clean and on topic, and the AP of such pairs. Mean
-over the seeds (of planting and of the run), in brackets the standard deviation.
+gone. An operator that says nothing of a pair puts it in the middle (its column's median). Equal scores are in an order
+drawn at random. The agreement is out of sample. A random order has the share of clean pairs. Then our ranking for an
+objective, with the quality as one more condition: the share of the first 10 % that is clean and on topic, and the AP of
+such pairs. Mean over the seeds (of planting and of the run), in brackets the standard deviation.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def measure(
     run = curate(config={**settings, "pools": planted.pool.model_dump(exclude_none=True)}, progress=False)
     result = ecodatum.curate(parse(EcoDatumConfig, {"run": str(run.folder), "output": str(folder / "ecodatum")}))
     quality = result.quality[result.quality["duplicate_of"].isna()].set_index("pair_id")
+    quality = quality.sample(frac=1, random_state=seed)  # the pool's order knows modalities and sources
     known = pd.Series(planted.truth["clean"].to_pylist(), index=planted.truth["pair_id"].to_pylist())
     operators = scores_of(result, run.folder).loc[quality.index]
     votes = np.stack(quality["votes"].tolist())
@@ -74,9 +75,10 @@ def measure(
     }
     orders["majority vote"] = ((votes == 1).sum(axis=1) - (votes == 0).sum(axis=1)).astype(np.float64)
     orders["ensemble"] = quality["quality"].to_numpy(dtype=np.float64)
-    tie = orders.get("agreement", np.zeros(len(quality)))
+    tie_break = result.manifest["tie_break"].removeprefix("quality__")
     # By rank: between qualities near 0 or 1 there is no room for a number.
-    orders["ensemble, ties by agreement"] = np.argsort(np.lexsort((tie, orders["ensemble"]))).astype(np.float64)
+    ascending = np.lexsort((orders[tie_break], orders["ensemble"]))
+    orders[f"ensemble, ties by {tie_break}"] = np.argsort(ascending).astype(np.float64)
     labels = Labels.of(planted.truth, np.ones(planted.truth.num_rows, dtype=bool))
     truth = labels.sound(labels.rows(quality.index.tolist()))
     found = {"(random order)": (float(truth.mean()), float(truth.mean()))}

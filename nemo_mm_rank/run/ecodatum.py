@@ -42,7 +42,7 @@ from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
 from nemo_mm_rank.quality.ensemble.truth import LabelStep
-from nemo_mm_rank.quality.operators import OperatorSettings, agreements, columns, shared_experts
+from nemo_mm_rank.quality.operators import OperatorSettings, agreements, column, columns, shared_experts
 from nemo_mm_rank.quality.settings import existing_file
 from nemo_mm_rank.ranking.pool import live
 from nemo_mm_rank.run.curation import Result
@@ -53,7 +53,7 @@ from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Shards, digest, part_name
 from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
-from nemo_mm_rank.schema import PAIR_ID
+from nemo_mm_rank.schema import PAIR_ID, WEAKEST
 
 SCORES, DUPLICATES, SEARCH = "quality.parquet", "duplicates.parquet", "search.parquet"
 """Quality and votes of every pair, the groups of duplicates, and what a search has tried, in the run's folder."""
@@ -84,7 +84,8 @@ class LabelledSearch(SearchSettings):
 class EcoDatumConfig(StrategyConfig):
     """A whole job. Either ``pools`` or ``run`` has to be given.
 
-    With ``run``, what that run has embedded is used: its experts' embeddings, and the agreement out of sample.
+    With ``run``, what that run has embedded is used: its experts' embeddings, and the agreement out of sample, of the
+    annotation and of its sentence that fits least.
     """
 
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.4), description="the paper keeps 40 %")
@@ -100,7 +101,9 @@ class EcoDatumConfig(StrategyConfig):
     duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
     ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
     search: LabelledSearch | None = Field(None, description="for thresholds, with a labelled set; default: as they are")
-    tie_break: str | None = Field(None, description="a column that decides between equals; default: the agreement")
+    tie_break: str | None = Field(
+        None, description="a column that decides between equals; default: the agreement of the sentence that fits least"
+    )
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,9 @@ class _EcoDatum:
             advance(job.pool.pairs)
         fitted.ensemble.save(job.folder.fitted / ENSEMBLE)
         scored = job.through([EnsembleStep(fitted.ensemble)], shards)
-        tie_break = config.tie_break or next(iter(agreement), None)
+        # Where a crowd has equal votes, the sentence that fits least tells more than the whole annotation.
+        weakest = [column(name) for name in operated.operators.weakest]
+        tie_break = config.tie_break or next((name for name in (*weakest, *agreement) if name in scores), None)
         if tie_break is not None and tie_break not in scored.columns():
             raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
         ensemble = fitted.ensemble
@@ -196,8 +201,8 @@ class _EcoDatum:
         if config.run is not None:
             run = RunFolder.at(config.run)
             experts, models = run.load_config().experts, {**config.models, **State.load(run).specs(run)}
-            if AGREEMENT in pool.embedded.columns() and AGREEMENT not in operators.given:
-                operators = operators.model_copy(update={"given": {AGREEMENT: AGREEMENT, **operators.given}})
+            there = {name: name for name in (AGREEMENT, WEAKEST) if name in pool.embedded.columns()}
+            operators = operators.model_copy(update={"given": {**there, **operators.given}})
         else:
             experts, models = config.experts, config.models
         shared = shared_experts(experts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,9 @@ def test_quality_is_that_of_the_votes_and_votes_those_of_the_thresholds(result: 
         rows = steps[(steps["modality"] == modality) & steps["pair_id"].isin(quality.index)]
         votes = label_votes(rows, functions)
         np.testing.assert_array_equal(votes, np.stack(quality.loc[rows["pair_id"], "votes"].tolist()))
-        np.testing.assert_allclose(
-            ensemble.model.predict_proba(votes), quality.loc[rows["pair_id"], "quality"], rtol=1e-6
-        )
+        mine = quality.loc[rows["pair_id"]]
+        lowered = ensemble.predict(votes) * np.where(mine["duplicate_of"].isna(), 1, 0.05)
+        np.testing.assert_allclose(lowered, mine["quality"], rtol=1e-6)
         checked += len(rows)
     assert checked == len(quality)
 
@@ -92,15 +93,17 @@ def test_the_model_is_fitted_to_the_votes_of_pairs_that_stay(result: EcoDatumRes
     quality = result.quality
     votes = np.stack(quality.loc[quality["duplicate_of"].isna(), "votes"].tolist())
     ensemble = Ensemble.load(result.folder / "fitted" / "ensemble")
-    assert LabelModel().fit(votes).mu.tobytes() == ensemble.model.mu.tobytes()
+    assert ensemble.vetoes == {"low_information"}
+    voters = votes[:, [name not in ensemble.vetoes for name in ensemble.names]]
+    assert LabelModel().fit(voters).mu.tobytes() == ensemble.model.mu.tobytes()
     functions = result.manifest["ensemble"]["functions"]
     assert [entry["coverage"] for entry in functions.values()] == (votes >= 0).mean(axis=0).tolist()
 
 
-def test_the_best_come_first_and_ties_go_by_agreement_then_by_id(result: EcoDatumResult) -> None:
+def test_the_best_come_first_and_ties_go_by_the_weakest_sentence_then_by_id(result: EcoDatumResult) -> None:
     tie_break = result.manifest["tie_break"]
-    assert tie_break == "quality__agreement_words"
-    files = sorted(result.folder.glob("steps/quality-columns-*/part-*.parquet"))
+    assert tie_break == "quality__weakest_words"
+    files = sorted(result.folder.glob("steps/quality-sentences-*/part-*.parquet"))
     pairs = pd.concat([pd.read_parquet(file) for file in sorted((result.folder / "pool").glob("part-*"))])
     agreement = pd.concat([pd.read_parquet(file) for file in files])[tie_break].set_axis(pairs["pair_id"])
     quality = result.quality[result.quality["duplicate_of"].isna()]
@@ -150,7 +153,11 @@ def test_a_finished_runs_embeddings_and_agreement_are_used(pool: Path, tmp_path:
     ranked = rank_pool(config=run_settings(pool, tmp_path / "ranked", budget=5, sns={"mode": "off"}), progress=False)
     config = {"run": str(tmp_path / "ranked"), "output": str(tmp_path / "quality")}
     result = curate(parse(EcoDatumConfig, config))
-    assert {"quality__agreement", "quality__agreement_words"} <= set(result.manifest["operators"])
+    operators = {"quality__agreement", "quality__weakest", "quality__agreement_words", "quality__weakest_words"}
+    assert operators <= set(result.manifest["operators"])
+    assert {name.removeprefix("quality__") for name in operators} <= set(result.manifest["ensemble"]["functions"])
+    assert "concrete_words" not in result.manifest["ensemble"]["functions"]
+    assert result.manifest["tie_break"] == "quality__weakest_words"
     assert not list(result.folder.glob("steps/experts-*"))
     assert not (result.folder / "pool").exists()
     agreement = ranked.pairs(["pair_id", "agreement"]).set_index("pair_id")["agreement"]
@@ -210,6 +217,7 @@ def test_the_printed_table_says_what_somebody_should_know(result: EcoDatumResult
     result.print(console)
     text = console.export_text()
     assert "agreement_words" in text
+    assert re.search(r"low_information .* veto *\n", text)
     assert "note: labeling function 'dark' never votes; it is left out" in text
 
 

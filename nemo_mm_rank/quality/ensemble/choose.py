@@ -109,7 +109,9 @@ def reasons(votes: Votes, names: Sequence[str], vetoes: Collection[str] = ()) ->
 
 
 def _line(pattern: npt.NDArray[np.int8], names: Sequence[str], vetoes: Collection[str]) -> str:
-    selected, rejected = ([names[place] for place in np.flatnonzero(pattern == vote)] for vote in (SELECT, REJECT))
+    selected, rejected = (
+        [names[place] for place in np.flatnonzero(pattern == vote).tolist()] for vote in (SELECT, REJECT)
+    )
     said = {
         "selected": selected,
         "rejected": [name for name in rejected if name not in vetoes],

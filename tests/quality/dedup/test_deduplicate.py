@@ -117,6 +117,47 @@ def test_the_annotation_may_count_too(tmp_path: Path) -> None:
     assert kept(chosen(tmp_path, rows, text=True, radius=2)) == [True, False, True]
 
 
+TWICE = {"question": (5, 6), "same": (5, 5)}
+"""What the annotations' keys of two pairs of the same data are."""
+
+
+@pytest.mark.parametrize(
+    ("modality", "by_default"),
+    [("text", False), ("code", False), ("image", True), ("audio", True), ("video", True), ("text+image", True)],
+)
+def test_a_passage_may_be_asked_several_things_and_of_media_the_data_alone_counts(
+    tmp_path: Path, modality: str, by_default: bool
+) -> None:
+    def gone(annotations: str, **changes: Any) -> bool:
+        rows = [
+            row(name, 7, agreement, modality=modality, **{ANNOTATION_KEY: key})
+            for name, agreement, key in zip("ab", (0.1, 0.2), TWICE[annotations], strict=True)
+        ]
+        found = kept(chosen(tmp_path, rows, **changes))
+        assert found in ([True, True], [False, True])
+        return not found[0]
+
+    assert gone("question") is by_default
+    assert gone("question", text=False)
+    assert not gone("question", text=True)
+    assert all(gone("same", **changes) for changes in ({}, {"text": False}, {"text": True}))
+
+
+def test_only_what_is_compared_by_its_annotation_needs_a_key_of_it(tmp_path: Path) -> None:
+    def whole(**changes: Any) -> Files:
+        path = tmp_path / f"{changes}.parquet"
+        rows = [row("a", 7, 0.1, **changes), row("b", 7, 0.2, **changes)]
+        write_table(path, pa.Table.from_pylist(rows, SCHEMA).drop_columns([ANNOTATION_KEY]))
+        return Files(((path,),))
+
+    by = DuplicateSettings(by=("quality__clip",))
+    assert kept(deduplicate(whole(), by)) == [False, True]
+    assert kept(deduplicate(whole(modality="code"), by.model_copy(update={"text": False}))) == [False, True]
+    for files, wanted in ((whole(modality="code"), by), (whole(), by.model_copy(update={"text": True}))):
+        with pytest.raises(MissingColumnError, match=f"duplicates: shard 0 lacks '{ANNOTATION_KEY}'"):
+            deduplicate(files, wanted)
+
+
 def test_a_radius_chains_and_the_distance_is_written_down(tmp_path: Path) -> None:
     rows = [row("a", 0b0000, 0.9), row("b", 0b0011, 0.1), row("c", 0b1111, 0.2), row("d", 0b1111 << 32, 0.1)]
     assert kept(chosen(tmp_path, rows)) == [True] * 4

@@ -133,6 +133,15 @@ def test_fingerprints_are_of_the_data_whatever_its_annotation(rows: pd.DataFrame
     assert texts[0] == texts[1] != texts[9]
 
 
+def test_keys_of_texts_are_of_their_words_whatever_the_white_space() -> None:
+    codes = ["def f(x):\n    return  x\n", "def f(x):\n\treturn x", " def f(x): return x\r\n", "def f(x): returnx"]
+    frame = pd.DataFrame({"pair_id": list("abcd"), "pool": "p", "modality": "code", "data": codes})
+    out = run(frame.assign(annotation=["Says x.", " Says  x.\n", "Says\u00a0x.", "Says X."]), {})
+    keys, texts = (frames.array(out, name).to_pylist() for name in (DATA_KEY, ANNOTATION_KEY))
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
+
+
 def test_agreement_mirrored_and_upside_down_with_each_text_once(rows: pd.DataFrame) -> None:
     out = run(rows, {**PLAIN, "agreement": {"clip": {"model": "colours", "mirrored": True}}})
     assert values(out, "clip")[:2] == pytest.approx([1, 1])
