@@ -10,6 +10,7 @@ from nemo_mm_rank.config import parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.evaluation import plant
 from nemo_mm_rank.quality import LabelModel, label_votes, lf_summary
+from nemo_mm_rank.quality.ensemble import VETO
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig, curate
 
 CONSOLE = Console(width=110)
@@ -30,13 +31,14 @@ def main() -> None:
     print(f"\nclean: {in_blend:.0%} of the blend, {in_pool:.0%} of the pool")
 
     # 3. The votes of every pair are in quality.parquet. Which functions are right, and does the label model know? It
-    #    has seen no truth.
+    #    has seen no truth, and a veto has no weight in it.
     votes = np.stack(quality["votes"].tolist())
     clean = truth[quality.index].to_numpy()[:, None]
     with np.errstate(invalid="ignore"):
         right = ((votes == clean) & (votes >= 0)).sum(axis=0) / (votes >= 0).sum(axis=0)
-    functions = pd.DataFrame(result.manifest["ensemble"]["functions"]).T[["coverage", "conflict", "weight"]]
-    print(functions.assign(right=right).astype(float).round(2).to_string())
+    functions = pd.DataFrame(result.manifest["ensemble"]["functions"]).T
+    table = functions[["coverage", "conflict", "weight"]].assign(right=right)
+    print(table.astype(float).round(2).to_string())
 
     # 4. The same by hand: any frame with columns of scores makes votes, and the votes of a pool make a model.
     scores = pd.DataFrame({"clip": [0.31, 0.28, 0.18, 0.22], "blurry": [0.7, 0.2, 0.6, np.nan]})
@@ -45,8 +47,10 @@ def main() -> None:
         ("blurry", 0.28, np.inf, (0,)),  # rejects only; without a score no vote
     ]
     print(pd.DataFrame(label_votes(scores, thresholds), columns=["clip", "blurry"]).to_string())
-    model = LabelModel().fit(votes[quality["duplicate_of"].isna()])
-    assert np.allclose(model.predict_proba(votes), quality["quality"])
+    veto, gone = functions["veto"].to_numpy(dtype=bool), quality["duplicate_of"].notna()
+    model = LabelModel().fit(votes[~gone][:, ~veto])
+    vetoes = (votes[:, veto] == 0).sum(axis=1) + gone  # that a better pair stays in its place is a veto too
+    assert np.allclose(model.predict_proba(votes[:, ~veto]) * VETO**vetoes, quality["quality"])
     data = lf_summary(votes).data
     print(f"coverage {data.coverage:.2f}, overlap {data.overlap:.2f}, conflict {data.conflict:.2f}")
 

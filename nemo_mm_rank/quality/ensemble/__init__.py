@@ -1,4 +1,4 @@
-"""EcoDatum's ensemble: labeling functions vote, a label model weighs the votes, and a pair has one quality.
+"""EcoDatum's ensemble: labeling functions vote or veto, a label model weighs the votes, and a pair has one quality.
 
 By hand: `label_votes`, `LabelModel`, `lf_summary`. For a pool of shards: `fit` gives an `Ensemble`, `EnsembleStep`
 applies it, `choose` takes the best.
@@ -14,6 +14,7 @@ from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, LabelModelSettings
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
 from nemo_mm_rank.quality.ensemble.summary import Rates, Summary, lf_summary, summarise
+from nemo_mm_rank.quality.ensemble.vetoes import VETO
 from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, REJECT, SELECT, LabelingFunction, label_votes
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "QUALITY",
     "REJECT",
     "SELECT",
+    "VETO",
     "VOTES",
     "Ensemble",
     "EnsembleSettings",
