@@ -107,6 +107,8 @@ def ranked(run: Path, result: ecodatum.EcoDatumResult, clean: pd.Series) -> dict
     chosen = (
         result.quality.set_index("pair_id")["quality"].reindex(blend["pair_id"]).fillna(0).to_numpy(dtype=np.float64)
     )
+    drawn = np.random.default_rng(0).permutation(len(good))  # ties are not to be in the order of the ranking
+    chosen, good = chosen[drawn], good[drawn]
     first = good[np.argsort(-chosen, kind="stable")[: int(0.1 * len(good))]]
     found["quality alone"] = (float(average_precision(chosen, good)), float(first.mean()))
     return found
