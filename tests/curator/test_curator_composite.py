@@ -57,7 +57,14 @@ def test_from_a_configuration_and_a_projection(form: str, run: Result, tmp_path:
     assert "score" not in stage.outputs()[1]
     from_run = MultimodalRankStage(run=run.folder, quarantine=tmp_path)
     assert stage.inputs() == from_run.inputs()
-    assert [part.name for part in from_run.decompose()] == ["sns", "experts", "projection", "rank", "quarantine"]
+    assert [part.name for part in from_run.decompose()] == [
+        "sns",
+        "experts",
+        "projection",
+        "weakest",
+        "rank",
+        "quarantine",
+    ]
 
 
 def test_sns_that_is_off_is_left_out(run: Result) -> None:
@@ -78,6 +85,7 @@ def test_resources_and_a_pipeline_s_description(pool: Path, run: Result, tmp_pat
         "sns": 2,
         "experts": 3,
         "projection": 1.0,
+        "weakest": 2,
         "rank": 1.0,
         "quarantine": 1.0,
     }
