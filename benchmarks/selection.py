@@ -5,7 +5,8 @@
 Noise: annotations swapped within their modality (the hardest kind), or the mix of all kinds. Objectives: natural scenes
 (relevant: images, sounds and videos; a tenth of the pool), a dog outdoors and people in a street (relevant: pairs whose
 own annotation says so; a fiftieth). Every seed has a planting and a fit of its own; what was planted enters neither.
-Ours and its parts, older ways of ours, and the baselines, all from the same embeddings.
+Ours, alone and with EcoDatum's quality as one more condition, its parts, older ways of ours, and the baselines, all
+from the same embeddings.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from nemo_mm_rank.evaluation.planting import PlantSettings, plant
 from nemo_mm_rank.evaluation.selection import Labels, selection
 from nemo_mm_rank.evaluation.statistics import Interval, mean_interval, paired_difference
 from nemo_mm_rank.ranking import Ranking
-from nemo_mm_rank.run import traditional
+from nemo_mm_rank.run import ecodatum, traditional
+from nemo_mm_rank.run.benchmark.strategies import STRENGTH
+from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.traditional import TraditionalConfig
 
@@ -42,10 +45,11 @@ OBJECTIVES: dict[str, tuple[str, float, str | None]] = {
 }
 """Name -> query, share of the pool, and what a relevant pair's annotation says (None: any medium is relevant)."""
 
-OURS = "ranking (default)"
+OURS, QUALITY = "ranking (default)", "with EcoDatum's quality (strategy ranked-quality)"
 PLAIN: dict[str, Any] = {"conditions": {}, "feedback": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
+    "near-duplicates collapsed": {"collapse_duplicates": True},
     "without feedback": {"feedback": 0},
     "without the condition": {"conditions": {}},
     "agreement's weight 1": {"conditions": {"agreement": 1.0}},
@@ -75,9 +79,14 @@ def relevance(objective: str) -> dict[str, bool]:
     return {row["pair_id"]: bool(re.search(pattern, row["annotation"], re.IGNORECASE)) for row in rows}
 
 
-def blends(run: Path, query: str, count: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield the blends of all that rank by the run's own embeddings."""
-    for name, changes in (VARIANTS | BASELINES).items():
+def blends(run: Path, quality: Path, query: str, count: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield the blends of all that rank by the run's own embeddings; ``quality`` is EcoDatum's file of scores."""
+    with_quality = {
+        "scores": {"quality": str(quality)},
+        "conditions": {"agreement": 1.5, "quality": STRENGTH},
+        "collapse_duplicates": True,
+    }
+    for name, changes in {**VARIANTS, QUALITY: with_quality, **BASELINES}.items():
         yield name, rank(run, query, budget=count, ranking=changes).blend["pair_id"].tolist()
     # A condition of next to no weight: the order is the topic's alone, and the chances stand beside it.
     rank(run, query, budget=2 * count, ranking={"feedback": 0, "conditions": {"agreement": 1e-9}})
@@ -96,6 +105,8 @@ def measure(folder: Path, kinds: str, seeds: list[int]) -> dict[str, Precisions]
         run = curate(config={**real_pool.settings(here / "run", seed=seed), "pools": pools}, progress=False).folder
         ids = planted.truth["pair_id"].to_pylist()
         largest = int(max(share for _, share, _ in OBJECTIVES.values()) * len(ids))
+        judged = ecodatum.curate(parse(EcoDatumConfig, {"run": str(run), "output": str(here / "ecodatum")}))
+        quality = judged.folder / ecodatum.SCORES
         filters = parse(TraditionalConfig, {"pools": pools, "budget": largest, "output": str(here / "traditional")})
         others = {
             "random": np.random.default_rng([seed, 7]).permutation(ids).tolist(),
@@ -105,9 +116,10 @@ def measure(folder: Path, kinds: str, seeds: list[int]) -> dict[str, Precisions]
             on_topic = relevance(objective)
             labels = Labels.of(planted.truth, np.array([on_topic[pair_id] for pair_id in ids]))
             count = int(share * len(ids))
-            for name, blend in (*blends(run, query, count), *others.items()):
+            for name, blend in (*blends(run, quality, query, count), *others.items()):
                 found[objective][name].append(selection(blend[:count], labels)["precision"])
-        print(f"{kinds}, seed {seed}: scenes {found['scenes'][OURS][-1]:.3f}", file=sys.stderr, flush=True)
+        scenes = " / ".join(f"{found['scenes'][name][-1]:.3f}" for name in (OURS, QUALITY))
+        print(f"{kinds}, seed {seed}: scenes {scenes}", file=sys.stderr, flush=True)
     return found
 
 
@@ -116,14 +128,15 @@ def table(found: dict[str, Precisions]) -> Iterator[str]:
     baselines = [*BASELINES, "random", "traditional"]
     yield "| | " + " | ".join(found) + " |"
     yield "|---" * (len(found) + 1) + "|"
-    for name in [*VARIANTS, FIRST, *baselines]:
+    for name in [*VARIANTS, QUALITY, FIRST, *baselines]:
         cells = [_cell(mean_interval(precisions[name])) for precisions in found.values()]
         yield f"| {name} | {' | '.join(cells)} |"
-    cells = []
-    for precisions in found.values():
-        best = max(baselines, key=lambda name: float(np.mean(precisions[name])))
-        cells.append(f"{_cell(paired_difference(precisions[OURS], precisions[best]))} ({best.split(' (')[0]})")
-    yield f"| above the best baseline | {' | '.join(cells)} |"
+    for ours in (OURS, QUALITY):
+        cells = []
+        for precisions in found.values():
+            best = max(baselines, key=lambda name: float(np.mean(precisions[name])))
+            cells.append(f"{_cell(paired_difference(precisions[ours], precisions[best]))} ({best.split(' (')[0]})")
+        yield f"| {ours.split(' (')[0]}: above the best baseline | {' | '.join(cells)} |"
 
 
 def _cell(interval: Interval) -> str:

@@ -74,7 +74,8 @@ def table(rows: Sequence[tuple[str, str]] = ROWS) -> pa.Table:
 
 
 def through(step: WeakestStep, rows: pa.Table) -> list[dict[str, Any]]:
-    return frames.to_table(step(frames.from_table(rows))).to_pylist()
+    found: list[dict[str, Any]] = frames.to_table(step(frames.from_table(rows))).to_pylist()
+    return found
 
 
 def test_the_sentence_its_cosine_and_its_embedding_in_every_space() -> None:

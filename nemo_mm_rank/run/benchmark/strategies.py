@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 
 _NOT_EXPERTS = ("fused", "annotation", "agreement")
 
-_STRENGTH = 1.0
+STRENGTH = 1.0
 """Of quality as a condition beside agreement: how much the logarithm of its chance counts."""
 
 
@@ -128,7 +128,7 @@ def _ranked_quality(bench: Bench, _: Strategy, seed: int) -> list[str]:
     given = bench.config.ranking
     quality = GivenScore(path=str(bench.run("ecodatum") / ecodatum.SCORES), column=QUALITY)
     settings = given.model_copy(
-        update={"scores": {**given.scores, QUALITY: quality}, "conditions": {**given.conditions, QUALITY: _STRENGTH}}
+        update={"scores": {**given.scores, QUALITY: quality}, "conditions": {**given.conditions, QUALITY: STRENGTH}}
     )
     changes = {"ranking": settings.model_dump(mode="json", exclude_defaults=True)}
     return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine).blend[PAIR_ID])
