@@ -23,6 +23,7 @@ from nemo_mm_rank.experts.step import VectorColumn
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.base import Encoded
 from nemo_mm_rank.ranking.cosine import rowwise
 from nemo_mm_rank.schema import (
     ANNOTATION,
@@ -100,9 +101,10 @@ class WeakestStep(Step):
         said = np.full(len(rows), None, dtype=object)
         sentences = Sentences.of(["" if row in errors else str(text) for row, text in enumerate(texts)], fewest=2)
         if sentences.texts:
-            owners, least, cosines = self._least(sentences, fused)
+            embedded = self._encoders[self.anchor].encode(sentences.texts, Modality.TEXT)
+            owners, first, cosines = least(sentences, embedded, fused)
             agreement[torch.from_numpy(owners)] = cosines
-            items = [sentences.texts[place] for place in sentences.place[least].tolist()]
+            items = [sentences.texts[place] for place in sentences.place[first].tolist()]
             said[owners] = items
             for model, encoder in self._encoders.items():
                 # The anchor still has them in its cache. Where another model fails, the whole annotation stands.
@@ -112,13 +114,20 @@ class WeakestStep(Step):
         cosine = pa.array(agreement.cpu().numpy(), from_pandas=True)
         return Added({WEAKEST: cosine, WEAKEST_SENTENCE: pa.array(said, pa.string()), **vectors}, errors)
 
-    def _least(self, sentences: Sentences, fused: Vectors) -> tuple[Ints, Ints, torch.Tensor]:
-        """Return ``(k,)`` rows with sentences that could be embedded, the least one of each, and its cosine."""
-        encoded = self._encoders[self.anchor].encode(sentences.texts, Modality.TEXT)
-        owner, place = torch.from_numpy(sentences.owner), torch.from_numpy(sentences.place)
-        there = torch.ones(len(sentences.texts), dtype=torch.bool)
-        there[list(encoded.errors)] = False
-        vectors = Vectors(encoded.vectors[place].to(fused.values.device), there[place].to(fused.values.device))
-        cosines = rowwise(Vectors(fused.values[owner], fused.valid[owner]), vectors)
-        owners, least = sentences.least(cosines.double().cpu().numpy())
-        return owners, least, cosines[torch.from_numpy(least)]
+
+def least(sentences: Sentences, embedded: Encoded, data: Vectors) -> tuple[Ints, Ints, torch.Tensor]:
+    """Return ``(k,)`` the rows of annotations with an embedded sentence, which one agrees least, and its cosine.
+
+    Args:
+        sentences: of ``n`` annotations.
+        embedded: their distinct texts; those that failed are passed by.
+        data: ``n`` rows in the same space.
+    """
+    owner, place = torch.from_numpy(sentences.owner), torch.from_numpy(sentences.place)
+    there = torch.ones(len(sentences.texts), dtype=torch.bool)
+    there[list(embedded.errors)] = False
+    device = data.values.device
+    spoken = Vectors(embedded.vectors[place].to(device), there[place].to(device))
+    cosines = rowwise(Vectors(data.values[owner], data.valid[owner]), spoken)
+    owners, first = sentences.least(cosines.double().cpu().numpy())
+    return owners, first, cosines[torch.from_numpy(first)]

@@ -1,7 +1,7 @@
 """How well the sentence of the annotation that fits least agrees with the data, by embeddings that are there.
 
 The whole annotation's embedding hides a sentence that speaks of something else among those that do not; its own does
-not. A pair's score is the least cosine of its data with any sentence (`sns.components`, which SNS also looks up).
+not. A pair's score is the least cosine of its data with any sentence (`sns.sentences`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.experts.expert import load_encoder
-from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.quality.operators.settings import OperatorSettings, column
+from nemo_mm_rank.ranking.weakest import least
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, VECTOR, Modality, data_column
-from nemo_mm_rank.sns.components import components
+from nemo_mm_rank.sns.sentences import Sentences
 from nemo_mm_rank.steps import Added, Step
 
 
@@ -77,25 +78,17 @@ class SentenceStep(Step):
         }
 
     def process(self, rows: Frame) -> Added:
-        """Embed each distinct sentence once; null where a pair has no embedding, an error where a sentence fails."""
+        """Embed each distinct sentence once; null for a pair without an embedding, or without an embedded sentence."""
         texts = annotation_texts(rows, self.media)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
-        sentences = components(["" if row in errors else str(text) for row, text in enumerate(texts)], "sentences")
-        places: dict[str, int] = {}
-        index = np.array([places.setdefault(one, len(places)) for own in sentences for one in own], dtype=np.int64)
-        owners = np.repeat(np.arange(len(texts)), [len(own) for own in sentences])
-        columns = {}
+        sentences = Sentences.of(["" if row in errors else str(text) for row, text in enumerate(texts)])
+        columns: dict[str, pa.Array | Vectors] = {}
         for name, one in self.settings.weakest.items():
-            encoded = self._encoders[name].encode(list(places), Modality.TEXT)
-            for place in np.flatnonzero(np.isin(index, list(encoded.errors))).tolist():
-                errors.setdefault(int(owners[place]), encoded.errors[int(index[place])])
+            weakest = np.full(len(texts), np.nan, dtype=np.float32)
             data = frames.vectors(rows, data_column(one.expert))
-            weakest = np.full(len(texts), np.inf)
-            if data.values.shape[1] and len(index):
-                left, right = data.values.double()[owners], encoded.vectors.double().cpu()[index]
-                cosines = (left * right).sum(dim=1) / right.norm(dim=1)
-                np.minimum.at(weakest, owners, cosines.numpy())
-            missing = ~data.valid.numpy() | ~np.isfinite(weakest)
-            missing[list(errors)] = True
-            columns[column(name)] = pa.array(weakest.astype(np.float32), mask=missing)
-        return Added(dict(columns), errors)
+            if sentences.texts and bool(data.valid.any()):
+                embedded = self._encoders[name].encode(sentences.texts, Modality.TEXT)
+                owners, _, cosines = least(sentences, embedded, data)
+                weakest[owners] = cosines.numpy()
+            columns[column(name)] = pa.array(weakest, from_pandas=True)
+        return Added(columns, errors)
