@@ -25,13 +25,12 @@ import numpy as np
 
 from benchmarks import real_pool
 from nemo_mm_rank import curate, rank
-from nemo_mm_rank.config import parse
+from nemo_mm_rank.config import RankingSettings, parse
 from nemo_mm_rank.evaluation.planting import PlantSettings, plant
 from nemo_mm_rank.evaluation.selection import Labels, selection
 from nemo_mm_rank.evaluation.statistics import Interval, mean_interval, paired_difference
 from nemo_mm_rank.ranking import Ranking
 from nemo_mm_rank.run import ecodatum, traditional
-from nemo_mm_rank.run.benchmark.strategies import STRENGTH
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.traditional import TraditionalConfig
@@ -80,12 +79,8 @@ def relevance(objective: str) -> dict[str, bool]:
 
 
 def blends(run: Path, quality: Path, query: str, count: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield the blends of all that rank by the run's own embeddings; ``quality`` is EcoDatum's file of scores."""
-    with_quality = {
-        "scores": {"quality": str(quality)},
-        "conditions": {"agreement": 1.5, "quality": STRENGTH},
-        "collapse_duplicates": True,
-    }
+    """Yield the blends of all that rank by the run's own embeddings; ``quality`` is the folder of EcoDatum's job."""
+    with_quality = {**ecodatum.as_condition(RankingSettings(), quality), "collapse_duplicates": True}
     for name, changes in {**VARIANTS, QUALITY: with_quality, **BASELINES}.items():
         yield name, rank(run, query, budget=count, ranking=changes).blend["pair_id"].tolist()
     # A condition of next to no weight: the order is the topic's alone, and the chances stand beside it.
@@ -106,7 +101,6 @@ def measure(folder: Path, kinds: str, seeds: list[int]) -> dict[str, Precisions]
         ids = planted.truth["pair_id"].to_pylist()
         largest = int(max(share for _, share, _ in OBJECTIVES.values()) * len(ids))
         judged = ecodatum.curate(parse(EcoDatumConfig, {"run": str(run), "output": str(here / "ecodatum")}))
-        quality = judged.folder / ecodatum.SCORES
         filters = parse(TraditionalConfig, {"pools": pools, "budget": largest, "output": str(here / "traditional")})
         others = {
             "random": np.random.default_rng([seed, 7]).permutation(ids).tolist(),
@@ -116,7 +110,7 @@ def measure(folder: Path, kinds: str, seeds: list[int]) -> dict[str, Precisions]
             on_topic = relevance(objective)
             labels = Labels.of(planted.truth, np.array([on_topic[pair_id] for pair_id in ids]))
             count = int(share * len(ids))
-            for name, blend in (*blends(run, quality, query, count), *others.items()):
+            for name, blend in (*blends(run, judged.folder, query, count), *others.items()):
                 found[objective][name].append(selection(blend[:count], labels)["precision"])
         scenes = " / ".join(f"{found['scenes'][name][-1]:.3f}" for name in (OURS, QUALITY))
         print(f"{kinds}, seed {seed}: scenes {scenes}", file=sys.stderr, flush=True)

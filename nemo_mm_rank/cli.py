@@ -46,6 +46,9 @@ Root = Annotated[
 ]
 
 
+MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
+
+
 @app.command()
 def curate(
     pool: Pools = None,
@@ -58,7 +61,7 @@ def curate(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
-    mix: Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")] = None,
+    mix: MixName = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
     workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
@@ -106,12 +109,21 @@ def rank(
     query: Queries = None,
     avoid: Avoid = None,
     budget: BudgetText = None,
+    quality: Annotated[
+        Path | None, typer.Option(help="A finished ecodatum job: its quality is one more condition.")
+    ] = None,
+    mix: MixName = None,
     jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
 ) -> None:
-    """Rank a finished run against another objective; nothing is embedded again."""
+    """Rank a finished run against another objective, or on other conditions; nothing is embedded again."""
     from nemo_mm_rank.run import curation
+    from nemo_mm_rank.run.ecodatum import as_condition
+    from nemo_mm_rank.run.folder import RunFolder
 
-    changes: dict[str, Any] = {"budget": budget, "jsonl": jsonl}
+    ranking: dict[str, Any] = {"mix": mix} if mix else {}
+    if quality:
+        ranking |= as_condition(RunFolder.at(run).load_config().ranking, quality)
+    changes: dict[str, Any] = {"budget": budget, "ranking": ranking or None, "jsonl": jsonl}
     if query or avoid:
         changes["queries"] = _queries(query, avoid)
     changes = {key: value for key, value in changes.items() if value is not None}

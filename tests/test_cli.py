@@ -116,6 +116,21 @@ def test_rank_embeds_nothing_again(run: Path, tmp_path: Path) -> None:
     assert refused("rank", copy, "-q", "x") == [f"error: {copy} holds no finished run: start it again with curate"]
 
 
+def test_rank_on_more_conditions(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    judged = say("ecodatum", "--run", run, "-o", tmp_path / "quality", "-b", "100%")
+    assert judged.returncode == 0, judged.stderr
+    done = say("rank", copy, "--quality", tmp_path / "quality", "--mix", "unite-adaptation", "-b", 10)
+    assert done.returncode == 0, done.stderr
+    ranking = json.loads((copy / "manifest.json").read_text())["config"]["ranking"]
+    assert ranking["mix"] == "unite-adaptation"
+    assert ranking["conditions"] == {"agreement": 1.5, "quality": 1.0}
+    quality = pd.read_parquet(tmp_path / "quality" / "quality.parquet").set_index("pair_id")["quality"]
+    blend = pd.read_parquet(copy / "blend.parquet")
+    assert blend["chance_quality"].tolist() == pytest.approx(quality[blend["pair_id"]].clip(lower=0.05).tolist())
+    assert refused("rank", copy, "--quality", tmp_path) == [f"error: {tmp_path} holds no finished EcoDatum job"]
+
+
 def test_explain(run: Path) -> None:
     blend = pd.read_parquet(run / "blend.parquet")
     first = say("explain", run, blend["pair_id"][0])

@@ -121,6 +121,8 @@ def rank(
 ) -> Result:
     """Rank a finished run anew, with other ``queries``, ``budget`` or ``ranking`` settings; nothing is embedded again.
 
+    Of ``ranking``, the settings that are given change, and the others stay as the run has them.
+
     Raises:
         UserError: the folder is no run, or one that has not been finished.
     """
@@ -129,7 +131,8 @@ def rank(
     unknown = set(changes) - {"queries", "budget", "ranking", "jsonl"}
     if unknown:
         raise UserError(f"only queries, budget, ranking and jsonl can change without a new run, not {sorted(unknown)}")
-    config = parse(Config, {**values, **changes, "output": str(run)})
+    ranking = {**values.get("ranking", {}), **changes.get("ranking", {})}
+    config = parse(Config, {**values, **changes, "ranking": ranking, "output": str(run)})
     reporter = Reporter(console or Console(quiet=True))
     with folder.locked():
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again())

@@ -27,10 +27,12 @@ from nemo_mm_rank.config import (
     OFF,
     Budget,
     ExpertSpec,
+    GivenScore,
     MediaSettings,
     ModelSpec,
+    RankingSettings,
 )
-from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.parquet import read_note, write_json, write_table
 from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
@@ -68,6 +70,9 @@ _NO_MATTER: dict[str, Any] = {
     "media": {"threads"},
 }
 """Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
+
+STRENGTH = 1.0
+"""Of quality as a condition of a ranking, beside agreement: how much the logarithm of its chance counts."""
 
 VERSIONS = ("numpy", "pillow", "pyarrow", "scipy", "torch")
 """Libraries whose version can change what comes out."""
@@ -138,6 +143,24 @@ class EcoDatumResult(Result):
         )
         for line in ensemble["warnings"]:
             out.print(f"note: {line}", style="yellow", markup=False, highlight=False)
+
+
+def as_condition(ranking: RankingSettings, job: str | Path) -> dict[str, Any]:
+    """Return the settings of a ranking that change where the quality that a job has found is one more condition.
+
+    Args:
+        ranking: as it is without.
+        job: the folder of a finished EcoDatum job.
+
+    Raises:
+        UserError: it holds none.
+    """
+    scores = Path(job) / SCORES
+    if not scores.exists():
+        raise UserError(f"{job} holds no finished EcoDatum job")
+    quality = GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
+    given = {name: one.model_dump(mode="json", exclude_none=True) for name, one in ranking.scores.items()}
+    return {"scores": {**given, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
 
 
 def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engine | None = None) -> EcoDatumResult:

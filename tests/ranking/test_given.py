@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import Config, parse
@@ -125,6 +127,15 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path) -> None:
     heard = StringIO()
     curation.rank(run, {"ranking": {"scores": {"quality": path}, "weights": {"quality": 1.0}}}, Console(file=heard))
     assert f"score quality     1 of {len(ids)} pairs have one; the others count as the mean" in heard.getvalue()
+
+
+def test_ranking_anew_changes_what_is_given_and_nothing_else(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    config["ranking"] = {"weights": {"annotation": 1.0}, "feedback": 3}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    settings = rank(copy, "red", ranking={"feedback": 0}).manifest["config"]["ranking"]
+    assert (settings["weights"], settings["feedback"]) == ({"annotation": 1.0}, 0)
 
 
 def test_a_condition_is_a_chance(run: Path, tmp_path: Path) -> None:

@@ -14,12 +14,11 @@ import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.config import Budget, Config, GivenScore, PoolSource, RankingSettings, parse
+from nemo_mm_rank.config import Budget, Config, PoolSource, RankingSettings, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.evaluation.apportion import apportion
 from nemo_mm_rank.evaluation.selection import Labels, selection
 from nemo_mm_rank.projection.artifact import Projection
-from nemo_mm_rank.quality.ensemble.step import QUALITY
 from nemo_mm_rank.ranking import rank
 from nemo_mm_rank.ranking.score import PREFIX, component
 from nemo_mm_rank.run import curation, ecodatum, traditional
@@ -33,9 +32,6 @@ from nemo_mm_rank.schema import DATA_SPANS, MODALITY, PAIR_ID, POOL, annotation_
 Ints = npt.NDArray[np.int64]
 
 _NOT_EXPERTS = ("fused", "annotation", "agreement")
-
-STRENGTH = 1.0
-"""Of quality as a condition beside agreement: how much the logarithm of its chance counts."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +121,7 @@ def _ranked_quality(bench: Bench, _: Strategy, seed: int) -> list[str]:
     """Rank as the main job does, with EcoDatum's quality as one more condition."""
     _ecodatum(bench, Strategy.ECODATUM, seed)
     bench.curate("off", seed)
-    given = bench.config.ranking
-    quality = GivenScore(path=str(bench.run("ecodatum") / ecodatum.SCORES), column=QUALITY)
-    settings = given.model_copy(
-        update={"scores": {**given.scores, QUALITY: quality}, "conditions": {**given.conditions, QUALITY: STRENGTH}}
-    )
-    changes = {"ranking": settings.model_dump(mode="json", exclude_defaults=True)}
+    changes = {"ranking": ecodatum.as_condition(bench.config.ranking, bench.run("ecodatum"))}
     return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine).blend[PAIR_ID])
 
 
