@@ -30,6 +30,7 @@ from nemo_mm_rank.schema import (
     PAIR_ID,
     POOL,
     SNS_REASON,
+    WEAKEST_SENTENCE,
     Modality,
     description_column,
 )
@@ -100,7 +101,8 @@ class Details:
     def _columns(self) -> list[str]:
         there = self._run.shards.columns()
         told = [name for name in there if name.startswith(description_column(""))]
-        wanted = dict.fromkeys([PAIR_ID, *_CONTENT, *told, *self._run.scoring.reads, *self._own_columns])
+        ours = [*_CONTENT, WEAKEST_SENTENCE, *told, *self._run.scoring.reads]
+        wanted = dict.fromkeys([PAIR_ID, *ours, *self._own_columns])
         return [name for name in wanted if name in there]
 
     @cached_property
@@ -184,6 +186,8 @@ def _facts(
 ) -> Iterator[tuple[str, str]]:
     for name, values in chances.items():
         yield f"chance of {name}", "not known" if np.isnan(values[place]) else f"{100 * values[place]:.0f} %"
+    if sentence := row.get(WEAKEST_SENTENCE):
+        yield "agrees least", excerpt(sentence, _VALUE)
     for name, moments in scoring.moments.items():
         if row[name] is not None:
             said = "cosine " + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name

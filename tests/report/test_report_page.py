@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from nemo_mm_rank.errors import UserError
@@ -20,6 +21,8 @@ from nemo_mm_rank.report.details import _parts
 from nemo_mm_rank.report.findings import findings
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run import curation
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.state import State
 from tests.integration.runs import QUERY, say
 from tests.report.pages import HOSTILE, Elements, data_of
 
@@ -279,3 +282,15 @@ def test_without_the_extra(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_objective_is_the_title(html: str) -> None:
     assert f'<h1 dir="auto">{QUERY} + a calm sea &lt;/script&gt;&lt;script&gt;window.hacked = 1' in html
+
+
+def test_the_sentence_that_agrees_least_is_told(run: Path, data: dict[str, Any]) -> None:
+    folder = RunFolder(run)
+    shards = State.load(folder).open(folder)
+    table = pa.concat_tables(shards.read(part, ["weakest_sentence"]) for part in range(shards.count))
+    expected = {" ".join(text.split()) for text in table["weakest_sentence"].to_pylist() if text}
+    told = [dict(detail.get("facts", [])).get("agrees least") for detail in data["details"].values()]
+    found = {text for text in told if text}
+    assert found
+    assert found <= expected
+    assert len(told) > len(list(filter(None, told)))  # most annotations have one sentence
