@@ -71,7 +71,7 @@ _NO_MATTER: dict[str, Any] = {
 }
 """Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
 
-STRENGTH = 1.0
+STRENGTH = 0.5
 """Of quality as a condition of a ranking, beside agreement: how much the logarithm of its chance counts."""
 
 VERSIONS = ("numpy", "pillow", "pyarrow", "scipy", "torch")
