@@ -72,7 +72,8 @@ _NO_MATTER: dict[str, Any] = {
 """Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
 
 STRENGTH = 0.5
-"""Of quality as a condition of a ranking, beside agreement: how much the logarithm of its chance counts."""
+"""Of quality as a condition of a ranking: how much the logarithm of its chance counts. It knows of agreement as well, so
+that agreement by itself counts so much less."""
 
 VERSIONS = ("numpy", "pillow", "pyarrow", "scipy", "torch")
 """Libraries whose version can change what comes out."""
@@ -160,7 +161,10 @@ def as_condition(ranking: RankingSettings, job: str | Path) -> dict[str, Any]:
         raise UserError(f"{job} holds no finished EcoDatum job")
     quality = GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
     given = {name: one.model_dump(mode="json", exclude_none=True) for name, one in ranking.scores.items()}
-    return {"scores": {**given, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
+    conditions = {**ranking.conditions, QUALITY: STRENGTH}
+    if AGREEMENT in conditions:
+        conditions[AGREEMENT] = max(0.0, conditions[AGREEMENT] - STRENGTH)
+    return {"scores": {**given, QUALITY: quality}, "conditions": conditions}
 
 
 def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engine | None = None) -> EcoDatumResult:
