@@ -72,8 +72,8 @@ _NO_MATTER: dict[str, Any] = {
 """Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
 
 STRENGTH = 0.5
-"""Of quality as a condition of a ranking: how much the logarithm of its chance counts. It knows of agreement as well, so
-that agreement by itself counts so much less."""
+"""Of quality as a condition of a ranking: how much the logarithm of its chance counts. It knows of agreement as well,
+so that agreement by itself counts so much less."""
 
 VERSIONS = ("numpy", "pillow", "pyarrow", "scipy", "torch")
 """Libraries whose version can change what comes out."""
