@@ -5,9 +5,10 @@
 Average precision of clean pairs in the order of each score, over the pairs that could be judged and are left once
 duplicates are gone: a near-duplicate that was planted counts as clean where what it copies, and any copy before it, is
 gone. An operator that says nothing of a pair puts it in the middle (its column's median). Equal scores are in an order
-drawn at random. The agreement is out of sample. A random order has the share of clean pairs. Then our ranking for an
-objective, with the quality as one more condition: the share of the first 10 % that is clean and on topic, and the AP of
-such pairs. Mean over the seeds (of planting and of the run), in brackets the standard deviation.
+drawn at random, or where the job's tie-break puts them within their modality. The agreement is out of sample. A random
+order has the share of clean pairs. Then our ranking for an objective, with the quality as one more condition: the share
+of the first 10 % that is clean and on topic, and the AP of such pairs. Mean over the seeds (of planting and of the
+run), in brackets the standard deviation.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 
 Floats = npt.NDArray[np.float64]
 
-WEIGHTS = (0.25, 0.5, 1.0)
-"""Of the quality as a condition; agreement has its default, 1.5."""
+CONDITIONS = ((1.5, 0.25), (1.0, 0.5), (1.5, 0.5), (1.5, 1.0))
+"""Strengths of agreement and quality."""
 
 
 def scores_of(result: ecodatum.EcoDatumResult, run: Path) -> pd.DataFrame:
@@ -76,8 +77,10 @@ def measure(
     orders["majority vote"] = ((votes == 1).sum(axis=1) - (votes == 0).sum(axis=1)).astype(np.float64)
     orders["ensemble"] = quality["quality"].to_numpy(dtype=np.float64)
     tie_break = result.manifest["tie_break"].removeprefix("quality__")
+    modality = run.pairs(["pair_id", "modality"]).set_index("pair_id")["modality"].reindex(quality.index)
+    ties = pd.Series(orders[tie_break]).groupby(modality.to_numpy()).rank(pct=True).to_numpy()
     # By rank: between qualities near 0 or 1 there is no room for a number.
-    ascending = np.lexsort((orders[tie_break], orders["ensemble"]))
+    ascending = np.lexsort((ties, orders["ensemble"]))
     orders[f"ensemble, ties by {tie_break}"] = np.argsort(ascending).astype(np.float64)
     labels = Labels.of(planted.truth, np.ones(planted.truth.num_rows, dtype=bool))
     truth = labels.sound(labels.rows(quality.index.tolist()))
@@ -92,9 +95,9 @@ def ranked(run: Path, result: ecodatum.EcoDatumResult, clean: pd.Series) -> dict
     """Return what our ranking for the scenes is worth: AP, and precision of the first 10 %."""
     path = str(result.folder / ecodatum.SCORES)
     ways: dict[str, dict[str, Any]] = {"ranked": {}}
-    for weight in WEIGHTS:
-        conditions = {"agreement": 1.5, "quality": weight}
-        ways[f"ranked, quality as a condition of weight {weight}"] = {
+    for agreement, quality in CONDITIONS:
+        conditions = {"agreement": agreement, "quality": quality}
+        ways[f"ranked, agreement {agreement} and quality {quality}"] = {
             "scores": {"quality": path},
             "conditions": conditions,
         }

@@ -211,7 +211,9 @@ class _EcoDatum:
         if tie_break is not None and tie_break not in scored.columns():
             raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
         ensemble = fitted.ensemble
-        choice = choose(scored, ensemble.names, config.budget, fitted.pairs, tie_break, ensemble.vetoes)
+        choice = choose(
+            scored, ensemble.names, config.budget, fitted.pairs, tie_break, ensemble.vetoes, settings.by_modality
+        )
         about = {
             "run": [stage.name for stage in job.pool.embedded.stages[1:]],  # the names have the steps' digests
             "steps": [step.identity() for step in operated.steps],

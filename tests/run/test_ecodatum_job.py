@@ -107,7 +107,10 @@ def test_the_best_come_first_and_ties_go_by_the_weakest_sentence_then_by_id(resu
     pairs = pd.concat([pd.read_parquet(file) for file in sorted((result.folder / "pool").glob("part-*"))])
     agreement = pd.concat([pd.read_parquet(file) for file in files])[tie_break].set_axis(pairs["pair_id"])
     quality = result.quality[result.quality["duplicate_of"].isna()]
-    tie = agreement[quality["pair_id"]].to_numpy()
+    modality = pairs.set_index("pair_id")["modality"][quality["pair_id"]].to_numpy()
+    below = agreement[quality["pair_id"]].groupby(modality).rank(method="min") - 1  # a number says little of another
+    tie = (below / pd.Series(modality, below.index).map(pd.Series(modality).value_counts())).to_numpy()
+    assert not np.isnan(tie).any()
     order = quality.assign(tie=tie).sort_values(["quality", "tie", "pair_id"], ascending=[False, False, True])
     assert result.blend["pair_id"].tolist() == order["pair_id"].tolist()[: len(result.blend)]
     assert result.blend["rank"].tolist() == list(range(1, len(result.blend) + 1))

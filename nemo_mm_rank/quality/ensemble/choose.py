@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +14,16 @@ import pyarrow.compute as pc
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Budget
 from nemo_mm_rank.errors import MissingColumnError
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, modalities_of, sorted_scores
 from nemo_mm_rank.quality.ensemble.patterns import decode, encode
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES
 from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT, Votes
 from nemo_mm_rank.ranking.pool import Rows, Shards, live
 from nemo_mm_rank.ranking.topk import TopK
 from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.steps import by_value
+
+Floats = npt.NDArray[np.floating[Any]]
 
 _WORDS = (PAIR_ID, POOL, MODALITY)
 _PART, _ROW = "_part", "_row"
@@ -46,6 +50,7 @@ def choose(
     pairs: int,
     tie_break: str | None = None,
     vetoes: Collection[str] = (),
+    by_modality: bool = False,
 ) -> Choice:
     """Fill the budget from shards that have been through `step.EnsembleStep`.
 
@@ -58,12 +63,15 @@ def choose(
         pairs: how many can be chosen at all.
         tie_break: a column that decides between equals, higher first; a pair without a value comes last.
         vetoes: names of those that veto.
+        by_modality: what decides is where a pair's value stands in its modality, so that equals of all modalities stay
+            mixed: a column's numbers mean something else in each.
 
     Raises:
         MissingColumnError: a shard lacks a column.
     """
     columns = [*_WORDS, QUALITY, VOTES, *([tie_break] if tie_break else [])]
     top = TopK(budget.pairs(pairs))
+    scale = sorted_scores(shards, tie_break, modalities_of(shards), True) if tie_break and by_modality else None
     for part, rows, table in live(shards, [*columns, DUPLICATE_OF, LABELLED]):
         missing = [name for name in columns if name not in table.column_names]
         if missing:
@@ -77,7 +85,9 @@ def choose(
         table = table.take(pa.array(inside))
         keys = {PAIR_ID: table[PAIR_ID].cast(pa.string())}
         if tie_break:
-            values = frames.numbers(frames.from_table(table.select([tie_break])), tie_break)
+            values: Floats = frames.numbers(frames.from_table(table.select([tie_break])), tie_break)
+            if scale is not None:
+                values = standing(values, table[MODALITY].to_pylist(), scale)
             keys = {"tie": pa.array(-values, from_pandas=True), **keys}  # nulls last
         payload = table.select([*_WORDS, VOTES])
         payload = payload.cast(pa.schema([*((name, pa.string()) for name in _WORDS), (VOTES, pa.list_(pa.int8()))]))
@@ -99,6 +109,21 @@ def choose(
         }
     )
     return Choice(chosen, places)
+
+
+def standing(values: Floats, modality: Sequence[str], scale: Mapping[str, Floats]) -> Floats:
+    """Return ``(n,)`` the share of its modality's scores that each value is above, NaN for NaN.
+
+    Args:
+        values: ``(n,)``.
+        modality: of each.
+        scale: modality -> its scores, sorted.
+    """
+    found = np.full(len(values), np.nan)
+    for name, rows in by_value(modality).items():
+        scores = scale.get(name, np.zeros(0))
+        found[rows] = np.searchsorted(scores, values[rows]) / max(1, len(scores))
+    return np.where(np.isnan(values), np.nan, found)
 
 
 def reasons(votes: Votes, names: Sequence[str], vetoes: Collection[str] = ()) -> pa.Array:
