@@ -108,7 +108,8 @@ class EcoDatumConfig(StrategyConfig):
     ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
     search: LabelledSearch | None = Field(None, description="for thresholds, with a labelled set; default: as they are")
     tie_break: str | None = Field(
-        None, description="decides between equals, by standing in the modality; default: agreement of the sentence that fits least"
+        None,
+        description="decides between equals, by standing in the modality; default: the sentence that fits least",
     )
 
 
