@@ -60,7 +60,7 @@ def test_nothing_changed(config: dict[str, Any]) -> None:
 
 QUICK = {"max_epochs": 3, "folds": 2}
 RANKED = {"feedback": SHARDS, "rank": SHARDS}
-PROJECTED = {"fitted": 3, "projection": SHARDS, **RANKED}
+PROJECTED = {"fitted": 3, "projection": SHARDS, "weakest": SHARDS, **RANKED}
 EMBEDDED = {"experts": SHARDS, **PROJECTED}
 
 
