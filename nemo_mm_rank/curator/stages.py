@@ -189,14 +189,14 @@ class SNSStage(StepStage):
 
 
 @dataclass(kw_only=True, repr=False)
-class ExpertEmbeddingStage(StepStage):
-    """Embeds both sides of every pair with every expert: `experts.step.ExpertStep`.
+class EncoderStage(StepStage):
+    """A stage whose step embeds by the experts' models and the anchor.
 
     Args:
         experts: which experts.
         models: their models by name, and the anchor.
         anchor: the model that embeds annotations (and queries).
-        media: how media are opened.
+        media: how media are opened, and bounds on texts.
     """
 
     experts: Experts = CLASSICAL_EXPERTS
@@ -204,8 +204,17 @@ class ExpertEmbeddingStage(StepStage):
     anchor: str = "text"
     media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
 
+    @property
+    def _checked(self) -> Config:
+        return checked(experts=self.experts, models=self.models, anchor=self.anchor, media=self.media)
+
+
+@dataclass(kw_only=True, repr=False)
+class ExpertEmbeddingStage(EncoderStage):
+    """Embeds both sides of every pair with every expert: `experts.step.ExpertStep`. Arguments: `EncoderStage`."""
+
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
-        config = checked(experts=self.experts, models=self.models, anchor=self.anchor, media=self.media)
+        config = self._checked
         used = {config.anchor}.union(*(expert.models for expert in config.experts))
         step = ExpertStep(config.experts, config.models, config.anchor, config.media)
         return step, {name: config.models[name] for name in sorted(used)}
@@ -229,25 +238,14 @@ class ProjectionStage(StepStage):
 
 
 @dataclass(kw_only=True, repr=False)
-class WeakestSentenceStage(StepStage):
+class WeakestSentenceStage(EncoderStage):
     """Finds each annotation's sentence that agrees least with the data: `ranking.weakest.WeakestStep`.
 
-    A run's score judges agreement by it; cosines with queries do without.
-
-    Args:
-        experts: those that the pairs were embedded by.
-        models: their models by name, and the anchor.
-        anchor: the model that embedded the annotations for the projection.
-        media: bounds on texts.
+    A run's score judges agreement by it; cosines with queries do without. Arguments: `EncoderStage`.
     """
 
-    experts: Experts = CLASSICAL_EXPERTS
-    models: Models = field(default_factory=classical_models)
-    anchor: str = "text"
-    media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
-
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
-        config = checked(experts=self.experts, models=self.models, anchor=self.anchor, media=self.media)
+        config = self._checked
         step = weakest_step(config, config.models)
         return step, {name: config.models[name] for name in step.text_models}
 
