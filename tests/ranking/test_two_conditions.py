@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -106,6 +106,21 @@ def test_what_judges_is_learnt_the_same_from_any_shards(tmp_path: Path) -> None:
     assert np.nanmean(chances[clean]) > 0.9
     assert np.nanmean(chances[~clean]) < 0.2
     assert np.isnan(chances).sum() == len(of["video"])
+
+
+def test_a_sentence_that_agrees_least_is_judged_in_place_of_its_annotation(tmp_path: Path) -> None:
+    table = make_pool(900, 0)
+    vectors = np.array(table["emb_annotation__text"].to_pylist(), dtype=np.float32)
+    other = np.random.default_rng(5).standard_normal(vectors.shape).astype(np.float32)
+    there = np.arange(len(vectors)) % 3 == 0
+    weakest = pa.array([row if own else None for row, own in zip(list(other), there, strict=True)])
+    place = table.column_names.index("emb_annotation__text")
+    instead = pa.array(list(np.where(there[:, None], other, vectors)))
+    sides = [replace(WORDS[0], weakest="emb_weakest__text")]
+    found = fit_agreement(Tables([table.append_column("emb_weakest__text", weakest)]), sides, 3, tmp_path / "a.json")
+    swapped = Tables([table.set_column(place, "emb_annotation__text", instead)])
+    assert found == fit_agreement(swapped, WORDS, 3, tmp_path / "b.json")
+    assert found != fit_agreement(Tables([table]), WORDS, 3, tmp_path / "c.json")
 
 
 def naive(rows: list[dict[str, Any]], agreement: Agreement, options: RankingSettings) -> np.ndarray:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from nemo_mm_rank import curate, frames
-from nemo_mm_rank.config import MediaSettings, ModelSpec, parse
+from nemo_mm_rank.config import Config, MediaSettings, ModelSpec, parse
 from nemo_mm_rank.errors import EmbeddingError
 from nemo_mm_rank.evaluation.planting import PlantSettings, plant
 from nemo_mm_rank.experts.expert import load_encoder
@@ -25,6 +25,7 @@ from nemo_mm_rank.ranking.score import AGREES, ScoreStep, Sides, Space, spoken
 from nemo_mm_rank.ranking.weakest import WeakestStep
 from nemo_mm_rank.run.curation import explain
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.schema import ERROR
 from tests.integration.runs import settings
 
@@ -166,3 +167,12 @@ def test_a_run_holds_a_foreign_sentence_against_its_pair(tmp_path: Path) -> None
     assert chance[truth].mean() - chance[~truth].mean() > 0.5
     spoilt = chosen["pair_id"].to_pylist()[int(np.flatnonzero(~truth)[0])]
     assert "\n  judged by the sentence that agrees least: '" in explain(run.folder, spoilt)
+
+
+def test_a_run_from_before_is_judged_by_whole_annotations(tmp_path: Path) -> None:
+    config = parse(Config, settings(tmp_path / "pool.jsonl", tmp_path / "run"))
+    before = ["emb_fused", "emb_annotation__text", "emb_data__words"]
+    (fused, words) = score_step(config, config.models, before).sides
+    assert (fused.weakest, words.weakest) == (None, None)
+    (fused, words) = score_step(config, config.models, [*before, "emb_weakest__text"]).sides
+    assert (fused.weakest, words.weakest) == ("emb_weakest__text", "emb_weakest__text")
