@@ -198,23 +198,51 @@ def _given(value: Any) -> Any:
     return {name: {"path": str(one)} if isinstance(one, (str, Path)) else one for name, one in named.items()} or value
 
 
+class BroadSettings(Settings):
+    """What counts for an objective that asks for much of the pool, as the skewness of its scores tells."""
+
+    weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 0.5},
+        description="of the standardised scores, as in ranking.weights",
+    )
+    feedback: int = Field(20, ge=0, description="best pairs that say what a query means in each space; 0: none")
+    feedback_weight: float = Field(1.0, ge=0, description="of closeness to those pairs; closeness to the query has 1")
+    skewness: tuple[float, float] = Field(
+        (0.9, 1.05), description="up to the first an objective is broad, from the second on narrow, between them both"
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> BroadSettings:
+        if self.skewness[0] >= self.skewness[1]:
+            raise ValueError("skewness: the first value is below the second")
+        return self
+
+
+def _broad(value: Any) -> Any:
+    return None if value in (False, "off") else value
+
+
 class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
     weights: dict[str, float] = Field(
-        default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 2.0},
-        description="of the standardised scores: fused, experts (or one expert's name), annotation, agreement, scores",
+        default_factory=lambda: {"fused": 0.5, "experts": 1.0, "annotation": 4.0},
+        description="of the standardised scores: fused, experts (or one expert's name), annotation, scores of yours",
+    )
+    broad: Annotated[BroadSettings | None, BeforeValidator(_broad)] = Field(
+        default_factory=BroadSettings,
+        description="what counts for objectives that ask for much of the pool; off: the weights alone, as where you "
+        "give weights of your own",
     )
     conditions: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"agreement": 1.5},
-        description="what must hold besides: agreement, scores in [0, 1]; how much its logarithm counts; 0: nothing",
+        default_factory=lambda: {"match": 2.0},
+        description="what must hold besides: match (the annotation is the data's own), scores in [0, 1]; how much the "
+        "logarithm counts, in standard deviations of the topic; 0: nothing",
     )
-    feedback: int = Field(5, ge=0, description="best pairs that say what a query means in each space; 0: none")
-    feedback_weight: float = Field(0.5, ge=0, description="of closeness to those pairs; closeness to the query has 1")
     scores: Annotated[dict[str, GivenScore], BeforeValidator(_given)] = Field(
         default_factory=dict, description="name -> Parquet file with a score for each pair_id, used by that name"
     )
-    spread: float = Field(2.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
+    spread: float = Field(1.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
     combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
     calibration: Annotated[Literal["off", "matched", "zscore", "quantile"] | None, OFF] = Field(
         None,
@@ -229,6 +257,13 @@ class RankingSettings(Settings):
     shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
     collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
     duplicate_similarity: float = Field(0.95, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_weights(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "weights" in value and "broad" not in value:
+            return {**value, "broad": None}
+        return value
 
     @model_validator(mode="after")
     def _quotas_fit(self) -> RankingSettings:
@@ -380,18 +415,19 @@ class Config(Settings):
             raise ValueError(
                 "sns: trimming needs an expert that shares a space with text, and a fusion expert has none"
             )
-        own, given = ("fused", "experts", "annotation", "agreement"), self.ranking.scores
+        own, given, broad = ("fused", "experts", "annotation", "match"), self.ranking.scores, self.ranking.broad
         for name in names:
             if name in own:
                 raise ValueError(f"experts: {name!r} is the name of a score of ours; give the expert another")
         for name in given:
             if name in (*own, *names) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or "__" in name:
                 raise ValueError(f"ranking.scores: {name!r} is taken or no name; letters, digits, - and single _")
-        scores = (*own, *names, *given)
-        for score in self.ranking.weights:
-            if score not in scores:
-                raise ValueError(f"ranking.weights: no score {score!r}{nearest(score, scores)}")
-        conditions = ("agreement", *given)
+        scores = (*own[:3], *names, *given)
+        for where, weights in (("weights", self.ranking.weights), ("broad.weights", broad.weights if broad else {})):
+            for score in weights:
+                if score not in scores:
+                    raise ValueError(f"ranking.{where}: no score {score!r}{nearest(score, scores)}")
+        conditions = ("match", *given)
         for name in self.ranking.conditions:
             if name not in conditions:
                 raise ValueError(f"ranking.conditions: no condition {name!r}{nearest(name, conditions)}")

@@ -91,20 +91,18 @@ def annotation_column(model: str) -> str:
     return f"emb_annotation__{model}"
 
 
-def weakest_column(model: str) -> str:
-    """Name of the column with the embeddings, by the text side of ``model``, of each annotation's sentence that agrees
-    least with the data; null where the annotation has only one."""
-    return f"emb_weakest__{model}"
-
-
 def description_column(expert: str) -> str:
     """Name of the column with what a text-based expert's describers said of the data (string, null for text)."""
     return f"description__{expert}"
 
 
 FUSED = "emb_fused"
+MATCH, MATCH_WHOLE, MATCH_SENTENCE = "match_probability", "match_whole", "match_sentence"
+"""How likely the annotation is the data's own (float64 in (0, 1], 1 where that cannot be told): the lesser of the
+chances that the whole annotation is not another pair's, and that none of its sentences is."""
+
 WEAKEST, WEAKEST_SENTENCE = "weakest", "weakest_sentence"
-"""Cosine of the fused data with the sentence of the annotation that agrees least (float32 in [-1, 1]), and that
-sentence (string, null where the annotation has only one)."""
+"""The lowest cosine of the fused data with a sentence of the annotation (float32 in [-1, 1]); and the sentence that is
+the least likely its data's own (string, null where there is only one)."""
 
 DATA_SPANS, ANNOTATION_SPANS, SNS_REASON = "sns_data_spans", "sns_annotation_spans", "sns_reason"

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from nemo_mm_rank.curator.readers import PoolReader
     from nemo_mm_rank.curator.stages import (
         ExpertEmbeddingStage,
+        MatchStage,
         ProjectionStage,
         RankScoreStage,
         SNSStage,
-        WeakestSentenceStage,
     )
     from nemo_mm_rank.curator.workflow import MultimodalRankWorkflow
     from nemo_mm_rank.curator.writers import BlendWriter, WebDatasetWriter
@@ -42,6 +42,7 @@ __all__ = [
     "EcoDatumStage",
     "EnsembleStage",
     "ExpertEmbeddingStage",
+    "MatchStage",
     "MediaQualityStage",
     "MultimodalRankStage",
     "MultimodalRankWorkflow",
@@ -55,7 +56,6 @@ __all__ = [
     "SNSStage",
     "SentenceQualityStage",
     "TextQualityStage",
-    "WeakestSentenceStage",
     "WebDatasetWriter",
 ]
 
@@ -73,7 +73,7 @@ _HOMES = {
     ),
     "quarantine": ("QuarantineStage",),
     "readers": ("PoolReader",),
-    "stages": ("ExpertEmbeddingStage", "ProjectionStage", "RankScoreStage", "SNSStage", "WeakestSentenceStage"),
+    "stages": ("ExpertEmbeddingStage", "ProjectionStage", "MatchStage", "RankScoreStage", "SNSStage"),
     "workflow": ("MultimodalRankWorkflow",),
     "writers": ("BlendWriter", "WebDatasetWriter"),
 }

@@ -16,10 +16,10 @@ from nemo_mm_rank.config import Config
 from nemo_mm_rank.curator.quarantine import QuarantineStage
 from nemo_mm_rank.curator.stages import (
     ExpertEmbeddingStage,
+    MatchStage,
     ProjectionStage,
     RankScoreStage,
     SNSStage,
-    WeakestSentenceStage,
 )
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.run.finished import FinishedRun
@@ -29,7 +29,7 @@ from nemo_mm_rank.run.finished import FinishedRun
 class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
     """Trims, embeds, projects and scores pairs, and takes out those that fail.
 
-    Stands for ``sns`` (unless off), ``experts``, ``projection``, ``weakest`` (where a run judges agreement), ``rank``
+    Stands for ``sns`` (unless off), ``experts``, ``projection``, ``match`` (where there is a run), ``rank``
     and ``quarantine``; by these names ``with_`` changes one of them:
     ``stage.with_({"experts": {"resources": Resources(gpus=1)}})``.
 
@@ -42,7 +42,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         config: a `Config`, a mapping, or the path of a YAML file; its pools do not matter here.
         projection: the folder of a fitted projection.
         quarantine: the folder for pairs that fail; default: they stay, with the reason in ``error``.
-        resources: of one worker of the stages that have models (``sns``, ``experts`` and ``weakest``).
+        resources: of one worker of the stages that have models (``sns``, ``experts`` and ``match``).
     """
 
     run: str | Path | None = None
@@ -64,10 +64,10 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         if self.run is not None:
             finished = FinishedRun.load(self.run)
             config, models = finished.config, finished.models
-            projection, scoring = finished.projection, finished.scoring
+            projection, scoring, matcher = finished.projection, finished.scoring, finished.matcher
         else:
             config = settings(self.config, {"pools": "-"})
-            models, scoring = config.models, None
+            models, scoring, matcher = config.models, None, None
             projection = Path(str(self.projection))
         experts, media, anchor = config.experts, config.media, config.anchor
         spaces: dict[str, Any] = {"experts": experts, "models": models, "anchor": anchor}
@@ -77,8 +77,8 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
             self._stages.append(SNSStage(sns=config.sns, experts=experts, models=models, **work))
         self._stages.append(ExpertEmbeddingStage(**spaces, **work))
         self._stages.append(ProjectionStage(projection=projection, anchor=anchor))
-        if scoring is not None and scoring.agreement is not None:
-            self._stages.append(WeakestSentenceStage(**spaces, **work))
+        if matcher is not None:
+            self._stages.append(MatchStage(matcher=matcher, models=models, **work))
         self._stages.append(RankScoreStage(queries=config.queries, ranking=config.ranking, scoring=scoring, **spaces))
         if self.quarantine is not None:
             self._stages.append(QuarantineStage(self.quarantine))

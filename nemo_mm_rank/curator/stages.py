@@ -32,12 +32,14 @@ from nemo_mm_rank.config import (
     parse,
 )
 from nemo_mm_rank.curator.batches import put, to_table, with_rows
+from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.experts.step import ExpertStep
+from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.run.queries import QueryStep, weakest_step
+from nemo_mm_rank.run.queries import QueryStep
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step, columns_added
@@ -238,16 +240,29 @@ class ProjectionStage(StepStage):
 
 
 @dataclass(kw_only=True, repr=False)
-class WeakestSentenceStage(EncoderStage):
-    """Finds each annotation's sentence that agrees least with the data: `ranking.weakest.WeakestStep`.
+class MatchStage(StepStage):
+    """Adds how likely each pair's annotation is its data's own, by a matcher that was fitted before: `MatchStep`.
 
-    A run's score judges agreement by it; cosines with queries do without. Arguments: `EncoderStage`.
+    A run's score needs it; cosines with queries do without.
+
+    Args:
+        matcher: its folder, for example ``RUN/fitted/matching-...``; on a file system that all nodes see.
+        models: models by name, the anchor among them.
+        media: bounds on texts.
     """
 
+    matcher: str | Path
+    models: Models = field(default_factory=classical_models)
+    media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
+
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
-        config = self._checked
-        step = weakest_step(config, config.models)
-        return step, {name: config.models[name] for name in step.text_models}
+        media = self.media if isinstance(self.media, MediaSettings) else parse(MediaSettings, self.media)
+        given = self.models.items()
+        models = {name: one if isinstance(one, ModelSpec) else parse(ModelSpec, one) for name, one in given}
+        step = MatchStep(Path(self.matcher).absolute(), models, media)  # workers may stand elsewhere
+        if step.anchor not in models:
+            raise ConfigError(f"models: no model {step.anchor!r}, which the matcher embeds sentences by")
+        return step, {step.anchor: models[step.anchor]}
 
 
 @dataclass(kw_only=True, repr=False)
@@ -259,7 +274,7 @@ class RankScoreStage(StepStage):
         experts: those that the pairs were embedded by.
         models: their models by name, and the anchor.
         anchor: the model that embeds queries.
-        ranking: how several queries are combined; ``agreement`` is taken over where it has a weight.
+        ranking: how several queries are combined.
         scoring: a finished run's statistics (`run.finished.FinishedRun.scoring`). With them there is a ``score``
             besides the cosines, the one that the run itself gives such a pair.
     """

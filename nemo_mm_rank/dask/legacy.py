@@ -16,13 +16,14 @@ from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.projection.artifact import Projection as Fitted
 from nemo_mm_rank.projection.fit import fit
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.outcome import quarantined
-from nemo_mm_rank.run.queries import QueryStep, weakest_step
+from nemo_mm_rank.run.queries import QueryStep
 from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.run.store import part_name
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
@@ -93,12 +94,16 @@ class Projection(StepModule):
         super().__init__(ProjectionStep(folder, list(Fitted.load(folder).sources), config.anchor))
 
 
-class WeakestSentence(StepModule):
-    """Finds each annotation's sentence that agrees least: `ranking.weakest.WeakestStep`; a run's score needs it."""
+class Match(StepModule):
+    """Adds how likely each annotation is its data's own: `matching.MatchStep`; a run's score needs it."""
 
-    def __init__(self, config: Config, models: Mapping[str, ModelSpec] | None = None) -> None:
-        """Take everything from ``config``; ``models`` are its models with the statistics of a pool, for example."""
-        super().__init__(weakest_step(config, models or config.models))
+    def __init__(self, config: Config, folder: str | Path, models: Mapping[str, ModelSpec] | None = None) -> None:
+        """Take models from ``config`` or ``models``; ``folder`` is on a file system that all workers see.
+
+        Raises:
+            ModelError: nothing was fitted there.
+        """
+        super().__init__(MatchStep(Path(folder).absolute(), models or config.models, config.media))
 
 
 class RankScore(StepModule):

@@ -19,8 +19,21 @@ from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.source import lacking
 from nemo_mm_rank.schema import ERROR, MEDIA_ROOT
 
-RESERVED = frozenset({ERROR, MEDIA_ROOT, "agreement", "rank", "pool_rank", "score", "filters_passed", "reason"})
-RESERVED_PREFIXES = ("emb_", "sns_", "description__", "cosine__", "score_", "traditional__")
+RESERVED = frozenset(
+    {
+        ERROR,
+        MEDIA_ROOT,
+        "agreement",
+        "weakest",
+        "weakest_sentence",
+        "rank",
+        "pool_rank",
+        "score",
+        "filters_passed",
+        "reason",
+    }
+)
+RESERVED_PREFIXES = ("emb_", "sns_", "description__", "cosine__", "score_", "chance_", "match_", "traditional__")
 """Names of columns that steps or the blend add; a pool that brings its own is refused, not overwritten."""
 
 

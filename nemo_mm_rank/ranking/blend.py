@@ -15,7 +15,6 @@ import pyarrow as pa
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.parquet import read_table, write_json, write_table
-from nemo_mm_rank.ranking.agreement import Agreement
 from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups
 from nemo_mm_rank.ranking.duplicates import DistinctFirst
 from nemo_mm_rank.ranking.pool import Rows, Shards, read_vectors
@@ -47,10 +46,9 @@ class Ranking:
     summary: dict[str, Any]
 
     @property
-    def basis(self) -> tuple[list[str], Agreement | None]:
-        """The columns that it was made of, and what judged agreement: what `scoring.Scoring.fit` is to be given."""
-        judges = self.summary["agreement"]
-        return list(self.summary["columns"]), Agreement.of_json(judges) if judges is not None else None
+    def columns(self) -> list[str]:
+        """The columns that it was made of: what `scoring.Scoring.fit` is to be given."""
+        return list(self.summary["columns"])
 
     def save(self, folder: Path) -> None:
         """Write ``chosen.parquet``, ``duplicates.parquet`` and, last, ``ranking.json``."""
@@ -75,33 +73,27 @@ class Ranking:
         return cls(chosen.drop_columns(list(_PLACE)), places, duplicates, summary)
 
 
-def rank(
-    shards: Shards,
-    columns: Sequence[str],
-    settings: RankingSettings,
-    budget: Budget,
-    agreement: Agreement | None = None,
-) -> Ranking:
+def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budget: Budget) -> Ranking:
     """Choose the blend from shards that have been through `score.ScoreStep`.
 
-    Streams over the small columns: once for the statistics, once for calibration where there is one, once to
-    choose (and once for the places in the pool, where quotas or duplicates make them differ from those in the blend).
+    Streams over the small columns: two or three times for the statistics, once for calibration where there is one,
+    once to choose, and once for the places in the pool, where quotas or duplicates make them differ from those in the
+    blend.
     Memory: one shard's small columns, and three times the blend's rows at most. Only near-duplicates need embeddings,
     and only those of candidates near the top: twice the blend's number, doubled until the budget is filled.
 
     Args:
-        shards: with ``pair_id, pool, modality, error``, the columns, those that ``agreement`` looks at, and
-            ``emb_fused`` where duplicates collapse.
-        columns: of cosines and of scores from elsewhere (`score.ScoreStep.scores`), and of feedback.
+        shards: with ``pair_id, pool, modality, error``, the columns, and ``emb_fused`` where duplicates collapse.
+        columns: of cosines and of scores from elsewhere (`score.ScoreStep.scores`), of feedback, and
+            ``match_probability``.
         settings: weights, conditions, calibration, quotas, duplicates.
         budget: how many, or from which score on.
-        agreement: what judges agreement; without it, that is no condition.
 
     Raises:
         ConfigError: weights or quotas that do not fit the pool.
         UserError: a group is too small for its quota, and the settings say ``fail``.
     """
-    scoring = Scoring.fit(shards, columns, settings, agreement)
+    scoring = Scoring.fit(shards, columns, settings)
     _check_names(settings, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
     there = _rows_by_group(scoring, shards, groups, budget.threshold)
@@ -209,7 +201,7 @@ def _result(
         "rank": pa.array(places),
         "pool_rank": pa.array(places if in_order else pool_ranks(scoring.batches(shards), scores, ids)),
         "score": pa.array(scores),
-        **{SCORE + name: rows[SCORE + name] for name in scoring.weights},
+        **{SCORE + name: rows[SCORE + name] for name in scoring.topic.narrow.weights},
         **{CHANCE + name: rows[CHANCE + name] for name in scoring.conditions},
     }
     table = pa.table(chosen)
@@ -238,9 +230,11 @@ def _reasons(
     codes: Rows,
     filling: npt.NDArray[np.bool_],
 ) -> list[str]:
-    """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; agreement 97 %; quota image 12/40``."""
+    """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; match 97 %; quota image 12/40``."""
     chances = {name: chosen[CHANCE + name].to_pylist() for name in scoring.conditions}
-    components = [[f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()] for name in scoring.weights]
+    components = [
+        [f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()] for name in scoring.topic.narrow.weights
+    ]
     taken = [0] * len(groups.names)
     lines = []
     columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
@@ -293,13 +287,17 @@ def _summary(
         "duplicates": int((picked.double_of >= 0).sum()),
         "statistics": {
             name: {"pairs": moments.count, "mean": moments.mean, "std": moments.std}
-            for name, moments in scoring.moments.items()
+            for name, moments in scoring.topic.narrow.moments.items()
         },
         "conditions": {
             name: {"strength": strength, "known": scoring.logarithms[name].count}
             for name, strength in scoring.conditions.items()
         },
-        "agreement": scoring.agreement.as_json() if scoring.agreement else None,
+        "topic": {
+            "weights": {name: scoring.topic.weight(name) for name in scoring.topic.narrow.weights},
+            "breadth": scoring.topic.breadth,
+            "skewness": scoring.topic.skewness,
+        },
         "settings": settings.model_dump(mode="json"),
         "budget": budget.model_dump(mode="json", exclude_none=True),
     }

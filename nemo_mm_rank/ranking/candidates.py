@@ -121,7 +121,7 @@ def _add(top: TopK, scores: Floats, rows: pa.Table, inside: npt.NDArray[np.bool_
 
 def _schema(scoring: Scoring) -> pa.Schema:
     words = [(name, pa.string()) for name in WORDS]
-    components = [(SCORE + name, pa.float64()) for name in scoring.weights]
+    components = [(SCORE + name, pa.float64()) for name in scoring.topic.narrow.weights]
     chances = [(CHANCE + name, pa.float64()) for name in scoring.conditions]
     return pa.schema([*words, *components, *chances, (_PART, pa.int64()), (_ROW, pa.int64())])
 

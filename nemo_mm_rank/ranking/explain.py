@@ -16,12 +16,16 @@ from nemo_mm_rank.ranking.candidates import Groups
 from nemo_mm_rank.ranking.feedback import feedback_column
 from nemo_mm_rank.ranking.pool import Shards
 from nemo_mm_rank.ranking.ranks import pool_ranks
-from nemo_mm_rank.ranking.score import AGREEMENT, AGREES, GIVEN, PREFIX, component
-from nemo_mm_rank.ranking.scoring import EXPERTS, WORDS, Scoring
+from nemo_mm_rank.ranking.score import GIVEN, PREFIX, component
+from nemo_mm_rank.ranking.scoring import MATCHES, WORDS, Scoring
+from nemo_mm_rank.ranking.topic import EXPERTS
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     DATA_SPANS,
     ERROR,
+    MATCH,
+    MATCH_SENTENCE,
+    MATCH_WHOLE,
     MODALITY,
     PAIR_ID,
     POOL,
@@ -56,15 +60,14 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table |
 
 
 def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking) -> str:
-    columns, agreement = ranking.basis
-    judged = agreement.columns if agreement else []
-    table = shards.read(part, [*WORDS, ERROR, *columns, *judged, WEAKEST_SENTENCE, *_TRIMMED]).slice(row, 1)
+    columns, judged = ranking.columns, (MATCH, MATCH_WHOLE, MATCH_SENTENCE, WEAKEST_SENTENCE)
+    table = shards.read(part, list(dict.fromkeys([*WORDS, ERROR, *columns, *judged, *_TRIMMED]))).slice(row, 1)
     values = table.to_pylist()[0]
     title = f"{values[PAIR_ID]} ({values[MODALITY]}, pool {values[POOL]})"
     if values.get(ERROR) is not None:
         return "\n".join([f"{title}: not ranked", f"  {values[ERROR]}", *_kept(values)])
     settings = RankingSettings.model_validate(ranking.summary["settings"])
-    scoring = Scoring.fit(shards, columns, settings, agreement)
+    scoring = Scoring.fit(shards, columns, settings)
     batch = next(batch for batch in scoring.batches(shards) if batch.part == part)
     score = float(batch.scores[np.searchsorted(batch.rows, row)])
     place = int(pool_ranks(scoring.batches(shards), np.array([score]), [values[PAIR_ID]])[0])
@@ -102,25 +105,29 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
 
 def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> Iterator[str]:
     for name, value in scoring.components(table).items():
-        yield f"  {name:<12} {value[0]:+.2f} standard deviations x weight {scoring.weights[name]:g}"
+        yield f"  {name:<12} {value[0]:+.2f} standard deviations x weight {scoring.topic.weight(name):.3g}"
+    if scoring.topic.breadth:
+        counts = percent(scoring.topic.breadth)
+        yield f"  the objective asks for much of the pool: closeness to the best pairs counts, to {counts}"
     chances = scoring.chances(table)
     for name, chance in chances.items():
         known = None if np.isnan(chance[0]) else float(chance[0])
-        yield f"  {name:<12} {percent(known)} likely x weight {scoring.cost(name):g} of its logarithm"
-    for column, moments in scoring.moments.items():
-        used = component(column) in scoring.weights or (EXPERTS in scoring.weights and column.startswith(PREFIX))
+        yield f"  {name:<12} {percent(known)} likely x weight {scoring.conditions[name]:g} of its logarithm"
+    weights = scoring.topic.narrow.weights
+    for column, moments in scoring.topic.narrow.moments.items():
+        used = component(column) in weights or (EXPERTS in weights and column.startswith(PREFIX))
         if used or component(column) in chances:
             of = f"(pool {moments.mean:.3f} +- {moments.std:.3f})"
             yield f"  {_named(column)}: {_number(values[column])}{_near(values, column, scoring)} {of}"
-    if scoring.agreement and AGREEMENT in chances:
-        for column in scoring.agreement.columns:
-            yield f"  {_named(column)}: {_number(values[column])}"
+    if MATCHES in chances:
+        yield f"  the annotation as a whole is the data's own: {percent(values.get(MATCH_WHOLE))} likely"
+        yield f"  none of its sentences is another pair's: {percent(values.get(MATCH_SENTENCE))} likely"
         if sentence := values.get(WEAKEST_SENTENCE):
-            yield f"  judged by the sentence that agrees least: {sentence!r}"
+            yield f"  the least likely sentence: {sentence!r}"
 
 
 def _named(column: str) -> str:
-    for prefix, kind in ((PREFIX, "cosine"), (GIVEN, "given"), (AGREES, "cosine of data and annotation,")):
+    for prefix, kind in ((PREFIX, "cosine"), (GIVEN, "given")):
         if column.startswith(prefix):
             return f"{kind} {column.removeprefix(prefix).replace('__', ' ')}"
     return column

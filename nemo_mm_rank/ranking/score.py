@@ -18,20 +18,16 @@ from nemo_mm_rank.errors import ConfigError, EmbeddingError, MissingColumnError,
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.io.parquet import write_table
 from nemo_mm_rank.models.loader import pick_device
-from nemo_mm_rank.ranking.cosine import Combine, combine, cosines, rowwise
+from nemo_mm_rank.ranking.cosine import Combine, combine, cosines
 from nemo_mm_rank.ranking.given import Given
 from nemo_mm_rank.schema import ERROR, FUSED, MODALITY, PAIR_ID, POOL, VECTOR, annotation_column, data_column
 from nemo_mm_rank.steps import Added, Step
 
-AGREEMENT = "agreement"
 PREFIX = "cosine__"
 """Columns of cosines: ``cosine__<component>``, or ``cosine__<expert>__<model>`` where an expert has several spaces."""
 
 GIVEN = "given__"
 """Columns of scores from elsewhere: ``given__<name>``."""
-
-AGREES = "agreement__"
-"""Columns of cosines of a pair's data with its own annotation: ``agreement__<component>`` as above."""
 
 
 @dataclass(frozen=True)
@@ -80,42 +76,11 @@ def component(score: str) -> str:
     return score.removeprefix(PREFIX).removeprefix(GIVEN).split("__")[0]
 
 
-@dataclass(frozen=True)
-class Sides:
-    """Both sides of a pair in one space.
-
-    Attributes:
-        name: the column for the cosine of the two.
-        data: the column with the data's embeddings.
-        annotation: the column with the annotations'.
-        weakest: the column with those of each annotation's sentence that agrees least, which then stands for the
-            annotation; null where the annotation itself does.
-    """
-
-    name: str
-    data: str
-    annotation: str
-    weakest: str | None = None
-
-    @property
-    def columns(self) -> list[str]:
-        """All columns of embeddings."""
-        return [self.data, self.annotation, *([self.weakest] if self.weakest else [])]
-
-
-def spoken(annotation: Vectors, weakest: Vectors | None) -> Vectors:
-    """Return what speaks for the annotations, ``(n, d)``: the sentence that agrees least, where there is one."""
-    if weakest is None or not bool(weakest.valid.any()):
-        return annotation
-    return Vectors(torch.where(weakest.valid[:, None], weakest.values, annotation.values), annotation.valid)
-
-
 class ScoreStep(Step):
     """Adds, per space, the cosine of each pair with the queries (see `cosine.combine` for several of them).
 
     A pair without a vector in a space has a null there; one without any score at all, or with a vector that is zero
-    or not finite, is quarantined. ``agreement`` (float in [-1, 1]) is taken over as a score where asked for. Besides,
-    the cosine of each pair's two sides, and scores from elsewhere, null for a pair that has none.
+    or not finite, is quarantined. Besides, scores from elsewhere, null for a pair that has none.
     """
 
     name = "rank"
@@ -125,8 +90,6 @@ class ScoreStep(Step):
         spaces: Sequence[Space],
         weights: Sequence[float],
         how: Combine = "mean",
-        agreement: bool = False,
-        sides: Sequence[Sides] = (),
         given: Sequence[Given] = (),
     ) -> None:
         """See `cosine.combine` for ``weights`` (one per query) and ``how``.
@@ -139,27 +102,24 @@ class ScoreStep(Step):
             raise ConfigError(f"spaces must differ, not {[space.score for space in self.spaces]}")
         if not self.spaces:
             raise ConfigError("ranking needs at least one space that has the queries in it")
-        self.weights, self.how, self.agreement = tuple(weights), how, agreement
-        self.sides, self.given = tuple(sides), tuple(given)
+        self.weights, self.how, self.given = tuple(weights), how, tuple(given)
         self._directions = {space.score: combine(space.queries, self.weights, how) for space in self.spaces}
         self._device = "cpu"
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:  # noqa: D102
-        both = [name for one in self.sides for name in one.columns]
-        columns = dict.fromkeys([*(space.column for space in self.spaces), *both], VECTOR)
-        agreement = {AGREEMENT: pa.float32()} if self.agreement else {}
-        return {**columns, **agreement, **({PAIR_ID: pa.string()} if self.given else {})}
+        columns = dict.fromkeys((space.column for space in self.spaces), VECTOR)
+        return {**columns, **({PAIR_ID: pa.string()} if self.given else {})}
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:  # noqa: D102
-        names = [*self.cosines, *(one.name for one in self.sides)]
-        return {**dict.fromkeys(names, pa.float32()), **{GIVEN + one.name: pa.float64() for one in self.given}}
+        cosines = dict.fromkeys(self.cosines, pa.float32())
+        return {**cosines, **{GIVEN + one.name: pa.float64() for one in self.given}}
 
     @property
     def cosines(self) -> list[str]:
         """The columns of cosines with the queries."""
-        return [space.score for space in self.spaces] + [PREFIX + AGREEMENT] * self.agreement
+        return [space.score for space in self.spaces]
 
     @property
     def scores(self) -> list[str]:
@@ -174,12 +134,11 @@ class ScoreStep(Step):
         for space in self.spaces:
             digest.update(space.queries.detach().cpu().float().numpy().tobytes())
         names = {space.score: space.column for space in self.spaces}
-        settings = {"weights": self.weights, "combine": self.how, "agreement": self.agreement}
-        both = {one.name: one.columns for one in self.sides}
+        settings = {"weights": self.weights, "combine": self.how}
         given = {one.name: [one.column, one.digest] for one in self.given}
         return {
             **super().identity(),
-            **{"spaces": names, "queries": digest.hexdigest(), "sides": both, "given": given},
+            **{"spaces": names, "queries": digest.hexdigest(), "given": given},
             **settings,
         }
 
@@ -198,17 +157,8 @@ class ScoreStep(Step):
                 errors[row] = EmbeddingError(f"the vector in {space.column!r} is zero or not finite")
             columns[space.score] = pa.array(scores, pa.float32(), mask=~np.isfinite(scores))
             scored |= valid
-        if self.agreement:
-            agreement = frames.array(rows, AGREEMENT).cast(pa.float32())
-            for row in np.flatnonzero(~np.isfinite(agreement.fill_null(0).to_numpy(zero_copy_only=False))).tolist():
-                errors[row] = EmbeddingError("the agreement is not finite")
-            columns[PREFIX + AGREEMENT] = agreement
         for row in np.flatnonzero(~scored).tolist():
             errors[row] = EmbeddingError(f"no vector in any of {', '.join(space.column for space in self.spaces)}")
-        for sides in self.sides:
-            data, annotation, *weakest = (frames.vectors(rows, name, self._device) for name in sides.columns)
-            both = rowwise(data, spoken(annotation, next(iter(weakest), None))).cpu().numpy()
-            columns[sides.name] = pa.array(both, pa.float32(), mask=np.isnan(both))
         for given in self.given:
             columns[GIVEN + given.name] = given.of(frames.array(rows, PAIR_ID))
         return Added(columns, errors)

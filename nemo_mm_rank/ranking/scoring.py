@@ -1,9 +1,9 @@
-"""From a pair's cosines to its score: standardised, weighted and summed, less what its conditions cost it."""
+"""From a pair's cosines to its score: how well it is on topic, less what its conditions cost it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,18 +13,20 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, nearest
-from nemo_mm_rank.ranking.agreement import FLOOR, Agreement
+from nemo_mm_rank.matching.judge import FLOOR
 from nemo_mm_rank.ranking.calibrate import Moments, Quantiles
 from nemo_mm_rank.ranking.feedback import FEEDBACK, Means, feedback_column
 from nemo_mm_rank.ranking.matched import ANNOTATION_COSINE, FUSED_COSINE, Matched
 from nemo_mm_rank.ranking.pool import Rows, Shards, live
-from nemo_mm_rank.ranking.score import AGREEMENT, GIVEN, PREFIX, component
-from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.ranking.score import GIVEN, component
+from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights
+from nemo_mm_rank.schema import MATCH, MODALITY, PAIR_ID, POOL
 
 Floats = npt.NDArray[np.float64]
 
-EXPERTS = "experts"
-NOT_EXPERTS = ("fused", "annotation", AGREEMENT)
+MATCHES = "match"
+"""The condition that the annotation is the data's own."""
+
 WORDS = (PAIR_ID, POOL, MODALITY)
 
 
@@ -32,103 +34,116 @@ WORDS = (PAIR_ID, POOL, MODALITY)
 class Scoring:
     """How cosines become scores.
 
-    Each column of cosines is standardised over the pool. A component's value is the mean over its columns that the
-    pair has (a fusion expert's models, of which a pair usually has one), ``experts`` the mean over the experts that it
-    has; a component that a pair lacks altogether counts 0, the pool's mean. The score is the sum of the components
-    times their weights, by name, and then calibrated within the pair's modality where that is asked for.
-
-    A space in which the query tells pairs apart spreads their cosines; one in which it says nothing holds them close
-    together, and standardising would blow that up. So weights count by the spread of their component, relative to the
-    widest: ``weight * (std / widest std) ** settings.spread``. ``agreement`` and scores from elsewhere know no query
-    and keep their weights. Where there is feedback, a cosine is that with the query and so many times that with the
-    best pairs.
-
-    The sum says how well a pair is on topic. *Conditions* are chances in (0, 1]: that the pair is in agreement, or a
-    score from elsewhere. Each adds ``strength * W * log(chance)`` with ``W`` the sum of the weights' sizes: the score
-    is the logarithm of a product, so a pair must be on topic *and* in agreement, and neither makes up for the other.
-    A pair whose chance is not known counts as the others do in the mean of the logarithms.
+    `topic.Topic` says how well a pair is on topic, in standard deviations over the pool. *Conditions* are chances in
+    (0, 1]: that the annotation is the data's own, or a score from elsewhere. Each adds ``strength * log(chance)``: the
+    score is the logarithm of a product, so a pair must be on topic *and* meet the conditions, and neither makes up for
+    the other. A pair whose chance is not known counts as the others do in the mean of the logarithms. Last, scores are
+    calibrated within the pairs' modalities where that is asked for.
 
     Attributes:
-        weights: component -> weight that it counts with, by name; components without weight are left out.
-        moments: column of cosines or given scores -> its statistics over all ranked pairs.
-        calibration: modality -> statistics of the sum over its ranked pairs; empty for none.
+        topic: how well a pair is on topic.
+        calibration: modality -> statistics of the score over its ranked pairs; empty for none.
         matched: what puts fused cosines on their annotations' scale within each modality; None for nothing.
         counts: ``modality`` and ``pool`` -> value -> ranked pairs.
         ranked: number of pairs without an error.
         conditions: name -> strength; those without are left out.
         logarithms: name of a condition -> statistics of the logarithms of its known chances.
-        agreement: what judges agreement, where that is a condition.
         feedback: column of cosines -> weight of the feedback beside it.
         means: what feedback columns are made with, for pairs that are yet to be scored.
     """
 
-    weights: Mapping[str, float]
-    moments: Mapping[str, Moments]
-    calibration: Mapping[str, Moments | Quantiles]
-    counts: Mapping[str, Mapping[str, int]]
-    ranked: int
+    topic: Topic
+    calibration: Mapping[str, Moments | Quantiles] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    ranked: int = 0
     conditions: Mapping[str, float] = field(default_factory=dict)
     logarithms: Mapping[str, Moments] = field(default_factory=dict)
-    agreement: Agreement | None = None
     feedback: Mapping[str, float] = field(default_factory=dict)
     means: Means = field(default_factory=dict)
     matched: Matched | None = None
 
     @classmethod
-    def fit(
-        cls, shards: Shards, columns: Sequence[str], settings: RankingSettings, agreement: Agreement | None = None
-    ) -> Scoring:
-        """Take the statistics of all shards: one pass over the small columns, two where scores are calibrated.
+    def fit(cls, shards: Shards, columns: Sequence[str], settings: RankingSettings) -> Scoring:
+        """Take the statistics of all shards: two passes over the small columns, three where scores are calibrated.
 
         Args:
-            shards: with ``pair_id, pool, modality``, the columns, and those that ``agreement`` looks at.
-            columns: the columns of cosines, of feedback, and of scores from elsewhere.
+            shards: with ``pair_id, pool, modality``, the columns, and ``match_probability`` where that is a condition.
+            columns: the columns of cosines, of feedback, of scores from elsewhere, and ``match_probability``.
             settings: weights, conditions and calibration.
-            agreement: what judges agreement; without it, that is no condition.
 
         Raises:
             ConfigError: a weight or condition for a component that has no column; a condition out of [0, 1].
             MissingColumnError: a shard lacks a column.
         """
-        names = sorted(name for name in columns if not name.startswith(FEEDBACK))
+        names = sorted(name for name in columns if name != MATCH and not name.startswith(FEEDBACK))
         beside = [name for name in names if feedback_column(name) in columns]
+        near = settings.broad.feedback_weight if settings.broad is not None else 0.0
+        none = Mixture({}, dict.fromkeys(names, Moments()))
         scoring = cls(
-            _weights(settings.weights, names),
-            {name: Moments() for name in names},
-            {},
-            {},
-            0,
-            _conditions(settings.conditions, names, agreement),
-            {},
-            agreement,
-            dict.fromkeys(beside, settings.feedback_weight),
+            Topic(none, none if beside else None),
+            conditions=_conditions(settings.conditions, columns),
+            feedback=dict.fromkeys(beside, near),
         )
-        matched = _matched(settings, names)
-        moments = dict(scoring.moments)
-        logarithms = {name: Moments() for name in scoring.conditions}
+        return scoring._counted(shards, _matched(settings, names))._weighted(shards, names, settings)
+
+    def _counted(self, shards: Shards, matched: Matched | None) -> Scoring:
+        """Count what columns and conditions hold."""
+        names = list(self.topic.narrow.moments)
+        plain = {name: Moments() for name in names}
+        near = {name: Moments() for name in names}
+        logarithms = {name: Moments() for name in self.conditions}
         counts: dict[str, Counter[str]] = {MODALITY: Counter(), POOL: Counter()}
         ranked = 0
-        for part, _, table in live(shards, [MODALITY, POOL, *scoring.reads]):
-            missing = [name for name in (MODALITY, POOL, *scoring.reads) if name not in table.column_names]
+        for part, _, table in live(shards, [MODALITY, POOL, *self.reads]):
+            missing = [name for name in (MODALITY, POOL, *self.reads) if name not in table.column_names]
             if missing:
                 raise MissingColumnError(f"shard {part} lacks {', '.join(map(repr, missing))}")
-            values = {name: scoring._values(table, name) for name in moments}
-            moments = {name: seen + Moments.of(values[name]) for name, seen in moments.items()}
+            values = {name: _numbers(table, name) for name in names}
+            plain = {name: seen + Moments.of(values[name]) for name, seen in plain.items()}
             if matched is not None:
                 matched.add(values[FUSED_COSINE], values[ANNOTATION_COSINE], _by_value(table[MODALITY]))
-            for name, chances in scoring.chances(table).items():
+            if self.feedback:
+                near = {name: seen + Moments.of(self._with_feedback(table, name)) for name, seen in near.items()}
+            for name, chances in self.chances(table).items():
                 logarithms[name] += Moments.of(np.log(chances))
             for by, counter in counts.items():
                 counter.update({entry["values"]: entry["counts"] for entry in table[by].value_counts().to_pylist()})
             ranked += table.num_rows
-        scoring = replace(scoring, matched=matched, moments=moments)
-        scoring = replace(
-            scoring,
-            weights=_by_spread(scoring.weights, {name: scoring._scale(name) for name in moments}, settings.spread),
+        if matched is not None:
+            plain[FUSED_COSINE] = plain[ANNOTATION_COSINE]
+            near[FUSED_COSINE] = near[ANNOTATION_COSINE]
+        topic = Topic(Mixture({}, plain), Mixture({}, near if self.feedback else plain))
+        return replace(
+            self,
+            topic=topic,
+            matched=matched,
             counts={by: dict(sorted(seen.items())) for by, seen in counts.items()},
             ranked=ranked,
             logarithms=logarithms,
         )
+
+    def _weighted(self, shards: Shards, names: Sequence[str], settings: RankingSettings) -> Scoring:
+        """Weigh the components, see how broad the objective is, and calibrate."""
+        assert self.topic.broad is not None  # noqa: S101 (`_counted` makes both)
+        narrow = Mixture.of(settings.weights, self.topic.narrow.moments, settings.spread)
+        broad = None
+        if settings.broad is not None and self.ranked >= FEWEST and (weights := broad_weights(settings, names)):
+            broad = Mixture.of(weights, self.topic.broad.moments, 0.0)
+        narrow_total, broad_total = Moments(), Moments()
+        scoring = replace(self, topic=Topic(narrow, broad))
+        for _, _, table in live(shards, [MODALITY, *self.reads]):
+            plain, near = scoring.columns(table)
+            narrow_total += Moments.of(narrow.sum(plain))
+            if broad is not None:
+                broad_total += Moments.of(broad.sum(near))
+        topic = Topic(replace(narrow, total=narrow_total))
+        if broad is not None and settings.broad is not None:
+            seen = Quantiles()
+            for _, _, table in live(shards, [MODALITY, *self.reads]):
+                seen = seen + Quantiles.of(topic.narrow.standard(scoring.columns(table)[0]))
+            breadth, skewness = breadth_of(seen, settings.broad)
+            topic = Topic(topic.narrow, replace(broad, total=broad_total), breadth, skewness)
+        scoring = replace(self, topic=topic)
         how = settings.calibration or "off"
         return scoring._calibrated(shards, how) if how in ("zscore", "quantile") else scoring
 
@@ -148,76 +163,58 @@ class Scoring:
     @property
     def reads(self) -> list[str]:
         """The columns that scores are made of."""
-        judged = self.agreement.columns if self.agreement and AGREEMENT in self.conditions else []
-        return [*self.moments, *map(feedback_column, self.feedback), *judged]
+        judged = [MATCH] if MATCHES in self.conditions else []
+        return [*self.topic.narrow.moments, *map(feedback_column, self.feedback), *judged]
 
-    def _values(self, table: pa.Table, name: str) -> npt.NDArray[np.floating[Any]]:
-        """Return a column as numbers, NaN where there is none, with its feedback where there is any."""
-        values: npt.NDArray[np.floating[Any]] = table[name].to_numpy()
+    def columns(self, table: pa.Table) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Return the columns as numbers, NaN where there is none: as they are, and with feedback added."""
+        plain = {name: _numbers(table, name) for name in self.topic.narrow.moments}
+        near = {name: self._with_feedback(table, name) for name in plain} if self.feedback else dict(plain)
+        if self.matched is not None:
+            rows = _by_value(table[MODALITY])
+            for found in (plain, near):
+                found[FUSED_COSINE] = self.matched.match(found[FUSED_COSINE], rows).astype(np.float64)
+        return plain, near
+
+    def _with_feedback(self, table: pa.Table, name: str) -> Floats:
+        values = _numbers(table, name)
         if weight := self.feedback.get(name):
-            values = values.astype(np.float64) + weight * table[feedback_column(name)].to_numpy().astype(np.float64)
-        if self.matched is not None and name == FUSED_COSINE:
-            values = self.matched.match(values, _by_value(table[MODALITY]))
+            values = values + weight * _numbers(table, feedback_column(name))
         return values
-
-    def _scale(self, name: str) -> Moments:
-        """Return the statistics of what `_values` returns over the whole pool."""
-        return self.moments[ANNOTATION_COSINE if self.matched is not None and name == FUSED_COSINE else name]
 
     def batches(self, shards: Shards) -> Iterator[Batch]:
         """Yield the scored live rows, shard by shard."""
         for part, rows, table in live(shards, [*WORDS, *self.reads]):
-            components, chances = self.components(table), self.chances(table)
-            scores = self.scores(components, chances, table[MODALITY])
-            yield Batch(part, rows, table.select(WORDS), components, chances, scores)
+            chances = self.chances(table)
+            scores = self.scores(table, chances)
+            yield Batch(part, rows, table.select(WORDS), self.components(table), chances, scores)
 
-    def scores(
-        self, components: Mapping[str, Floats], chances: Mapping[str, Floats], modality: pa.ChunkedArray
-    ) -> Floats:
-        """Return ``(n,)`` scores, given the standardised components and the chances ``(n,)``, and the modality.
+    def scores(self, table: pa.Table, chances: Mapping[str, Floats]) -> Floats:
+        """Return ``(n,)`` scores, given the chances ``(n,)``.
 
         Where scores go `by_modality`, every modality must be one that was ranked.
         """
-        total = np.zeros(len(modality))
-        for name, weight in self.weights.items():
-            total += weight * components[name]
-        for name in self.conditions:
-            total += self.cost(name) * self._logarithms(name, chances[name])
+        total = self.topic(*self.columns(table))
+        for name, strength in self.conditions.items():
+            total = total + strength * self._logarithms(name, chances[name])
         if self.calibration:
-            for value, inside in _by_value(modality).items():
+            for value, inside in _by_value(table[MODALITY]).items():
                 total[inside] = self.calibration[value].standardise(total[inside])
         return total
 
     def components(self, table: pa.Table) -> dict[str, Floats]:
-        """Return the standardised value of each weighted component, ``(n,)``."""
-        by_component: dict[str, list[Floats]] = {}
-        for name in self.moments:
-            by_component.setdefault(component(name), []).append(
-                self._scale(name).standardise(self._values(table, name))
-            )
-        values = {name: _mean_of_present(columns) for name, columns in by_component.items()}
-        if EXPERTS in self.weights:
-            values[EXPERTS] = _mean_of_present([values[name] for name in _experts(self.moments)])
-        return {name: np.where(np.isnan(values[name]), 0.0, values[name]) for name in self.weights}
+        """Return the standardised value of each weighted component, ``(n,)``, without feedback."""
+        return self.topic.narrow.components(self.columns(table)[0])
 
     def chances(self, table: pa.Table) -> dict[str, Floats]:
-        """Return the chance by each condition, ``(n,)``, at least `agreement.FLOOR`; NaN where it is not known."""
+        """Return the chance by each condition, ``(n,)``, at least `matching.judge.FLOOR`; NaN where it is not known."""
         found: dict[str, Floats] = {}
         for name in self.conditions:
-            if name == AGREEMENT:
-                assert self.agreement is not None  # noqa: S101 (or it would be no condition)
-                cosines = {column: table[column].to_numpy() for column in self.agreement.columns}
-                found[name] = self.agreement.chances(cosines, _by_value(table[MODALITY]), table.num_rows)
-            else:
-                values = table[GIVEN + name].to_numpy().astype(np.float64)
-                if ((values < 0) | (values > 1)).any():
-                    raise ConfigError(f"ranking.conditions: {name!r} has values out of [0, 1], which are no chances")
-                found[name] = np.where(np.isnan(values), np.nan, np.maximum(values, FLOOR))
+            values = _numbers(table, MATCH if name == MATCHES else GIVEN + name)
+            if ((values < 0) | (values > 1)).any():
+                raise ConfigError(f"ranking.conditions: {name!r} has values out of [0, 1], which are no chances")
+            found[name] = np.where(np.isnan(values), np.nan, np.maximum(values, FLOOR))
         return found
-
-    def cost(self, condition: str) -> float:
-        """What the logarithm of a condition's chance counts with."""
-        return self.conditions[condition] * sum(map(abs, self.weights.values()))
 
     def _logarithms(self, name: str, chances: Floats) -> Floats:
         return np.where(np.isnan(chances), self.logarithms[name].mean, np.log(chances))
@@ -248,6 +245,11 @@ class Batch:
         return _by_value(self.words[column])
 
 
+def _numbers(table: pa.Table, name: str) -> Floats:
+    numbers: Floats = table[name].to_numpy().astype(np.float64)
+    return numbers
+
+
 def _by_value(column: pa.ChunkedArray) -> dict[str, Rows]:
     encoded = column.combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy()
@@ -268,65 +270,14 @@ def _matched(settings: RankingSettings, columns: Sequence[str]) -> Matched | Non
     return Matched()
 
 
-def _experts(columns: Collection[str]) -> list[str]:
-    """Return the components that experts are among some columns of cosines, in the columns' order."""
-    found = dict.fromkeys(component(name) for name in columns if name.startswith(PREFIX))
-    return [name for name in found if name not in NOT_EXPERTS]
-
-
-def _conditions(
-    strengths: Mapping[str, float], columns: Sequence[str], agreement: Agreement | None
-) -> dict[str, float]:
+def _conditions(strengths: Mapping[str, float], columns: Sequence[str]) -> dict[str, float]:
     """Return the conditions by name that count, refusing one that is not there.
 
-    ``agreement`` without anything that judges it is left out: it is in the default settings.
+    ``match`` without ``match_probability`` is left out: it is in the default settings.
     """
-    there = {component(name) for name in columns if name.startswith(GIVEN)} | {AGREEMENT}
+    there = {component(name) for name in columns if name.startswith(GIVEN)}
     for name, strength in strengths.items():
-        if strength and name not in there:
-            raise ConfigError(f"ranking.conditions: nothing says {name!r} here{nearest(name, there)}")
-    judged = there if agreement is not None and agreement.judges else there - {AGREEMENT}
-    return {name: strength for name, strength in sorted(strengths.items()) if strength and name in judged}
-
-
-def _weights(weights: Mapping[str, float], cosines: Sequence[str]) -> dict[str, float]:
-    """Return the weights by name that are not 0, refusing components that are not there.
-
-    ``experts`` without any expert that shares a space with text is left out: it is in the default weights.
-    """
-    there = {component(name) for name in cosines}
-    known = there | {EXPERTS}
-    for name, weight in weights.items():
-        if weight and name not in known:
-            raise ConfigError(f"ranking.weights: nothing scores {name!r} here{nearest(name, known)}")
-    if not _experts(cosines):
-        known = there
-    used = {name: weight for name, weight in sorted(weights.items()) if weight and name in known}
-    if not used:
-        raise ConfigError(f"ranking.weights: none of {', '.join(sorted(there))} has a weight")
-    return used
-
-
-def _by_spread(weights: Mapping[str, float], moments: Mapping[str, Moments], power: float) -> dict[str, float]:
-    """Return the weights that components count with, given how far their cosines spread over the pool."""
-    spreads: dict[str, float] = {}
-    queried = {column: m.std for column, m in moments.items() if column.startswith(PREFIX)}
-    for name in weights:
-        parts = _experts(queried) if name == EXPERTS else [name]
-        of = [std for column, std in queried.items() if component(column) in parts]
-        if of and name != AGREEMENT:
-            spreads[name] = sum(of) / len(of)
-    widest = max(spreads.values(), default=0.0)
-    if not widest:
-        return dict(weights)
-    return {name: weight * (spreads.get(name, widest) / widest) ** power for name, weight in weights.items()}
-
-
-def _mean_of_present(columns: Sequence[Floats]) -> Floats:
-    """Return the mean over ``columns`` of the values that are not NaN, NaN where all of them are."""
-    total, count = np.zeros_like(columns[0]), np.zeros_like(columns[0])
-    for column in columns:
-        missing = np.isnan(column)
-        total += np.where(missing, 0.0, column)
-        count += ~missing
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+        if strength and name not in {*there, MATCHES}:
+            raise ConfigError(f"ranking.conditions: nothing says {name!r} here{nearest(name, {*there, MATCHES})}")
+    known = there | ({MATCHES} if MATCH in columns else set())
+    return {name: strength for name, strength in sorted(strengths.items()) if strength and name in known}

@@ -174,10 +174,10 @@ def contributions(scoring: Scoring, table: pa.Table) -> dict[str, Floats]:
         scoring: from cosines to scores.
         table: what it reads, of ``n`` pairs.
     """
-    found = {name: scoring.weights[name] * values for name, values in scoring.components(table).items()}
+    found = scoring.topic.contributions(*scoring.columns(table))
     for name, chances in scoring.chances(table).items():
         logarithms = np.where(np.isnan(chances), scoring.logarithms[name].mean, np.log(chances))
-        found[f"if {name}"] = scoring.cost(name) * logarithms
+        found[f"if {name}"] = scoring.conditions[name] * logarithms
     return found
 
 
@@ -187,8 +187,8 @@ def _facts(
     for name, values in chances.items():
         yield f"chance of {name}", "not known" if np.isnan(values[place]) else f"{100 * values[place]:.0f} %"
     if sentence := row.get(WEAKEST_SENTENCE):
-        yield "agrees least", excerpt(sentence, _VALUE)
-    for name, moments in scoring.moments.items():
+        yield "least likely sentence", excerpt(sentence, _VALUE)
+    for name, moments in scoring.topic.narrow.moments.items():
         if row[name] is not None:
             said = "cosine " + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name
             yield said.replace("__", " "), f"{row[name]:.3f} (pool {moments.mean:.3f})"

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from nemo_mm_rank.ranking.blend import label
+from nemo_mm_rank.matching.matcher import SPOILT
+from nemo_mm_rank.ranking.blend import label, percent
 from nemo_mm_rank.report.charts import distributions, mixes
 from nemo_mm_rank.report.colours import colour
 from nemo_mm_rank.report.content import (
@@ -194,27 +195,44 @@ def scores(run: Run) -> Section:
         "score (standard deviations, weighted sum)",
     )
     lead = "A pair's score compares it with the whole pool; the blend is what lies above the cut."
-    return Section("scores", "Scores and the cut", lead, [chart, _weights(run), *_cuts(run)])
+    return Section("scores", "Scores and the cut", lead, [chart, _weights(run), *_matching(run), *_cuts(run)])
 
 
 def _weights(run: Run) -> Table:
-    asked = run.config.ranking.weights
+    asked, topic = run.config.ranking.weights, run.scoring.topic
     lines = [
-        Row((name, number(asked[name], 2) if name in asked else "", number(weight, 2)))
-        for name, weight in run.scoring.weights.items()
+        Row((name, number(asked[name], 2) if name in asked else "", number(topic.weight(name), 2)))
+        for name in topic.narrow.weights
     ]
     conditions = run.config.ranking.conditions
     lines += [
-        Row((f"if {name}", number(conditions[name], 2), number(run.scoring.cost(name), 2)))
-        for name in run.scoring.conditions
+        Row((f"if {name}", number(conditions[name], 2), number(conditions[name], 2))) for name in run.scoring.conditions
+    ]
+    note = "A component that the objective does not spread the pool in counts for less than its weight."
+    if topic.breadth:
+        note += (
+            " The objective asks for much of the pool, so the weights for broad objectives, with closeness to the best "
+            f"pairs, count to {percent(topic.breadth)}."
+        )
+    if run.scoring.conditions:
+        note += " What stands after “if” is a condition: the logarithm of its chance is taken off, times that."
+    return Table("What a score is made of", ["component", "weight", "counts with"], lines, note=note)
+
+
+def _matching(run: Run) -> list[Table]:
+    """Return how well own annotations can be told from others; nothing where no modality had enough pairs."""
+    lines = [
+        Row((modality, SPOILT[name], f"{about['pairs']:,.0f}", number(about["told"], 2), percent(about["wrong"])))
+        for modality, ways in run.manifest["matching"].items()
+        for name, about in ways.items()
     ]
     note = (
-        "A component that the objective does not spread the pool in counts for less than its weight. What stands after "
-        "“if” is a condition: the logarithm of its chance is taken off, times that."
-        if run.scoring.conditions
-        else "A component that the objective does not spread the pool in counts for less than its weight."
+        "Annotations of this pool were exchanged on purpose, and own ones told from them, out of sample. Told apart: "
+        "how often an own annotation scores above an exchanged one; 0.5 is a guess, and below 0.7 nothing is held against "
+        "a pair. Taken for wrong: the least share of the pool's own pairs that look like exchanged ones."
     )
-    return Table("What a score is made of", ["component", "weight", "counts with"], lines, note=note)
+    columns = ["modality", "annotations with", "pairs", "told apart", "taken for wrong"]
+    return [Table("How well own annotations are told from others", columns, lines, note=note)] if lines else []
 
 
 def _cuts(run: Run) -> list[Table]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.parquet import read_table, write_json
 from nemo_mm_rank.io.pool import manifests
+from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import CONFIG, Projection
@@ -28,23 +29,24 @@ from nemo_mm_rank.projection.fit import fit
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
 from nemo_mm_rank.ranking import rank as rank_shards
-from nemo_mm_rank.ranking.agreement import Agreement
 from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of, save_means
 from nemo_mm_rank.ranking.score import GIVEN, ScoreStep
+from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run import outcome
-from nemo_mm_rank.run.agreement import fit_agreement
 from nemo_mm_rank.run.engine import Engine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.matching import fit_matcher
 from nemo_mm_rank.run.notes import notes
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.queries import score_step, weakest_step
+from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.run.state import State, inputs
 from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Shards, digest
 from nemo_mm_rank.run.summary import count_steps, print_summary
 from nemo_mm_rank.run.through import take_through
+from nemo_mm_rank.schema import MATCH
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
 
@@ -223,10 +225,12 @@ class _Curation:
         embedded = self._through(_embedding_steps(config, models), pool, report.good)
         projection = self._fit(embedded, report.good)
         project = ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
-        weakest = weakest_step(config, models)
-        score = score_step(config, models, {**embedded.columns(), **project.provides, **weakest.provides})
-        scored = self._through([project, weakest, score], embedded, report.good)
-        state = self._state(report, scored.without_last(), models, projection)
+        fused = self._through([project], embedded, report.good)
+        device = loader.pick_device(self.engine.device)
+        matcher = fit_matcher(config, models, fused, self.folder.fitted, device, self.reporter)
+        score = score_step(config, models, fused.columns())
+        scored = self._through([MatchStep(matcher, models, config.media), score], fused, report.good)
+        state = self._state(report, scored.without_last(), models, projection, matcher)
         state.save(self.folder)
         return self._choose(state, models, scored, score)
 
@@ -276,7 +280,9 @@ class _Curation:
                 advance(pairs)
         return folder
 
-    def _state(self, report: IngestReport, fused: Shards, models: Mapping[str, ModelSpec], projection: Path) -> State:
+    def _state(
+        self, report: IngestReport, fused: Shards, models: Mapping[str, ModelSpec], projection: Path, matcher: Path
+    ) -> State:
         """Return what is needed to rank these shards again."""
         return State(
             stages=tuple(map(self.folder.relative, fused.stages)),
@@ -292,18 +298,18 @@ class _Curation:
                 if spec != self.config.models[name]
             },
             projection=self.folder.relative(projection),
+            matcher=self.folder.relative(matcher),
         )
 
     def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: Shards, score: ScoreStep) -> Result:
         """Choose among the scored pairs, and write the blend, the quarantine and the manifest."""
         config = self.config
-        agreement = self._agreement(scored, score)
-        feedback = self._feedback(scored, score, agreement)
-        columns = score.scores
+        columns = [*score.scores, MATCH]
+        feedback = self._feedback(scored, score, columns)
         if feedback is not None:
             scored = self._through([feedback], scored, state.pairs)
             columns += feedback.provides
-        ranking = rank_shards(scored, columns, config.ranked_by, config.budget, agreement)
+        ranking = rank_shards(scored, columns, config.ranked_by, config.budget)
         self._tell(ranking)
         # The manifest vouches for the files beside it, so it goes first and comes last.
         self.folder.manifest.unlink(missing_ok=True)
@@ -318,23 +324,28 @@ class _Curation:
         write_json(self.folder.manifest, manifest)
         return Result(self.folder.path, manifest)
 
-    def _agreement(self, scored: Shards, score: ScoreStep) -> Agreement | None:
-        """Learn what agreement looks like here, once for all queries."""
-        if not score.sides:
-            return None
-        fused = scored.without_last()
-        key = digest([[asdict(one) for one in score.sides], self.config.seed, [*map(fused.key, range(fused.count))]])
-        return fit_agreement(scored, score.sides, self.config.seed, self.folder.fitted / f"agreement-{key[:12]}.json")
-
-    def _feedback(self, scored: Shards, score: ScoreStep, agreement: Agreement | None) -> FeedbackStep | None:
-        """Rank by the query alone, and let the best pairs say what it means."""
+    def _feedback(self, scored: Shards, score: ScoreStep, columns: Sequence[str]) -> FeedbackStep | None:
+        """Rank by the query alone, and let the best pairs say what it means, where the objective is broad."""
         settings = self.config.ranked_by
-        if not settings.feedback or not settings.feedback_weight:
+        broad = settings.broad
+        if broad is None or not broad.feedback or not broad.feedback_weight:
             return None
-        plain = settings.model_copy(update={"quota_by": None, "quotas": {}, "collapse_duplicates": False})
-        best = rank_shards(scored, score.scores, plain, Budget(count=settings.feedback), agreement)
-        columns = {space.score: space.column for space in score.spaces}
-        step = FeedbackStep(columns, means_of(best.places, scored, columns))
+        topic = Scoring.fit(scored, columns, settings).topic
+        if topic.broad is None or not topic.breadth:
+            return None
+        plain = settings.model_copy(
+            update={
+                "weights": dict(topic.broad.weights),
+                "broad": None,
+                "spread": 0.0,
+                "quota_by": None,
+                "quotas": {},
+                "collapse_duplicates": False,
+            }
+        )
+        best = rank_shards(scored, columns, plain, Budget(count=broad.feedback))
+        spaces = {space.score: space.column for space in score.spaces}
+        step = FeedbackStep(spaces, means_of(best.places, scored, spaces))
         return step if step.columns else None
 
     def _tell(self, ranking: Ranking) -> None:

@@ -162,10 +162,7 @@ def as_condition(ranking: RankingSettings, job: str | Path) -> dict[str, Any]:
         raise UserError(f"{job} holds no finished EcoDatum job")
     quality = GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
     given = {name: one.model_dump(mode="json", exclude_none=True) for name, one in ranking.scores.items()}
-    conditions = {**ranking.conditions, QUALITY: STRENGTH}
-    if AGREEMENT in conditions:
-        conditions[AGREEMENT] = max(0.0, conditions[AGREEMENT] - STRENGTH)
-    return {"scores": {**given, QUALITY: quality}, "conditions": conditions}
+    return {"scores": {**given, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
 
 
 def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engine | None = None) -> EcoDatumResult:

@@ -28,12 +28,14 @@ class FinishedRun:
         config: as it was ranked last: with the queries and weights behind the blend that is there.
         models: with the statistics that they took from the pool.
         projection: folder of the fitted projection.
+        matcher: folder of what tells own annotations from others.
         scoring: from cosines to scores, by the statistics of the run's pairs.
     """
 
     config: Config
     models: dict[str, ModelSpec]
     projection: Path
+    matcher: Path
     scoring: Scoring
 
     @classmethod
@@ -49,9 +51,9 @@ class FinishedRun:
         scored = state.scored(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
         config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
-        columns, agreement = Ranking.load(folder.ranking).basis
-        scoring = replace(Scoring.fit(scored, columns, config.ranked_by, agreement), means=load_means(folder.feedback))
-        return cls(config, state.specs(folder), folder.path / state.projection, scoring)
+        columns = Ranking.load(folder.ranking).columns
+        scoring = replace(Scoring.fit(scored, columns, config.ranked_by), means=load_means(folder.feedback))
+        return cls(config, state.specs(folder), folder.path / state.projection, folder.path / state.matcher, scoring)
 
 
 def read_blend(run: str | Path) -> tuple[Config, pa.Table]:

@@ -19,6 +19,7 @@ from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.ingest import BAD_ROWS
 from nemo_mm_rank.io.parquet import read_table, write_table
+from nemo_mm_rank.matching import Matcher
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.ranking import Ranking, attach_rows
@@ -135,6 +136,7 @@ def manifest(
             "blend": dict(sorted(Counter(blend[MODALITY].to_pylist()).items())),
         },
         "projection": {"metrics": Projection.load(folder.path / state.projection).metrics},
+        "matching": Matcher.load(folder.path / state.matcher).about(),
         "ranking": ranking.summary,
         "mix": mix_entry(config.ranking, ranking.summary),
         "notes": [*notes(config), *caveats(config)],

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from nemo_mm_rank import frames
+from nemo_mm_rank import frames, matching
 from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
-from nemo_mm_rank.experts.expert import has_text, load_encoder, sources, text_models
+from nemo_mm_rank.experts.expert import has_text, load_encoder, sources
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.models.base import encode_queries
 from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.given import Given
-from nemo_mm_rank.ranking.score import AGREEMENT, AGREES, GIVEN, PREFIX, ScoreStep, Sides, Space, score_column
-from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.ranking.weakest import WeakestStep
-from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, VECTOR, annotation_column, weakest_column
+from nemo_mm_rank.ranking.score import GIVEN, PREFIX, ScoreStep, Space, score_column
+from nemo_mm_rank.ranking.scoring import MATCHES, Scoring
+from nemo_mm_rank.schema import FUSED, MATCH, MODALITY, PAIR_ID, VECTOR, annotation_column
 from nemo_mm_rank.steps import Added, Step
 
 SCORE = "score"
@@ -70,20 +69,14 @@ def embed_queries(config: Config, model: str, models: Mapping[str, ModelSpec]) -
     return encoded.vectors.float().cpu()
 
 
-def sides(config: Config, models: Mapping[str, ModelSpec]) -> list[Sides]:
-    """Return the spaces that hold both sides of a pair, where agreement is a condition: the fused one, and experts'."""
-    if not config.ranking.conditions.get(AGREEMENT):
-        return []
-    spaces = [("fused", FUSED, config.anchor)]
+def matching_spaces(config: Config, models: Mapping[str, ModelSpec]) -> list[matching.Space]:
+    """Return the spaces that hold both sides of a pair: the fused one, and those of experts."""
+    found = [matching.Space("fused", FUSED, config.anchor)]
     for expert in config.experts:
         used = [source for source in sources(expert) if has_text(source.model, models)]
-        spaces += [(score_column(expert.name, one.column).removeprefix(PREFIX), one.column, one.model) for one in used]
-    return [Sides(AGREES + name, data, annotation_column(model), weakest_column(model)) for name, data, model in spaces]
-
-
-def weakest_step(config: Config, models: Mapping[str, ModelSpec]) -> WeakestStep:
-    """Return the step that finds each annotation's sentence that agrees least, in the spaces of `sides`."""
-    return WeakestStep(text_models(config.experts, models, config.anchor), models, config.anchor, config.media)
+        names = [score_column(expert.name, one.column).removeprefix(PREFIX) for one in used]
+        found += [matching.Space(name, one.column, one.model) for name, one in zip(names, used, strict=True)]
+    return found
 
 
 def given_scores(config: Config) -> list[Given]:
@@ -95,16 +88,13 @@ def given_scores(config: Config) -> list[Given]:
     return [Given.open(name, one.path, one.column or name) for name, one in sorted(config.ranking.scores.items())]
 
 
-def score_step(
-    config: Config, models: Mapping[str, ModelSpec], columns: Container[str], both: Sequence[Sides] | None = None
-) -> ScoreStep:
+def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Container[str]) -> ScoreStep:
     """Return the step that scores pairs in the fused space, by their annotations, and in each expert's own space.
 
     Args:
         config: queries, experts, anchor and ranking.
         models: the models as the pairs were embedded with, statistics and all.
         columns: what the shards have; an expert's space that is not among them is left out.
-        both: the spaces in which a pair's two sides are compared; default: those of `sides` that are there.
 
     Raises:
         UserError: a query that cannot be embedded.
@@ -114,19 +104,7 @@ def score_step(
     embedded = {model: embed_queries(config, model, models) for model in dict.fromkeys(one.model for one in used)}
     spaces = [Space(target.component, target.column, embedded[target.model]) for target in used]
     weights = [query.weight for query in config.queries]
-    if both is None:
-        # A run from before there was a weakest sentence is judged by whole annotations.
-        both = [
-            one if one.weakest in columns else replace(one, weakest=None)
-            for one in sides(config, models)
-            if one.data in columns and one.annotation in columns
-        ]
-    given = given_scores(config)
-    return ScoreStep(spaces, weights, config.ranking.combine, _with_agreement(config), both, given)
-
-
-def _with_agreement(config: Config) -> bool:
-    return bool(config.ranking.weights.get(AGREEMENT))
+    return ScoreStep(spaces, weights, config.ranking.combine, given_scores(config))
 
 
 class QueryStep(Step):
@@ -144,7 +122,6 @@ class QueryStep(Step):
     def __init__(self, config: Config, models: Mapping[str, ModelSpec], scoring: Scoring | None = None) -> None:
         self.config, self.models, self.scoring = config, dict(models), scoring
         self._targets = targets(config, models)
-        self._sides = sides(config, models) if scoring else []
         self._cosines: ScoreStep | None = None
         self._feedback = FeedbackStep(self._columns, scoring.means) if scoring and scoring.means else None
 
@@ -160,20 +137,17 @@ class QueryStep(Step):
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The embeddings of every space, and the modality where scores are calibrated by it."""
-        both = [name for one in self._sides for name in one.columns]
-        columns = dict.fromkeys([*(target.column for target in self._targets), *both], VECTOR)
-        agreement = {AGREEMENT: pa.float32()} if _with_agreement(self.config) else {}
+        columns = dict.fromkeys((target.column for target in self._targets), VECTOR)
         given = {PAIR_ID: pa.string()} if self.config.ranking.scores else {}
-        return {**columns, **agreement, **given, **({MODALITY: pa.string()} if self.scoring else {})}
+        match = {MATCH: pa.float64()} if self.scoring and MATCHES in self.scoring.conditions else {}
+        return {**columns, **given, **match, **({MODALITY: pa.string()} if self.scoring else {})}
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
-        """One column of cosines for every space, what conditions and feedback need, and the score."""
-        names = [*self._columns, *[PREFIX + AGREEMENT] * _with_agreement(self.config)]
-        names += [one.name for one in self._sides]
+        """One column of cosines for every space, what feedback needs, and the score."""
         given = [GIVEN + name for name in sorted(self.config.ranking.scores)]
         return {
-            **dict.fromkeys(names, pa.float32()),
+            **dict.fromkeys(self._columns, pa.float32()),
             **dict.fromkeys(given, pa.float64()),
             **(self._feedback.provides if self._feedback else {}),
             **({SCORE: pa.float64()} if self.scoring else {}),
@@ -183,7 +157,7 @@ class QueryStep(Step):
         """Embed the queries, once."""
         if self._cosines is None:
             columns = [target.column for target in self._targets]
-            self._cosines = score_step(self.config, self.models, columns, self._sides)
+            self._cosines = score_step(self.config, self.models, columns)
         self._cosines.setup(device)
         if self._feedback:
             self._feedback.setup(device)
@@ -209,10 +183,10 @@ class QueryStep(Step):
                 if modality not in self.scoring.counts[MODALITY]:
                     errors.setdefault(row, EmbeddingError(f"the run has ranked no {modality} to compare it with"))
         known = np.setdiff1d(np.arange(len(rows)), list(errors))
-        table = pa.table({MODALITY: modalities, **added.columns}).take(pa.array(known))
+        match = {MATCH: frames.array(rows, MATCH)} if MATCH in self.requires else {}
+        table = pa.table({MODALITY: modalities, **match, **added.columns}).take(pa.array(known))
         scores = np.full(len(rows), np.nan)
-        components, chances = self.scoring.components(table), self.scoring.chances(table)
-        scores[known] = self.scoring.scores(components, chances, table[MODALITY])
+        scores[known] = self.scoring.scores(table, self.scoring.chances(table))
         column = pa.array(scores, pa.float64(), mask=np.isnan(scores))
         return Added({**added.columns, SCORE: column}, errors)
 

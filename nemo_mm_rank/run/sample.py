@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +43,7 @@ def read_sample(shards: Shards, config: Config) -> FitSample:
 
 
 def gather(
-    shards: Shards, texts: Sequence[str], vectors: Sequence[str], max_pairs: int, seed: int
+    shards: Shards, texts: Sequence[str], vectors: Sequence[str], max_pairs: int, seed: int, by: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Vectors]]:
     """Read columns of at most ``max_pairs`` live pairs, chosen and ordered by a hash of their ids.
 
@@ -52,11 +53,12 @@ def gather(
         vectors: columns of embeddings; one that no pair has is left out of what is returned.
         max_pairs: the bound.
         seed: enters the hash.
+        by: a column of text; the bound then holds for each of its values.
 
     Returns:
         Column -> ``(n,)`` objects, and column -> embeddings of ``n`` rows.
     """
-    keys, parts, rows = _choose(shards, max_pairs, seed)
+    keys, parts, rows = _choose(shards, max_pairs, seed, by)
     order = np.argsort(keys, kind="stable")
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
@@ -74,24 +76,30 @@ def gather(
     return words, columns
 
 
-def _choose(shards: Shards, max_pairs: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    kept = (np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64))
+def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    kept: dict[str | None, Chosen] = {}
     for part in range(shards.count):
-        table = shards.read(part, [PAIR_ID, ERROR])
-        live = pc.is_null(table[ERROR]).to_numpy(zero_copy_only=False)
-        rows = np.flatnonzero(live)
+        table = shards.read(part, [PAIR_ID, ERROR, *([by] if by else [])])
+        rows = np.flatnonzero(pc.is_null(table[ERROR]).to_numpy(zero_copy_only=False))
         fresh = hashes(table[PAIR_ID].take(pa.array(rows)).to_pylist(), seed)
-        kept = (
-            np.concatenate([kept[0], fresh]),
-            np.concatenate([kept[1], np.full(len(rows), part, np.int64)]),
-            np.concatenate([kept[2], rows]),
-        )
-        if len(kept[0]) > 2 * max_pairs:
-            kept = _smallest(kept, max_pairs)
-    return _smallest(kept, max_pairs)
+        values = np.array(table[by].to_pylist() if by else [None] * table.num_rows, dtype=object)[rows]
+        for value in dict.fromkeys(values.tolist()):
+            mine = values == value if by else np.ones(len(rows), dtype=bool)
+            found = (fresh[mine], np.full(int(mine.sum()), part, np.int64), rows[mine])
+            before = kept.get(value)
+            keys, of, places = (np.concatenate(both) for both in zip(before, found, strict=True)) if before else found
+            kept[value] = _smallest((keys, of, places), max_pairs if len(keys) > 2 * max_pairs else len(keys))
+    if not kept:
+        return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
+    chosen = [_smallest(found, max_pairs) for found in kept.values()]
+    keys, parts, rows = (np.concatenate(columns) for columns in zip(*chosen, strict=True))
+    return keys, parts, rows
 
 
-def _smallest(kept: tuple[np.ndarray, np.ndarray, np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+Chosen: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _smallest(kept: Chosen, k: int) -> Chosen:
     if len(kept[0]) <= k:
         return kept
     chosen = np.argpartition(kept[0], k - 1)[:k]

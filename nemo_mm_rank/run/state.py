@@ -32,6 +32,7 @@ class State:
         models: the models of the configuration.
         statistics: model -> file of what it counted in this pool.
         projection: folder of the fitted projection.
+        matcher: folder of what tells own annotations from others.
     """
 
     stages: tuple[str, ...]
@@ -43,6 +44,7 @@ class State:
     models: dict[str, dict[str, Any]]
     statistics: dict[str, str]
     projection: str
+    matcher: str
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_mm_rank.io.parquet import read_note
+from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.run.store import Shards, part_name
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
 
@@ -132,6 +133,15 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def matching_table(matching: Mapping[str, Any]) -> Table:
+    """Return how well own annotations are told from others, and the share of pairs that is taken for wrong."""
+    table = _table("Own annotations told from others", ["modality", "annotations with", "told apart", "wrong"], left=2)
+    for modality, ways in matching.items():
+        for name, about in ways.items():
+            table.add_row(modality, SPOILT[name], f"{about['told']:.2f}", f"{about['wrong']:.1%}")
+    return table
+
+
 def mix_table(mix: Mapping[str, Any]) -> Table:
     """Return what a mix asked for by type, and what there was; its source and what was reported of it below."""
     table = _table(f"Mix: {mix['name'] or 'your own'}", ["data -> annotation", "share", "quota", "chosen"])
@@ -170,6 +180,8 @@ def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, co
     if (reasons := reasons_table(manifest)) is not None:
         console.print(reasons)
     console.print(spaces_table(manifest["projection"]["metrics"]))
+    if manifest["matching"]:
+        console.print(matching_table(manifest["matching"]))
     said = [f"note        {line}" for line in manifest["notes"]]
     if manifest["mix"] is not None:
         console.print(mix_table(manifest["mix"]))

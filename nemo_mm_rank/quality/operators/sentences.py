@@ -18,12 +18,11 @@ from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.experts.expert import load_encoder
 from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.matching.features import Spoken
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.quality.operators.settings import OperatorSettings, column
-from nemo_mm_rank.ranking.weakest import least
-from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, VECTOR, Modality, data_column
-from nemo_mm_rank.sns.sentences import Sentences
+from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, VECTOR, data_column
 from nemo_mm_rank.steps import Added, Step
 
 
@@ -81,14 +80,15 @@ class SentenceStep(Step):
         """Embed each distinct sentence once; null for a pair without an embedding, or without an embedded sentence."""
         texts = annotation_texts(rows, self.media)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
-        sentences = Sentences.of(["" if row in errors else str(text) for row, text in enumerate(texts)])
+        annotations = ["" if row in errors else str(text) for row, text in enumerate(texts)]
         columns: dict[str, pa.Array | Vectors] = {}
         for name, one in self.settings.weakest.items():
             weakest = np.full(len(texts), np.nan, dtype=np.float32)
             data = frames.vectors(rows, data_column(one.expert))
-            if sentences.texts and bool(data.valid.any()):
-                embedded = self._encoders[name].encode(sentences.texts, Modality.TEXT)
-                owners, _, cosines = least(sentences, embedded, data)
-                weakest[owners] = cosines.numpy()
+            if bool(data.valid.any()):
+                spoken = Spoken.of(annotations, self._encoders[name])
+                cosines = spoken.cosines(data)
+                owners, lowest = spoken.lowest(cosines)
+                weakest[owners] = cosines[lowest]
             columns[column(name)] = pa.array(weakest, from_pandas=True)
         return Added(columns, errors)

@@ -31,7 +31,7 @@ from nemo_mm_rank.schema import DATA_SPANS, MODALITY, PAIR_ID, POOL, annotation_
 
 Ints = npt.NDArray[np.int64]
 
-_NOT_EXPERTS = ("fused", "annotation", "agreement")
+_NOT_EXPERTS = ("fused", "annotation")
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _best_expert(bench: Bench, _: Strategy, __: int) -> list[str]:
 
 def _by_one(bench: Bench, scored: Shards, expert: str, cosines: Sequence[str]) -> list[str]:
     own = [name for name in cosines if component(name) == expert]
-    settings = RankingSettings(weights={expert: 1.0}, conditions={}, feedback=0)
+    settings = RankingSettings(weights={expert: 1.0}, conditions={})
     return _ids(rank(scored, own, settings, Budget(count=bench.budget)).chosen[PAIR_ID].to_pylist())
 
 
