@@ -101,6 +101,10 @@ def _head(config: BenchmarkConfig, source: Source, budget: int) -> str:
         f"{source.held_out:,} validation pairs are kept apart, and {source.removed:,} that were too near to one were "
         f"taken from the pool; leaks left: {len(source.leaks):,}.",
     ]
+    if config.plant is not None:
+        planted = ", ".join(f"{kind} {count:,}" for kind, count in source.planted.counts().items())
+        lines += ["", f"Planted: {planted or 'nothing'}."]
+        lines += [line for one in source.planted.short for line in ("", str(one))]
     return "\n".join(lines)
 
 
