@@ -220,7 +220,8 @@ def _geometry(results: Results, ours: Sequence[str]) -> str:
         return ""
     head = ["strategy", "space", "gap", "matched gap", "uniformity", "Recall@1", "Recall@5", "Recall@10"]
     note = (
-        "On clean pairs that no fit has seen, first seed; 95 % bootstrap intervals; recall: annotations search data / "
+        "On clean pairs that no fit has seen, first seed; 95 % bootstrap intervals; gaps without the noise that the "
+        "means of few pairs have, in each fold; recall: annotations search data / "
         "data search annotations."
     )
     return f"## Geometry\n\n{markdown(head, rows)}\n\n{note}"
