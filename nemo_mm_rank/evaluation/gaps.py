@@ -1,7 +1,9 @@
 """Gaps without the noise of few pairs: unbiased estimates of squared distances between means, with intervals.
 
 A mean of n vectors of total variance ``tr`` lies ``sqrt(tr / n)`` from where it should, so that two means are apart
-wherever pairs are few. The squared distance is too large by ``tr / n`` on average, which can be taken off.
+wherever pairs are few. The squared norm of a mean is the mean of the products of all its vectors with all others and
+with themselves; without those with themselves, it is right on average (a U-statistic; Hoeffding, 1948). Vectors of one
+content (captions that are equal, say) are no more independent than one with itself, and are left out likewise.
 """
 
 from __future__ import annotations
@@ -18,8 +20,11 @@ import torch
 from nemo_mm_rank.evaluation.geometry import Array, as_matrix, as_pair, codes_of
 from nemo_mm_rank.evaluation.statistics import Floats, Interval, centred_interval
 
+Ints = npt.NDArray[np.int64]
+Contents = Sequence[str] | Sequence[int] | Array
+
 SAMPLES = 256
-_CELLS = 1 << 22  # drawn rows at a time
+_CELLS = 1 << 22  # drawn contents at a time
 
 
 def gap_text(measures: Mapping[str, Any], name: str) -> str:
@@ -35,7 +40,7 @@ class Square:
     """An unbiased estimate of a squared gap.
 
     Attributes:
-        value: where there is no gap, it falls on either side of 0; NaN where no modality has two pairs.
+        value: where there is no gap, it falls on either side of 0; NaN where no modality has two contents.
         resampled: ``(samples,)`` as `value` would come out for other pairs of the same kind.
         n: pairs.
     """
@@ -71,19 +76,21 @@ def matched_gap_square(
     data: Array,
     annotation: Array,
     modality: Sequence[str] | Sequence[int] | Array,
+    contents: Contents | None = None,
     seed: int = 0,
     samples: int = SAMPLES,
 ) -> Square:
     """Return the mean over modalities of the squared norm of the mean residual, data less own annotation.
 
-    ``1 / M * sum of (|| mean ||^2 - tr / n)``, ``tr`` the trace of the residuals' sample covariance. A modality of one
-    pair is left out: nothing tells its noise. The root is what `geometry.matched_gap` is for n without bound (but for
-    the order of root and mean).
+    With contents that all differ it is ``1 / M * sum of (|| mean ||^2 - tr / n)``, ``tr`` the trace of the residuals'
+    sample covariance. A modality of one content is left out: nothing tells its noise. The root is what
+    `geometry.matched_gap` is for n without bound (but for the order of root and mean).
 
     Args:
         data: ``(n, d)`` floats, row i belonging to row i of ``annotation``.
         annotation: ``(n, d)`` floats.
         modality: ``(n,)`` names or integer codes.
+        contents: ``(n,)`` equal for rows that are not independent (those of one annotation); default: all are.
         seed: of the resampling.
         samples: how many.
 
@@ -91,21 +98,28 @@ def matched_gap_square(
         ValueError: wrong shapes, no rows, or a value that is not finite.
     """
     left, right = as_pair(data, annotation)
-    means, noise, errors = _moments(left.double() - right.double(), codes_of(modality, len(left)), seed, samples)
-    return _square(means, noise, errors, len(left))
+    sums = _sums(left.double() - right.double(), modality, contents)
+    return _square([one.mean for one in sums], [one.square() for one in sums], _errors(sums, seed, samples), len(left))
 
 
 def modality_gap_square(
-    embeddings: Array, modality: Sequence[str] | Sequence[int] | Array, seed: int = 0, samples: int = SAMPLES
+    embeddings: Array,
+    modality: Sequence[str] | Sequence[int] | Array,
+    contents: Contents | None = None,
+    seed: int = 0,
+    samples: int = SAMPLES,
 ) -> Square:
     """Return the mean over pairs of modalities of the squared distance of their means.
 
-    ``|| mean of a - mean of b ||^2 - tr_a / n_a - tr_b / n_b`` of each two (`geometry.modality_gap` has the poster's
-    plain distances). Modalities of one pair are left out; 0 where there are fewer than two modalities.
+    With contents that all differ it is ``|| mean of a - mean of b ||^2 - tr_a / n_a - tr_b / n_b`` of each two
+    (`geometry.modality_gap` has the poster's plain distances). Where modalities have contents in common, that part of
+    the means' noise which they share is known to be so. Modalities of one content are left out; 0 where there is but
+    one modality.
 
     Args:
         embeddings: ``(n, d)`` floats.
         modality: ``(n,)`` names or integer codes.
+        contents: ``(n,)`` equal for rows that are not independent, within a modality or between two; default: all are.
         seed: of the resampling.
         samples: how many.
 
@@ -113,65 +127,111 @@ def modality_gap_square(
         ValueError: wrong shapes, no rows, or a value that is not finite.
     """
     vectors = as_matrix(embeddings, "embeddings")
-    codes = codes_of(modality, len(vectors))
-    if int(codes.max()) == 0:
+    if int(codes_of(modality, len(vectors)).max()) == 0:
         return Square(0.0, np.zeros(samples), len(vectors))
-    means, noise, errors = _moments(vectors.double(), codes, seed, samples)
-    first, second = np.array(list(itertools.combinations(range(len(means)), 2)), dtype=np.int64).reshape(-1, 2).T
+    sums = _sums(vectors.double(), modality, contents)
+    errors = _errors(sums, seed, samples)
+    own = [one.square() for one in sums]
+    pairs = list(itertools.combinations(range(len(sums)), 2))
     return _square(
-        means[first] - means[second], noise[first] + noise[second], errors[first] - errors[second], len(vectors)
+        [sums[a].mean - sums[b].mean for a, b in pairs],
+        [own[a] + own[b] - 2 * sums[a].product(sums[b]) for a, b in pairs],
+        torch.stack([errors[a] - errors[b] for a, b in pairs]) if pairs else errors[:0],
+        len(vectors),
     )
 
 
-def _square(means: torch.Tensor, noise: torch.Tensor, errors: torch.Tensor, n: int) -> Square:
-    """Return the mean of ``|mean|^2 - noise``: ``(k, d)``, ``(k,)``, and errors of the means ``(k, samples, d)``."""
-    if not len(means):
-        return Square(np.nan, np.full(errors.shape[1], np.nan), n)
-    length = means.square().sum(1)
-    squares = length - noise
-    # What is left of a mean once its own noise is off: resampling about the whole mean would count that noise twice.
-    left = means * (squares.clamp(min=0) / length.clamp(min=torch.finfo(torch.float64).tiny)).sqrt()[:, None]
-    around = torch.stack(
-        [(centre + error).square().sum(1) for centre, error in zip(left, errors.double(), strict=True)]
-    )
-    return Square(float(squares.mean()), (around - noise[:, None]).mean(0).numpy(), n)
+@dataclass(frozen=True)
+class _Sums:
+    """The vectors of one modality, added up by content.
 
-
-def _moments(
-    vectors: torch.Tensor, codes: npt.NDArray[np.int64], seed: int, samples: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return of every modality of two rows or more its mean ``(k, d)``, the noise of its square ``(k,)``, and errors.
-
-    Errors ``(k, samples, d)`` are those of resampled means: how often each row was drawn, times the rows.
+    Attributes:
+        contents: ``(k,)`` ids, ascending.
+        sums: ``(k, d)`` float64.
+        counts: ``(k,)`` float64.
     """
-    rng = np.random.default_rng(seed)
+
+    contents: Ints
+    sums: torch.Tensor
+    counts: torch.Tensor
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """``(d,)``"""
+        return self.sums.sum(0) / self.counts.sum()
+
+    def square(self) -> torch.Tensor:
+        """Return the squared norm of the mean, by products of vectors of different contents alone."""
+        products = self.sums.sum(0).square().sum() - self.sums.square().sum()
+        return products / (self.counts.sum().square() - self.counts.square().sum())
+
+    def product(self, other: _Sums) -> torch.Tensor:
+        """Return the product of two means, by vectors of different contents alone."""
+        _, mine, theirs = np.intersect1d(self.contents, other.contents, assume_unique=True, return_indices=True)
+        first, second = torch.from_numpy(mine), torch.from_numpy(theirs)
+        shared = (self.sums[first] * other.sums[second]).sum()
+        pairs = self.counts.sum() * other.counts.sum() - (self.counts[first] * other.counts[second]).sum()
+        if not pairs:  # one and the same content
+            return self.mean @ other.mean
+        return (self.sums.sum(0) @ other.sums.sum(0) - shared) / pairs
+
+
+def _sums(
+    vectors: torch.Tensor, modality: Sequence[str] | Sequence[int] | Array, contents: Contents | None
+) -> list[_Sums]:
+    """Return the sums of every modality of two contents or more."""
     vectors = vectors.cpu()
-    means, noise, errors = [], [], []
+    codes = codes_of(modality, len(vectors))
+    ids = np.arange(len(vectors)) if contents is None else codes_of(contents, len(vectors), "contents")
+    found = []
     for code in range(int(codes.max()) + 1):
-        rows = vectors[torch.from_numpy(np.flatnonzero(codes == code))]
-        n = len(rows)
-        if n < 2:
+        rows = np.flatnonzero(codes == code)
+        own, place, counts = np.unique(ids[rows], return_inverse=True, return_counts=True)
+        if len(own) < 2:
             continue
-        mean = rows.mean(0)
-        centred = rows - mean
-        means.append(mean)
-        noise.append(centred.square().sum() / (n - 1) / n)
-        at_once = max(1, _CELLS // n)
-        drawn = [
-            _drawn(rng, min(at_once, samples - done), n).float() @ centred.float()
-            for done in range(0, samples, at_once)
-        ]
-        errors.append(torch.cat(drawn) / n * (n / (n - 1)) ** 0.5)
-    if not means:
-        return (
-            vectors.new_zeros(0, vectors.shape[1]),
-            vectors.new_zeros(0),
-            vectors.new_zeros(0, samples, vectors.shape[1]),
-        )
-    return torch.stack(means), torch.stack(noise), torch.stack(errors)
+        sums = vectors.new_zeros(len(own), vectors.shape[1])
+        sums.index_add_(0, torch.from_numpy(place.reshape(-1)), vectors[torch.from_numpy(rows)])
+        found.append(_Sums(own.astype(np.int64), sums, torch.from_numpy(counts.astype(np.float64))))
+    return found
+
+
+def _errors(sums: Sequence[_Sums], seed: int, samples: int) -> torch.Tensor:
+    """Return errors of the means ``(k, samples, d)``: how often each content was drawn, times its part of the mean.
+
+    A content is drawn for all modalities that have it at once.
+    """
+    if not sums:
+        return torch.zeros(0, samples, 1)
+    rng = np.random.default_rng(seed)
+    ids = np.unique(np.concatenate([one.contents for one in sums]))
+    places = [torch.from_numpy(np.searchsorted(ids, one.contents)) for one in sums]
+    parts = []
+    for one in sums:
+        few = (len(one.contents) / (len(one.contents) - 1)) ** 0.5
+        parts.append((few * (one.sums - one.counts[:, None] * one.mean) / one.counts.sum()).float())
+    at_once = max(1, _CELLS // len(ids))
+    found: list[list[torch.Tensor]] = [[] for _ in sums]
+    for done in range(0, samples, at_once):
+        drawn = _drawn(rng, min(at_once, samples - done), len(ids)).float()
+        for errors, place, part in zip(found, places, parts, strict=True):
+            errors.append(drawn[:, place] @ part)
+    return torch.stack([torch.cat(errors) for errors in found])
 
 
 def _drawn(rng: np.random.Generator, samples: int, n: int) -> torch.Tensor:
-    """Return how often each of n rows is drawn, n times in each sample: ``(samples, n)``."""
+    """Return how often each of n is drawn, n times in each sample: ``(samples, n)``."""
     rows = rng.integers(n, size=(samples, n)) + n * np.arange(samples)[:, None]
     return torch.from_numpy(np.bincount(rows.reshape(-1), minlength=samples * n).reshape(samples, n))
+
+
+def _square(means: Sequence[torch.Tensor], squares: Sequence[torch.Tensor], errors: torch.Tensor, n: int) -> Square:
+    """Return the mean of unbiased squares of means ``(d,)``, resampled by the means' errors ``(k, samples, d)``."""
+    if not means:
+        return Square(np.nan, np.full(errors.shape[1], np.nan), n)
+    around = []
+    for mean, square, error in zip(means, squares, errors.double(), strict=True):
+        length = mean.square().sum()
+        # What is left of a mean once its noise is off: resampling about the whole mean would count that noise twice.
+        left = mean * (square.clamp(min=0) / length.clamp(min=torch.finfo(torch.float64).tiny)).sqrt()
+        around.append((left + error).square().sum(1))
+    return Square(float(torch.stack(list(squares)).mean()), torch.stack(around).mean(0).numpy(), n)

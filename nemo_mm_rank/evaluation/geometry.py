@@ -210,16 +210,16 @@ def as_pair(data: Array, annotation: Array) -> tuple[torch.Tensor, torch.Tensor]
     return left.to(dtype), right.to(left.device, dtype)
 
 
-def codes_of(modality: Sequence[str] | Sequence[int] | Array, n: int) -> npt.NDArray[np.int64]:
-    """Return ``(n,)`` codes 0 .. M - 1 of the modalities, by their names.
+def codes_of(names: Sequence[str] | Sequence[int] | Array, n: int, what: str = "modality") -> npt.NDArray[np.int64]:
+    """Return ``(n,)`` codes 0 .. M - 1 of names or numbers, in their order.
 
     Raises:
-        ValueError: where there is not exactly one for each row.
+        ValueError: where there is not exactly one for each row; ``what`` says of what.
     """
-    names = modality.cpu().numpy() if isinstance(modality, torch.Tensor) else np.asarray(modality)
-    if names.shape != (n,):
-        raise ValueError(f"modality must name each of {n} rows, not be of shape {names.shape}")
-    return np.unique(names, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    values = names.cpu().numpy() if isinstance(names, torch.Tensor) else np.asarray(names)
+    if values.shape != (n,):
+        raise ValueError(f"{what} must name each of {n} rows, not be of shape {values.shape}")
+    return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
 def _centroids(embeddings: torch.Tensor, modality: Sequence[str] | Sequence[int] | Array) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.evaluation.gaps import matched_gap_square, modality_gap_square, pooled
-from nemo_mm_rank.evaluation.geometry import Array, potentials, ranks
+from nemo_mm_rank.evaluation.geometry import Array, codes_of, potentials, ranks
 from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, bootstrap_interval
 
 RECALLS = (1, 5, 10)
@@ -24,6 +24,7 @@ def geometry(
     seed: int,
     samples: int = 1000,
     folds: npt.NDArray[np.int64] | None = None,
+    contents: Sequence[str] | None = None,
 ) -> dict[str, Interval]:
     """Return the geometry of a space, with bootstrap intervals over its pairs.
 
@@ -40,6 +41,7 @@ def geometry(
         samples: how many.
         folds: ``(n,)`` of each pair, where each fold was projected by a network of its own, whose offsets are its own:
             gaps are measured in each; default: all pairs are of one space.
+        contents: ``(n,)`` annotations, say: pairs of equal ones are not independent (`gaps`); default: all are.
 
     Raises:
         ValueError: wrong shapes, fewer than two pairs, or a value that is not finite.
@@ -47,9 +49,12 @@ def geometry(
     left, right = (F.normalize(torch.as_tensor(side).float(), dim=1) for side in (data, annotation))
     n, names = len(left), np.asarray(modality)
     parts = [np.arange(n)] if folds is None else [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    same = np.arange(n) if contents is None else codes_of(contents, n, "contents")
     squares = {
-        "gap": [modality_gap_square(left[rows], names[rows], seed, samples) for rows in parts],
-        "matched_gap": [matched_gap_square(left[rows], right[rows], names[rows], seed, samples) for rows in parts],
+        "gap": [modality_gap_square(left[rows], names[rows], same[rows], seed, samples) for rows in parts],
+        "matched_gap": [
+            matched_gap_square(left[rows], right[rows], names[rows], same[rows], seed, samples) for rows in parts
+        ],
     }
     found = {name: pooled(ones).gap() for name, ones in squares.items()}
     row = potentials(left).numpy()

@@ -49,8 +49,8 @@ def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str 
         ``gap``, ``matched_gap``, ``recall_at_1``, ``recall_at_5`` and ``recall_at_10`` (mean of both directions) of
         ``fused`` and of every source in the anchor's space; and the ``losses`` of every fold's epochs. ``n`` counts
         the pairs that have the source; to be comparable, recall is the share of all held-out pairs. Gaps are those of
-        `evaluation.gaps`, without the noise of few pairs, ``<gap>_low`` and ``<gap>_high`` their intervals (95 %,
-        bootstrap); their mean is the root of the folds' mean square; None where no modality has two pairs in a fold.
+        `evaluation.gaps`, without the noise of few annotations, with ``<gap>_low`` and ``_high`` (95 %, bootstrap);
+        their mean is the root of the folds' mean square; None where no modality has two annotations in a fold.
         ``mamcl``, where it is a term: `classes.TargetClasses.summary`, and the share of rows that had a negative in
         their batch.
 
@@ -150,19 +150,21 @@ def _measure(
     spaces = {"fused": projection.project(sources, [sample.annotations[row] for row in rows.tolist()])}
     spaces |= {name: sources[name] for name in sample.anchor_space if name in sources}
     return {
-        name: _geometry(column, data.anchors[where], modality, fold)
+        name: _geometry(column, data.anchors[where], modality, data.annotation[where], fold)
         for name, column in spaces.items()
         if bool(column.valid.any())
     }
 
 
-def _geometry(column: Vectors, anchors: torch.Tensor, modality: npt.NDArray[np.str_], fold: int) -> _Space:
+def _geometry(
+    column: Vectors, anchors: torch.Tensor, modality: npt.NDArray[np.str_], contents: torch.Tensor, fold: int
+) -> _Space:
     """Return the measures of one space; a pair that has no embedding in it is not found."""
     data, annotation = F.normalize(column.values[column.valid], dim=1), anchors[column.valid]
     present = modality[column.valid.cpu().numpy()]
     gaps = {
-        "gap": modality_gap_square(data, present, fold),
-        "matched_gap": matched_gap_square(data, annotation, present, fold),
+        "gap": modality_gap_square(data, present, contents[column.valid], fold),
+        "matched_gap": matched_gap_square(data, annotation, present, contents[column.valid], fold),
     }
     share = len(data) / len(anchors)
     found = recalls(data[:_SEARCHED], annotation[:_SEARCHED], _RECALLS)

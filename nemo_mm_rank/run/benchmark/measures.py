@@ -140,7 +140,7 @@ def of_spaces(bench: Bench, strategy: str, shards: Shards, seed: int) -> Iterato
         texts = np.asarray(frames.strings(frame, ANNOTATION), dtype=object)[rows].tolist()
         folds = folds_of(texts, config.projection.folds, seed)
         found: dict[str, Interval] = geometry(
-            data.values[rows], annotation.values[rows], modality, config.seed, config.bootstrap, folds
+            data.values[rows], annotation.values[rows], modality, config.seed, config.bootstrap, folds, texts
         )
         for measure, interval in found.items():
             values = {"value": interval.value, "low": interval.low, "high": interval.high}
