@@ -25,6 +25,9 @@ from nemo_mm_rank.projection.train import History, TrainingSet, train
 
 log = logging.getLogger(__name__)
 
+VERSION = 2
+"""Of what a fit leaves behind, and of what its metrics mean."""
+
 _VALIDATION = 20  # one annotation in this many of the training folds is set aside for early stopping
 _SEARCHED = 4096  # held-out pairs of a fold that search each other: recall costs their square
 _RECALLS = (1, 5, 10)
