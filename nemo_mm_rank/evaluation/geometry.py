@@ -33,7 +33,7 @@ def modality_gap(embeddings: Array, modality: Sequence[str] | Sequence[int] | Ar
     Raises:
         ValueError: wrong shapes, no rows, or a value that is not finite.
     """
-    centroids = _centroids(_matrix(embeddings, "embeddings"), modality)
+    centroids = _centroids(as_matrix(embeddings, "embeddings"), modality)
     count = len(centroids)
     if count < 2:
         return 0.0
@@ -55,7 +55,7 @@ def matched_gap(data: Array, annotation: Array, modality: Sequence[str] | Sequen
     Raises:
         ValueError: wrong shapes, no rows, or a value that is not finite.
     """
-    left, right = _pair(data, annotation)
+    left, right = as_pair(data, annotation)
     return float(torch.linalg.vector_norm(_centroids(left, modality) - _centroids(right, modality), dim=1).mean())
 
 
@@ -112,7 +112,7 @@ def potentials(embeddings: Array, t: float = 2.0) -> torch.Tensor:
     Raises:
         ValueError: wrong shape, fewer than two rows, or a value that is not finite.
     """
-    rows = F.normalize(_matrix(embeddings, "embeddings"), dim=1)
+    rows = F.normalize(as_matrix(embeddings, "embeddings"), dim=1)
     n = len(rows)
     if n < 2:
         raise ValueError("uniformity needs at least two rows")
@@ -160,7 +160,7 @@ def ranks(data: Array, annotation: Array) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         ValueError: wrong shapes, no rows, or a value that is not finite.
     """
-    left, right = (F.normalize(side, dim=1) for side in _pair(data, annotation))
+    left, right = (F.normalize(side, dim=1) for side in as_pair(data, annotation))
     return _ranks(right, left), _ranks(left, right)
 
 
@@ -179,7 +179,12 @@ def _ranks(queries: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
     return torch.cat(ranks)
 
 
-def _matrix(values: Array, name: str) -> torch.Tensor:
+def as_matrix(values: Array, name: str) -> torch.Tensor:
+    """Return ``(n, d)`` floats as a tensor of at least single precision.
+
+    Raises:
+        ValueError: another shape, no rows, or a value that is not finite; ``name`` says whose.
+    """
     matrix = torch.as_tensor(values)
     if matrix.ndim != 2 or not len(matrix):
         raise ValueError(f"{name} must be a matrix with at least one row, not of shape {tuple(matrix.shape)}")
@@ -192,21 +197,35 @@ def _matrix(values: Array, name: str) -> torch.Tensor:
     return matrix
 
 
-def _pair(data: Array, annotation: Array) -> tuple[torch.Tensor, torch.Tensor]:
-    left, right = _matrix(data, "data"), _matrix(annotation, "annotation")
+def as_pair(data: Array, annotation: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both sides of pairs as tensors of one type, on the device of the data.
+
+    Raises:
+        ValueError: shapes that differ, no rows, or a value that is not finite.
+    """
+    left, right = as_matrix(data, "data"), as_matrix(annotation, "annotation")
     if left.shape != right.shape:
         raise ValueError(f"data and annotation must be of one shape, not {tuple(left.shape)} and {tuple(right.shape)}")
     dtype = torch.promote_types(left.dtype, right.dtype)
     return left.to(dtype), right.to(left.device, dtype)
 
 
+def codes_of(names: Sequence[str] | Sequence[int] | Array, n: int, what: str = "modality") -> npt.NDArray[np.int64]:
+    """Return ``(n,)`` codes 0 .. M - 1 of names or numbers, in their order.
+
+    Raises:
+        ValueError: where there is not exactly one for each row; ``what`` says of what.
+    """
+    values = names.cpu().numpy() if isinstance(names, torch.Tensor) else np.asarray(names)
+    if values.shape != (n,):
+        raise ValueError(f"{what} must name each of {n} rows, not be of shape {values.shape}")
+    return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
 def _centroids(embeddings: torch.Tensor, modality: Sequence[str] | Sequence[int] | Array) -> torch.Tensor:
-    names = modality.cpu().numpy() if isinstance(modality, torch.Tensor) else np.asarray(modality)
-    if names.shape != (len(embeddings),):
-        raise ValueError(f"modality must name each of {len(embeddings)} rows, not be of shape {names.shape}")
-    found, codes = np.unique(names, return_inverse=True)
-    index = torch.from_numpy(codes.reshape(-1)).to(embeddings.device)
+    index = torch.from_numpy(codes_of(modality, len(embeddings))).to(embeddings.device)
+    count = torch.bincount(index)
     # Summed in double precision: a pool has millions of rows.
-    sums = torch.zeros(len(found), embeddings.shape[1], dtype=torch.float64, device=embeddings.device)
+    sums = torch.zeros(len(count), embeddings.shape[1], dtype=torch.float64, device=embeddings.device)
     sums.index_add_(0, index, embeddings.double())
-    return sums / torch.bincount(index, minlength=len(found))[:, None]
+    return sums / count[:, None]

@@ -10,21 +10,28 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.evaluation.geometry import Array, matched_gap, modality_gap, potentials, ranks
-from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, bootstrap_interval, centred_interval
+from nemo_mm_rank.evaluation.gaps import matched_gap_square, modality_gap_square, pooled
+from nemo_mm_rank.evaluation.geometry import Array, codes_of, potentials, ranks
+from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, bootstrap_interval
 
 RECALLS = (1, 5, 10)
 
 
 def geometry(
-    data: Array, annotation: Array, modality: Sequence[str], seed: int, samples: int = 1000
+    data: Array,
+    annotation: Array,
+    modality: Sequence[str],
+    seed: int,
+    samples: int = 1000,
+    folds: npt.NDArray[np.int64] | None = None,
+    contents: Sequence[str] | None = None,
 ) -> dict[str, Interval]:
     """Return the geometry of a space, with bootstrap intervals over its pairs.
 
-    ``gap`` (`modality_gap` of the data), ``matched_gap``, ``uniformity`` (of the data), and, of both directions,
-    ``recall_at_{1,5,10}_annotation_to_data`` and ``..._data_to_annotation``. Gaps are resampled within modalities.
-    Recall is resampled over the searching pairs, the gallery as it is. Uniformity is a U-statistic, of which resampling
-    takes the linear part (twice the row means; Hoeffding, 1948).
+    ``gap`` and ``matched_gap`` (both as `gaps` has them, without the noise of few pairs), ``uniformity`` (of the data),
+    and, of both directions, ``recall_at_{1,5,10}_annotation_to_data`` and ``..._data_to_annotation``. Gaps are
+    resampled within modalities, recall over the searching pairs, the gallery as it is. Uniformity is a U-statistic, of
+    which resampling takes the linear part (twice the row means; Hoeffding, 1948).
 
     Args:
         data: ``(n, d)`` floats of pairs that no fit has seen, normalised here.
@@ -32,13 +39,24 @@ def geometry(
         modality: ``(n,)`` names.
         seed: of the resampling.
         samples: how many.
+        folds: ``(n,)`` of each pair, where each fold was projected by a network of its own, whose offsets are its own:
+            gaps are measured in each; default: all pairs are of one space.
+        contents: ``(n,)`` annotations, say: pairs of equal ones are not independent (`gaps`); default: all are.
 
     Raises:
         ValueError: wrong shapes, fewer than two pairs, or a value that is not finite.
     """
     left, right = (F.normalize(torch.as_tensor(side).float(), dim=1) for side in (data, annotation))
-    n = len(left)
-    found = _gaps(left, right, np.asarray(modality), seed, samples)
+    n, names = len(left), np.asarray(modality)
+    parts = [np.arange(n)] if folds is None else [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    same = np.arange(n) if contents is None else codes_of(contents, n, "contents")
+    squares = {
+        "gap": [modality_gap_square(left[rows], names[rows], same[rows], seed, samples) for rows in parts],
+        "matched_gap": [
+            matched_gap_square(left[rows], right[rows], names[rows], same[rows], seed, samples) for rows in parts
+        ],
+    }
+    found = {name: pooled(ones).gap() for name, ones in squares.items()}
     row = potentials(left).numpy()
     found["uniformity"] = bootstrap_interval(partial(_log_linear, row, float(row.mean())), n, seed, samples)
     for name, places in zip(("annotation_to_data", "data_to_annotation"), ranks(left, right), strict=True):
@@ -56,25 +74,3 @@ def _mean(values: Floats, rows: Ints) -> Floats:
 def _log_linear(values: Floats, mean: float, rows: Ints) -> Floats:
     found: Floats = np.log(np.maximum(2 * values[rows].mean(1) - mean, np.finfo(np.float64).tiny))
     return found
-
-
-def _gaps(
-    data: torch.Tensor, annotation: torch.Tensor, modality: npt.NDArray[np.str_], seed: int, samples: int
-) -> dict[str, Interval]:
-    """Return both gaps; a resampled centroid is a mean weighted by how often each row was drawn."""
-    rng = np.random.default_rng(seed)
-    names = np.unique(modality)
-    centroids = torch.empty(2, samples, len(names), data.shape[1], dtype=torch.float64)
-    for place, name in enumerate(names):
-        rows = np.flatnonzero(modality == name)
-        drawn = torch.from_numpy(rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=samples))
-        for side, vectors in enumerate((data, annotation)):
-            centroids[side, :, place] = drawn.float() @ vectors[torch.from_numpy(rows)] / len(rows)
-    matched = torch.linalg.vector_norm(centroids[0] - centroids[1], dim=2).mean(1)
-    pairs = torch.cdist(centroids[0], centroids[0], compute_mode="donot_use_mm_for_euclid_dist").sum((1, 2))
-    gap = pairs / max(1, len(names) * (len(names) - 1))
-    n = len(data)
-    return {
-        "gap": centred_interval(modality_gap(data, modality), gap.numpy(), n),
-        "matched_gap": centred_interval(matched_gap(data, annotation, modality), matched.numpy(), n),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.config import ProjectionSettings
-from nemo_mm_rank.evaluation.geometry import matched_gap, modality_gap, recalls
+from nemo_mm_rank.evaluation.gaps import Square, matched_gap_square, modality_gap_square, pooled
+from nemo_mm_rank.evaluation.geometry import recalls
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection.artifact import Projection, threads
 from nemo_mm_rank.projection.classes import target_classes
@@ -24,10 +25,14 @@ from nemo_mm_rank.projection.train import History, TrainingSet, train
 
 log = logging.getLogger(__name__)
 
-_VALIDATION = 20  # one annotation in this many of the training folds is set aside for early stopping
-_MEASURED = 4096  # held-out pairs of a fold that are measured: recall costs their square
+VERSION = 2
+"""Of what a fit leaves behind, and of what its metrics mean."""
 
-Measures = dict[str, dict[str, float]]
+_VALIDATION = 20  # one annotation in this many of the training folds is set aside for early stopping
+_SEARCHED = 4096  # held-out pairs of a fold that search each other: recall costs their square
+_RECALLS = (1, 5, 10)
+
+Measures = dict[str, float | None]
 
 
 def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str = "cpu") -> Projection:
@@ -46,8 +51,11 @@ def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str 
         The projection. Its ``metrics`` are of held-out pairs only: ``folds`` and their ``mean``, each with ``n``,
         ``gap``, ``matched_gap``, ``recall_at_1``, ``recall_at_5`` and ``recall_at_10`` (mean of both directions) of
         ``fused`` and of every source in the anchor's space; and the ``losses`` of every fold's epochs. ``n`` counts
-        the pairs that have the source; to be comparable, recall is the share of all held-out pairs. ``mamcl``, where it
-        is a term: `classes.TargetClasses.summary`, and the share of rows that had a negative in their batch.
+        the pairs that have the source; to be comparable, recall is the share of all held-out pairs. Gaps are those of
+        `evaluation.gaps`, without the noise of few annotations, with ``<gap>_low`` and ``_high`` (95 %, bootstrap);
+        their mean is the root of the folds' mean square; None where no modality has two annotations in a fold.
+        ``mamcl``, where it is a term: `classes.TargetClasses.summary`, and the share of rows that had a negative in
+        their batch.
 
     Raises:
         ModelError: counts that do not fit, values that are not finite, or, for MAMCL, an impossible modality.
@@ -81,9 +89,17 @@ def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str 
     with threads(1), ThreadPoolExecutor(settings.threads) as pool:
         networks, losses = zip(*pool.map(fit_fold, range(settings.folds)), strict=True)
     projection = Projection(networks, seed, {})
-    held_out = [torch.nonzero(folds == fold).view(-1)[:_MEASURED] for fold in range(settings.folds)]
-    measured = [_measure(projection, sample, data, rows) for rows in held_out]
-    projection.metrics = {"mean": _mean(measured), "folds": measured, "losses": list(losses)}
+    with threads(1):
+        measured = [
+            _measure(projection, sample, data, torch.nonzero(folds == fold).view(-1), fold)
+            for fold in range(settings.folds)
+        ]
+    spaces = dict.fromkeys(name for fold in measured for name in fold)
+    projection.metrics = {
+        "mean": {name: _measures([fold[name] for fold in measured if name in fold]) for name in spaces},
+        "folds": [{name: _measures([space]) for name, space in fold.items()} for fold in measured],
+        "losses": list(losses),
+    }
     if data.classes:
         projection.metrics["mamcl"] = {**data.classes.summary, "active": _active(losses)}
     return projection
@@ -118,38 +134,51 @@ def _network(data: TrainingSet, skip: Sequence[str], settings: ProjectionSetting
     return FusionNetwork(sizes, data.anchors.shape[1], settings.hidden, settings.depth, settings.dropout, skip)
 
 
-def _measure(projection: Projection, sample: FitSample, data: TrainingSet, rows: torch.Tensor) -> Measures:
-    """Measure the fused space, and each source in the same space, on some rows."""
+@dataclass(frozen=True)
+class _Space:
+    """What is measured of one space in one fold."""
+
+    n: int
+    gaps: dict[str, Square]
+    recalls: dict[str, float]
+
+
+def _measure(
+    projection: Projection, sample: FitSample, data: TrainingSet, rows: torch.Tensor, fold: int
+) -> dict[str, _Space]:
+    """Measure the fused space, and each source in the same space, on the rows of a fold."""
     where = rows.to(data.anchors.device)
     sources = {name: Vectors(column.values[where], column.valid[where]) for name, column in data.sources.items()}
     modality = np.array([sample.modality[row] for row in rows.tolist()])
     spaces = {"fused": projection.project(sources, [sample.annotations[row] for row in rows.tolist()])}
     spaces |= {name: sources[name] for name in sample.anchor_space if name in sources}
     return {
-        name: _geometry(column, data.anchors[where], modality)
+        name: _geometry(column, data.anchors[where], modality, data.annotation[where], fold)
         for name, column in spaces.items()
         if bool(column.valid.any())
     }
 
 
-def _geometry(column: Vectors, anchors: torch.Tensor, modality: npt.NDArray[np.str_]) -> dict[str, float]:
+def _geometry(
+    column: Vectors, anchors: torch.Tensor, modality: npt.NDArray[np.str_], contents: torch.Tensor, fold: int
+) -> _Space:
     """Return the measures of one space; a pair that has no embedding in it is not found."""
     data, annotation = F.normalize(column.values[column.valid], dim=1), anchors[column.valid]
     present = modality[column.valid.cpu().numpy()]
-    share = len(data) / len(anchors)
-    return {
-        "n": len(data),
-        "gap": modality_gap(data, present),
-        "matched_gap": matched_gap(data, annotation, present),
-        **{f"recall_at_{k}": share * found["average"] for k, found in recalls(data, annotation, (1, 5, 10)).items()},
+    gaps = {
+        "gap": modality_gap_square(data, present, contents[column.valid], fold),
+        "matched_gap": matched_gap_square(data, annotation, present, contents[column.valid], fold),
     }
+    share = len(data) / len(anchors)
+    found = recalls(data[:_SEARCHED], annotation[:_SEARCHED], _RECALLS)
+    return _Space(len(data), gaps, {f"recall_at_{k}": share * one["average"] for k, one in found.items()})
 
 
-def _mean(folds: Sequence[Measures]) -> Measures:
-    """Return each measure's mean over the folds that have it; ``n`` is their sum."""
-    out: Measures = {}
-    for name in dict.fromkeys(name for fold in folds for name in fold):
-        found = [fold[name] for fold in folds if name in fold]
-        out[name] = {key: float(np.mean([one[key] for one in found])) for key in found[0]}
-        out[name]["n"] = sum(one["n"] for one in found)
-    return out
+def _measures(folds: Sequence[_Space]) -> Measures:
+    """Return each measure of a space over some folds: ``n`` is a sum, recall a mean, a gap the root of a mean."""
+    found: Measures = {"n": sum(one.n for one in folds)}
+    for name in folds[0].gaps:
+        gap = pooled([one.gaps[name] for one in folds]).gap()
+        for key, value in ((name, gap.value), (f"{name}_low", gap.low), (f"{name}_high", gap.high)):
+            found[key] = None if np.isnan(value) else value
+    return found | {name: float(np.mean([one.recalls[name] for one in folds])) for name in folds[0].recalls}

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nemo_mm_rank.evaluation.gaps import gap_text
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.parquet import read_table
-from nemo_mm_rank.report.content import Finding, counted, number, share, space_name
+from nemo_mm_rank.report.content import Finding, counted, share, space_name
 from nemo_mm_rank.report.run import Run
 
 _SHIFT = 0.1  # of a share, from which on a mix is another
@@ -47,10 +48,11 @@ def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     said = (
         f"On held-out pairs the fused space finds the other half among the first ten for "
         f"{share(fused['recall_at_10'], 1)} of the pairs, the best single space ({space_name(name)}) for "
-        f"{share(best['recall_at_10'], 1)}; matched gap {number(fused['matched_gap'])} against "
-        f"{number(best['matched_gap'])}."
+        f"{share(best['recall_at_10'], 1)}; matched gap {gap_text(fused, 'matched_gap')} "
+        f"against {gap_text(best, 'matched_gap')}."
     )
-    better = fused["recall_at_10"] >= best["recall_at_10"] and fused["matched_gap"] <= best["matched_gap"]
+    gaps = fused["matched_gap"], best["matched_gap"]
+    better = fused["recall_at_10"] >= best["recall_at_10"] and None not in gaps and gaps[0] <= gaps[1]
     return [Finding("good" if better else "note", said)]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from nemo_mm_rank.evaluation.gaps import gap_text
 from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.ranking.blend import label, percent
 from nemo_mm_rank.report.charts import distributions, mixes
@@ -266,13 +267,14 @@ def spaces(run: Run) -> Section:
     metrics = run.manifest["projection"]["metrics"]
     lines = []
     for name, space in sorted(metrics["mean"].items(), key=lambda item: item[0] == "fused"):
-        measures = ("gap", "matched_gap", "recall_at_1", "recall_at_5", "recall_at_10")
-        cells = [number(space[measure]) for measure in measures]
+        cells = [gap_text(space, measure) for measure in ("gap", "matched_gap")]
+        cells += [number(space[measure]) for measure in ("recall_at_1", "recall_at_5", "recall_at_10")]
         lines.append(Row((space_name(name), f"{space['n']:,}", *cells), "strong" if name == "fused" else ""))
     note = (
         f"Held-out pairs only, mean over {len(metrics['folds'])} folds: no network is measured on what it learnt from. "
-        "Gap: mean distance between the centroids of modalities. Matched gap: from data to their own annotations, "
-        "which takes the content out. Recall@k: share of pairs that find their other half among the k most similar. "
+        "Gap: distance between the centroids of modalities. Matched gap: from data to their own annotations, "
+        "which takes the content out. Both without the noise that the means of few pairs have, in brackets the 95 % "
+        "bootstrap interval. Recall@k: share of pairs that find their other half among the k most similar. "
         "A small gap is worth nothing where recall falls with it."
     )
     columns = ["space", "pairs", "gap", "matched gap", "Recall@1", "Recall@5", "Recall@10"]

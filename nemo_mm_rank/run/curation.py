@@ -25,7 +25,7 @@ from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import CONFIG, Projection
-from nemo_mm_rank.projection.fit import fit
+from nemo_mm_rank.projection.fit import VERSION, fit
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
 from nemo_mm_rank.ranking import rank as rank_shards
@@ -265,6 +265,7 @@ class _Curation:
         settings = config.projection
         key = digest(
             [
+                VERSION,
                 settings.model_dump(exclude={"threads"}),
                 config.seed,
                 [source.column for source in used],

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_mm_rank.evaluation.gaps import gap_text
 from nemo_mm_rank.io.parquet import read_note
 from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.run.store import Shards, part_name
@@ -127,9 +128,10 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
     title = f"Spaces (held-out pairs only, {folds} folds)"
     table = _table(title, ["space", "pairs", "gap", "matched gap", "Recall@10"])
     for name in sorted(spaces, key=lambda name: name == "fused"):
-        cells = (spaces[name][measure] for measure in ("gap", "matched_gap", "recall_at_10"))
-        pairs = f"{spaces[name]['n']:,}"
-        table.add_row(name, pairs, *(f"{value:.3f}" for value in cells), style="bold" if name == "fused" else "")
+        space = spaces[name]
+        gaps = (gap_text(space, measure) for measure in ("gap", "matched_gap"))
+        cells = (f"{space['n']:,}", *gaps, f"{space['recall_at_10']:.3f}")
+        table.add_row(name, *cells, style="bold" if name == "fused" else "")
     return table
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nemo_mm_rank.evaluation.gaps import matched_gap_square, modality_gap_square
 from nemo_mm_rank.evaluation.geometry import matched_gap, modality_gap, recall_at_k, uniformity
 from nemo_mm_rank.evaluation.intervals import geometry
 
@@ -37,20 +38,29 @@ def test_uniformity_is_that_of_the_paper() -> None:
 def test_values_are_the_measures_own() -> None:
     data, annotation, modality = a_space()
     found = geometry(data, annotation, modality, seed=0, samples=200)
-    assert found["gap"].value == pytest.approx(modality_gap(data, modality))
-    assert found["matched_gap"].value == pytest.approx(matched_gap(data, annotation, modality))
+    assert found["gap"].value == pytest.approx(modality_gap_square(data, modality).gap().value)
+    assert found["matched_gap"].value == pytest.approx(matched_gap_square(data, annotation, modality).gap().value)
     assert found["uniformity"].value == pytest.approx(uniformity(data))
     for k in (1, 5, 10):
         recall = recall_at_k(data, annotation, k)
         for way in ("annotation_to_data", "data_to_annotation"):
             assert found[f"recall_at_{k}_{way}"].value == pytest.approx(recall[way])
     for interval in found.values():
-        assert interval.low < interval.value < interval.high
+        assert interval.low <= interval.value <= interval.high
         assert interval.n == 120
     assert geometry(data, annotation, modality, seed=0, samples=200) == found
 
 
-def test_intervals_of_gaps_are_those_of_resampled_rows() -> None:
+def test_offsets_of_folds_do_not_make_up_for_each_other() -> None:
+    data, annotation, modality = a_space()
+    folds = np.arange(120) % 2
+    shifted = data + 0.5 * torch.from_numpy(np.where(folds[:, None] == 0, 1.0, -1.0)).float()
+    together = geometry(shifted, annotation, modality, seed=0, samples=50)["matched_gap"].value
+    apart = geometry(shifted, annotation, modality, seed=0, samples=50, folds=folds)["matched_gap"].value
+    assert apart > 2 * together
+
+
+def test_intervals_of_gaps_are_as_wide_as_those_of_resampled_rows() -> None:
     data, annotation, modality = a_space()
     names = np.array(modality)
     rng = np.random.default_rng(1)
@@ -61,9 +71,6 @@ def test_intervals_of_gaps_are_those_of_resampled_rows() -> None:
         gaps.append(modality_gap(data[rows], names[rows]))
         matched.append(matched_gap(data[rows], annotation[rows], names[rows]))
     found = geometry(data, annotation, modality, seed=0, samples=1500)
-    for name, values, own in (
-        ("gap", gaps, modality_gap(data, modality)),
-        ("matched_gap", matched, matched_gap(data, annotation, modality)),
-    ):
-        low, high = own + np.mean(values) - np.quantile(values, [0.975, 0.025])
-        assert (found[name].low, found[name].high) == pytest.approx((low, high), abs=0.02)
+    width = found["gap"].high - found["gap"].low
+    assert width == pytest.approx(np.diff(np.quantile(gaps, [0.025, 0.975]))[0], rel=0.1)
+    assert found["gap"].low < float(modality_gap(data, names)) < found["gap"].high

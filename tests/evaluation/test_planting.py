@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import MediaError, UserError
-from nemo_mm_rank.evaluation.planting import Kind, Planted, PlantSettings, plant
+from nemo_mm_rank.evaluation.planting import Kind, Plan, Planted, PlantSettings, make_plan, plant
 from nemo_mm_rank.evaluation.planting import media as spoil
-from nemo_mm_rank.evaluation.planting.plan import counts_of
-from nemo_mm_rank.evaluation.planting.swaps import derange
-from nemo_mm_rank.evaluation.planting.texts import nearly, rarity, with_sentence, without_key
+from nemo_mm_rank.evaluation.planting.donors import NONE, derange, numbered
+from nemo_mm_rank.evaluation.planting.settings import ALL, PRESETS
+from nemo_mm_rank.evaluation.planting.texts import nearly, rarity, with_sentence, with_word, without_key
 from nemo_mm_rank.io.pool import read_pools
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.sns.split import split_sentences
@@ -63,8 +63,10 @@ def test_counts_are_exact_in_every_modality(pool: PoolSource, planted: Planted) 
     assert spoilt == dict.fromkeys(["text", "code", "image", "audio", "video"], 20)
     assert planted.truth["clean"].to_pylist() == [kind is None for kind, _ in truth.values()]
     kinds = Counter(kind for kind, _ in truth.values() if kind)
-    assert set(kinds) == set(Kind)
+    assert set(kinds) == set(ALL)
     assert kinds[Kind.CORRUPT] >= 3
+    assert planted.counts() == {kind: kinds[kind] for kind in ALL}
+    assert planted.short == ()
 
 
 def test_the_pool_bears_out_the_truth(pool: PoolSource, planted: Planted) -> None:
@@ -208,45 +210,192 @@ def test_data_of_several_parts_keeps_its_parts(pool: PoolSource, tmp_path: Path)
         )
 
 
-def test_equal_annotations_cannot_be_swapped(tmp_path: Path) -> None:
+def test_equal_annotations_are_left_and_it_is_said(tmp_path: Path) -> None:
     rows = [{"pair_id": f"t{n}", "modality": "text", "data": f"Passage {n}.", "annotation": "Same."} for n in range(10)]
     manifest = tmp_path / "same.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match="4 of 4 are alike"):
-        plant(manifest, tmp_path / "planted", PlantSettings(kinds={Kind.SWAP_WITHIN: 1}))
+    planted = plant(manifest, tmp_path / "planted", PlantSettings(kinds={Kind.SWAP_WITHIN: 1}))
+    assert planted.truth["clean"].to_pylist() == [True] * 10
+    assert list(map(str, planted.short)) == [
+        "text: swap-within was planted in 0 pairs of 4 asked for, because it needs another pair of the same modality "
+        "with another annotation, which 0 of 10 pairs have."
+    ]
+    again = plant(manifest, tmp_path / "planted", PlantSettings(kinds={Kind.SWAP_WITHIN: 1}))
+    assert again.short == planted.short
+    # In a mix the others take what cannot be swapped.
+    mixed = plant(manifest, tmp_path / "mixed", PlantSettings(kinds={Kind.SWAP_WITHIN: 1, Kind.OFF_TOPIC: 1}))
+    assert mixed.counts() == {Kind.OFF_TOPIC: 4}
+    assert [(one.kind, one.wanted, one.planted) for one in mixed.short] == [(Kind.SWAP_WITHIN, 2, 0)]
+
+
+def test_media_that_do_not_open_stop_nothing(tmp_path: Path) -> None:
+    rows = [
+        {"pair_id": f"i{n}", "modality": "image", "data": f"{n}.jpg", "annotation": f"Picture {n}."} for n in range(5)
+    ]
+    for n in range(5):
+        (tmp_path / f"{n}.jpg").write_text("no picture")
+    (tmp_path / "broken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind in ("media", "near-duplicate", "swap-within"):
+        planted = plant(tmp_path / "broken.jsonl", tmp_path / kind, PlantSettings.model_validate({"kinds": kind}))
+        assert list(rows_of(planted.pool)) == [f"i{n}" for n in range(5)]
+        assert planted.counts() == {"swap-within" if kind == "swap-within" else "corrupt": 2}
+
+
+@pytest.mark.parametrize("kind", ["all", *Kind])
+@pytest.mark.parametrize("total", [0.1, 0.4])
+def test_five_pairs_of_every_modality(tmp_path_factory: pytest.TempPathFactory, kind: str, total: float) -> None:
+    demo = make_demo_pool(tmp_path_factory.mktemp("few"), 5)
+    settings = PlantSettings.model_validate({"kinds": kind, "total": total})
+    planted = plant(str(demo), tmp_path_factory.mktemp("planted"), settings)
+    before, after = rows_of(PoolSource(path=str(demo))), rows_of(planted.pool)
+    assert list(after) == list(before)
+    spoilt = {pair: row for pair, row in planted_of(planted).items() if row[0]}
+    # 26 pairs; what is missing is said, of what only some modalities or annotations of several sentences can have.
+    assert len(spoilt) + sum(one.wanted - one.planted for one in planted.short) >= round(total * 26)
+    assert {found for found, _ in spoilt.values()} <= {*PRESETS[kind], Kind.CORRUPT}
+    for pair in spoilt:
+        assert after[pair] != before[pair] or pair == "bad-corrupt" or spoilt[pair][0] in PRESETS["media"]
 
 
 def test_settings_name_their_presets() -> None:
     assert PlantSettings.model_validate({"kinds": "swaps"}).kinds == {Kind.SWAP_WITHIN: 1.0}
-    assert set(PlantSettings().kinds) == set(Kind)
+    assert PlantSettings.model_validate({"kinds": "removed-sentence"}).kinds == {Kind.REMOVED_SENTENCE: 1.0}
+    assert set(PlantSettings.model_validate({"kinds": "media"}).kinds) == {Kind.CROPPED, Kind.PADDED, Kind.CORRUPT}
+    assert PlantSettings().kinds == ALL == PlantSettings.model_validate({"kinds": "all"}).kinds
     for wrong in ({"kinds": "sawps"}, {"kinds": {"cropped": 0}}, {"kinds": {"croped": 1}}, {"total": 1.5}):
         with pytest.raises(ValueError, match=r"kinds|total"):
             PlantSettings.model_validate(wrong)
 
 
-def test_a_modality_that_is_most_of_the_pool_can_swap_across_only_so_often() -> None:
+# Plans, in memory.
+
+
+def planned(modality: list[str], annotation: list[str], kinds: Any, total: float = 0.4, seed: int = 0) -> Plan:
+    return make_plan(modality, annotation, PlantSettings.model_validate({"kinds": kinds, "total": total}), seed)
+
+
+def test_a_modality_that_is_most_of_the_pool_gets_across_what_others_give_twice() -> None:
     modality = ["text"] * 90 + ["code"] * 10
-    counts = counts_of(modality, np.zeros(100, bool), PlantSettings(kinds={Kind.SWAP_ACROSS: 1, Kind.SWAP_WITHIN: 1}))
-    assert counts["code"] == {Kind.SWAP_WITHIN: 2, Kind.SWAP_ACROSS: 2}
-    assert counts["text"] == {Kind.SWAP_WITHIN: 34, Kind.SWAP_ACROSS: 2}
+    found = planned(modality, [f"Annotation {n}." for n in range(100)], "swap-across")
+    assert Counter(modality[row] for row in found.rows(Kind.SWAP_ACROSS)) == {"text": 36, "code": 4}
+    assert found.short == ()
+    assert all(modality[found.donor[row]] != modality[row] for row in found.rows(Kind.SWAP_ACROSS))
+
+
+def test_annotations_that_are_few_go_round_and_the_rest_comes_from_elsewhere() -> None:
+    # 48 sounds with ten different annotations, most of them the same: whatever is drawn, each gets another one.
+    annotation = ["A dog."] * 39 + [f"Sound {n}." for n in range(9)]
+    for seed in range(20):
+        found = planned(["audio"] * 48, annotation, "swap-within", 0.4, seed)
+        rows = found.rows(Kind.SWAP_WITHIN)
+        assert len(rows) == 19
+        assert found.short == ()
+        for row in rows:
+            assert found.annotation[row] == annotation[found.donor[row]] != annotation[row]
+
+
+def test_case_and_white_space_make_no_other_annotation() -> None:
+    found = planned(["text"] * 4, ["A dog.", "a  dog.", "A DOG. ", "A\ndog."], "swap-within", 0.5)
+    assert found.clean.all()
+    assert [(one.wanted, one.planted, one.able) for one in found.short] == [(2, 0, 0)]
+
+
+_SENTENCES = st.sampled_from(["A dog runs.", "a dog runs.", "It rains!", "Two cats", "Why?", "One. Two.", "A dog"])
+_ROW = st.tuples(
+    st.sampled_from(["text", "code", "image", "audio", "text+image"]),
+    st.lists(_SENTENCES, min_size=1, max_size=3).map(" ".join),
+    st.integers(0, 3),
+)
+
+
+@given(
+    st.lists(_ROW, max_size=40),
+    st.one_of(st.sampled_from(sorted(PRESETS)), st.dictionaries(st.sampled_from(Kind), st.floats(0.1, 9), min_size=1)),
+    st.sampled_from([0.0, 0.1, 0.4, 1.0]),
+    st.integers(0, 2**32 - 1),
+)
+def test_whatever_the_pool_nothing_is_planted_twice_and_what_is_missing_is_said(
+    rows: list[tuple[str, str, int]], kinds: Any, total: float, seed: int
+) -> None:
+    settings = PlantSettings.model_validate({"kinds": kinds, "total": total})
+    modality, annotation, data = [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
+    divisible = np.array([name in ("text", "code") and value > 1 for name, _, value in rows], dtype=bool)
+    found = make_plan(modality, annotation, settings, seed, data, divisible)
+    n = len(rows)
+    assert len(found.kind) == len(found.donor) == len(found.annotation) == n
+    wanted = max(int(total * n + 0.5), int(total > 0)) if n else 0
+    got = sum(kind is not None for kind in found.kind)
+    assert got <= wanted
+    by_modality = Counter(name for name, kind in zip(modality, found.kind, strict=True) if kind)
+    for name, count in by_modality.items():
+        assert abs(count - total * modality.count(name)) < 1 or count < total * modality.count(name) or n * total < 1
+    if got < wanted:
+        assert sum(one.wanted - one.planted for one in found.short) >= wanted - got
+    for one in found.short:
+        assert one.planted < one.wanted
+        assert one.planted == sum(
+            kind == one.kind and name == one.modality for kind, name in zip(found.kind, modality, strict=True)
+        )
+    for row, (kind, donor, now) in enumerate(zip(found.kind, found.donor.tolist(), found.annotation, strict=True)):
+        was = annotation[row]
+        if kind is None:
+            assert (now, donor) == (was, NONE)
+            continue
+        assert settings.weights[kind] > 0
+        if donor != NONE:
+            assert donor != row
+        if kind in (Kind.SWAP_WITHIN, Kind.SWAP_ACROSS):
+            assert now == annotation[donor]
+            assert now.casefold().split() != was.casefold().split()
+            assert (modality[row] == modality[donor]) == (kind == Kind.SWAP_WITHIN)
+        elif kind in (Kind.FOREIGN_SENTENCE, Kind.REPLACED_SENTENCE, Kind.REMOVED_SENTENCE):
+            own = len(split_sentences(was))
+            change = {Kind.FOREIGN_SENTENCE: 1, Kind.REPLACED_SENTENCE: 0, Kind.REMOVED_SENTENCE: -1}[kind]
+            assert len(split_sentences(now)) == own + change
+            assert now.casefold().split() != was.casefold().split()
+        elif kind == Kind.EXCHANGED_WORD:
+            assert len(now.split()) == len(was.split())
+            assert now.casefold() != was.casefold()
+        elif kind == Kind.NEAR_DUPLICATE:
+            assert found.kind[donor] is None
+            assert modality[donor] == modality[row]
+            assert now == annotation[donor]
+            assert (data[donor], annotation[donor]) != (data[row], was)
+        elif kind == Kind.PADDED:
+            assert modality[donor] == modality[row]
+            assert data[donor] != data[row]
+        elif kind == Kind.KEY_SENTENCE:
+            assert divisible[row]
+        if kind in PRESETS["media"]:
+            assert modality[row] in ("image", "audio")
+    again = make_plan(modality, annotation, settings, seed, data, divisible)
+    assert (again.kind, again.donor.tolist(), again.annotation) == (found.kind, found.donor.tolist(), found.annotation)
+
+
+def test_a_file_is_spoilt_as_planned_in_memory(pool: PoolSource, tmp_path: Path) -> None:
+    before = rows_of(pool)
+    settings = PlantSettings.model_validate({"kinds": "foreign-sentence"})
+    planted = plant(pool, tmp_path, settings, seed=5)
+    modality, annotation = ([str(row[name]) for row in before.values()] for name in ("modality", "annotation"))
+    found = make_plan(modality, annotation, settings, 5)
+    assert [row["annotation"] for row in rows_of(planted.pool).values()] == list(found.annotation)
+    assert planted.truth["clean"].to_pylist() == found.clean.tolist()
 
 
 @given(st.lists(st.sampled_from("abcde"), max_size=40), st.integers(0, 2**32 - 1))
 def test_nobody_keeps_a_label_of_its_own(labels: list[str], seed: int) -> None:
-    rng = np.random.default_rng(seed)
+    codes = numbered(labels)
+    source = derange(codes, codes, np.random.default_rng(seed)).tolist()
+    assert all(given == NONE or labels[given] != own for given, own in zip(source, labels, strict=True))
+    given_by = [given for given in source if given != NONE]
+    assert len(set(given_by)) == len(given_by)
     most = max(Counter(labels).values(), default=0)
-    if 2 * most > len(labels):
-        with pytest.raises(UserError, match=f"{most} of {len(labels)} are alike"):
-            derange(labels, labels, rng)
-    else:
-        source = derange(labels, labels, rng)
-        assert sorted(source.tolist()) == list(range(len(labels)))
-        assert all(labels[given] != own for given, own in zip(source.tolist(), labels, strict=True))
+    assert source.count(NONE) == max(0, 2 * most - len(labels))
 
 
 def test_what_two_modalities_have_in_common_is_traded_away() -> None:
-    label = ["audio"] * 6 + ["video"] * 6
-    also = [f"caption {n % 6}" for n in range(12)]
+    label = numbered(["audio"] * 6 + ["video"] * 6)
+    also = numbered([f"caption {n % 6}" for n in range(12)])
     for seed in range(50):
         source = derange(label, also, np.random.default_rng(seed))
         assert sorted(source.tolist()) == list(range(12))
@@ -267,11 +416,12 @@ def test_key_sentences() -> None:
 
 
 def test_foreign_sentences_stand_anywhere() -> None:
-    found = {with_sentence("One. Two", "Three. Four.", np.random.default_rng(seed)) for seed in range(60)}
-    assert found == {
-        *("Three. One. Two.", "One. Three. Two.", "One. Two. Three."),
-        *("Four. One. Two.", "One. Four. Two.", "One. Two. Four."),
-    }
+    found = {with_sentence(["One.", "Two"], "Three.", np.random.default_rng(seed)) for seed in range(60)}
+    assert found == {"Three. One. Two.", "One. Three. Two.", "One. Two. Three."}
+
+
+def test_words_are_exchanged_in_their_case() -> None:
+    assert with_word("Dogs run. Two dogs, doggedly.", "dogs", "cats") == "Cats run. Two cats, doggedly."
 
 
 def test_near_duplicates_of_texts() -> None:

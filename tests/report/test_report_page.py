@@ -90,8 +90,9 @@ def test_geometry_has_gap_and_recall_of_every_space(elements: Elements, manifest
     spaces = manifest["projection"]["metrics"]["mean"]
     assert len(rows) == len(spaces)
     fused = spaces["fused"]
-    measures = ("gap", "matched_gap", "recall_at_1", "recall_at_5", "recall_at_10")
-    assert rows[-1] == ["fused", str(fused["n"]), *(f"{fused[name]:.3f}" for name in measures)]
+    gaps = [f"{fused[g]:.3f} [{fused[f'{g}_low']:.3f}, {fused[f'{g}_high']:.3f}]" for g in ("gap", "matched_gap")]
+    recalls = [f"{fused[f'recall_at_{k}']:.3f}" for k in (1, 5, 10)]
+    assert rows[-1] == ["fused", str(fused["n"]), *gaps, *recalls]
 
 
 def test_findings_tell_what_was_checked(html: str) -> None:

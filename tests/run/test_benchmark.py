@@ -80,6 +80,19 @@ def test_every_blend_has_exactly_the_budget(first: Path) -> None:
             assert note["digest"] == table_digest(blend) == facts["blends"][f"{strategy}-{seed}"]
 
 
+def test_what_was_planted_is_said(first: Path) -> None:
+    facts = json.loads((first / "benchmark.json").read_text())
+    truth = read_table(first / "truth.parquet")
+    kinds = [kind for kinds in truth["kinds"].to_pylist() for kind in kinds]
+    assert facts["planted"]["counts"] == {kind: kinds.count(kind) for kind in facts["planted"]["counts"]}
+    assert sum(facts["planted"]["counts"].values()) == len(kinds) > 20
+    said = (first / "table1.md").read_text()
+    for kind, count in facts["planted"]["counts"].items():
+        assert f"{kind} {count}" in said
+    for one in facts["planted"]["short"]:
+        assert one in said
+
+
 def test_draws_follow_the_seed_and_the_others_do_not(first: Path) -> None:
     def ids(strategy: str, seed: int) -> list[str]:
         found: list[str] = read_table(first / "blends" / f"{strategy}-{seed}.parquet")["pair_id"].to_pylist()

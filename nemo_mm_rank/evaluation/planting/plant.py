@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,9 +22,9 @@ from nemo_mm_rank.demo import make_pair
 from nemo_mm_rank.errors import MediaError, UserError
 from nemo_mm_rank.evaluation.planting import media as spoil
 from nemo_mm_rank.evaluation.planting import texts
-from nemo_mm_rank.evaluation.planting.plan import counts_of, draw
+from nemo_mm_rank.evaluation.planting.donors import NONE
+from nemo_mm_rank.evaluation.planting.plan import Short, make_plan
 from nemo_mm_rank.evaluation.planting.settings import Kind, PlantSettings
-from nemo_mm_rank.evaluation.planting.swaps import derange
 from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.digest import file_digest
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table, write_text
@@ -42,7 +45,7 @@ FRAMES = 32
 TRUTH = pa.schema(
     [(PAIR_ID, pa.string()), ("clean", pa.bool_()), ("kinds", pa.list_(pa.string())), ("donor", pa.string())]
 )
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,17 @@ class Planted:
         pool: its manifest; everything it refers to lies below its folder.
         truth: ``pair_id, clean, kinds, donor`` (`TRUTH`), in the manifest's order. ``clean``: nothing was planted.
             ``donor``: the pair that something was taken from, where it was from one.
+        short: where fewer pairs than asked for could be spoilt in a way, and why; each reads as a sentence.
     """
 
     pool: PoolSource
     truth: pa.Table
+    short: tuple[Short, ...] = ()
+
+    def counts(self) -> dict[str, int]:
+        """Return kind -> number of pairs that it was planted in, as the truth says."""
+        found = Counter(kind for kinds in self.truth["kinds"].to_pylist() for kind in kinds)
+        return {str(kind): found[str(kind)] for kind in Kind if found[str(kind)]}
 
 
 def plant(
@@ -69,10 +79,11 @@ def plant(
 ) -> Planted:
     """Write a noisy copy of a pool to ``folder``: ``pool.jsonl``, ``truth.parquet``, and the media.
 
-    Each modality has `PlantSettings.total` of its pairs spoilt, each in one way. Number, order and ids of the pairs
-    stay, and the users' own columns (a near-duplicate has those of the pair it copies). Media that nothing was planted
-    in are hard links, copies where the file system has none. Bad rows of the pool are left out. A medium that should be
-    changed and cannot be opened stays as it is, and the truth calls it corrupt.
+    Each modality has `PlantSettings.total` of its pairs spoilt, each in one way, as `plan.make_plan` decides; what
+    cannot be planted is said in `Planted.short`. Number, order and ids of the pairs stay, and the users' own columns (a
+    near-duplicate has those of the pair it copies). Media that nothing was planted in are hard links, copies where the
+    file system has none. Bad rows of the pool are left out. A medium that should be changed and cannot be opened stays
+    as it is, and the truth calls it corrupt.
 
     The same arguments give the same files; a folder that has them already is left as it is.
 
@@ -85,7 +96,7 @@ def plant(
         without: ids of pairs that are left out (to be validated with, say).
 
     Raises:
-        UserError: annotations so much alike that they cannot be swapped, or a folder that holds something else.
+        UserError: a folder that holds something else.
         PoolError: the pool cannot be read.
     """
     settings, media = settings or PlantSettings(), media or MediaSettings()
@@ -103,15 +114,16 @@ def plant(
     )
     truth_file, made = folder / "truth.parquet", PoolSource(path=str(folder / "pool.jsonl"))
     if truth_file.exists():
-        if (read_note(truth_file) or {}).get("key") != key:
+        note = read_note(truth_file) or {}
+        if note.get("key") != key:
             raise UserError(f"{folder} holds another planted pool; give this one a folder of its own")
-        return Planted(made, read_table(truth_file))
-    work = _Planting(_rows(pools, set(without)), folder, settings, media, np.random.default_rng(seed), seed)
+        return Planted(made, read_table(truth_file), tuple(Short.of(one) for one in note["short"]))
+    work = _Planting(_rows(pools, set(without)), folder, settings, media, seed)
     work.spoil()
     work.write()
-    truth = work.truth()
-    write_table(truth_file, truth, {"key": key})
-    return Planted(made, truth)
+    truth, short = work.truth(), work.plan.short
+    write_table(truth_file, truth, {"key": key, "short": [asdict(one) for one in short]})
+    return Planted(made, truth, short)
 
 
 def _pools(pool: PoolSource | Sequence[PoolSource] | str | Path) -> Sequence[PoolSource]:
@@ -139,30 +151,28 @@ class _Planting:
     folder: Path
     settings: PlantSettings
     media: MediaSettings
-    rng: np.random.Generator
     seed: int
-    planted: dict[int, tuple[Kind, int | None]] = field(default_factory=dict)
-    """row -> what was planted in it, and the row it was taken from."""
+    corrupt: set[int] = field(default_factory=set)
+    """Rows whose medium should have been changed and could not be opened."""
     files: dict[int, str] = field(default_factory=dict)
     """row -> its new file."""
 
     def __post_init__(self) -> None:
         self.was = [dict(row) for row in self.rows]
-        self.rare = texts.rarity([row[ANNOTATION] for row in self.rows])
-        self.whole: list[int] = []
+        self.rng = np.random.default_rng(self.seed)
+        modality, annotation = ([row[name] for row in self.was] for name in (MODALITY, ANNOTATION))
+        divisible = None
+        if Kind.KEY_SENTENCE in self.settings.weights:
+            divisible = np.array([texts.divisible(row[MODALITY], row[DATA]) for row in self.was], dtype=bool)
+        data = [(row[MEDIA_ROOT] if row[MODALITY] in MEDIA else "", str(row[DATA])) for row in self.was]
+        self.plan = make_plan(modality, annotation, self.settings, self.rng, data, divisible)
 
     def spoil(self) -> None:
-        """Decide what happens to which row, and do it."""
-        modality = [row[MODALITY] for row in self.rows]
-        divisible = np.array([texts.divisible(row[MODALITY], row[DATA]) for row in self.rows], dtype=bool)
-        drawn = draw(modality, divisible, counts_of(modality, divisible, self.settings), self.rng)
-        spoilt = np.concatenate([np.zeros(0, np.int64), *drawn.values()])
-        self.whole = np.setdiff1d(np.arange(len(self.rows)), spoilt).tolist()
+        """Do what was planned."""
+        for row, annotation in zip(self.rows, self.plan.annotation, strict=True):
+            row[ANNOTATION] = annotation
         do: dict[Kind, Callable[[Ints], None]] = {
-            Kind.SWAP_WITHIN: self._swap_within,
-            Kind.SWAP_ACROSS: self._swap_across,
-            Kind.FOREIGN_SENTENCE: self._add_sentences,
-            Kind.KEY_SENTENCE: self._remove_sentences,
+            Kind.KEY_SENTENCE: self._remove_parts,
             Kind.CROPPED: self._crop,
             Kind.PADDED: self._pad,
             Kind.NEAR_DUPLICATE: self._duplicate,
@@ -170,17 +180,17 @@ class _Planting:
             Kind.OFF_TOPIC: self._replace,
         }
         for kind, change in do.items():
-            if len(rows := drawn.get(kind, np.zeros(0, np.int64))):
-                change(rows)
+            change(self.plan.rows(kind))
 
     def truth(self) -> pa.Table:
         """Return what was planted where."""
-        found = [self.planted.get(row) for row in range(len(self.rows))]
+        kinds = [Kind.CORRUPT if row in self.corrupt else kind for row, kind in enumerate(self.plan.kind)]
+        donors = [None if row in self.corrupt or donor == NONE else donor for row, donor in enumerate(self.plan.donor)]
         columns: dict[str, list[Any]] = {
             PAIR_ID: [row[PAIR_ID] for row in self.was],
-            "clean": [what is None for what in found],
-            "kinds": [[] if what is None else [str(what[0])] for what in found],
-            "donor": [None if what is None or what[1] is None else self.was[what[1]][PAIR_ID] for what in found],
+            "clean": [kind is None for kind in kinds],
+            "kinds": [[] if kind is None else [str(kind)] for kind in kinds],
+            "donor": [None if donor is None else self.was[donor][PAIR_ID] for donor in donors],
         }
         return pa.table(columns, TRUTH)
 
@@ -200,78 +210,46 @@ class _Planting:
             lines.append(json.dumps(kept, ensure_ascii=False, default=str) + "\n")
         write_text(self.folder / "pool.jsonl", "".join(lines))
 
-    # Annotations.
-
-    def _swap_within(self, rows: Ints) -> None:
-        modality = np.array([self.was[row][MODALITY] for row in rows])
-        for name in np.unique(modality):
-            own = rows[modality == name]
-            annotations = [self.was[row][ANNOTATION] for row in own]
-            self._give(own, own[derange(annotations, annotations, self.rng)], Kind.SWAP_WITHIN)
-
-    def _swap_across(self, rows: Ints) -> None:
-        modality = [self.was[row][MODALITY] for row in rows]
-        annotations = [self.was[row][ANNOTATION] for row in rows]
-        self._give(rows, rows[derange(modality, annotations, self.rng)], Kind.SWAP_ACROSS)
-
-    def _give(self, rows: Ints, donors: Ints, kind: Kind) -> None:
-        for row, donor in zip(rows.tolist(), donors.tolist(), strict=True):
-            self.rows[row][ANNOTATION] = self.was[donor][ANNOTATION]
-            self.planted[row] = kind, donor
-
-    def _add_sentences(self, rows: Ints) -> None:
-        for row in rows.tolist():
-            own = self.was[row][ANNOTATION]
-            donor = self._other(row, range(len(self.was)))
-            self.rows[row][ANNOTATION] = texts.with_sentence(own, self.was[donor][ANNOTATION], self.rng)
-            self.planted[row] = Kind.FOREIGN_SENTENCE, donor
-
-    def _remove_sentences(self, rows: Ints) -> None:
+    def _remove_parts(self, rows: Ints) -> None:
+        rare = texts.rarity([row[ANNOTATION] for row in self.was])
         for row in rows.tolist():
             was = self.was[row]
-            self.rows[row][DATA] = texts.without_key(was[MODALITY], was[DATA], was[ANNOTATION], self.rare)
-            self.planted[row] = Kind.KEY_SENTENCE, None
+            self.rows[row][DATA] = texts.without_key(was[MODALITY], was[DATA], was[ANNOTATION], rare)
 
     # Media.
 
     def _crop(self, rows: Ints) -> None:
         for row in rows.tolist():
-            self._change(row, Kind.CROPPED, None, lambda own, _: spoil.cropped(own, self.settings.keep, self.rng))
+            self._change(row, lambda own: spoil.cropped(own, self.settings.keep, self.rng))
 
     def _pad(self, rows: Ints) -> None:
         for row in rows.tolist():
-            donor = self._other(row, self._alike(row, range(len(self.was))))
-            self._change(row, Kind.PADDED, donor, spoil.padded)
+            self._change(row, partial(self._padded, self.was[self.plan.donor[row]]))
+
+    def _padded(self, donor: dict[str, Any], own: Segment) -> tuple[bytes, str]:
+        return spoil.padded(own, self._open(donor))
 
     def _corrupt(self, rows: Ints) -> None:
         for row in rows.tolist():
-            self._put(row, spoil.corrupted(self._content(self.was[row])), os.path.splitext(self.was[row][DATA])[1])
-            self.planted[row] = Kind.CORRUPT, None
+            with suppress(MediaError):  # one that cannot be read is corrupt as it is
+                content = spoil.corrupted(self._content(self.was[row]))
+                self._put(row, content, os.path.splitext(self.was[row][DATA])[1])
 
-    def _change(
-        self, row: int, kind: Kind, donor: int | None, change: Callable[[Segment, Any], tuple[bytes, str]]
-    ) -> None:
+    def _change(self, row: int, change: Callable[[Segment], tuple[bytes, str]]) -> None:
+        """Put what becomes of the row's medium in its place; one that cannot be opened is corrupt as it is."""
         try:
-            other = None if donor is None else self._open(self.was[donor])
-            self._put(row, *change(self._open(self.was[row]), other))
+            self._put(row, *change(self._open(self.rows[row])))
         except MediaError:
-            self.planted[row] = Kind.CORRUPT, None
-        else:
-            self.planted[row] = kind, donor
+            self.corrupt.add(row)
 
     # Whole pairs.
 
     def _duplicate(self, rows: Ints) -> None:
         for row in rows.tolist():
-            donor = self._other(row, self._alike(row, self.whole))
-            own, copied = self.rows[row][PAIR_ID], self.was[donor]
-            self.rows[row] = {**copied, PAIR_ID: own}
-            self.planted[row] = Kind.NEAR_DUPLICATE, donor
+            copied = self.was[self.plan.donor[row]]
+            self.rows[row] = {**copied, PAIR_ID: self.was[row][PAIR_ID]}
             if Modality(copied[MODALITY]).is_media:
-                try:
-                    self._put(row, *spoil.nearly(self._open(copied)))
-                except MediaError:
-                    self.planted[row] = Kind.CORRUPT, None
+                self._change(row, spoil.nearly)
             else:
                 self.rows[row][DATA] = texts.nearly(copied[MODALITY], copied[DATA], self.rng)
 
@@ -285,25 +263,8 @@ class _Planting:
                 self._put(row, content, suffix)
             else:
                 self.rows[row][DATA] = content
-            self.planted[row] = Kind.OFF_TOPIC, None
 
     # What these need.
-
-    def _alike(self, row: int, among: Sequence[int]) -> list[int]:
-        """Return the others of the row's modality."""
-        return [other for other in among if self.was[other][MODALITY] == self.was[row][MODALITY]]
-
-    def _other(self, row: int, among: Sequence[int]) -> int:
-        """Draw a row with another annotation.
-
-        Raises:
-            UserError: there is none.
-        """
-        own = self.was[row][ANNOTATION]
-        for place in self.rng.permutation(len(among)).tolist():
-            if self.was[found := int(among[place])][ANNOTATION] != own:
-                return found
-        raise UserError(f"pair {self.was[row][PAIR_ID]!r}: there is no other pair to take something from")
 
     def _open(self, row: dict[str, Any]) -> Segment:
         opener = Opener(self.media, row[MEDIA_ROOT], FRAMES)

@@ -19,9 +19,14 @@ class Kind(StrEnum):
     """The annotation of a pair of another modality."""
     FOREIGN_SENTENCE = "foreign-sentence"
     """A sentence of another pair's annotation among the own ones."""
+    REPLACED_SENTENCE = "replaced-sentence"
+    """A sentence of another pair's annotation in the place of one of several own ones."""
+    REMOVED_SENTENCE = "removed-sentence"
+    """One of several sentences of the annotation is gone: what is left is true, and says less."""
+    EXCHANGED_WORD = "exchanged-word"
+    """One of the annotation's rarer words gives way to one of another pair's, of the same modality where it can be."""
     KEY_SENTENCE = "key-sentence"
-    """The part of the data that the annotation speaks of is gone (text and code; what is left of a caption when a
-    sentence is taken away is still true)."""
+    """The part of the data that the annotation speaks of is gone (text and code)."""
     CROPPED = "cropped"
     """Only a small window of the medium is left."""
     PADDED = "padded"
@@ -34,8 +39,6 @@ class Kind(StrEnum):
     """The pair is replaced by one that agrees in itself and is about nothing that the pool is about."""
 
 
-SWAPS: dict[Kind, float] = {Kind.SWAP_WITHIN: 1.0}
-
 ALL: dict[Kind, float] = {
     Kind.SWAP_WITHIN: 10,
     Kind.SWAP_ACROSS: 5,
@@ -47,15 +50,22 @@ ALL: dict[Kind, float] = {
     Kind.CORRUPT: 2,
     Kind.OFF_TOPIC: 2,
 }
+"""The mix that results are reported on. Kinds that are not in it are planted where they are named."""
 
-PRESETS: dict[str, dict[Kind, float]] = {"swaps": SWAPS, "all": ALL}
+PRESETS: dict[str, dict[Kind, float]] = {
+    **{str(kind): {kind: 1.0} for kind in Kind},
+    "swaps": {Kind.SWAP_WITHIN: 1.0},
+    "media": {Kind.CROPPED: 1.0, Kind.PADDED: 1.0, Kind.CORRUPT: 1.0},
+    "all": ALL,
+}
+"""What a name alone stands for: a kind by itself, or several."""
 
 
 def _named(value: Any) -> Any:
     if isinstance(value, str):
         if value not in PRESETS:
             raise ValueError(f"kinds: a mapping of kinds to weights, or one of {', '.join(PRESETS)}, not {value!r}")
-        return PRESETS[value]
+        return dict(PRESETS[value])
     return value
 
 
@@ -65,9 +75,15 @@ class PlantSettings(Settings):
     total: Share = Field(0.4, description="share of each modality's pairs that something is planted in")
     kinds: Annotated[dict[Kind, Annotated[float, Field(ge=0)]], BeforeValidator(_named)] = Field(
         default_factory=lambda: dict(ALL),
-        description="kind -> weight among the planted, or a preset: swaps (within a modality alone), all",
+        description="kind -> weight among the planted; or a name: a kind by itself, swaps (within a modality), "
+        "media (cropped, padded, corrupt), all (the usual mix)",
     )
     keep: float = Field(0.3, gt=0, lt=1, description="of each side (pictures) or of the duration that cropping leaves")
+
+    @property
+    def weights(self) -> dict[Kind, float]:
+        """The kinds that have a weight, in the order of `Kind`."""
+        return {kind: self.kinds[kind] for kind in Kind if self.kinds.get(kind)}
 
     @model_validator(mode="after")
     def _something(self) -> PlantSettings:

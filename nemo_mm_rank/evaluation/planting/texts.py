@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from nemo_mm_rank.schema import Modality
-from nemo_mm_rank.sns.split import block_spans, sentence_spans, split_sentences
+from nemo_mm_rank.sns.split import block_spans, sentence_spans
 
 _WORD = re.compile(r"\w+")
 
@@ -27,11 +27,38 @@ def rarity(texts: Sequence[str]) -> dict[str, float]:
     return {word: float(np.log(len(texts) / count)) for word, count in found.items()}
 
 
-def with_sentence(text: str, foreign: str, rng: np.random.Generator) -> str:
-    """Return ``text`` with a sentence of ``foreign`` before, between or behind its own."""
-    own, others = split_sentences(text), split_sentences(foreign)
-    own.insert(int(rng.integers(len(own) + 1)), others[int(rng.integers(len(others)))])
-    return " ".join(sentence if sentence[-1] in ".!?" else f"{sentence}." for sentence in own)
+def with_sentence(own: Sequence[str], foreign: str, rng: np.random.Generator) -> str:
+    """Return a text of its own sentences, and a foreign one before, between or behind them."""
+    place = int(rng.integers(len(own) + 1))
+    return _joined([*own[:place], foreign, *own[place:]])
+
+
+def with_replaced(own: Sequence[str], foreign: str, rng: np.random.Generator) -> str:
+    """Return a text of its own sentences, one of which has given its place to a foreign one."""
+    place = int(rng.integers(len(own)))
+    return _joined([*own[:place], foreign, *own[place + 1 :]])
+
+
+def without_one(own: Sequence[str], rng: np.random.Generator) -> str:
+    """Return a text of its own sentences but one."""
+    place = int(rng.integers(len(own)))
+    return _joined([*own[:place], *own[place + 1 :]])
+
+
+def with_word(text: str, old: str, new: str) -> str:
+    """Return a text in which every ``old`` is ``new``, with a capital where ``old`` had one."""
+
+    def changed(match: re.Match[str]) -> str:
+        word = match.group()
+        if word.lower() != old:
+            return word
+        return new[:1].upper() + new[1:] if word[:1].isupper() else new
+
+    return _WORD.sub(changed, text)
+
+
+def _joined(sentences: Sequence[str]) -> str:
+    return " ".join(sentence if sentence[-1] in ".!?" else f"{sentence}." for sentence in sentences)
 
 
 def parts(text: str, modality: str) -> list[str]:

@@ -81,7 +81,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
     source = prepare(config, folder, engine, reporter)
     budget = config.budget.pairs(source.pairs)
     quiet = Console(quiet=True)
-    bench = Bench(config, folder, source.pool, source.shards, budget, source.labels, engine, quiet)
+    bench = Bench(config, folder, source.planted.pool, source.shards, budget, source.labels, engine, quiet)
     blends, keys = _choose_all(bench, reporter)
     modes = dict.fromkeys(one.sns for one in config.strategies)
     for mode in modes:
@@ -177,9 +177,10 @@ def _write(
         folder / "benchmark.json",
         {
             "config": config.model_dump(mode="json", by_alias=True, exclude={"engine", "output"}),
-            "pool": source.pool.path,
+            "pool": source.planted.pool.path,
             "pairs": source.pairs,
             "budget": budget,
+            "planted": {"counts": source.planted.counts(), "short": [str(one) for one in source.planted.short]},
             "validation": {"pairs": source.held_out, "removed": source.removed, "leaks": len(source.leaks)},
             "blends": {f"{blend.strategy}-{blend.seed}": blend.digest for blend in blends},
         },

@@ -14,10 +14,11 @@ from nemo_mm_rank.evaluation.intervals import geometry
 from nemo_mm_rank.evaluation.selection import Labels, overlap, selection, shares, total_variation
 from nemo_mm_rank.evaluation.statistics import Interval
 from nemo_mm_rank.experts.expert import sources
+from nemo_mm_rank.projection.sample import folds_of
 from nemo_mm_rank.run.benchmark.blends import Blend
 from nemo_mm_rank.run.benchmark.strategies import Bench
 from nemo_mm_rank.run.store import Shards
-from nemo_mm_rank.schema import ERROR, FUSED, MODALITY, PAIR_ID, annotation_column
+from nemo_mm_rank.schema import ANNOTATION, ERROR, FUSED, MODALITY, PAIR_ID, annotation_column
 
 SCHEMA = pa.schema(
     [
@@ -126,7 +127,7 @@ def of_spaces(bench: Bench, strategy: str, shards: Shards, seed: int) -> Iterato
     for space, columns in spaces.items():
         if not all(column in there for column in columns):
             continue
-        read = [shards.read(part, [PAIR_ID, MODALITY, ERROR, *columns]) for part in range(shards.count)]
+        read = [shards.read(part, [PAIR_ID, ANNOTATION, MODALITY, ERROR, *columns]) for part in range(shards.count)]
         frame = frames.from_table(pa.concat_tables(read))
         data, annotation = (frames.vectors(frame, column) for column in columns)
         good = (data.valid & annotation.valid).numpy() & np.array([p in clean for p in frames.strings(frame, PAIR_ID)])
@@ -136,8 +137,10 @@ def of_spaces(bench: Bench, strategy: str, shards: Shards, seed: int) -> Iterato
         if len(rows) < 2:
             continue
         modality = [str(value) for value in np.asarray(frames.strings(frame, MODALITY), dtype=object)[rows]]
+        texts = np.asarray(frames.strings(frame, ANNOTATION), dtype=object)[rows].tolist()
+        folds = folds_of(texts, config.projection.folds, seed)
         found: dict[str, Interval] = geometry(
-            data.values[rows], annotation.values[rows], modality, config.seed, config.bootstrap
+            data.values[rows], annotation.values[rows], modality, config.seed, config.bootstrap, folds, texts
         )
         for measure, interval in found.items():
             values = {"value": interval.value, "low": interval.low, "high": interval.high}

@@ -16,7 +16,7 @@ from nemo_mm_rank.config import Pools, PoolSource
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.evaluation.leaks import FINGERPRINT, leaks
-from nemo_mm_rank.evaluation.planting import PlantSettings, plant
+from nemo_mm_rank.evaluation.planting import Planted, PlantSettings, plant
 from nemo_mm_rank.evaluation.selection import Labels
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.parquet import write_table
@@ -36,7 +36,7 @@ class Source:
     """What strategies choose from, and what they are judged by.
 
     Attributes:
-        pool: the manifest to choose from.
+        planted: the pool to choose from, and what was planted in it.
         shards: the same in canonical columns.
         pairs: how many.
         labels: which of them are clean and on topic.
@@ -47,7 +47,7 @@ class Source:
         leaks: what is left of that in the pool (`evaluation.leaks.SCHEMA`): nothing, or something is wrong.
     """
 
-    pool: PoolSource
+    planted: Planted
     shards: Shards
     pairs: int
     labels: Labels
@@ -104,7 +104,7 @@ def prepare(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Rep
         ),
     )
     return Source(
-        planted.pool,
+        planted,
         Shards(shards.stages[:1], shards.count),
         len(pairs),
         labels,

@@ -101,6 +101,10 @@ def _head(config: BenchmarkConfig, source: Source, budget: int) -> str:
         f"{source.held_out:,} validation pairs are kept apart, and {source.removed:,} that were too near to one were "
         f"taken from the pool; leaks left: {len(source.leaks):,}.",
     ]
+    if config.plant is not None:
+        planted = ", ".join(f"{kind} {count:,}" for kind, count in source.planted.counts().items())
+        lines += ["", f"Planted: {planted or 'nothing'}."]
+        lines += [line for one in source.planted.short for line in ("", str(one))]
     return "\n".join(lines)
 
 
@@ -216,7 +220,8 @@ def _geometry(results: Results, ours: Sequence[str]) -> str:
         return ""
     head = ["strategy", "space", "gap", "matched gap", "uniformity", "Recall@1", "Recall@5", "Recall@10"]
     note = (
-        "On clean pairs that no fit has seen, first seed; 95 % bootstrap intervals; recall: annotations search data / "
+        "On clean pairs that no fit has seen, first seed; 95 % bootstrap intervals; gaps without the noise that the "
+        "means of few pairs have, in each fold; recall: annotations search data / "
         "data search annotations."
     )
     return f"## Geometry\n\n{markdown(head, rows)}\n\n{note}"
