@@ -27,13 +27,13 @@ from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import DocumentBatch
 
-from benchmarks import real_pool
+from benchmarks import real_pool, weights
 from nemo_mm_rank import frames
 from nemo_mm_rank.curator import ExpertEmbeddingStage
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.models import loader
 
-MODELS = {"minilm": {"class": "sentence-transformers", "path": real_pool.minilm()}}
+MODELS = {"minilm": {"class": "sentence-transformers", "path": weights.minilm()}}
 EXPERTS = [{"name": "words", "kind": "text-based", "encoder": "minilm"}]
 
 FEW, MANY = 4, 64

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from benchmarks import real_pool
+from benchmarks import real_pool, weights
 from benchmarks.ranking_topk import Peak
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import PairError
@@ -50,10 +50,10 @@ def write_model(folder: Path, name: str = "ViT-B-32") -> Path:
     """Save a model of OpenCLIP with random weights as its authors publish them."""
     library: Any = import_module("open_clip")
     torch.manual_seed(0)
-    weights = library.create_model(name).state_dict()
+    state = library.create_model(name).state_dict()
     settings = {"model_cfg": library.get_model_config(name), "preprocess_cfg": {}}
     (folder / SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
-    save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS[0])
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / WEIGHTS[0])
     return folder
 
 
@@ -115,7 +115,7 @@ def of_pictures(folder: Path, paths: list[Path]) -> dict[str, Way]:
 
 
 def of_sentences(texts: list[str]) -> dict[str, Way]:
-    encoder = loader.load("minilm", "sentence-transformers", {"path": real_pool.minilm()})
+    encoder = loader.load("minilm", "sentence-transformers", {"path": weights.minilm()})
     settings = {"convert_to_tensor": True, "normalize_embeddings": True, "show_progress_bar": False}
 
     def alone() -> torch.Tensor:

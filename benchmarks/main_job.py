@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import real_pool
+from benchmarks import real_pool, weights
 
 VARIANTS = ("bare", "plain", "sns")
 TITLES = {
@@ -50,7 +50,7 @@ def bare() -> dict[str, Any]:
     folder = str(real_pool.MODELS)
     labels, sounds = MobileNetWords(folder, top=8), YamnetWords(folder)
     pictures, noises = MobileNetFeatures(folder), YamnetFeatures(folder)
-    minilm = SentenceTransformer(real_pool.minilm(), device="cpu")
+    minilm = SentenceTransformer(weights.minilm(), device="cpu")
     loaded = _status("VmRSS")
     root = real_pool.POOL.parent
 

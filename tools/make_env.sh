@@ -15,10 +15,12 @@ case "${1:-}" in
     "")
         venv=.venv kind=env constraints=constraints.txt pythons="3.11 3.12 3.13" tools="ruff ray"
         requirements() { "$python" tools/requirements.py "dask,curator,models,report,dev"; }
+        bare() { cat tools/bare.in; }
         ;;
     curator09)
         venv=.venv-curator09 kind=legacy constraints=constraints-curator09.txt pythons=3.11 tools=""
         requirements() { "$python" tools/requirements.py ""; cat tools/curator09.in; }
+        bare() { :; }
         ;;
     *) echo "make_env.sh: no environment '$1'; there are the default one and curator09" >&2; exit 2 ;;
 esac
@@ -28,7 +30,7 @@ case " $pythons " in
     *" $version "*) ;;
     *) echo "$venv needs Python $pythons; $python is $version. Try: make PYTHON=python3.11 ..." >&2; exit 1 ;;
 esac
-digest=$({ "$python" -c 'import sys; print(sys.version, sys.prefix)'; requirements; cat "$constraints"; } \
+digest=$({ "$python" -c 'import sys; print(sys.version, sys.prefix)'; requirements; bare; cat "$constraints"; } \
     | sha256sum | cut -c1-16)
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/nemo-mm-rank"
 deps="$cache/$kind-$digest"
@@ -44,6 +46,8 @@ if [ ! -e "$deps/complete" ]; then
     requirements >"$deps/requirements.txt"
     "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --upgrade "pip>=25"
     "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir -c "$constraints" -r "$deps/requirements.txt"
+    bare >"$deps/bare.txt"
+    "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --no-deps -r "$deps/bare.txt"
     touch "$deps/complete"
 fi
 

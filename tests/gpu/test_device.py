@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import real_pool
+from benchmarks import real_pool, weights
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import ProjectionSettings
 from nemo_mm_rank.frames import Vectors
@@ -97,9 +97,7 @@ def test_sentence_encoder_on_the_device() -> None:
     if reason := real_pool.missing():
         pytest.skip(reason)
     texts = ["a dog plays in the snow", "def f(x): return x", "x " * 300]
-    on_cpu = SentenceTransformersEncoder(real_pool.minilm()).encode(texts, "text").vectors
+    on_cpu = SentenceTransformersEncoder(weights.minilm()).encode(texts, "text").vectors
     for dtype, close in (("float32", 1e-4), (None, 1e-2)):
-        on_gpu = (
-            SentenceTransformersEncoder(real_pool.minilm(), device="cuda", dtype=dtype).encode(texts, "text").vectors
-        )
+        on_gpu = SentenceTransformersEncoder(weights.minilm(), device="cuda", dtype=dtype).encode(texts, "text").vectors
         torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=close, rtol=0)
