@@ -17,6 +17,7 @@ from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.parquet import read_table, write_json, write_table
 from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups
 from nemo_mm_rank.ranking.duplicates import DistinctFirst
+from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of
 from nemo_mm_rank.ranking.pool import Rows, Shards, read_vectors
 from nemo_mm_rank.ranking.ranks import pool_ranks
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
@@ -105,6 +106,30 @@ def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budg
         got = groups.count(picked.candidates.codes[picked.taken]).tolist()
         check_shortage(wanted, dict(zip(groups.names, got, strict=True)))
     return _result(shards, scoring, groups, room, settings, budget, picked, columns)
+
+
+def closeness_to_best(
+    shards: Shards, columns: Sequence[str], settings: RankingSettings, spaces: Mapping[str, str]
+) -> FeedbackStep | None:
+    """Return the step that adds each pair's closeness to the best ones, where the objective is broad; or None.
+
+    Args:
+        shards: as for `rank`, with the embeddings.
+        columns: as for `rank`, without feedback.
+        settings: as for `rank`.
+        spaces: column of cosines -> column of embeddings.
+    """
+    broad = settings.broad
+    if broad is None or not broad.feedback or not broad.feedback_weight:
+        return None
+    topic = Scoring.fit(shards, columns, settings).topic
+    if topic.broad is None or not topic.breadth:
+        return None
+    plain = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
+    alone = settings.model_copy(update={**plain, "weights": dict(topic.broad.weights)})
+    best = rank(shards, columns, alone, Budget(count=broad.feedback))
+    step = FeedbackStep(spaces, means_of(best.places, shards, spaces))
+    return step if step.columns else None
 
 
 @dataclass(frozen=True)

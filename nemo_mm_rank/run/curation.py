@@ -14,7 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.config import Budget, Config, ModelSpec, parse
+from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.expert import sources
 from nemo_mm_rank.experts.step import ExpertStep
@@ -29,10 +29,9 @@ from nemo_mm_rank.projection.fit import VERSION, fit
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
 from nemo_mm_rank.ranking import rank as rank_shards
-from nemo_mm_rank.ranking.blend import Ranking
-from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of, save_means
+from nemo_mm_rank.ranking.blend import Ranking, closeness_to_best
+from nemo_mm_rank.ranking.feedback import FeedbackStep, save_means
 from nemo_mm_rank.ranking.score import GIVEN, ScoreStep
-from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run import outcome
 from nemo_mm_rank.run.engine import Engine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
@@ -306,7 +305,8 @@ class _Curation:
         """Choose among the scored pairs, and write the blend, the quarantine and the manifest."""
         config = self.config
         columns = [*score.scores, MATCH]
-        feedback = self._feedback(scored, score, columns)
+        spaces = {space.score: space.column for space in score.spaces}
+        feedback = closeness_to_best(scored, columns, config.ranked_by, spaces)
         if feedback is not None:
             scored = self._through([feedback], scored, state.pairs)
             columns += feedback.provides
@@ -324,30 +324,6 @@ class _Curation:
         write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
         write_json(self.folder.manifest, manifest)
         return Result(self.folder.path, manifest)
-
-    def _feedback(self, scored: Shards, score: ScoreStep, columns: Sequence[str]) -> FeedbackStep | None:
-        """Rank by the query alone, and let the best pairs say what it means, where the objective is broad."""
-        settings = self.config.ranked_by
-        broad = settings.broad
-        if broad is None or not broad.feedback or not broad.feedback_weight:
-            return None
-        topic = Scoring.fit(scored, columns, settings).topic
-        if topic.broad is None or not topic.breadth:
-            return None
-        plain = settings.model_copy(
-            update={
-                "weights": dict(topic.broad.weights),
-                "broad": None,
-                "spread": 0.0,
-                "quota_by": None,
-                "quotas": {},
-                "collapse_duplicates": False,
-            }
-        )
-        best = rank_shards(scored, columns, plain, Budget(count=broad.feedback))
-        spaces = {space.score: space.column for space in score.spaces}
-        step = FeedbackStep(spaces, means_of(best.places, scored, spaces))
-        return step if step.columns else None
 
     def _tell(self, ranking: Ranking) -> None:
         """Say what scores from elsewhere lack."""

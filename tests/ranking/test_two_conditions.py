@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from nemo_mm_rank.ranking.agreement import FLOOR, Agreement
+from nemo_mm_rank.run.agreement import fit_agreement
 
 from nemo_mm_rank import curate, frames, rank
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.demo import words
 from nemo_mm_rank.ranking import rank as rank_shards
-from nemo_mm_rank.ranking.agreement import FLOOR, Agreement
 from nemo_mm_rank.ranking.feedback import FeedbackStep, load_means, means_of, save_means
 from nemo_mm_rank.ranking.score import AGREES, Sides
-from nemo_mm_rank.run.agreement import fit_agreement
 from nemo_mm_rank.run.curation import Result, explain
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.run.folder import RunFolder
