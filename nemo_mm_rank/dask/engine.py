@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -15,13 +16,29 @@ from nemo_mm_rank.run.guarded import Guarded
 
 T = TypeVar("T")
 
+_SAFE_PATH = "PYTHONSAFEPATH"
+
 _OURS = {
     # Pages about tasks, logs and memory, for whoever is on this machine: nobody looks at them here.
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
     # A worker is started by `python -c`, which would import from the current folder: a pool's, perhaps.
-    "distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1",
+    f"distributed.nanny.pre-spawn-environ.{_SAFE_PATH}": "1",
 }
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """See that what multiprocessing starts beside the workers does not import from the current folder either."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 class DaskEngine:
@@ -65,7 +82,7 @@ class DaskEngine:
             "dashboard_address": "127.0.0.1:0",  # a port of its own: the usual one may be another cluster's
             "scheduler_kwargs": {"dashboard": False},
         }
-        with dask.config.set(_OURS):
+        with dask.config.set(_OURS), _safe_path():
             if settings.gpus:
                 cluster = require("dask_cuda", "gpu").LocalCUDACluster(**private)
             else:

@@ -121,11 +121,12 @@ def _open_below(base: str, path: str) -> int:
         MediaError: there is a link by now.
     """
     *folders, name = os.path.relpath(path, base).split(os.sep)
-    here = os.open(base, _FOLDER)
+    here: int | None = None
     try:
-        for folder in folders:
+        for folder in (base, *folders):
             inner = os.open(folder, _FOLDER, dir_fd=here)
-            os.close(here)
+            if here is not None:
+                os.close(here)
             here = inner
         # Not to wait for the other end of a FIFO.
         return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
@@ -134,7 +135,8 @@ def _open_below(base: str, path: str) -> int:
             raise MediaError("is not where it was found: a link has taken its place, or that of a folder") from error
         raise
     finally:
-        os.close(here)
+        if here is not None:
+            os.close(here)
 
 
 def _open_below_url(ref: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
