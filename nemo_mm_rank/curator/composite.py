@@ -23,7 +23,6 @@ from nemo_mm_rank.curator.stages import (
 )
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.run.finished import FinishedRun
-from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.trust import Trust
 
 
@@ -68,10 +67,8 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         if (self.run is None) == (self.config is None) or (self.config is None) != (self.projection is None):
             raise ConfigError("give either the run, or both config and projection")
         if self.run is not None:
-            finished = FinishedRun.load(self.run)
-            config = finished.config
-            trust = Trust(tuple(map(str, self.import_from)), self.trust_run)
-            models = trust.admit(finished.models, RunFolder.at(self.run), describing=True)
+            finished = FinishedRun.load(self.run, Trust(tuple(map(str, self.import_from)), self.trust_run))
+            config, models = finished.config, finished.models
             projection, scoring = finished.projection, finished.scoring
         else:
             config = settings(self.config, {"pools": "-"})

@@ -73,6 +73,10 @@ class Trust:
         return path in SHORT_NAMES.values() or lies_in(path.partition(":")[0], self.import_from)
 
 
+NOTHING = Trust()
+"""This package's own classes, and nothing else."""
+
+
 def _given(arguments: Any, name: str) -> bool:
     """Whether an argument is set, at whatever depth."""
     if isinstance(arguments, Mapping):
