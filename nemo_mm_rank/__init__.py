@@ -3,11 +3,11 @@
 import os
 import sys
 
-if sys.argv[:1] == ["-m"] and not sys.flags.safe_path and sys.path:
+if sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").startswith(f"{__name__}.") for word in sys.orig_argv):
     # `python -m nemo_mm_rank...`: Python has put the current folder first on the import path, and it may be a pool
     # that somebody else made. What we are imported from has to stay, at the end.
     _own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if any(name.removeprefix("-m").partition(".")[0] == __name__ for name in sys.orig_argv) and sys.path[0] in ("", os.getcwd()):
+    if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
         del sys.path[0]
         sys.path += [] if _own in sys.path else [_own]
 

@@ -52,7 +52,7 @@ class SafeConsole(Console):
     def __init__(self, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
 
-    def render_str(self, text: str, **settings: object) -> Text:  # type: ignore[override]  # handed on as they are
+    def render_str(self, text: str, **settings: object) -> Text:
         """Return ``text`` made printable, before it is measured for the cell it goes into."""
         return super().render_str(printable(text, lines=True), **settings)  # type: ignore[arg-type]
 
