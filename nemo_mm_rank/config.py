@@ -320,8 +320,15 @@ def _pools(value: Any) -> Any:
 Pools = Annotated[tuple[PoolSource, ...], BeforeValidator(_pools)]
 """One pool or several; a plain path is a pool."""
 
-Folders = Annotated[tuple[str, ...], BeforeValidator(lambda value: [str(one) for one in _listed(value)])]
-"""Folders to import classes from, after all that is installed; a file's own are relative to where it lies."""
+
+def _folders(value: Any) -> Any:
+    folders = [str(one) for one in _listed(value)]
+    refuse_passwords(folders)
+    return [str(Path(one).expanduser().absolute()) for one in folders]
+
+
+Folders = Annotated[tuple[str, ...], BeforeValidator(_folders)]
+"""Folders to import classes from, after all that is installed; those in a file are relative to where it lies."""
 
 
 class Budget(Settings):
