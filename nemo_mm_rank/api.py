@@ -74,14 +74,13 @@ def rank(
     Raises:
         UserError: the folder is no finished run, or names code that is not trusted; or a setting is impossible.
     """
-    folders = [import_from] if isinstance(import_from, (str, Path)) else import_from
     changes = {"queries": query, "budget": budget, "ranking": ranking}
     return curation.rank(
         run,
         {key: value for key, value in changes.items() if value is not None},
         None,
         _engine(client),
-        Trust(tuple(map(str, folders)), trust_run),
+        Trust.of(import_from, trust_run),
     )
 
 

@@ -49,7 +49,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
     """
 
     run: str | Path | None = None
-    import_from: Sequence[str | Path] = ()
+    import_from: str | Path | Sequence[str | Path] = ()
     trust_run: bool = False
     config: Config | Mapping[str, Any] | str | Path | None = None
     projection: str | Path | None = None
@@ -67,7 +67,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         if (self.run is None) == (self.config is None) or (self.config is None) != (self.projection is None):
             raise ConfigError("give either the run, or both config and projection")
         if self.run is not None:
-            finished = FinishedRun.load(self.run, Trust(tuple(map(str, self.import_from)), self.trust_run))
+            finished = FinishedRun.load(self.run, Trust.of(self.import_from, self.trust_run))
             config, models = finished.config, finished.models
             projection, scoring = finished.projection, finished.scoring
         else:

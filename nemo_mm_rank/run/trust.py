@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nemo_mm_rank.config import ModelSpec, read_yaml
@@ -27,6 +28,12 @@ class Trust:
 
     import_from: tuple[str, ...] = ()
     run: bool = False
+
+    @classmethod
+    def of(cls, import_from: str | Path | Sequence[str | Path], run: bool) -> Trust:
+        """Return what these arguments of a public function say."""
+        folders = [import_from] if isinstance(import_from, (str, Path)) else import_from
+        return cls(tuple(map(str, folders)), run)
 
     def admit(
         self, models: Mapping[str, ModelSpec], folder: RunFolder, describing: bool = False

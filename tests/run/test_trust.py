@@ -125,6 +125,15 @@ def test_curator_stages_refuse_it(foreign: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "RAN").exists()
 
 
+def test_curator_stages_of_a_class_of_ones_own(run: Path, library: Path) -> None:
+    pytest.importorskip("nemo_curator", reason="needs the extra 'curator'")
+    from nemo_mm_rank.curator import MultimodalRankStage
+
+    named = MultimodalRankStage(run=run, import_from=library).decompose()
+    assert [stage.name for stage in named] == ["experts", "projection", "weakest", "rank"]
+    assert len(MultimodalRankStage(run=run, trust_run=True).decompose()) == len(named)
+
+
 def test_a_class_of_ones_own_is_named_again(run: Path, library: Path, command_line: CommandLine) -> None:
     status, said = command_line("rank", run, "-q", "rain")
     assert (status, said.splitlines()[-1]) == (2, f"error: {refusal(run, 'letters_of_mine:Letters')}")
