@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -13,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_mm_rank.console import SafeConsole, guard_messages, printable
+from nemo_mm_rank.errors import MediaError, PairError, PoolError, UserError
+from nemo_mm_rank.steps import reason
 from tests.command_line import HARMFUL, CommandLine
 
 EVIL = "\x1b]0;title\x07\x1b]52;c;aGk=\x07\x1b[31m\x9b2J\x7f\u202eabc\u2066[red]x[/red][link=http://x]y[/link]"
@@ -156,6 +159,13 @@ def test_every_command(
     said(1, "validate", tmp_path / EVIL)
     said(2, EVIL)
     said(2, "models", "check", "-c", broken)
+
+
+def test_errors_are_printable_in_python_too() -> None:
+    for kind in (UserError, PoolError, PairError, MediaError):
+        error = pickle.loads(pickle.dumps(kind(f"{EVIL} ftp://user:word@host")))
+        assert str(error) == f"{SHOWN} ftp://(hidden)@host"
+    assert reason("sns", ValueError(EVIL)) == f"sns: ValueError: {SHOWN}"
 
 
 def test_a_fault_of_ours_is_printable(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
