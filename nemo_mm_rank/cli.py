@@ -384,6 +384,10 @@ def _merge(values: dict[str, Any], section: str, options: dict[str, Any]) -> Non
         values[section] = {**there, **given}
 
 
+_INTERRUPTED = 130
+"""The status that typer gives a command that was stopped from the keyboard."""
+
+
 def main() -> None:
     """Run the command line; what the user can mend is one line on standard error and exit status 2."""
     # The current folder may be somebody else's pool: nothing is imported from it, here or in what is started from here.
@@ -409,10 +413,6 @@ def main() -> None:
     if status == _INTERRUPTED:
         errors.print("stopped; start the same command again to go on from here")
     sys.exit(status)
-
-
-_INTERRUPTED = 130
-"""The status that typer gives a command that was stopped from the keyboard."""
 
 
 if __name__ == "__main__":

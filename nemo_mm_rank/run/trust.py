@@ -9,7 +9,7 @@ from typing import Any
 
 from nemo_mm_rank.config import ModelSpec, read_yaml
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.imports import import_from, lies_in
+from nemo_mm_rank.imports import import_from, lies_in, take_up
 from nemo_mm_rank.models.loader import SHORT_NAMES
 from nemo_mm_rank.run.folder import RunFolder
 
@@ -50,7 +50,7 @@ class Trust:
         """
         import_from(self.import_from)
         if self.run:
-            import_from(read_yaml(folder.config).get("import_from", ()))
+            take_up(read_yaml(folder.config).get("import_from", ()))  # some may be gone
             return dict(models)
         for name, spec in models.items():
             for found in self._foreign(spec, describing):
