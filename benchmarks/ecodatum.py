@@ -64,7 +64,8 @@ def measure(
     planted = plant(str(real_pool.POOL), folder / "pool", parse(PlantSettings, {"kinds": kinds}), seed)
     settings = real_pool.settings(folder / "run", seed=seed, budget="100%")
     run = curate(config={**settings, "pools": planted.pool.model_dump(exclude_none=True)}, progress=False)
-    result = ecodatum.curate(parse(EcoDatumConfig, {"run": str(run.folder), "output": str(folder / "ecodatum")}))
+    job = {"run": str(run.folder), "output": str(folder / "ecodatum"), "trust_run": True}
+    result = ecodatum.curate(parse(EcoDatumConfig, job))
     quality = result.quality[result.quality["duplicate_of"].isna()].set_index("pair_id")
     quality = quality.sample(frac=1, random_state=seed)  # the pool's order knows modalities and sources
     known = pd.Series(planted.truth["clean"].to_pylist(), index=planted.truth["pair_id"].to_pylist())
@@ -103,7 +104,7 @@ def ranked(run: Path, result: ecodatum.EcoDatumResult, clean: pd.Series) -> dict
         }
     found = {}
     for name, settings in ways.items():
-        blend = rank(run, real_pool.SCENES, "100%", ranking=settings).blend
+        blend = rank(run, real_pool.SCENES, "100%", ranking=settings, trust_run=True).blend
         good = clean.reindex(blend["pair_id"]).to_numpy(dtype=bool) & relevant(blend, real_pool.SCENES)
         first = good[: int(0.1 * len(good))]
         found[name] = (precision_of(good), float(first.mean()))

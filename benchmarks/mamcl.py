@@ -116,7 +116,7 @@ def one(folder: Path, seed: int, changes: Mapping[str, float]) -> dict[str, floa
     means = measure(result, seed, config.projection.folds, F.normalize(vectors, dim=1))
     for how in HOW if config.projection.only_mamcl else HOW[:1]:
         for name, text in QUERIES.items():
-            blend = rank(folder, text, ranking={"calibration": how}).blend
+            blend = rank(folder, text, ranking={"calibration": how}, trust_run=True).blend
             means[f"AP {name}, ranking, {how}"] = precision(blend, text)
     return means
 

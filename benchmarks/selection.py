@@ -82,9 +82,9 @@ def blends(run: Path, quality: Path, query: str, count: int) -> Iterator[tuple[s
     """Yield the blends of all that rank by the run's own embeddings; ``quality`` is the folder of EcoDatum's job."""
     with_quality = {**ecodatum.as_condition(RankingSettings(), quality), "collapse_duplicates": True}
     for name, changes in {**VARIANTS, QUALITY: with_quality, **BASELINES}.items():
-        yield name, rank(run, query, budget=count, ranking=changes).blend["pair_id"].tolist()
+        yield name, rank(run, query, budget=count, ranking=changes, trust_run=True).blend["pair_id"].tolist()
     # A condition of next to no weight: the order is the topic's alone, and the chances stand beside it.
-    rank(run, query, budget=2 * count, ranking={"feedback": 0, "conditions": {"agreement": 1e-9}})
+    rank(run, query, budget=2 * count, ranking={"feedback": 0, "conditions": {"agreement": 1e-9}}, trust_run=True)
     chosen = Ranking.load(RunFolder.at(run).ranking).chosen
     order = np.argsort(-chosen["chance_agreement"].fill_null(0.5).to_numpy(), kind="stable")
     yield FIRST, chosen["pair_id"].take(order[:count]).to_pylist()
@@ -100,7 +100,8 @@ def measure(folder: Path, kinds: str, seeds: list[int]) -> dict[str, Precisions]
         run = curate(config={**real_pool.settings(here / "run", seed=seed), "pools": pools}, progress=False).folder
         ids = planted.truth["pair_id"].to_pylist()
         largest = int(max(share for _, share, _ in OBJECTIVES.values()) * len(ids))
-        judged = ecodatum.curate(parse(EcoDatumConfig, {"run": str(run), "output": str(here / "ecodatum")}))
+        job = {"run": str(run), "output": str(here / "ecodatum"), "trust_run": True}
+        judged = ecodatum.curate(parse(EcoDatumConfig, job))
         filters = parse(TraditionalConfig, {"pools": pools, "budget": largest, "output": str(here / "traditional")})
         others = {
             "random": np.random.default_rng([seed, 7]).permutation(ids).tolist(),

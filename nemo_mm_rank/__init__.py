@@ -1,6 +1,16 @@
 """nemo-mm-rank: the best k pairs of a multimodal pool for an objective in plain words."""
 
 import os
+import sys
+
+if sys.argv[:1] == ["-m"] and any(word.removeprefix("-m").startswith(f"{__name__}.") for word in sys.orig_argv):
+    # `python -m nemo_mm_rank...`: Python has put the current folder first on the import path, and it may be a pool
+    # that somebody else made. What we are imported from has to stay, at the end.
+    _own = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
+        del sys.path[0]
+        sys.path += [] if _own in sys.path else [_own]
+
 from typing import TYPE_CHECKING, Any
 
 # OpenMP's threads spin while they wait for each other. Where cores are shared with other processes or workers, a

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from nemo_mm_rank.config import Config, parse, read_yaml
+from nemo_mm_rank.console import SafeConsole
+from nemo_mm_rank.imports import import_from as name_folders
 from nemo_mm_rank.run import curation
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.engine import Engine
+from nemo_mm_rank.run.trust import Trust
 
 
 def curate(
@@ -21,6 +22,7 @@ def curate(
     *,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     output: str | Path | None = None,
+    import_from: str | Path | Sequence[str | Path] | None = None,
     client: Any = None,
     progress: bool = True,
 ) -> Result:
@@ -35,14 +37,16 @@ def curate(
         budget: a number of pairs, or a share like ``"20%"``.
         config: everything else: a `Config`, a mapping, or the path of a YAML file; the arguments above go before it.
         output: the run's folder; a run found there is taken up.
+        import_from: folders with model classes of your own; what this process can import already needs none.
         client: a ``distributed.Client`` to work on; default: what ``config.engine`` says.
         progress: whether to show it.
 
     Raises:
         UserError: anything that you can mend, in one line.
     """
-    chosen = settings(config, {"pools": pool, "queries": query, "budget": budget, "output": output})
-    console = Console() if progress else None
+    given = {"pools": pool, "queries": query, "budget": budget, "output": output, "import_from": import_from}
+    chosen = settings(config, given)
+    console = SafeConsole() if progress else None
     return curation.curate(chosen, console, _engine(client))
 
 
@@ -52,6 +56,8 @@ def rank(
     budget: int | str | None = None,
     *,
     ranking: Mapping[str, Any] | None = None,
+    import_from: str | Path | Sequence[str | Path] = (),
+    trust_run: bool = False,
     client: Any = None,
 ) -> Result:
     """Rank a finished run against another objective; nothing is embedded again.
@@ -61,14 +67,20 @@ def rank(
         query: the new objective; default: the run's own.
         budget: the new budget; default: the run's own.
         ranking: settings of `config.RankingSettings` to change.
+        import_from: folders whose classes the run may name as its models.
+        trust_run: load whatever classes the run names; without it, those of this package and of ``import_from``.
         client: a ``distributed.Client`` to work on.
 
     Raises:
-        UserError: the folder is no finished run, or a setting is impossible.
+        UserError: the folder is no finished run, or names code that is not trusted; or a setting is impossible.
     """
     changes = {"queries": query, "budget": budget, "ranking": ranking}
     return curation.rank(
-        run, {key: value for key, value in changes.items() if value is not None}, None, _engine(client)
+        run,
+        {key: value for key, value in changes.items() if value is not None},
+        None,
+        _engine(client),
+        Trust.of(import_from, trust_run),
     )
 
 
@@ -83,7 +95,9 @@ def settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapp
     values.update({key: value for key, value in given.items() if value is not None})
     if "output" in values:
         values["output"] = str(values["output"])
-    return parse(Config, values)
+    checked = parse(Config, values)
+    name_folders(checked.import_from)
+    return checked
 
 
 def _engine(client: Any) -> Engine | None:

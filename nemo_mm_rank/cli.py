@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, PoolSource, parse, read_yaml
+from nemo_mm_rank.console import SafeConsole, guard_messages, printable
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.mix import MIXES
 from nemo_mm_rank.presets import overlay, read
@@ -36,6 +37,13 @@ BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration; options go before it.")]
 PresetName = Annotated[
     str | None, typer.Option("--preset", "-p", help="A built-in configuration, see presets; --config goes before it.")
+]
+ImportFrom = Annotated[
+    list[str] | None,
+    typer.Option("--import-from", help="A folder with model classes of yours, looked up after all else; repeatable."),
+]
+TrustRun = Annotated[
+    bool, typer.Option("--trust-run", help="Load whatever classes the run's folder names: code from there runs.")
 ]
 DeviceName = Annotated[str | None, typer.Option(help="Where models run: cpu, cuda ...")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="The run's folder.")]
@@ -71,10 +79,11 @@ def curate(
     shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
+    import_from: ImportFrom = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
-    values = _configured(config, preset)
+    values = _configured(config, preset, import_from)
     if pool:
         values["pools"] = _pools(pool, field, modality, root)
     elif field or modality or root:
@@ -98,9 +107,9 @@ def curate(
     from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
 
     if dry_run:
-        curation.dry_run(settings, Console())
+        curation.dry_run(settings, SafeConsole())
     else:
-        curation.curate(settings, Console()).print(Console())
+        curation.curate(settings, SafeConsole()).print(SafeConsole())
 
 
 @app.command()
@@ -114,11 +123,14 @@ def rank(
     ] = None,
     mix: MixName = None,
     jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
+    import_from: ImportFrom = None,
+    trust_run: TrustRun = False,
 ) -> None:
     """Rank a finished run against another objective, or on other conditions; nothing is embedded again."""
     from nemo_mm_rank.run import curation
     from nemo_mm_rank.run.ecodatum import as_condition
     from nemo_mm_rank.run.folder import RunFolder
+    from nemo_mm_rank.run.trust import Trust
 
     ranking: dict[str, Any] = {"mix": mix} if mix else {}
     if quality:
@@ -127,7 +139,8 @@ def rank(
     if query or avoid:
         changes["queries"] = _queries(query, avoid)
     changes = {key: value for key, value in changes.items() if value is not None}
-    curation.rank(run, changes, Console()).print(Console())
+    trust = Trust(tuple(import_from or ()), trust_run)
+    curation.rank(run, changes, SafeConsole(), trust=trust).print(SafeConsole())
 
 
 @app.command()
@@ -142,17 +155,19 @@ def ecodatum(
     root: Root = None,
     workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
     device: DeviceName = None,
+    import_from: ImportFrom = None,
+    trust_run: TrustRun = False,
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
-    values = read_yaml(config) if config else {}
+    values = _configured(config, None, import_from)
     if pool:
         values["pools"] = _pools(pool, field, modality, root)
-    plain = {"run": str(run) if run else None, "budget": budget, "output": output}
+    plain = {"run": str(run) if run else None, "budget": budget, "output": output, "trust_run": trust_run or None}
     values.update({key: value for key, value in plain.items() if value is not None})
     _merge(values, "engine", {"workers": workers, "device": device})
     from nemo_mm_rank.run import ecodatum as job
 
-    job.curate(parse(job.EcoDatumConfig, values), Console()).print(Console())
+    job.curate(parse(job.EcoDatumConfig, values), SafeConsole()).print(SafeConsole())
 
 
 @app.command()
@@ -171,9 +186,10 @@ def benchmark(
     workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
     scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     device: DeviceName = None,
+    import_from: ImportFrom = None,
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
-    values = _configured(config, preset)
+    values = _configured(config, preset, import_from)
     if pool:
         values["pools"] = _pools(pool, field, modality, root)
         if values.pop("demo", None) is not None:
@@ -188,7 +204,7 @@ def benchmark(
     from nemo_mm_rank.run.benchmark.job import benchmark as compare
     from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
 
-    console = Console()
+    console = SafeConsole()
     compare(parse(BenchmarkConfig, values), console).print(console)
 
 
@@ -200,7 +216,7 @@ def explain(
     """Say why a pair was or was not chosen."""
     from nemo_mm_rank.run import curation
 
-    Console().print(curation.explain(run, pair_id), highlight=False, markup=False, soft_wrap=True)
+    SafeConsole().print(curation.explain(run, pair_id), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -220,7 +236,7 @@ def export(
     from nemo_mm_rank.run.export import export_webdataset
 
     for path in export_webdataset(run, output, max_samples, max_bytes):
-        typer.echo(path)
+        typer.echo(printable(path))
 
 
 @app.command()
@@ -232,16 +248,17 @@ def adapt(
     output: Annotated[str | None, typer.Option("--output", "-o", help="A folder for the adapter.")] = None,
     device: DeviceName = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    import_from: ImportFrom = None,
 ) -> None:
     """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
     from nemo_mm_rank.adapt.settings import AdaptSettings
 
     given = {"run": str(run) if run else None, "output": output, "device": device, "seed": seed}
-    values = read_yaml(config) if config else {}
+    values = _configured(config, None, import_from)
     settings = parse(AdaptSettings, {**values, **{key: value for key, value in given.items() if value is not None}})
     from nemo_mm_rank.adapt.job import adapt as adapt_model
 
-    adapt_model(settings, Console()).print(Console())
+    adapt_model(settings, SafeConsole()).print(SafeConsole())
 
 
 @app.command()
@@ -252,7 +269,7 @@ def report(
     """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
     from nemo_mm_rank.report import write_report
 
-    typer.echo(write_report(run, output))
+    typer.echo(printable(write_report(run, output)))
 
 
 @app.command()
@@ -269,7 +286,7 @@ def validate(
 
     sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root)]
     report = check(sources)
-    console = Console()
+    console = SafeConsole()
     for line in report.lines():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not report.ok:
@@ -297,7 +314,7 @@ def demo(
             "sns": {"mode": "bidirectional"},
         },
     )
-    console = Console()
+    console = SafeConsole()
     console.print(f"objective: {QUERY}", highlight=False)
     result = curation.curate(settings, console)
     result.print(console)
@@ -310,20 +327,24 @@ def presets() -> None:
     """List the built-in configurations, with what they need, and recommend one for this machine."""
     from nemo_mm_rank.presets.table import print_presets
 
-    print_presets(Console())
+    print_presets(SafeConsole())
 
 
 @models.command("check")
-def check_models(config: ConfigFile = None, preset: PresetName = None, device: DeviceName = None) -> None:
+def check_models(
+    config: ConfigFile = None, preset: PresetName = None, device: DeviceName = None, import_from: ImportFrom = None
+) -> None:
     """Load every model of a configuration and try it on one sample of each modality; exit status 1 where one fails."""
-    values = _configured(config, preset)
+    values = _configured(config, preset, import_from)
     # What is to be ranked is no part of the check, and may be missing.
     settings = parse(Config, {"pools": "unused", "queries": "unused", **values})
+    from nemo_mm_rank.imports import import_from as name_folders
     from nemo_mm_rank.models.check import check
     from nemo_mm_rank.models.check_table import print_checks
 
+    name_folders(settings.import_from)
     checks = check(settings.models, device or settings.engine.device, settings.media)
-    if not print_checks(checks, Console()):
+    if not print_checks(checks, SafeConsole()):
         raise typer.Exit(1)
 
 
@@ -344,9 +365,11 @@ def _pools(paths: list[str], fields: list[str] | None, modality: str | None, roo
     return [{"path": path, **{k: v for k, v in shared.items() if v is not None}} for path in paths]
 
 
-def _configured(config: Path | None, preset: str | None) -> dict[str, Any]:
-    """Return what the file says, over what the preset says."""
+def _configured(config: Path | None, preset: str | None, import_from: list[str] | None) -> dict[str, Any]:
+    """Return what the file says, over what the preset says, with some more folders to import from."""
     values = read_yaml(config) if config else {}
+    if import_from:
+        values["import_from"] = [*values.get("import_from", []), *import_from]
     return overlay(read(preset), values) if preset else values
 
 
@@ -361,18 +384,35 @@ def _merge(values: dict[str, Any], section: str, options: dict[str, Any]) -> Non
         values[section] = {**there, **given}
 
 
+_INTERRUPTED = 130
+"""The status that typer gives a command that was stopped from the keyboard."""
+
+
 def main() -> None:
     """Run the command line; what the user can mend is one line on standard error and exit status 2."""
-    # A user's own model class is found where they stand, as `python -m` would.
-    sys.path.insert(0, os.getcwd())
+    # The current folder may be somebody else's pool: nothing is imported from it, here or in what is started from here.
+    sys.path[:] = [folder for folder in sys.path if folder]
+    os.environ["PYTHONSAFEPATH"] = "1"
+    guard_messages()
+    errors = SafeConsole(stderr=True, soft_wrap=True)
     try:
-        app()
+        status = app(standalone_mode=False)
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False, highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; start the same command again to go on from here")
-        sys.exit(130)
+        errors.print(f"error: {error}", style="red")
+        status = 2
+    except typer.Abort:
+        status = 1
+    except Exception as error:
+        if (said := getattr(error, "format_message", None)) is None:  # none of typer's own: a fault of ours
+            errors.print(traceback.format_exc().rstrip())
+            status = 1
+        else:
+            if message := said():  # none where it has printed its help
+                errors.print(f"error: {message}", style="red")
+            status = getattr(error, "exit_code", 2)
+    if status == _INTERRUPTED:
+        errors.print("stopped; start the same command again to go on from here")
+    sys.exit(status)
 
 
 if __name__ == "__main__":

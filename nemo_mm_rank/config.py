@@ -5,20 +5,45 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from nemo_mm_rank.console import printable, without_passwords
 from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.imports import named, take_up
 from nemo_mm_rank.mix import canonical_type, find_mix
 from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, Modality, known_class
 
 
 class Settings(BaseModel):
-    """A section of the configuration: frozen, and closed to keys that it does not know."""
+    """A section of the configuration: frozen, closed to keys that it does not know, and to passwords in URLs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, hide_input_in_errors=True)
+
+    @model_validator(mode="after")
+    def _no_passwords(self) -> Self:
+        refuse_passwords(dict(self))
+        return self
+
+
+def refuse_passwords(value: Any) -> None:
+    """Refuse URLs with a password, wherever they stand in ``value``: a run's folder would keep them for all to read.
+
+    Raises:
+        ValueError: without the URL.
+    """
+    if isinstance(value, str) and without_passwords(value) != value:
+        raise ValueError(
+            "a URL here holds a password, which a run would write down; give it to fsspec by the environment "
+            "(FSSPEC_FTP_USERNAME and FSSPEC_FTP_PASSWORD, say) or by its configuration file"
+        )
+    if isinstance(value, dict):
+        refuse_passwords([*value, *value.values()])
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            refuse_passwords(one)
 
 
 OFF = BeforeValidator(lambda value: "off" if value is False else value)
@@ -65,9 +90,23 @@ class MediaSettings(Settings):
 class ModelSpec(BaseModel):
     """A model: a short name or import path as ``class``, and its keyword arguments beside it."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, hide_input_in_errors=True)
 
     class_: str = Field(alias="class")
+
+    @model_validator(mode="after")
+    def _no_passwords(self) -> Self:
+        refuse_passwords([self.class_, self.arguments])
+        return self
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Take the folders along that classes are imported from: a worker has to find them, too."""
+        return {**super().__getstate__(), "import_from": named()}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Name those folders here."""
+        take_up(state["import_from"])
+        super().__setstate__({name: value for name, value in state.items() if name != "import_from"})
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -317,6 +356,16 @@ Pools = Annotated[tuple[PoolSource, ...], BeforeValidator(_pools)]
 """One pool or several; a plain path is a pool."""
 
 
+def _folders(value: Any) -> Any:
+    folders = [str(one) for one in _listed(value)]
+    refuse_passwords(folders)
+    return [str(Path(one).expanduser().absolute()) for one in folders]
+
+
+Folders = Annotated[tuple[str, ...], BeforeValidator(_folders)]
+"""Folders to import classes from, after all that is installed; those in a file are relative to where it lies."""
+
+
 class Budget(Settings):
     """How much the blend holds: a count, a share of the ranked pairs, or a least score."""
 
@@ -364,6 +413,7 @@ class Config(Settings):
     on_bad_row: Literal["fail", "quarantine"] = "quarantine"
     rows_per_shard: int = Field(1024, ge=1)
     jsonl: bool = Field(False, description="write blend.jsonl beside blend.parquet")
+    import_from: Folders = Field((), description="folders with model classes of yours; '.': where this file lies")
     shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
@@ -481,7 +531,7 @@ def parse(settings: type[S], values: Any) -> S:
 
 
 def _line(settings: type[BaseModel], mistake: Any) -> str:
-    where = ".".join(str(part) for part in mistake["loc"]) or "configuration"
+    where = printable(".".join(str(part) for part in mistake["loc"])) or "configuration"
     if mistake["type"] == "extra_forbidden":
         section = _section(settings, mistake["loc"][:-1])
         known = [field.alias or name for name, field in section.model_fields.items()]
@@ -528,4 +578,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys, not {type(values).__name__}")
+    if folders := values.get("import_from"):
+        home = Path(path).absolute().parent
+        values["import_from"] = [str(home / Path(str(folder)).expanduser()) for folder in _listed(folders)]
     return {key: value for key, value in values.items() if value is not None}  # a section with all commented out

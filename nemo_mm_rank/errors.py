@@ -7,8 +7,17 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+from nemo_mm_rank.console import printable
 
-class UserError(Exception):
+
+class _PrintableError(Exception):
+    """An error whose message may hold what comes from data: as text, it is printable."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
+
+
+class UserError(_PrintableError):
     """Something the user can mend; the command line prints its one line and stops."""
 
 
@@ -32,7 +41,7 @@ class StorageError(UserError):
     """A file of a run cannot be written: the disk is full, or the folder is not ours to write to."""
 
 
-class PairError(Exception):
+class PairError(_PrintableError):
     """One pair cannot be processed; it is quarantined with this error's class and message."""
 
 

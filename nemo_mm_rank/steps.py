@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.schema import ERROR
@@ -23,7 +24,7 @@ _ONE_AT_A_TIME = threading.RLock()
 
 def reason(step: str, error: BaseException) -> str:
     """Return the text that stands in the ``error`` column for a pair that failed in ``step``."""
-    message = " ".join(str(error).split())
+    message = printable(" ".join(str(error).split()))
     return f"{step}: {type(error).__name__}: {message or 'no message'}"
 
 

@@ -16,7 +16,9 @@ from nemo_mm_rank.adapt.measure import measure
 from nemo_mm_rank.adapt.pairs import Pairs
 from nemo_mm_rank.adapt.settings import AdaptSettings, StageSettings
 from nemo_mm_rank.adapt.training import Checkpoint, train
+from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.errors import ConfigError, UserError, require
+from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.parquet import TEMPORARY, write_json, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.adapter import (
@@ -36,7 +38,7 @@ from nemo_mm_rank.run.store import digest
 
 RECORD = "record.json"
 
-_OWN = {"stages", "run", "output", "device", "checkpoint_steps"}
+_OWN = {"stages", "run", "output", "import_from", "device", "checkpoint_steps"}
 """Settings that a stage has its own of, or that change nothing of what comes out."""
 
 
@@ -86,12 +88,13 @@ def adapt(settings: AdaptSettings, console: Console | None = None) -> Adapted:
         UserError: anything that the user can mend, in one line.
     """
     require("peft", "models")
+    import_from(settings.import_from)
     found = loader.find_class(settings.model.class_)
     if not issubclass(found, ChatEncoder):
         raise ConfigError(f"model: {settings.model.class_!r} is no encoder by a chat, such as unite")
     loader.check_arguments(settings.model.class_, settings.model.arguments)
     folder = RunFolder.at(settings.output)
-    reporter = Reporter(console or Console(quiet=True))
+    reporter = Reporter(console or SafeConsole(quiet=True))
     with folder.locked():
         for stray in folder.path.rglob(f".*{TEMPORARY}"):
             stray.unlink(missing_ok=True)
@@ -132,7 +135,7 @@ class _Adaptation:
             adapters.append(read_adapter(folder))
         weights, configured = joined(adapters)
         record = {
-            "settings": settings.model_dump(mode="json", by_alias=True, exclude={"output", "device"}),
+            "settings": settings.model_dump(mode="json", by_alias=True, exclude={"output", "import_from", "device"}),
             "revision": encoder.revision,
             "stages": [{name: value for name, value in one.items() if name != "key"} for one in records],
         }

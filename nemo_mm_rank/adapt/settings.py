@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from nemo_mm_rank.config import ModelSpec, Settings
+from nemo_mm_rank.config import Folders, ModelSpec, Settings
 
 
 class StageSettings(Settings):
@@ -40,6 +40,7 @@ class AdaptSettings(Settings):
     run: str = Field(min_length=1, description="folder of a finished run, whose blend is learnt from")
     model: ModelSpec = Field(description="a Qwen2-VL-type encoder: class, path and its other arguments")
     output: str = "nemo-mm-rank-adapter"
+    import_from: Folders = Field((), description="folders with a model class of yours; '.': where this file lies")
     stages: tuple[StageSettings, ...] = Field(UNITE_STAGES, min_length=1)
     temperature: float = Field(0.03, gt=0)
     batch_size: int = Field(64, ge=2, description="pairs that are told apart from each other")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nemo_mm_rank.curator.stages import (
 )
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.run.finished import FinishedRun
+from nemo_mm_rank.run.trust import Trust
 
 
 @dataclass(kw_only=True, repr=False)
@@ -39,6 +40,8 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
 
     Args:
         run: the folder of a finished run, on a file system that all nodes see.
+        import_from: folders whose classes the run may name as its models.
+        trust_run: load whatever classes the run names, and ask whatever addresses; a folder may be anybody's.
         config: a `Config`, a mapping, or the path of a YAML file; its pools do not matter here.
         projection: the folder of a fitted projection.
         quarantine: the folder for pairs that fail; default: they stay, with the reason in ``error``.
@@ -46,6 +49,8 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
     """
 
     run: str | Path | None = None
+    import_from: str | Path | Sequence[str | Path] = ()
+    trust_run: bool = False
     config: Config | Mapping[str, Any] | str | Path | None = None
     projection: str | Path | None = None
     quarantine: str | Path | None = None
@@ -62,7 +67,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         if (self.run is None) == (self.config is None) or (self.config is None) != (self.projection is None):
             raise ConfigError("give either the run, or both config and projection")
         if self.run is not None:
-            finished = FinishedRun.load(self.run)
+            finished = FinishedRun.load(self.run, Trust.of(self.import_from, self.trust_run))
             config, models = finished.config, finished.models
             projection, scoring, matcher = finished.projection, finished.scoring, finished.matcher
         else:

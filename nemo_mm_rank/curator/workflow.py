@@ -32,6 +32,7 @@ class MultimodalRankWorkflow(WorkflowBase):
         budget: a number of pairs, or a share like ``"20%"``.
         config: everything else, as for `nemo_mm_rank.curate`.
         output: the run's folder, on a file system that all nodes see.
+        import_from: folders with model classes of your own, on a file system that all nodes see.
         resources: step (``sns``, ``experts``, ``projection``, ``rank``) -> what one of its workers needs.
     """
 
@@ -40,6 +41,7 @@ class MultimodalRankWorkflow(WorkflowBase):
     budget: int | str | None = None
     config: Config | Mapping[str, Any] | str | Path | None = None
     output: str | Path | None = None
+    import_from: str | Path | Sequence[str | Path] | None = None
     resources: Mapping[str, Resources] = field(default_factory=dict)
     name: str = "multimodal_rank"
 
@@ -50,6 +52,7 @@ class MultimodalRankWorkflow(WorkflowBase):
             UserError: anything that you can mend, in one line.
         """
         given = {"pools": self.pool, "queries": self.query, "budget": self.budget, "output": self.output}
+        given |= {"import_from": self.import_from}
         self.settings = settings(self.config, given)
 
     def run(self, executor: BaseExecutor | None = None) -> WorkflowRunResult:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -14,6 +15,30 @@ from nemo_mm_rank.errors import UserError, require
 from nemo_mm_rank.run.guarded import Guarded
 
 T = TypeVar("T")
+
+_SAFE_PATH = "PYTHONSAFEPATH"
+
+_OURS = {
+    # Pages about tasks, logs and memory, for whoever is on this machine: nobody looks at them here.
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    # A worker is started by `python -c`, which would import from the current folder: a pool's, perhaps.
+    f"distributed.nanny.pre-spawn-environ.{_SAFE_PATH}": "1",
+}
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """See that what multiprocessing starts beside the workers does not import from the current folder either."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
 
 
 class DaskEngine:
@@ -41,27 +66,38 @@ class DaskEngine:
         Raises:
             UserError: Dask (or Dask-CUDA) is missing, or the scheduler does not answer.
         """
-        distributed = require("distributed", "dask")
+        distributed, dask = require("distributed", "dask"), require("dask", "dask")
         if settings.scheduler_address:
             try:
                 client = distributed.Client(settings.scheduler_address, timeout=20)
             except (OSError, ValueError) as error:
                 raise UserError(f"no Dask scheduler answers at {settings.scheduler_address}: {error}") from error
             return cls(client, "cudf" if settings.gpus else "pandas", settings.device, [client])
-        if settings.gpus:
-            cluster = require("dask_cuda", "gpu").LocalCUDACluster()
-            client = distributed.Client(cluster)
-            return cls(client, "cudf", settings.device or "cuda", [cluster, client])
-        threads = str(max(1, (os.cpu_count() or 1) // settings.workers))
-        cluster = distributed.LocalCluster(
-            n_workers=settings.workers,
-            threads_per_worker=1,
-            dashboard_address="127.0.0.1:0",  # a port of its own: the usual one may be another cluster's
-            memory_limit=0,  # models are big and known; a worker restarted for its size would never end
-            silence_logs=logging.ERROR,  # what a cancelled task or a restarted worker has to say is no news here
-            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-        )
+        # Whoever reaches a scheduler can have it run code, so ours knows its own workers and client by a certificate
+        # that is made for it and kept in memory only.
+        require("cryptography", "dask")
+        private: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "security": distributed.Security.temporary(),
+            "dashboard_address": "127.0.0.1:0",  # a port of its own: the usual one may be another cluster's
+            "scheduler_kwargs": {"dashboard": False},
+        }
+        with dask.config.set(_OURS), _safe_path():
+            if settings.gpus:
+                cluster = require("dask_cuda", "gpu").LocalCUDACluster(**private)
+            else:
+                threads = str(max(1, (os.cpu_count() or 1) // settings.workers))
+                cluster = distributed.LocalCluster(
+                    n_workers=settings.workers,
+                    threads_per_worker=1,
+                    memory_limit=0,  # models are big and known; a worker restarted for its size would never end
+                    silence_logs=logging.ERROR,  # what a cancelled task or a restarted worker says is no news here
+                    env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                    **private,
+                )
         client = distributed.Client(cluster)
+        if settings.gpus:
+            return cls(client, "cudf", settings.device or "cuda", [cluster, client])
         return cls(client, "pandas", settings.device, [cluster, client])
 
     def map(self, task: Callable[[int], T], parts: Sequence[int]) -> Iterator[tuple[int, T]]:

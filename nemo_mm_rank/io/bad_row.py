@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from nemo_mm_rank.console import without_passwords
 from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
 
 MISSING_FILE = "no such file"
@@ -50,7 +51,7 @@ class BadRow:
 
 def shown(value: Any, limit: int = 60) -> str:
     """Return ``value`` as it may stand in a message: on one line, printable, and short."""
-    text = repr(value[: limit + 1]) if isinstance(value, (str, bytes)) else repr(value)
+    text = without_passwords(repr(value[: limit + 1]) if isinstance(value, (str, bytes)) else repr(value))
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 

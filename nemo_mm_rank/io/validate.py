@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_row import BadRow
 from nemo_mm_rank.io.canonical import PoolBatch
@@ -43,7 +44,10 @@ class Report:
         return not self.bad and not self.errors and self.rows_in > 0
 
     def lines(self) -> Iterator[str]:
-        """Yield the report as lines of text: unreadable manifests, bad rows, then the counts."""
+        """Yield the report as lines of text, printable: unreadable manifests, bad rows, then the counts."""
+        return map(printable, self._lines())
+
+    def _lines(self) -> Iterator[str]:
         yield from (f"error: {error}" for error in self.errors)
         yield from map(str, self.bad_rows)
         if self.bad > len(self.bad_rows):
@@ -53,7 +57,7 @@ class Report:
         table = [["pool", *modalities, "all"]]
         for pool in sorted({pool for pool, _ in self.counts}):
             numbers = [self.counts[pool, modality] for modality in modalities]
-            table.append([pool, *(f"{number:,}" for number in (*numbers, sum(numbers)))])
+            table.append([printable(pool), *(f"{number:,}" for number in (*numbers, sum(numbers)))])
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for name, *cells in table if self.counts else []:
             numbers_right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))

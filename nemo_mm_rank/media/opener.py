@@ -10,6 +10,7 @@ from typing import IO, Any
 from av.error import FFmpegError
 
 from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.console import without_passwords
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.audio import decode_audio, to_samples
 from nemo_mm_rank.media.image import decode_image
@@ -58,7 +59,7 @@ class Opener:
         Raises:
             MediaError: one line that names ``ref`` as it was given.
         """
-        name = repr(ref if len(ref) <= 200 else f"{ref[:200]}...")
+        name = without_passwords(repr(ref if len(ref) <= 200 else f"{ref[:200]}..."))
         try:
             with open_source(ref, root or self.root or ".", self.settings, content) as file:
                 return self._decode(file, modality, spans)

@@ -5,6 +5,7 @@ What lies in a tar archive is opened in its place (``shard.tar@1536!key.jpg``), 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -28,6 +29,8 @@ REMOTE_SCHEMES = frozenset(
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = re.compile(r"(?:file|local)://")
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""To go through a folder, which may be one that cannot be listed."""
 _CHUNK = 1 << 20
 _IN_MEMORY = 1 << 24  # a larger download waits on disk
 
@@ -84,8 +87,7 @@ def _open_local(ref: str, root: str, settings: MediaSettings, place: Place | Non
         path = os.path.realpath(os.path.join(base, ref), strict=True)
         if os.path.commonpath((base, path)) != base:
             raise MediaError("leads out of the pool's root")
-        # Not to wait for the other end of a FIFO, and not to follow a link put there since.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = _open_below(base, path)
     except OSError as error:
         raise MediaError(_why(error)) from error
     except ValueError as error:  # a NUL or an unpaired surrogate
@@ -105,6 +107,36 @@ def _open_local(ref: str, root: str, settings: MediaSettings, place: Place | Non
     except (MediaError, OSError):
         file.close()
         raise
+
+
+def _open_below(base: str, path: str) -> int:
+    """Open a file for reading, folder by folder: ``path`` has no links, and follows none that is put into it meanwhile.
+
+    Args:
+        base: the root, without links.
+        path: the file, below it.
+
+    Raises:
+        OSError: it cannot be opened.
+        MediaError: there is a link by now.
+    """
+    *folders, name = os.path.relpath(path, base).split(os.sep)
+    here: int | None = None
+    try:
+        for folder in (base, *folders):
+            inner = os.open(folder, _FOLDER, dir_fd=here)
+            if here is not None:
+                os.close(here)
+            here = inner
+        # Not to wait for the other end of a FIFO.
+        return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise MediaError("is not where it was found: a link has taken its place, or that of a folder") from error
+        raise
+    finally:
+        if here is not None:
+            os.close(here)
 
 
 def _open_below_url(ref: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:

@@ -65,7 +65,10 @@ def find_class(name: str) -> type[Any]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f"model class {name!r}: cannot import {module_name!r} ({error})") from error
+        raise ConfigError(
+            f"model class {name!r}: cannot import {module_name!r} ({error}); where it is a file of yours, name its "
+            "folder with --import-from FOLDER, or with import_from in the configuration"
+        ) from error
     found = getattr(module, class_name, None)
     if not isinstance(found, type):
         known = [key for key, value in vars(module).items() if isinstance(value, type)]
@@ -73,13 +76,28 @@ def find_class(name: str) -> type[Any]:
     return found
 
 
+def check_models(models: Mapping[str, ModelSpec]) -> None:
+    """Refuse models that cannot be meant, before anything is written that holds their settings; nothing is loaded.
+
+    Raises:
+        UserError: a class or argument that does not exist, or a setting that the class refuses.
+    """
+    for spec in models.values():
+        check_arguments(spec.class_, spec.arguments)
+
+
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that the class does not take, with the nearest one that it does.
 
+    A class may have a static ``check_settings(arguments)`` that refuses values, such as a key where its name belongs.
+
     Raises:
-        ConfigError: naming the argument.
+        UserError: naming the argument.
     """
     found = find_class(name)
+    check_settings = getattr(found, "check_settings", None)
+    if callable(check_settings):
+        check_settings(arguments)
     parameters = {
         key: parameter
         for key, parameter in inspect.signature(found).parameters.items()

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.config import RankingSettings
+from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import UserError, nearest
 from nemo_mm_rank.ranking.blend import Ranking, label, percent
 from nemo_mm_rank.ranking.candidates import Groups
@@ -55,7 +56,8 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table |
             return _explain_row(part, row, shards, ranking)
     if bad_rows is not None:
         for bad in bad_rows.filter(pc.equal(bad_rows[PAIR_ID], pair_id)).to_pylist():
-            return f"{pair_id}: not ranked\n  {bad['step']}: {bad['error']}: {bad['message']}"
+            why = f"{bad['step']}: {bad['error']}: {bad['message']}"
+            return f"{printable(pair_id)}: not ranked\n  {printable(why)}"
     raise UserError(f"no pair {pair_id!r} in this run{nearest(pair_id, _similar(pair_id, shards))}")
 
 
@@ -63,9 +65,9 @@ def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking) -> str:
     columns, judged = ranking.columns, (MATCH, MATCH_WHOLE, MATCH_SENTENCE, WEAKEST_SENTENCE)
     table = shards.read(part, list(dict.fromkeys([*WORDS, ERROR, *columns, *judged, *_TRIMMED]))).slice(row, 1)
     values = table.to_pylist()[0]
-    title = f"{values[PAIR_ID]} ({values[MODALITY]}, pool {values[POOL]})"
+    title = printable(f"{values[PAIR_ID]} ({values[MODALITY]}, pool {values[POOL]})")
     if values.get(ERROR) is not None:
-        return "\n".join([f"{title}: not ranked", f"  {values[ERROR]}", *_kept(values)])
+        return "\n".join([f"{title}: not ranked", f"  {printable(values[ERROR])}", *_kept(values)])
     settings = RankingSettings.model_validate(ranking.summary["settings"])
     scoring = Scoring.fit(shards, columns, settings)
     batch = next(batch for batch in scoring.batches(shards) if batch.part == part)
@@ -75,7 +77,7 @@ def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking) -> str:
     lines = [f"{title}: {'chosen' if chosen >= 0 else 'not chosen'}, rank {place:,} of {scoring.ranked:,} in the pool"]
     if chosen >= 0:
         lines.append(f"  place {chosen + 1:,} of {ranking.chosen.num_rows:,} in the blend")
-        lines.append(f"  {ranking.chosen['reason'][chosen].as_py()}")
+        lines.append(f"  {printable(ranking.chosen['reason'][chosen].as_py())}")
     lines += _against_cut(values, score, ranking, settings)
     lines += _components(values, table, scoring)
     return "\n".join([*lines, *_kept(values)])
@@ -86,7 +88,7 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
     of = settings.quota_by or MODALITY
     groups = Groups.of(of, settings.quotas)
     name = groups.names[int(groups.codes_of([values[groups.column]])[0])]
-    shown = label(name, settings.quotas)
+    shown = printable(label(name, settings.quotas))
     for kept in ranking.duplicates.filter(pc.equal(ranking.duplicates[PAIR_ID], values[PAIR_ID]))["kept"].to_pylist():
         yield f"  near-equal to {kept!r}, which is in the blend"
     entry = next((entry for entry in ranking.summary["groups"] if entry["group"] == name), None)
@@ -150,7 +152,7 @@ def _kept(values: dict[str, Any]) -> Iterator[str]:
             spans = ", ".join("[" + ", ".join(f"{number:g}" for number in span) + "]" for span in values[name])
             yield f"  kept of the {side}: {spans or 'nothing'}"
     if values.get(SNS_REASON) is not None:
-        yield f"  trimming: {values[SNS_REASON]}"
+        yield f"  trimming: {printable(values[SNS_REASON])}"
 
 
 def _similar(pair_id: str, shards: Shards) -> list[str]:

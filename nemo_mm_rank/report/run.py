@@ -58,7 +58,7 @@ class Run:
         Raises:
             UserError: it is no run, or not finished.
         """
-        finished = FinishedRun.load(path)
+        finished = FinishedRun.load(path, trust=None)
         folder = RunFolder.at(path)
         shards = State.load(folder).scored(folder)
         ranking = Ranking.load(folder.ranking)

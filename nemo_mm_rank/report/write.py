@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_mm_rank.console import without_passwords
 from nemo_mm_rank.io.parquet import write_text
 from nemo_mm_rank.report import benchmark, overview
 from nemo_mm_rank.report.benchmark import Benchmark
@@ -38,7 +39,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
     path = Path(folder) / REPORT if output is None else Path(output)
     is_benchmark = (Path(folder) / benchmark.RESULTS).exists()
     page = benchmark_page(Benchmark.open(folder)) if is_benchmark else run_page(Run.open(folder))
-    write_text(path, render(page))
+    write_text(path, without_passwords(render(page)))
     return path
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +15,11 @@ from rich.console import Console
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec, parse
+from nemo_mm_rank.console import SafeConsole, printable
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.expert import sources
 from nemo_mm_rank.experts.step import ExpertStep
+from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.parquet import read_table, write_json
 from nemo_mm_rank.io.pool import manifests
@@ -33,7 +35,7 @@ from nemo_mm_rank.ranking.blend import Ranking, closeness_to_best
 from nemo_mm_rank.ranking.feedback import FeedbackStep, save_means
 from nemo_mm_rank.ranking.score import GIVEN, ScoreStep
 from nemo_mm_rank.run import outcome
-from nemo_mm_rank.run.engine import Engine, make_engine
+from nemo_mm_rank.run.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.matching import fit_matcher
 from nemo_mm_rank.run.notes import notes
@@ -45,6 +47,7 @@ from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Shards, digest
 from nemo_mm_rank.run.summary import count_steps, print_summary
 from nemo_mm_rank.run.through import take_through
+from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import MATCH
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
@@ -89,7 +92,7 @@ class Result:
     def print(self, console: Console | None = None) -> None:
         """Print the tables that the command line prints."""
         blend = read_table(RunFolder(self.folder).blend)
-        print_summary(self.manifest, blend, self.folder, console or Console())
+        print_summary(self.manifest, blend, self.folder, console or SafeConsole())
 
     def _repr_html_(self) -> str:
         return str(self.blend._repr_html_())  # type: ignore[operator]  # pandas-stubs leave it out
@@ -108,7 +111,7 @@ def curate(config: Config, console: Console | None = None, engine: Engine | None
     """
     _check(config)
     folder = RunFolder.at(config.output)
-    reporter = Reporter(console or Console(quiet=True))
+    reporter = Reporter(console or SafeConsole(quiet=True))
     with folder.locked():
         folder.begin(config)
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).curate())
@@ -119,13 +122,21 @@ def rank(
     changes: Mapping[str, Any],
     console: Console | None = None,
     engine: Engine | None = None,
+    trust: Trust | None = None,
 ) -> Result:
     """Rank a finished run anew, with other ``queries``, ``budget`` or ``ranking`` settings; nothing is embedded again.
 
     Of ``ranking``, the settings that are given change, and the others stay as the run has them.
 
+    Args:
+        run: its folder.
+        changes: the settings.
+        console: where progress goes.
+        engine: where the work is done; default: what the run's ``engine`` says. The caller's is left open.
+        trust: which code the folder may have run; default: none but this package's.
+
     Raises:
-        UserError: the folder is no run, or one that has not been finished.
+        UserError: the folder is no run, one that has not been finished, or one that names code that is not trusted.
     """
     folder = RunFolder.at(run)
     values = folder.load_config().model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -134,9 +145,15 @@ def rank(
         raise UserError(f"only queries, budget, ranking and jsonl can change without a new run, not {sorted(unknown)}")
     ranking = {**values.get("ranking", {}), **changes.get("ranking", {})}
     config = parse(Config, {**values, **changes, "ranking": ranking, "output": str(run)})
-    reporter = Reporter(console or Console(quiet=True))
+    reporter = Reporter(console or SafeConsole(quiet=True))
+    trust = trust or Trust()
+    if engine is None and config.engine.scheduler_address and not trust.run:
+        # A scheduler hands its clients pickles.
+        address = config.engine.scheduler_address
+        reporter.say(f"ranked here, not on the cluster that the run's folder names ({address}) without --trust-run")
+        engine = SerialEngine(config.engine.device)
     with folder.locked():
-        return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again())
+        return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again(trust))
 
 
 def _check(config: Config) -> list[str]:
@@ -146,8 +163,8 @@ def _check(config: Config) -> list[str]:
         UserError: a pool that is not there, or a model class or argument that does not exist.
     """
     found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
-    for spec in config.models.values():
-        loader.check_arguments(spec.class_, spec.arguments)
+    import_from(config.import_from)
+    loader.check_models(config.models)
     return found
 
 
@@ -160,7 +177,10 @@ def dry_run(config: Config, console: Console) -> None:
     found = _check(config)
     folder = RunFolder.at(config.output)
     steps = _embedding_steps(config, config.models)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+
+    def say(line: str) -> None:
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
+
     say(f"pools    {', '.join(found)}")
     for query in config.queries:
         say(f"query    {query.text!r}" + (f" x {query.weight:g}" if query.weight != 1 else ""))
@@ -233,10 +253,10 @@ class _Curation:
         state.save(self.folder)
         return self._choose(state, models, scored, score)
 
-    def rank_again(self) -> Result:
+    def rank_again(self, trust: Trust) -> Result:
         """Rank what an earlier run has embedded."""
         state = State.load(self.folder)
-        models, fused = state.specs(self.folder), state.open(self.folder)
+        models, fused = trust.admit(state.specs(self.folder), self.folder), state.open(self.folder)
         score = score_step(self.config, models, fused.columns())
         return self._choose(state, models, self._through([score], fused, state.pairs), score)
 

@@ -27,13 +27,17 @@ from nemo_mm_rank.config import (
     OFF,
     Budget,
     ExpertSpec,
+    Folders,
     GivenScore,
     MediaSettings,
     ModelSpec,
     RankingSettings,
 )
+from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
+from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.parquet import read_note, write_json, write_table
+from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.ensemble.choose import Choice, choose
@@ -55,6 +59,7 @@ from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.statistics import fit_statistics
 from nemo_mm_rank.run.store import Shards, digest, part_name
 from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
+from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import PAIR_ID, WEAKEST
 
 SCORES, DUPLICATES, SEARCH = "quality.parquet", "duplicates.parquet", "search.parquet"
@@ -65,6 +70,8 @@ _NO_MATTER: dict[str, Any] = {
     "run": True,
     "engine": True,
     "output": True,
+    "import_from": True,
+    "trust_run": True,
     "shards": True,
     "rows_per_shard": True,
     "media": {"threads"},
@@ -96,6 +103,8 @@ class EcoDatumConfig(StrategyConfig):
 
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.4), description="the paper keeps 40 %")
     output: str = "ecodatum-run"
+    import_from: Folders = Field((), description="folders with model classes of yours; '.': where this file lies")
+    trust_run: bool = Field(False, description="load whatever classes the run's folder names: code from there runs")
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
     experts: tuple[ExpertSpec, ...] = Field(
@@ -135,7 +144,7 @@ class EcoDatumResult(Result):
             table.add_column(name, justify="right")
         for name, values in ensemble["functions"].items():
             table.add_row(name, *("veto" if values[one] is None else f"{values[one]:.3f}" for one in measures))
-        out = console or Console()
+        out = console or SafeConsole()
         out.print(table)
         counts = self.manifest["counts"]
         out.print(
@@ -181,6 +190,8 @@ def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engin
     Raises:
         UserError: anything that the user can mend, in one line.
     """
+    import_from(config.import_from)
+    loader.check_models(config.models)
     with at_work(config, console, engine) as job:
         return _EcoDatum(job, config).curate()
 
@@ -227,7 +238,8 @@ class _EcoDatum:
         operators = config.operators
         if config.run is not None:
             run = RunFolder.at(config.run)
-            experts, models = run.load_config().experts, {**config.models, **State.load(run).specs(run)}
+            used_there = Trust(config.import_from, config.trust_run).admit(State.load(run).specs(run), run)
+            experts, models = run.load_config().experts, {**config.models, **used_there}
             there = {name: name for name in (AGREEMENT, WEAKEST) if name in pool.embedded.columns()}
             operators = operators.model_copy(update={"given": {**there, **operators.given}})
         else:

@@ -17,6 +17,7 @@ from nemo_mm_rank.ranking.feedback import load_means
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
+from nemo_mm_rank.run.trust import NOTHING, Trust
 from nemo_mm_rank.schema import MEDIA_ROOT, PAIR_ID
 
 
@@ -39,21 +40,28 @@ class FinishedRun:
     scoring: Scoring
 
     @classmethod
-    def load(cls, run: str | Path) -> FinishedRun:
+    def load(cls, run: str | Path, trust: Trust | None = NOTHING) -> FinishedRun:
         """Read a run's folder; the statistics are taken anew from its scored shards, in one pass.
 
+        Args:
+            run: the folder.
+            trust: which code it may have executed by the models that it names; None where nobody will load them.
+
         Raises:
-            UserError: it is no run, or not finished.
+            UserError: it is no run, or not finished, or names code that is not trusted.
         """
         folder = RunFolder.at(run)
         folder.load_config()
         state = State.load(folder)
+        models = state.specs(folder)
+        if trust is not None:
+            models = trust.admit(models, folder, describing=True)
         scored = state.scored(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
         config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
         columns = Ranking.load(folder.ranking).columns
         scoring = replace(Scoring.fit(scored, columns, config.ranked_by), means=load_means(folder.feedback))
-        return cls(config, state.specs(folder), folder.path / state.projection, folder.path / state.matcher, scoring)
+        return cls(config, models, folder.path / state.projection, folder.path / state.matcher, scoring)
 
 
 def read_blend(run: str | Path) -> tuple[Config, pa.Table]:

@@ -48,6 +48,7 @@ TOLD = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 _NO_MATTER: dict[str, bool | set[str]] = {
     "engine": True,
     "output": True,
+    "import_from": True,
     "shards": True,
     "rows_per_shard": True,
     "media": {"threads"},

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from nemo_mm_rank.console import printable
+
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -34,14 +36,19 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, highlight=False)
+        self.console.print(printable(text), highlight=False, markup=False)
 
     @contextmanager
     def step(self, name: str, pairs: int, done: int = 0) -> Iterator[_Advance]:
         """Follow one step over ``pairs`` pairs, of which ``done`` were done by an earlier run."""
         started = time.perf_counter()
         if self.console.is_terminal:
-            columns = (TextColumn(f"{name:<17}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"), _Rate())
+            columns = (
+                TextColumn(f"{printable(name):<17}", markup=False),
+                BarColumn(),
+                TextColumn("{task.completed:,}/{task.total:,}"),
+                _Rate(),
+            )
             with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
                 task = progress.add_task(name, total=pairs, completed=done)
                 yield _Advance(progress, task)

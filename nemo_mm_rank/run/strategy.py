@@ -16,6 +16,7 @@ from rich.console import Console
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Budget, EngineSettings, Pools, Settings
+from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import file_digest, table_digest
@@ -165,7 +166,7 @@ def at_work(config: StrategyConfig, console: Console | None, engine: Engine | No
     folder = RunFolder.at(config.output)
     if folder.config.exists():
         raise UserError(f"{folder.path} holds a run of the main job; choose another output")
-    reporter = Reporter(console or Console(quiet=True))
+    reporter = Reporter(console or SafeConsole(quiet=True))
     own = engine or make_engine(config.engine)
     try:
         with folder.locked():

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_mm_rank.console import printable
 from nemo_mm_rank.evaluation.gaps import gap_text
 from nemo_mm_rank.io.parquet import read_note
 from nemo_mm_rank.matching.matcher import SPOILT
@@ -169,8 +170,10 @@ def blend_table(blend: pa.Table, most: int = 10) -> Table:
     table.add_column("annotation", ratio=1, no_wrap=True, overflow="ellipsis")
     table.expand = True
     for row in blend.slice(0, most).to_pylist():
-        name = row[PAIR_ID] if len(row[PAIR_ID]) <= PAIR_ID_WIDTH else row[PAIR_ID][: PAIR_ID_WIDTH - 1] + "…"
-        cells = (str(row["rank"]), f"{row['score']:.3f}", row[MODALITY], name, " ".join(row[ANNOTATION].split()))
+        name = printable(row[PAIR_ID])
+        name = name if len(name) <= PAIR_ID_WIDTH else name[: PAIR_ID_WIDTH - 1] + "…"
+        annotation = printable(" ".join(row[ANNOTATION].split()))
+        cells = (str(row["rank"]), f"{row['score']:.3f}", row[MODALITY], name, annotation)
         table.add_row(*map(Text, cells))
     return table
 
@@ -189,7 +192,7 @@ def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, co
         console.print(mix_table(manifest["mix"]))
         said = [*mix_lines(manifest["mix"]), *said]
     for line in said:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     console.print(blend_table(blend))
     for name, path in (("blend", folder / "blend.parquet"), ("run folder", folder)):
-        console.print(f"{name:<11} {path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{name:<11} {printable(path)}", highlight=False, markup=False, soft_wrap=True)

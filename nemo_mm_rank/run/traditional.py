@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.io.parquet import write_json, write_table
 from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep, choose
 from nemo_mm_rank.run.curation import Result
@@ -45,7 +46,7 @@ class TraditionalResult(Result):
         for name in next(iter(counts.values()), {"passed": ()})["passed"]:
             table.add_row(name, *(f"{entry['passed'][name]:,}" for entry in counts.values()))
         table.add_row("(all filters)", *(f"{entry['passed_all']:,}" for entry in counts.values()))
-        (console or Console()).print(table)
+        (console or SafeConsole()).print(table)
 
 
 def curate(

@@ -167,7 +167,7 @@ def written(path: Path, config: dict[str, Any]) -> Path:
 def test_a_model_that_fails_for_a_batch_stops_the_run(texts: Path, tmp_path: Path) -> None:
     shutil.copy(Path(__file__).with_name("user_models.py"), tmp_path / "my_models.py")
     own = expert_of({"class": "my_models:OutOfMemory", "word": "xyzzy"})
-    config = settings(texts, tmp_path / "run", **own, rows_per_shard=4)
+    config = settings(texts, tmp_path / "run", **own, rows_per_shard=4, import_from=".")
     line = stopped(["curate", "-c", written(tmp_path / "c.yaml", config)], tmp_path)
     assert re.fullmatch(r"OutOfMemory failed with RuntimeError: out of memory \(my_models.py, line \d+\)", line)
     assert not (tmp_path / "run" / "blend.parquet").exists()

@@ -145,12 +145,13 @@ def test_one_run_at_a_time_in_a_folder(folder: Path, tmp_path: Path) -> None:
     own = expert_of({"class": "my_models:Waits", "started": str(started), "go": str(go)})
     values = settings(make_demo_pool(folder / "pool", 8), tmp_path / "run", **own)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    first = subprocess.Popen(command("curate", "-c", "c.yaml"), cwd=tmp_path, stdout=subprocess.PIPE)
+    curate_here = ("curate", "-c", "c.yaml", "--import-from", ".")
+    first = subprocess.Popen(command(*curate_here), cwd=tmp_path, stdout=subprocess.PIPE)
     try:
         while not started.exists():
             assert first.poll() is None
             time.sleep(0.02)
-        second = say("curate", "-c", "c.yaml", cwd=tmp_path)
+        second = say(*curate_here, cwd=tmp_path)
         assert second.returncode == 2
         assert second.stderr == f"error: {tmp_path}/run: another run is at work in this folder\n"
         go.touch()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +17,8 @@ import pytest
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.io.references import References
+from nemo_mm_rank.media import source
 from nemo_mm_rank.media.source import open_source
 
 CONTENT = bytes(range(256)) * 16
@@ -202,6 +206,8 @@ sys.modules.update(aiohttp=None, s3fs=None)  # as where they are not installed
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.errors import MediaError, PoolError
 from nemo_mm_rank.io.pool import manifests
+from nemo_mm_rank.io.references import References
+from nemo_mm_rank.media import source
 from nemo_mm_rank.media.source import open_source
 
 allowed = MediaSettings(allow_urls=True)
@@ -244,3 +250,83 @@ def test_http(server: str, tmp_path: Path) -> None:
         read("long.bin", server, MediaSettings(max_bytes=100_000))
     with pytest.raises(MediaError, match="cannot be found"):
         read("http://127.0.0.1:1/a.bin", tmp_path, OPEN)
+
+
+def swapped(monkeypatch: pytest.MonkeyPatch, place: Path, to: Path) -> None:
+    """Exchange ``place`` for a link, once it has been looked at and before it is opened."""
+    real = source._open_below
+
+    def late(base: str, path: str) -> int:
+        place.rename(place.with_name("moved"))
+        place.symlink_to(to)
+        return real(base, path)
+
+    monkeypatch.setattr(source, "_open_below", late)
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    """Return a pool three folders deep, beside which everything lies again, with other content."""
+    for root, content in (("pool", CONTENT), ("secret", b"secret")):
+        (tmp_path / root / "a" / "b").mkdir(parents=True)
+        (tmp_path / root / "a" / "b" / "c.bin").write_bytes(content)
+        with tarfile.open(tmp_path / root / "a" / "b" / "c.tar", "w") as tar:
+            member = tarfile.TarInfo("c.bin")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        (tmp_path / root / "a" / "b" / "c.txt").write_text("words" if root == "pool" else "secret", "utf-8")
+    return tmp_path / "pool"
+
+
+@pytest.mark.parametrize("place", [".", "a", "a/b", "a/b/{}"])
+@pytest.mark.parametrize("name", ["c.bin", "c.tar"])
+def test_a_folder_exchanged_for_a_link(deep: Path, monkeypatch: pytest.MonkeyPatch, place: str, name: str) -> None:
+    reference = f"a/b/{name}" + ("@0!c.bin" if name == "c.tar" else "")
+    assert read(reference, deep) == CONTENT
+    where = deep / place.format(name)
+    swapped(monkeypatch, where, deep.with_name("secret") / place.format(name))
+    with pytest.raises(MediaError, match="a link has taken its place, or that of a folder"):
+        read(reference, deep)
+
+
+def test_a_text_in_a_folder_exchanged_for_a_link(deep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert References(str(deep)).text("a/b/c.txt") == "words"
+    swapped(monkeypatch, deep / "a", deep.with_name("secret") / "a")
+    with pytest.raises(MediaError, match="a link has taken its place"):
+        References(str(deep)).text("a/b/c.txt")
+
+
+def test_folders_exchanged_all_the_time(deep: Path) -> None:
+    """Somebody puts a link in a folder's place and takes it away again: what is opened is the pool's, or nothing."""
+    place, aside, link = deep / "a", deep / "aside", deep / "link"
+    link.symlink_to(deep.with_name("secret") / "a")
+    stop = threading.Event()
+
+    def exchange() -> None:
+        while not stop.is_set():
+            place.rename(aside)
+            link.rename(place)
+            place.rename(link)
+            aside.rename(place)
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    found, refused = 0, 0
+    try:
+        while found + refused < 3000:
+            try:
+                assert read("a/b/c.bin", deep) == CONTENT
+                found += 1
+            except MediaError:
+                refused += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert found
+
+
+def test_folders_that_cannot_be_listed_and_links_inside(deep: Path) -> None:
+    (deep / "a" / "here.bin").symlink_to("b/c.bin")
+    (deep / "again").symlink_to("a")
+    (deep / "a").chmod(0o711)
+    assert read("again/here.bin", deep) == CONTENT

@@ -34,11 +34,14 @@ def perform(job: Job) -> Perplexity:
     with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-") as temporary:
         folder = Path(temporary)
         job.save(folder)
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines=1", f"--num_processes={count}"]
+        # -P and the variable: not from the current folder, neither here nor in what this starts.
+        command = [sys.executable, "-P", "-m", "accelerate.commands.launch"]
+        command += ["--num_machines=1", f"--num_processes={count}"]
         # By this flag processes are started at all; whether they take GPUs they decide themselves.
         command += ["--multi_gpu", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
         command += ["--module", "nemo_mm_rank.downstream.vlm", temporary]
-        done = subprocess.run(command, check=False, stdout=sys.stderr, env=os.environ)  # noqa: S603 (our own words)
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        done = subprocess.run(command, check=False, stdout=sys.stderr, env=environment)  # noqa: S603 (our own words)
         if (folder / _MISTAKE).exists():
             raise UserError((folder / _MISTAKE).read_text(encoding="utf-8"))
         if done.returncode:

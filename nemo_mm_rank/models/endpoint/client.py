@@ -73,6 +73,30 @@ class _GaveUpError(EmbeddingError):
     """All attempts met with what might have passed: perhaps the item's fault, perhaps the endpoint's."""
 
 
+def check(base_url: object, key_variable: object) -> None:
+    """Refuse what may be a key where none belongs; what is refused is not repeated.
+
+    Raises:
+        ModelError: what cannot be a URL or a variable's name, or more than an address in the URL.
+    """
+    if base_url is not None:
+        try:
+            address = urlsplit(base_url if isinstance(base_url, str) else "")
+            _ = address.port
+        except ValueError:  # brackets that do not match, or a port that is none
+            address = urlsplit("")
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ModelError("base_url is no http(s) URL")
+        if address.username is not None or address.password is not None or address.query or address.fragment:
+            raise ModelError("base_url holds more than an address: a key belongs into an environment variable")
+    if key_variable is not None:
+        name = key_variable if isinstance(key_variable, str) else ""
+        # Names have underscores, and keys of capitals have none.
+        known = "_" in name or name in os.environ
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name) or not known:
+            raise ModelError(f"key_variable is the name of an environment variable, in capitals, such as {OPENAI_KEY}")
+
+
 class Endpoint:
     """An endpoint for chat completions.
 
@@ -92,23 +116,16 @@ class Endpoint:
 
     def __init__(self, base_url: str | None, key_variable: str | None, calls: Calls, usage: Usage) -> None:
         require("openai", "models")
+        check(base_url, key_variable)
         self.base_url = base_url or OPENAI
         self._calls = calls
         self._usage = usage
         self._key_variable = key_variable or (None if base_url else OPENAI_KEY)
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ModelError("base_url is no http(s) URL")
-        if address.username or address.password or address.query:
-            raise ModelError("base_url holds more than an address: a key belongs into an environment variable")
         self._key()
 
     def _key(self) -> str:
         if self._key_variable is None:
             return NO_KEY
-        # What is no name may be the key itself: it is not repeated.
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self._key_variable):
-            raise ModelError(f"key_variable is the name of an environment variable, in capitals, such as {OPENAI_KEY}")
         key = os.environ.get(self._key_variable, "").strip()
         if not key:
             raise ModelError(f"the environment variable {self._key_variable} is to hold the key, and is not set")

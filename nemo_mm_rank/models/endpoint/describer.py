@@ -14,7 +14,7 @@ from nemo_mm_rank.errors import ConfigError, ModelError, PairError, nearest
 from nemo_mm_rank.models.base import Described, Item
 from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.models.endpoint.answers import Answer, Answers
-from nemo_mm_rank.models.endpoint.client import Body, Calls, Endpoint
+from nemo_mm_rank.models.endpoint.client import Body, Calls, Endpoint, check
 from nemo_mm_rank.models.endpoint.content import MediaLimits, content
 from nemo_mm_rank.models.endpoint.usage import Usage
 from nemo_mm_rank.models.prompts import PROMPTS, Prompt, prompts
@@ -91,6 +91,11 @@ class EndpointDescriber:
         self.usage = Usage(prices=prices and (prices[0], prices[1]))
         self._endpoint = Endpoint(base_url, key_variable, limits, self.usage)
         self._answers = Answers(cache)
+
+    @staticmethod
+    def check_settings(arguments: Mapping[str, Any]) -> None:
+        """Refuse a key in ``base_url`` or in place of its variable's name: see `client.check`."""
+        check(arguments.get("base_url"), arguments.get("key_variable"))
 
     @staticmethod
     def revision_of(model: str, **_: Any) -> str:

@@ -22,16 +22,20 @@ def plot_search(trace: pa.Table, path: Path) -> None:
         UserError: matplotlib is not installed.
     """
     require("matplotlib", "report")
+    from matplotlib import rc_context, rcParamsDefault
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     tried = trace.filter(pc.is_valid(trace["m"]))
     best = tried.filter(tried["best"])
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
-    dots = axes.scatter(tried["f1"].to_numpy(), tried["m"].to_numpy(), s=10, c=tried["conflict"].to_numpy())
-    axes.scatter(best["f1"].to_numpy(), best["m"].to_numpy(), s=90, facecolors="none", edgecolors="black")
-    axes.set(xlabel="F1 on the labelled set", ylabel="M", title=f"{tried.num_rows:,} choices of thresholds")
-    figure.colorbar(dots, label="conflict")
-    FigureCanvasAgg(figure)
-    write_atomically(path, lambda target: figure.savefig(target, format="png", dpi=120, metadata={"Software": None}))
+    # Not by a matplotlibrc of the current folder, which can have LaTeX run what it likes.
+    with rc_context({name: value for name, value in rcParamsDefault.items() if name != "backend"}):
+        figure = Figure(figsize=(6, 4.5), layout="constrained")
+        axes = figure.subplots()
+        dots = axes.scatter(tried["f1"].to_numpy(), tried["m"].to_numpy(), s=10, c=tried["conflict"].to_numpy())
+        axes.scatter(best["f1"].to_numpy(), best["m"].to_numpy(), s=90, facecolors="none", edgecolors="black")
+        axes.set(xlabel="F1 on the labelled set", ylabel="M", title=f"{tried.num_rows:,} choices of thresholds")
+        figure.colorbar(dots, label="conflict")
+        FigureCanvasAgg(figure)
+        bare = {"Software": None}
+        write_atomically(path, lambda target: figure.savefig(target, format="png", dpi=120, metadata=bare))

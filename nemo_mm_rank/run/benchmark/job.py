@@ -8,8 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from nemo_mm_rank.console import SafeConsole
+from nemo_mm_rank.downstream.settings import SmallSettings
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.parquet import TEMPORARY, write_json, write_table, write_text
+from nemo_mm_rank.models import loader
 from nemo_mm_rank.report import write_report
 from nemo_mm_rank.run.benchmark import measures, tables
 from nemo_mm_rank.run.benchmark.blends import Blend
@@ -64,8 +68,12 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None, engine: E
     Raises:
         UserError: anything that the user can mend, in one line.
     """
+    import_from(config.import_from)
+    loader.check_models(config.models)
+    if isinstance(config.downstream, SmallSettings) and isinstance(config.downstream.features, dict):
+        loader.check_models({str(modality): spec for modality, spec in config.downstream.features.items()})
     folder = RunFolder.at(config.output)
-    reporter = Reporter(console or Console(quiet=True))
+    reporter = Reporter(console or SafeConsole(quiet=True))
     own = engine or make_engine(config.engine)
     try:
         with folder.locked():
@@ -80,7 +88,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         stray.unlink()  # of a run that was killed
     source = prepare(config, folder, engine, reporter)
     budget = config.budget.pairs(source.pairs)
-    quiet = Console(quiet=True)
+    quiet = SafeConsole(quiet=True)
     bench = Bench(config, folder, source.planted.pool, source.shards, budget, source.labels, engine, quiet)
     blends, keys = _choose_all(bench, reporter)
     modes = dict.fromkeys(one.sns for one in config.strategies)
@@ -153,7 +161,7 @@ _OWN = {
 """Settings that only some strategies know."""
 
 _NO_MATTER = {
-    *("engine", "output", "strategies", "seeds", "downstream", "bootstrap"),
+    *("engine", "output", "import_from", "strategies", "seeds", "downstream", "bootstrap"),
     *("cold", "jsonl", "shards", "rows_per_shard"),
 }
 """Settings that change nothing of what one strategy chooses under one seed."""
@@ -176,7 +184,7 @@ def _write(
     write_json(
         folder / "benchmark.json",
         {
-            "config": config.model_dump(mode="json", by_alias=True, exclude={"engine", "output"}),
+            "config": config.model_dump(mode="json", by_alias=True, exclude={"engine", "output", "import_from"}),
             "pool": source.planted.pool.path,
             "pairs": source.pairs,
             "budget": budget,

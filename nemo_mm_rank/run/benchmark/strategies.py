@@ -27,6 +27,7 @@ from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import DATA_SPANS, MODALITY, PAIR_ID, POOL, annotation_column
 
 Ints = npt.NDArray[np.int64]
@@ -122,7 +123,8 @@ def _ranked_quality(bench: Bench, _: Strategy, seed: int) -> list[str]:
     _ecodatum(bench, Strategy.ECODATUM, seed)
     bench.curate("off", seed)
     changes = {"ranking": ecodatum.as_condition(bench.config.ranking, bench.run("ecodatum"))}
-    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine).blend[PAIR_ID])
+    own = Trust(run=True)  # it has just been made here, by the same configuration
+    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, own).blend[PAIR_ID])
 
 
 def _random(bench: Bench, _: Strategy, seed: int) -> list[str]:
@@ -212,6 +214,7 @@ def _ecodatum(bench: Bench, _: Strategy, __: int) -> list[str]:
         run=str(run),
         budget=Budget(count=bench.budget),
         output=str(bench.run("ecodatum")),
+        trust_run=True,  # it has just been made here, by the same configuration
         media=bench.config.media,
         models=bench.config.models,
         **dict(bench.config.ecodatum),

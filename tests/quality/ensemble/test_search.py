@@ -199,13 +199,16 @@ def test_shares_are_never_exceeded_whatever_is_tied(scores: list[float | None], 
         assert (votes == 0).sum() == there * bottom // 100
 
 
-def test_the_plot_is_a_picture(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+def test_the_plot_is_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
     from PIL import Image
 
     from nemo_mm_rank.quality.ensemble.plot import plot_search
 
     result = found(tmp_path, pool(60), NAMES[:3], tops=[50])
+    # As a matplotlibrc in the current folder may have it.
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    monkeypatch.setitem(matplotlib.rcParams, "text.latex.preamble", r"\input{/etc/hostname}")
     plot_search(result.trace, tmp_path / "search.png")
     with Image.open(tmp_path / "search.png") as picture:
         assert picture.size == (720, 540)
