@@ -23,6 +23,7 @@ def curate(
     output: str | Path | None = None,
     client: Any = None,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Result:
     """Rank a pool of pairs against an objective and keep the best.
 
@@ -34,16 +35,17 @@ def curate(
         query: the objective in plain words; several are averaged.
         budget: a number of pairs, or a share like ``"20%"``.
         config: everything else: a `Config`, a mapping, or the path of a YAML file; the arguments above go before it.
-        output: the run's folder; a run found there is taken up.
+        output: the run's folder: a new or empty one, or one with a run of the same pools, which is taken up.
         client: a ``distributed.Client`` to work on; default: what ``config.engine`` says.
         progress: whether to show it.
+        overwrite: replace a run of other pools in that folder; what no run has made is never replaced.
 
     Raises:
         UserError: anything that you can mend, in one line.
     """
     chosen = settings(config, {"pools": pool, "queries": query, "budget": budget, "output": output})
     console = Console() if progress else None
-    return curation.curate(chosen, console, _engine(client))
+    return curation.curate(chosen, console, _engine(client), overwrite)
 
 
 def rank(

@@ -46,6 +46,9 @@ Root = Annotated[
 ]
 
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what this command wrote there of other input; never what is yours.")
+]
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
 
 
@@ -71,6 +74,7 @@ def curate(
     shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
+    overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
@@ -98,9 +102,9 @@ def curate(
     from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
 
     if dry_run:
-        curation.dry_run(settings, Console())
+        curation.dry_run(settings, Console(), overwrite)
     else:
-        curation.curate(settings, Console()).print(Console())
+        curation.curate(settings, Console(), overwrite=overwrite).print(Console())
 
 
 @app.command()
@@ -142,6 +146,7 @@ def ecodatum(
     root: Root = None,
     workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
     device: DeviceName = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = read_yaml(config) if config else {}
@@ -152,7 +157,7 @@ def ecodatum(
     _merge(values, "engine", {"workers": workers, "device": device})
     from nemo_mm_rank.run import ecodatum as job
 
-    job.curate(parse(job.EcoDatumConfig, values), Console()).print(Console())
+    job.curate(parse(job.EcoDatumConfig, values), Console(), overwrite=overwrite).print(Console())
 
 
 @app.command()
@@ -171,6 +176,7 @@ def benchmark(
     workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
     scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     device: DeviceName = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
     values = _configured(config, preset)
@@ -189,7 +195,7 @@ def benchmark(
     from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
 
     console = Console()
-    compare(parse(BenchmarkConfig, values), console).print(console)
+    compare(parse(BenchmarkConfig, values), console, overwrite=overwrite).print(console)
 
 
 @app.command()
@@ -206,10 +212,11 @@ def explain(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is made for the files.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A folder that is made for the files.")],
     form: Annotated[str, typer.Option("--format", help="webdataset: tars with the media themselves.")] = "webdataset",
     max_samples: Annotated[int, typer.Option(min=1, help="Most pairs of a tar.")] = 10_000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a tar.")] = 2**30,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a run's blend, media included, in another format."""
     if form != "webdataset":
@@ -219,7 +226,7 @@ def export(
         )
     from nemo_mm_rank.run.export import export_webdataset
 
-    for path in export_webdataset(run, output, max_samples, max_bytes):
+    for path in export_webdataset(run, output, max_samples, max_bytes, overwrite):
         typer.echo(path)
 
 
@@ -232,6 +239,7 @@ def adapt(
     output: Annotated[str | None, typer.Option("--output", "-o", help="A folder for the adapter.")] = None,
     device: DeviceName = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
     from nemo_mm_rank.adapt.settings import AdaptSettings
@@ -241,13 +249,13 @@ def adapt(
     settings = parse(AdaptSettings, {**values, **{key: value for key, value in given.items() if value is not None}})
     from nemo_mm_rank.adapt.job import adapt as adapt_model
 
-    adapt_model(settings, Console()).print(Console())
+    adapt_model(settings, Console(), overwrite).print(Console())
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of a benchmark.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
 ) -> None:
     """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
     from nemo_mm_rank.report import write_report
@@ -278,22 +286,24 @@ def validate(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the demo pool and its run go.")] = Path("nemo-mm-rank-demo"),
+    folder: Annotated[str, typer.Argument(help="Where the demo pool and its run go.")] = "nemo-mm-rank-demo",
 ) -> None:
     """Make the built-in demo pool and run the main job on it."""
     import pandas as pd
 
     from nemo_mm_rank.demo import QUERY, make_demo_pool
+    from nemo_mm_rank.io.owned import local
     from nemo_mm_rank.run import curation
 
-    pool = make_demo_pool(folder / "pool")
+    place = local(folder)
+    pool = make_demo_pool(place / "pool")
     settings = parse(
         Config,
         {
             "pools": str(pool),
             "queries": QUERY,
             "budget": "20%",
-            "output": str(folder / "run"),
+            "output": str(place / "run"),
             "sns": {"mode": "bidirectional"},
         },
     )

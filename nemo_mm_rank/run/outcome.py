@@ -18,6 +18,7 @@ from nemo_mm_rank.io.bad_row import SCHEMA
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.ingest import BAD_ROWS
+from nemo_mm_rank.io.owned import drop, take
 from nemo_mm_rank.io.parquet import read_table, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import Projection
@@ -67,11 +68,10 @@ def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: boo
     first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
     blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
     write_blend(blend, folder.blend)
-    lines = folder.blend.with_suffix(".jsonl")
     if jsonl:
-        write_blend(blend, lines)
+        write_blend(blend, take(folder.path, folder.lines.name))
     else:
-        lines.unlink(missing_ok=True)
+        drop(folder.path, folder.lines.name)
     return blend
 
 

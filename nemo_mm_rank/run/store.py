@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table
+from nemo_mm_rank.io.parts import part_name
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
 from nemo_mm_rank.steps import Step, columns_added
 
@@ -23,11 +24,6 @@ from nemo_mm_rank.steps import Step, columns_added
 def digest(values: Any) -> str:
     """Return a short hexadecimal digest of JSON-able values."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def part_name(part: int) -> str:
-    """Return the file name of shard ``part``."""
-    return f"part-{part:05d}.parquet"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import file_digest, table_digest
 from nemo_mm_rank.io.ingest import ingest
+from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.ranking.pool import Rows
@@ -151,24 +152,27 @@ class Job:
 
 
 @contextmanager
-def at_work(config: StrategyConfig, console: Console | None, engine: Engine | None) -> Iterator[Job]:
+def at_work(
+    kind: str, config: StrategyConfig, console: Console | None, engine: Engine | None, overwrite: bool
+) -> Iterator[Job]:
     """Hold the output folder and an engine for a job, with its pool read.
 
     Args:
+        kind: of job, one of `owned.KINDS`.
         config: the whole job.
         console: where progress goes.
         engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+        overwrite: whether a job on other pools that is in the folder may be replaced.
 
     Raises:
-        UserError: the folder holds a run of the main job, or the pool has no usable pair.
+        UserError: the folder is not ours to write or holds something else, or the pool has no usable pair.
     """
-    folder = RunFolder.at(config.output)
-    if folder.config.exists():
-        raise UserError(f"{folder.path} holds a run of the main job; choose another output")
+    claim = Claim(kind, config.pools, [config.run] if config.run is not None else [], overwrite)
+    folder = RunFolder(claim.check(config.output))
     reporter = Reporter(console or Console(quiet=True))
     own = engine or make_engine(config.engine)
     try:
-        with folder.locked():
+        with folder.claimed(claim):
             yield Job(config, folder, own, reporter, _pool(config, folder))
     finally:
         if engine is None:
