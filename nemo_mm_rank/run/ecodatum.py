@@ -33,6 +33,7 @@ from nemo_mm_rank.config import (
     RankingSettings,
 )
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
+from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.owned import drop, take
 from nemo_mm_rank.io.parquet import read_note, write_json, write_table
 from nemo_mm_rank.io.parts import part_name
@@ -40,7 +41,7 @@ from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.ensemble.choose import Choice, choose
 from nemo_mm_rank.quality.ensemble.defaults import default_functions
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, fit
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, fit
 from nemo_mm_rank.quality.ensemble.plot import plot_search
 from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
@@ -201,6 +202,7 @@ class _EcoDatum:
 
     def curate(self) -> EcoDatumResult:
         config, job = self.config, self.job
+        check_free(job.pool.shards.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
         operated = self._operated()
         operated.save(job.folder)
         shards, scores = job.through(operated.steps, job.pool.embedded), columns(operated.scoring)

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, ModelSpec
-from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.bad_row import SCHEMA
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import table_digest
@@ -41,6 +40,7 @@ from nemo_mm_rank.schema import (
     SNS_REASON,
     description_column,
 )
+from nemo_mm_rank.steps import check_reasons
 
 TOLD = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 """What SNS says of a pair; in the blend beside what describers said."""
@@ -95,9 +95,7 @@ def quarantined(table: pa.Table) -> pa.Table:
         UserError: an error that no step of ours has written.
     """
     failed = table.filter(pc.is_valid(table[ERROR]))
-    for text in failed[ERROR].to_pylist():
-        if text.count(": ") < 2:
-            raise UserError(f"column {ERROR!r} holds {text!r}, not 'step: Class: message'; is it yours? then rename it")
+    check_reasons(failed[ERROR].to_pylist())
     parts = [split_error(text) for text in failed[ERROR].to_pylist()]
     columns: dict[str, Any] = {name: failed[name] for name in (PAIR_ID, POOL, MODALITY)}
     for place, name in enumerate(("step", "error", "message")):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nemo_mm_rank.errors import MissingColumnError
+from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table
 from nemo_mm_rank.io.parts import part_name
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
@@ -128,6 +129,8 @@ class Stage:
 
     def _columns(self, part: int) -> list[str]:
         there = self.inputs.columns(part)
+        own = pq.read_schema(self.inputs.stages[0] / part_name(part)).names
+        check_free(own, self.step.provides, f"{self.step.name}, in the pool")
         missing = [name for name in self.step.requires if name not in there]
         if missing:
             raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")
