@@ -122,13 +122,15 @@ class Claim:
                 else, or one that an input lies in.
         """
         folder = local(path)
-        self._refuse_inputs(folder)
         if folder.is_symlink():
             raise UserError(f"{folder}: is a link; name the folder that it leads to, {os.path.realpath(folder)}")
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: is there already and is no folder; name another output")
+        if Mark.read(folder) is not None:
+            recognised(folder, self.kind)
+        self._refuse_inputs(folder)
         if not folder.exists():
             return folder
-        if not folder.is_dir():
-            raise UserError(f"{folder}: is there already and is no folder; name another output")
         if empty(folder):
             if folder in _places():
                 raise UserError(f"{folder}: is {_places()[folder]}; name a folder in it as the output")
