@@ -120,15 +120,22 @@ class Claim:
         Raises:
             UserError: in one line: no name, a link, a file, a folder that we did not make or that holds something
                 else, or one that an input lies in.
+            StorageError: it cannot be looked into.
         """
         folder = local(path)
-        if folder.is_symlink():
-            raise UserError(f"{folder}: is a link; name the folder that it leads to, {os.path.realpath(folder)}")
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder}: is there already and is no folder; name another output")
-        if Mark.read(folder) is not None:
-            recognised(folder, self.kind)
-        self._refuse_inputs(folder)
+        try:
+            if folder.is_symlink():
+                raise UserError(f"{folder}: is a link; name the folder that it leads to, {os.path.realpath(folder)}")
+            if folder.exists() and not folder.is_dir():
+                raise UserError(f"{folder}: is there already and is no folder; name another output")
+            if Mark.read(folder) is not None:
+                recognised(folder, self.kind)
+            self._refuse_inputs(folder)
+            return self._fitting(folder)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be used: {error.strerror}") from error
+
+    def _fitting(self, folder: Path) -> Path:
         if not folder.exists():
             return folder
         if empty(folder):
@@ -136,7 +143,8 @@ class Claim:
                 raise UserError(f"{folder}: is {_places()[folder]}; name a folder in it as the output")
             return folder
         mark = recognised(folder, self.kind, " (--overwrite replaces only what it made)" if self.overwrite else "")
-        if not self.overwrite and (not self.again or mark.sources != self.mark.sources):
+        others = not self.again or (mark.sources != self.mark.sources and not _barren(folder))
+        if others and not self.overwrite:
             others = "" if not self.again else f" of {_named(mark.sources)}, not of {_named(self.mark.sources)}"
             raise UserError(
                 f"{folder}: holds {KINDS[self.kind]} already{others}; name another output, or have it replaced with "
@@ -151,7 +159,9 @@ class Claim:
             UserError: as `check`.
             StorageError: it cannot be written.
         """
-        folder = self.check(path)
+        return self._marked(self.check(path))
+
+    def _marked(self, folder: Path) -> Path:
         earlier = Mark.read(folder)
         mark = replace(self.mark, files=earlier.files if earlier else ())
         if earlier != mark:
@@ -172,7 +182,7 @@ class Claim:
         except OSError as error:
             raise StorageError(f"{folder}: cannot be written: {error.strerror}") from error
         with locked(folder):
-            self.make(folder)
+            self._marked(self._fitting(folder))  # another process may have been faster
             clear(folder)
             yield folder
 
@@ -182,12 +192,14 @@ class Claim:
             if _below(_real(run), own):
                 raise UserError(f"{folder}: the run {run} lies in it; name an output that no input lies in")
         for pool in self.pools:
-            for manifest in manifests(pool):
-                for place in (manifest.file, manifest.root):
-                    if not is_url(place) and _below(_real(place), own):
-                        raise UserError(
-                            f"{folder}: the pool {pool.path} lies in it ({place}); name an output that no input lies in"
-                        )
+            places = [pool.root] if pool.root else []
+            if not is_url(pool.path):  # which would be listed anew
+                places += [manifest.file for manifest in manifests(pool)]
+            for place in places:
+                if not is_url(place) and _below(_real(place), own):
+                    raise UserError(
+                        f"{folder}: the pool {pool.path} lies in it ({place}); name an output that no input lies in"
+                    )
             if not is_url(pool.path) and has_magic(pool.path):
                 pattern = os.path.abspath(os.path.expanduser(pool.path)).split(os.sep)
                 if any(_matches(pattern, str(folder / name).split(os.sep)) for name in _LIKE_OURS):
@@ -205,6 +217,8 @@ def local(path: str | Path) -> Path:
     """
     if not str(path).strip():
         raise UserError("output: an empty name; is a variable of the shell unset?")
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: is no name of a folder or file")
     if is_url(str(path)):
         raise UserError(f"{path}: outputs are local folders, not URLs")
     return Path(os.path.abspath(Path(path).expanduser()))
@@ -218,6 +232,12 @@ def empty(folder: Path) -> bool:
         if not lock and not (name.startswith(f".{MARK}.") and name.endswith(TEMPORARY)):
             return False
     return True
+
+
+def _barren(folder: Path) -> bool:
+    """Whether nothing was made in a folder of ours: what began there has failed before it had read its input."""
+    begun = {MARK, LOCK, "config.yaml", "bad_rows.parquet"}
+    return all(name in begun for _, _, names in os.walk(folder) for name in names)
 
 
 def recognised(folder: Path, kind: str, more: str = "") -> Mark:

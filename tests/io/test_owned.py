@@ -129,6 +129,8 @@ def test_places_that_nobody_gives_away(tmp_path: Path, monkeypatch: pytest.Monke
         "~": "is your home folder",
         "/": "is not empty, and nothing says that nemo-mm-rank made it",
         "s3://bucket/run": "are local folders, not URLs",
+        "a\0b": "is no name of a folder or file",
+        "a" * 300: "cannot be used: File name too long",
     }.items():
         with pytest.raises(UserError, match=said.replace("?", r"\?")):
             RUN.make(path)
@@ -167,6 +169,7 @@ def test_only_the_same_pools_are_taken_up(tmp_path: Path, monkeypatch: pytest.Mo
     first, second = pool(tmp_path / "a.jsonl"), pool(tmp_path / "b.jsonl")
     (tmp_path / "linked.jsonl").symlink_to("a.jsonl")
     out = Claim("run", [first]).make(tmp_path / "out")
+    (out / "blend.parquet").touch()
     pool(tmp_path / "a.jsonl")
     (tmp_path / "a.jsonl").open("a").write('{"modality": "text", "data": "c", "annotation": "d"}\n')
     monkeypatch.chdir(tmp_path)
@@ -178,6 +181,17 @@ def test_only_the_same_pools_are_taken_up(tmp_path: Path, monkeypatch: pytest.Mo
     Claim("run", [second], overwrite=True).make(out)
     Claim("run", [second]).make(out)
     with pytest.raises(UserError, match=r"already of .*b\.jsonl, not of .*a\.jsonl"):
+        Claim("run", [first]).make(out)
+
+
+def test_where_nothing_was_made_of_them_other_pools_may_be_taken(tmp_path: Path) -> None:
+    first, second = pool(tmp_path / "a.jsonl"), pool(tmp_path / "b.jsonl")
+    with Claim("run", [first]).held(tmp_path / "out") as out:
+        (out / "config.yaml").touch()
+        Claim("pool").make(out / "pool")
+    Claim("run", [second]).make(out)
+    (out / "pool" / part_name(0)).touch()
+    with pytest.raises(UserError, match="already of"):
         Claim("run", [first]).make(out)
 
 

@@ -86,7 +86,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
     source = prepare(config, folder, engine, reporter, overwrite)
     budget = config.budget.pairs(source.pairs)
     quiet = Console(quiet=True)
-    bench = Bench(config, folder, source.pool, source.shards, budget, source.labels, engine, quiet)
+    bench = Bench(config, folder, source.pool, source.shards, budget, source.labels, engine, quiet, overwrite)
     blends, keys = _choose_all(bench, reporter)
     modes = dict.fromkeys(one.sns for one in config.strategies)
     for mode in modes:
