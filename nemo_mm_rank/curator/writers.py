@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from nemo_curator.stages.text.io.writer.base import BaseWriter
@@ -55,7 +55,8 @@ class _AtomicWriter(BaseWriter):
         if is_url(str(self.path)):
             raise ConfigError(f"{self.name}: a folder that all nodes see, not the URL {str(self.path)!r}")
         self.path = str(local(self.path))  # workers may stand elsewhere
-        folder, mode = Claim("batches").check(self.path), self.mode
+        folder = Claim("batches").check(self.path)
+        mode: Literal["ignore", "overwrite", "append", "error"] = self.mode  # type: ignore[has-type]
         if str(mode).strip().lower() == "overwrite":  # by Curator's, all that is in the folder would go
             remove(folder, lambda file: _NAME.fullmatch(file.name) is not None)
             self.mode = "ignore"

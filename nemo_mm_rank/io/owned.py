@@ -79,8 +79,8 @@ class Mark:
                 return None
             try:
                 found = json.loads(file.read(_MAX_BYTES))
-                lists = [tuple(map(str, found.get(name, ()))) for name in ("sources", "files")]
-                return cls(str(found["kind"]), *lists, int(found["version"]))
+                sources, files = (tuple(map(str, found.get(name, ()))) for name in ("sources", "files"))
+                return cls(str(found["kind"]), sources, files, int(found["version"]))
             except (ValueError, KeyError, TypeError, AttributeError):
                 return None
 
@@ -143,8 +143,8 @@ class Claim:
                 raise UserError(f"{folder}: is {_places()[folder]}; name a folder in it as the output")
             return folder
         mark = recognised(folder, self.kind, " (--overwrite replaces only what it made)" if self.overwrite else "")
-        others = not self.again or (mark.sources != self.mark.sources and not _barren(folder))
-        if others and not self.overwrite:
+        refused = not self.again or (mark.sources != self.mark.sources and not _barren(folder))
+        if refused and not self.overwrite:
             others = "" if not self.again else f" of {_named(mark.sources)}, not of {_named(self.mark.sources)}"
             raise UserError(
                 f"{folder}: holds {KINDS[self.kind]} already{others}; name another output, or have it replaced with "

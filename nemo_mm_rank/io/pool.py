@@ -25,7 +25,7 @@ RESERVED = frozenset(
 )
 RESERVED_PREFIXES = (
     *("emb_", "sns_", "description__", "cosine__", "score_", "traditional__"),
-    *("agreement__", "feedback__", "given__", "fingerprint__"),
+    *("agreement__", "feedback__", "given__", "fingerprint__", "chance_"),
 )
 """Names of columns that steps or the blend add; a pool that brings its own is refused, not overwritten."""
 

@@ -62,7 +62,7 @@ VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
 def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: bool) -> pa.Table:
     """Write the chosen pairs with the users' own columns, what SNS kept, what describers said, score and reason."""
     pool = Shards(shards.stages[:1], shards.count)
-    own = [name for name in pool.columns() if name not in (*ranking.chosen.column_names, MEDIA_ROOT)]
+    own = [name for name in pool.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
     seen = [name for name in shards.columns() if name in TOLD or name.startswith(description_column(""))]
     wide = attach_rows(ranking.chosen, ranking.places, shards, [*own, *seen])
     first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]

@@ -108,7 +108,7 @@ class Job:
             shards: after the last step, with every ``error``.
         """
         self.folder.manifest.unlink(missing_ok=True)
-        own = [name for name in self.pool.shards.columns() if name not in (*chosen.column_names, MEDIA_ROOT)]
+        own = [name for name in self.pool.shards.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
         wide = attach_rows(chosen, places, self.pool.shards, own)
         first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
         blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_mm_rank.io.parquet import read_note
-from nemo_mm_rank.run.store import Shards, part_name
+from nemo_mm_rank.io.parts import part_name
+from nemo_mm_rank.run.store import Shards
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
 
 PAIR_ID_WIDTH = 28

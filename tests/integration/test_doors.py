@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.downstream.settings import VLMSettings
 from nemo_mm_rank.downstream.vlm.job import Job
 from nemo_mm_rank.downstream.vlm.launch import work
-from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.errors import TakenColumnError, UserError
 from nemo_mm_rank.evaluation.planting import plant
+from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.owned import MARK, Claim, Mark
 from nemo_mm_rank.io.parquet import TEMPORARY
@@ -29,6 +30,8 @@ from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.report import write_report
 from nemo_mm_rank.run import traditional
 from nemo_mm_rank.run.curation import Result
+from nemo_mm_rank.run.store import Shards, Stage
+from nemo_mm_rank.steps import Added, Step
 from tests.integration.runs import digests, tree
 
 Write = Callable[[Path, Path, Path], object]
@@ -288,9 +291,10 @@ def test_folders_in_a_run_that_are_links_are_refused(finished: Path, tmp_path: P
         shutil.rmtree(run / name)
         (run / name).symlink_to(tmp_path / "theirs")
         before = tree(tmp_path)
-        for again in (lambda run=run: quick(finished / "pool.jsonl", run), lambda run=run: rank(run, "grass")):
-            with pytest.raises(UserError, match=f"{name}: is a link, which no run has made"):
-                again()
+        with pytest.raises(UserError, match=f"{name}: is a link, which no run has made"):
+            quick(finished / "pool.jsonl", run, overwrite=True)
+        with pytest.raises(UserError, match=f"{name}: is a link, which no run has made"):
+            rank(run, "grass")
         after = tree(tmp_path)
         after.pop(f"run-{name}/.lock", None)
         before.pop(f"run-{name}/.lock", None)
@@ -403,3 +407,30 @@ def test_a_projection_is_not_written_over_somebodys_model(finished: Path, tmp_pa
     with pytest.raises(UserError, match="nothing says that nemo-mm-rank made it"):
         _project(tmp_path, finished, finished / "run")
     assert (tmp_path / "config.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["quality", "votes", "duplicate_of", "labelled"])
+def test_a_column_that_only_ecodatum_adds_is_refused_by_it_alone(name: str, tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool.jsonl", 12, **{name: "mine"})
+    said = f"ecodatum, in the pool: '{name}' is there already and would be replaced; rename what is yours"
+    with pytest.raises(TakenColumnError, match=said):
+        say("ecodatum", pool, "-o", tmp_path / "job")
+    if name == "quality":
+        assert quick(pool, tmp_path / "run").blend[name].tolist() == ["mine"] * 6
+        with pytest.raises(TakenColumnError, match=said):
+            say("ecodatum", "--run", tmp_path / "run", "-o", tmp_path / "other")
+
+
+def test_a_column_of_the_pool_is_not_replaced_by_a_step_of_a_run(tmp_path: Path) -> None:
+    class Quality(Step):
+        name = "own"
+        requires: Mapping[str, pa.DataType] = {"data": pa.string()}
+        provides: Mapping[str, pa.DataType] = {"mine": pa.string()}
+
+        def process(self, rows: Frame) -> Added:
+            return Added({"mine": pa.nulls(len(rows), pa.string())})
+
+    ingest([PoolSource(path=str(write_pool(tmp_path / "pool.jsonl", mine="mine")))], tmp_path / "pool")
+    stage = Stage(Quality(), Shards((tmp_path / "pool",), 1), tmp_path / "steps", "x")
+    with pytest.raises(TakenColumnError, match="own, in the pool: 'mine' is there already"):
+        stage(0)

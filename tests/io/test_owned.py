@@ -232,8 +232,8 @@ def test_only_our_unfinished_files_are_cleared_and_none_that_is_being_written(tm
     for file in (*mine, busy, out / "deep" / f".a.1a2b3c4d{TEMPORARY}"):
         file.write_bytes(b"half")
     (out / f".c.1a2b3c4d{TEMPORARY}").symlink_to(tmp_path / ".notes.tmp")
-    with busy.open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with busy.open() as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
         before = tree(tmp_path)
         clear(out)
     assert set(before) - set(tree(tmp_path)) == {f"out/deep/.a.1a2b3c4d{TEMPORARY}"}
@@ -361,8 +361,8 @@ def test_what_a_killed_export_leaves_the_next_one_clears(tmp_path: Path, at_work
 
 
 def test_a_whole_folder_is_replaced_file_by_file(tmp_path: Path) -> None:
-    def fill(names: list[str], **changes: bool) -> None:
-        with whole(Claim("export", again=False, **changes), tmp_path / "out") as folder:
+    def fill(names: list[str], overwrite: bool = False) -> None:
+        with whole(Claim("export", again=False, overwrite=overwrite), tmp_path / "out") as folder:
             for name in names:
                 (folder / name).write_text(name)
 
