@@ -132,7 +132,7 @@ def test_a_describer_that_has_no_words_for_a_picture(pools: tuple[Path, Path, li
     lines = [line for line in pools[1].read_text("utf-8").splitlines() if '"modality": "video"' not in line]
     still = pools[1].with_name("still.jsonl")
     still.write_text("\n".join(lines), encoding="utf-8")
-    result = curate(config={**config, "pools": str(still)}, progress=False)
+    result = curate(config={**config, "pools": str(still)}, progress=False, overwrite=True)
     assert list(reasons(result.quarantine)) == [
         ("image-pixel", "sns: EmbeddingError: speechless found no words for it")
     ]
