@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from benchmarks import real_pool
+from benchmarks import real_pool, weights
 from benchmarks.quality import PLAIN
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import Config, parse
@@ -39,7 +39,7 @@ from nemo_mm_rank.run.sample import gather
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import ANNOTATION, FUSED, MODALITY, annotation_column
 
-DATA = real_pool.SHARED / "data"
+DATA = weights.SHARED / "data"
 MONEY = "a problem about money, prices and cost"
 WORDS = "emb_data__words"
 

@@ -34,7 +34,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from benchmarks import real_models, real_pool
+from benchmarks import real_models, real_pool, weights
 from nemo_mm_rank import curate, frames
 from nemo_mm_rank.config import Config, ModelSpec, ProjectionSettings, RankingSettings, parse
 from nemo_mm_rank.demo import QUERY, make_demo_pool
@@ -59,7 +59,7 @@ from nemo_mm_rank.steps import columns_added
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-DATA_FOLDER = real_pool.SHARED / "data"
+DATA_FOLDER = weights.SHARED / "data"
 CHILD = r"\b(child|children|boys?|girls?|kids?|toddlers?)\b"
 STREET = r"\b(streets?|sidewalks?)\b"
 ANIMALS = r"\b(dogs?|cats?|horses?|birds?|giraffes?|elephants?|cows?|sheep|bears?|zebras?|chickens?|fish)\b"
@@ -553,7 +553,10 @@ def best_plain(ap: Mapping[str, float], clean: bool) -> float:
 
 def table(means: Mapping[tuple[str, str, str, float, str], Mapping[str, float]], way: str = DEFAULT) -> Iterator[str]:
     """Yield the table: worst case and mean of the default less the best plain baseline, by noise and part."""
-    yield "| pool | noise | worst case | where | mean | n | AP: default | without the condition | annotation alone | expert alone |"
+    yield (
+        "| pool | noise | worst case | where | mean | n | AP: default | without the condition | annotation alone | "
+        "expert alone |"
+    )
     yield "|---" * 10 + "|"
     groups: dict[tuple[str, str], list[tuple[float, str, Mapping[str, float]]]] = defaultdict(list)
     for (pool, part, noise, share, objective), ap in means.items():
@@ -568,15 +571,14 @@ def table(means: Mapping[tuple[str, str, str, float, str], Mapping[str, float]],
             for name in (way, TOPIC, ANNOTATION_ALONE, EXPERT_ALONE)
         ]
         yield (
-            f"| {size} | {place} | {worst[0]:+.3f} | {worst[1]} | {np.mean([one[0] for one in found]):+.3f} | {len(found)} | "
-            + " | ".join(f"{value:.3f}" for value in ways)
-            + " |"
+            f"| {size} | {place} | {worst[0]:+.3f} | {worst[1]} | {np.mean([one[0] for one in found]):+.3f} | "
+            f"{len(found)} | " + " | ".join(f"{value:.3f}" for value in ways) + " |"
         )
 
 
 def left_out(means: Mapping[tuple[str, str, str, float, str], Mapping[str, float]]) -> Iterator[str]:
     """Yield for each pool the setting that is best on all others, and what it gives on this one."""
-    yield "| pool left out | chosen on the others | there: worst clean, mean gain | here: worst clean, mean gain | default here |"
+    yield "| pool left out | chosen on the others | worst clean, mean gain there | the same here | default here |"
     yield "|---" * 5 + "|"
     pools = sorted({key[0] for key in means})
 

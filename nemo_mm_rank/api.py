@@ -25,6 +25,7 @@ def curate(
     import_from: str | Path | Sequence[str | Path] | None = None,
     client: Any = None,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> Result:
     """Rank a pool of pairs against an objective and keep the best.
 
@@ -36,10 +37,11 @@ def curate(
         query: the objective in plain words; several are averaged.
         budget: a number of pairs, or a share like ``"20%"``.
         config: everything else: a `Config`, a mapping, or the path of a YAML file; the arguments above go before it.
-        output: the run's folder; a run found there is taken up.
+        output: the run's folder: a new or empty one, or one with a run of the same pools, which is taken up.
         import_from: folders with model classes of your own; what this process can import already needs none.
         client: a ``distributed.Client`` to work on; default: what ``config.engine`` says.
         progress: whether to show it.
+        overwrite: replace a run of other pools in that folder; what no run has made is never replaced.
 
     Raises:
         UserError: anything that you can mend, in one line.
@@ -47,7 +49,7 @@ def curate(
     given = {"pools": pool, "queries": query, "budget": budget, "output": output, "import_from": import_from}
     chosen = settings(config, given)
     console = SafeConsole() if progress else None
-    return curation.curate(chosen, console, _engine(client))
+    return curation.curate(chosen, console, _engine(client), overwrite)
 
 
 def rank(

@@ -54,6 +54,9 @@ Root = Annotated[
 ]
 
 
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what this command wrote there of other input; never what is yours.")
+]
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
 
 
@@ -80,6 +83,7 @@ def curate(
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
     import_from: ImportFrom = None,
+    overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
@@ -107,9 +111,9 @@ def curate(
     from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
 
     if dry_run:
-        curation.dry_run(settings, SafeConsole())
+        curation.dry_run(settings, SafeConsole(), overwrite)
     else:
-        curation.curate(settings, SafeConsole()).print(SafeConsole())
+        curation.curate(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
 
 
 @app.command()
@@ -157,6 +161,7 @@ def ecodatum(
     device: DeviceName = None,
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
@@ -167,7 +172,7 @@ def ecodatum(
     _merge(values, "engine", {"workers": workers, "device": device})
     from nemo_mm_rank.run import ecodatum as job
 
-    job.curate(parse(job.EcoDatumConfig, values), SafeConsole()).print(SafeConsole())
+    job.curate(parse(job.EcoDatumConfig, values), SafeConsole(), overwrite=overwrite).print(SafeConsole())
 
 
 @app.command()
@@ -187,6 +192,7 @@ def benchmark(
     scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
     values = _configured(config, preset, import_from)
@@ -205,7 +211,7 @@ def benchmark(
     from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
 
     console = SafeConsole()
-    compare(parse(BenchmarkConfig, values), console).print(console)
+    compare(parse(BenchmarkConfig, values), console, overwrite=overwrite).print(console)
 
 
 @app.command()
@@ -222,10 +228,11 @@ def explain(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder that is made for the files.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="A folder that is made for the files.")],
     form: Annotated[str, typer.Option("--format", help="webdataset: tars with the media themselves.")] = "webdataset",
     max_samples: Annotated[int, typer.Option(min=1, help="Most pairs of a tar.")] = 10_000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a tar.")] = 2**30,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a run's blend, media included, in another format."""
     if form != "webdataset":
@@ -235,7 +242,7 @@ def export(
         )
     from nemo_mm_rank.run.export import export_webdataset
 
-    for path in export_webdataset(run, output, max_samples, max_bytes):
+    for path in export_webdataset(run, output, max_samples, max_bytes, overwrite):
         typer.echo(printable(path))
 
 
@@ -249,6 +256,7 @@ def adapt(
     device: DeviceName = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     import_from: ImportFrom = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
     from nemo_mm_rank.adapt.settings import AdaptSettings
@@ -258,13 +266,13 @@ def adapt(
     settings = parse(AdaptSettings, {**values, **{key: value for key, value in given.items() if value is not None}})
     from nemo_mm_rank.adapt.job import adapt as adapt_model
 
-    adapt_model(settings, SafeConsole()).print(SafeConsole())
+    adapt_model(settings, SafeConsole(), overwrite).print(SafeConsole())
 
 
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of a benchmark.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
 ) -> None:
     """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
     from nemo_mm_rank.report import write_report
@@ -295,22 +303,24 @@ def validate(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where the demo pool and its run go.")] = Path("nemo-mm-rank-demo"),
+    folder: Annotated[str, typer.Argument(help="Where the demo pool and its run go.")] = "nemo-mm-rank-demo",
 ) -> None:
     """Make the built-in demo pool and run the main job on it."""
     import pandas as pd
 
     from nemo_mm_rank.demo import QUERY, make_demo_pool
+    from nemo_mm_rank.io.owned import local
     from nemo_mm_rank.run import curation
 
-    pool = make_demo_pool(folder / "pool")
+    place = local(folder)
+    pool = make_demo_pool(place / "pool")
     settings = parse(
         Config,
         {
             "pools": str(pool),
             "queries": QUERY,
             "budget": "20%",
-            "output": str(folder / "run"),
+            "output": str(place / "run"),
             "sns": {"mode": "bidirectional"},
         },
     )

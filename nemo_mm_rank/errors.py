@@ -33,6 +33,10 @@ class MissingColumnError(UserError):
     """A frame lacks a column that a step needs."""
 
 
+class TakenColumnError(UserError):
+    """A frame has a column of the name of one that is to be added, which would replace it."""
+
+
 class ModelError(UserError):
     """A model that cannot be loaded, or that breaks its contract for a whole batch."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from nemo_mm_rank.errors import EmbeddingError, MissingColumnError
+from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, TakenColumnError
 from nemo_mm_rank.schema import VECTOR
 
 Frame: TypeAlias = Any
@@ -49,6 +49,24 @@ def check_columns(frame: Frame, names: Mapping[str, Any], step: str) -> None:
     if missing:
         raise MissingColumnError(
             f"{step}: the frame lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, frame.columns))}"
+        )
+
+
+def check_free(there: Iterable[str], names: Iterable[str], step: str) -> None:
+    """Raise `TakenColumnError` naming the step and its new columns that are there already: no column is replaced.
+
+    Args:
+        there: the columns of a frame, table or pool.
+        names: those to add.
+        step: what adds them.
+    """
+    known = set(there)
+    taken = [name for name in names if name in known]
+    if taken:
+        they = "are" if len(taken) > 1 else "is"
+        raise TakenColumnError(
+            f"{step}: {', '.join(map(repr, taken))} {they} there already and would be replaced; rename what is yours, "
+            "and leave out what an earlier pass has added"
         )
 
 

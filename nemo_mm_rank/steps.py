@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.console import printable
-from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.errors import PairError, TakenColumnError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.schema import ERROR
 
@@ -26,6 +27,22 @@ def reason(step: str, error: BaseException) -> str:
     """Return the text that stands in the ``error`` column for a pair that failed in ``step``."""
     message = printable(" ".join(str(error).split()))
     return f"{step}: {type(error).__name__}: {message or 'no message'}"
+
+
+_REASON = re.compile(r"[^:]+: \w+: ")
+
+
+def check_reasons(errors: Iterable[Any]) -> None:
+    """Refuse a column ``error`` that no step of ours has written, rather than take its rows for failed ones.
+
+    Raises:
+        TakenColumnError: a value (None aside) that is not of the form of `reason`.
+    """
+    for text in errors:
+        if text is not None and not (isinstance(text, str) and _REASON.match(text)):
+            raise TakenColumnError(
+                f"column {ERROR!r} holds {text!r}, not 'step: Class: message'; is it yours? then rename it"
+            )
 
 
 @dataclass
@@ -82,9 +99,12 @@ class Step(ABC):
 
         Raises:
             MissingColumnError: naming the step and the columns that are missing, before any model loads.
+            TakenColumnError: naming the step and those of its columns that are there already.
         """
         frames.check_columns(frame, self.requires, self.name)
+        frames.check_free(frame.columns, self.provides, self.name)
         errors: list[str | None] = frames.strings(frame, ERROR) if ERROR in frame.columns else [None] * len(frame)
+        check_reasons(errors)
         live = np.array([error is None for error in errors], dtype=bool)
         if not live.any():
             columns: dict[str, pa.Array | Vectors] = {
@@ -101,7 +121,12 @@ class Step(ABC):
         return frames.attach(frame, {**columns, ERROR: pa.array(errors, pa.string())})
 
     def meta(self, frame: Frame) -> Frame:
-        """Return an empty frame with this step's columns added to ``frame``'s: Dask's ``meta``."""
+        """Return an empty frame with this step's columns added to ``frame``'s: Dask's ``meta``.
+
+        Raises:
+            TakenColumnError: naming the step and those of its columns that are there already.
+        """
+        frames.check_free(frame.columns, self.provides, self.name)
         empty = frame.iloc[:0]
         columns = {name: pa.nulls(0, dtype) for name, dtype in self.provides.items()}
         return frames.attach(empty, {**columns, ERROR: pa.nulls(0, pa.string())})
@@ -115,7 +140,11 @@ def columns_added(step: Step, table: pa.Table, backend: str = "pandas") -> pa.Ta
     """Return the columns that ``step`` adds to ``table``, in the types it provides, and ``error`` last.
 
     Only what the step reads becomes a frame; the other columns may be of any type.
+
+    Raises:
+        TakenColumnError: naming the step and those of its columns that ``table`` has already.
     """
+    frames.check_free(table.column_names, step.provides, step.name)
     read = [name for name in (*step.requires, *step.uses, ERROR) if name in table.column_names]
     frame = step(frames.from_table(table.select(dict.fromkeys(read)), backend))
     added = frames.to_table(frame[[*step.provides, ERROR]])

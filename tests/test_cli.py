@@ -271,4 +271,6 @@ def test_demo_and_version(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(pool: Path, config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (line,) = refused("curate", pool, "-c", config, "-q", "x", "-o", tmp_path / "file")
-    assert line == f"error: {tmp_path}/file: cannot be written: File exists"
+    assert line == f"error: {tmp_path}/file: is there already and is no folder; name another output"
+    (line,) = refused("curate", pool, "-c", config, "-q", "x", "-o", tmp_path / "file" / "run")
+    assert line == f"error: {tmp_path}/file/run: cannot be written: Not a directory"

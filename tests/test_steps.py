@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
+from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError, TakenColumnError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.schema import ERROR, VECTOR
-from nemo_mm_rank.steps import Added, Step, by_value, reason
+from nemo_mm_rank.steps import Added, Step, by_value, columns_added, reason
 
 
 class Halve(Step):
@@ -72,6 +72,41 @@ def test_meta_has_the_columns_and_types_of_the_result() -> None:
     meta = Halve().meta(pd.DataFrame({"number": [1]}))
     assert len(meta) == 0
     assert meta.dtypes.to_dict() == out.dtypes.to_dict()
+
+
+TAKEN = "halve: 'half', 'text' are there already and would be replaced; rename what is yours, and leave out what an "
+
+
+def test_no_column_is_replaced_at_any_door() -> None:
+    frame = pd.DataFrame({"number": [2, 4], "text": ["mine", "mine, too"], "half": [1.0, 2.0]})
+    dask = pytest.importorskip("dask.dataframe")
+    doors: list[Callable[[], Any]] = [
+        lambda: Halve()(frame),
+        lambda: Halve()(frame.iloc[:0]),
+        lambda: Halve()(frame.assign(error="sns: MediaError: gone")),
+        lambda: Halve().meta(frame),
+        lambda: columns_added(Halve(), pa.Table.from_pandas(frame)),
+        lambda: Halve().meta(dask.from_pandas(frame, npartitions=1)._meta),
+        lambda: dask.from_pandas(frame, npartitions=1).map_partitions(Halve(), meta=frame.iloc[:0]).compute(),
+        lambda: Halve()(Halve()(frame[["number"]])),  # nor one of ours: nobody can tell whose it is
+    ]
+    for door in doors:
+        with pytest.raises(TakenColumnError, match=f"^{TAKEN}"):
+            door()
+    assert frame["text"].tolist() == ["mine", "mine, too"]
+    with pytest.raises(TakenColumnError, match="halve: 'text' is there already and would be replaced"):
+        Halve()(frame[["number", "text"]])
+
+
+@pytest.mark.parametrize("value", ["timeout", "HTTP 500: none", "", 3, 0.5, ["sns: A: b"]])
+def test_a_column_of_errors_that_is_not_ours_is_refused(value: Any) -> None:
+    with pytest.raises(TakenColumnError, match=r"column 'error' holds .*, not 'step: Class: message'; is it yours"):
+        run([2, 4], error=[value, None])
+
+
+def test_a_column_of_no_errors_is_anybodys() -> None:
+    for nothing in (None, float("nan"), pd.NA):
+        assert frames.strings(run([2, 4], error=[nothing, nothing]), ERROR) == [None, None]
 
 
 def test_missing_columns_are_found_before_anything_loads() -> None:

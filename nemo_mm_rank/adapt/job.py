@@ -19,7 +19,8 @@ from nemo_mm_rank.adapt.training import Checkpoint, train
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.errors import ConfigError, UserError, require
 from nemo_mm_rank.imports import import_from
-from nemo_mm_rank.io.parquet import TEMPORARY, write_json, write_table
+from nemo_mm_rank.io.owned import Claim, refuse_links
+from nemo_mm_rank.io.parquet import write_json, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.adapter import (
     attach,
@@ -31,7 +32,6 @@ from nemo_mm_rank.models.adapter import (
     write_adapter,
 )
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
-from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.outcome import quarantined
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import digest
@@ -73,7 +73,7 @@ class Adapted:
         console.print(f"{'adapter':<17} {self.adapter}", highlight=False, markup=False, soft_wrap=True)
 
 
-def adapt(settings: AdaptSettings, console: Console | None = None) -> Adapted:
+def adapt(settings: AdaptSettings, console: Console | None = None, overwrite: bool = False) -> Adapted:
     """Adapt an encoder to blends, stage by stage, taking up what an earlier call in the same folder has finished.
 
     Every stage trains a LoRA adapter on all linear layers of the language model (query, key, value, output, gate, up
@@ -83,6 +83,7 @@ def adapt(settings: AdaptSettings, console: Console | None = None) -> Adapted:
     Args:
         settings: the whole adaptation.
         console: where progress goes.
+        overwrite: whether an adaptation to other runs' blends that is in the folder may be replaced.
 
     Raises:
         UserError: anything that the user can mend, in one line.
@@ -93,12 +94,11 @@ def adapt(settings: AdaptSettings, console: Console | None = None) -> Adapted:
     if not issubclass(found, ChatEncoder):
         raise ConfigError(f"model: {settings.model.class_!r} is no encoder by a chat, such as unite")
     loader.check_arguments(settings.model.class_, settings.model.arguments)
-    folder = RunFolder.at(settings.output)
+    runs = dict.fromkeys(stage.run or settings.run for stage in settings.stages)
     reporter = Reporter(console or SafeConsole(quiet=True))
-    with folder.locked():
-        for stray in folder.path.rglob(f".*{TEMPORARY}"):
-            stray.unlink(missing_ok=True)
-        return _Adaptation(settings, folder.path, reporter, found).adapt()
+    with Claim("adaptation", runs=list(runs), overwrite=overwrite).held(settings.output) as folder:
+        refuse_links(folder, ("stages", "adapter"))
+        return _Adaptation(settings, folder, reporter, found).adapt()
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 from nemo_curator.tasks import DocumentBatch
 
+from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     DATA_BYTES,
@@ -70,6 +71,11 @@ def with_rows(batch: DocumentBatch, table: pa.Table) -> DocumentBatch:
 
 
 def put(table: pa.Table, columns: pa.Table) -> pa.Table:
-    """Return ``table`` with ``columns`` of the same rows added at its end, in place of columns of the same names."""
+    """Return ``table`` with ``columns`` of the same rows added at its end; ``error`` takes the place of what it was.
+
+    Raises:
+        TakenColumnError: any other is there already.
+    """
+    check_free(set(table.column_names) - {ERROR}, columns.column_names, "batch")
     kept = table.select([name for name in table.column_names if name not in columns.column_names])
     return pa.table([*kept.columns, *columns.columns], names=[*kept.column_names, *columns.column_names])

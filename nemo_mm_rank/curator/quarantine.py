@@ -16,11 +16,13 @@ from nemo_curator.utils.hash_utils import get_deterministic_hash
 from nemo_mm_rank.curator.batches import to_table, with_rows
 from nemo_mm_rank.curator.stages import require_columns
 from nemo_mm_rank.errors import ConfigError, StorageError
+from nemo_mm_rank.io.owned import Claim, Mark
 from nemo_mm_rank.io.parquet import write_table
 from nemo_mm_rank.io.references import is_url
 from nemo_mm_rank.run.outcome import quarantined
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
 
+_CLAIM = Claim("quarantine")
 _COLUMNS = (PAIR_ID, POOL, MODALITY, ERROR)
 
 
@@ -50,10 +52,11 @@ class QuarantineStage(ProcessingStage[DocumentBatch, DocumentBatch]):
 
         Raises:
             ConfigError: it is a URL.
+            UserError: the folder is not ours to write.
         """
         if is_url(str(self.path)):
             raise ConfigError(f"quarantine: a folder that all nodes see, not the URL {str(self.path)!r}")
-        self.path = Path(self.path).expanduser().absolute()  # workers may stand elsewhere
+        self.path = _CLAIM.check(self.path)  # absolute: workers may stand elsewhere
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """What tells a pair, and why it failed."""
@@ -84,9 +87,10 @@ class QuarantineStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         failed = quarantined(table.select(_COLUMNS))
         file = Path(self.path) / f"{_stem(task, table)}.parquet"
         if failed.num_rows:
+            _CLAIM.make(self.path)
             write_table(file, failed)
             table = table.filter(pc.is_null(table[ERROR]))
-        else:
+        elif Mark.read(Path(self.path)) is not None:
             _remove(file)
         self._log_metrics({"pairs": task.num_items, "kept": table.num_rows, "quarantined": failed.num_rows})
         return with_rows(task, table)

@@ -105,12 +105,14 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         return ["data"], [*self.step.provides, ERROR]
 
     def validate_input(self, task: Task[Any]) -> bool:
-        """Check that the batch has the columns.
+        """Check that the batch has the columns that the step reads, and none that it adds.
 
         Raises:
             MissingColumnError: naming the stage and the columns that are missing.
+            TakenColumnError: naming the stage and those of its columns that the batch has already.
         """
         require_columns(task, self.step.requires, self.name)
+        frames.check_free(task.get_columns(), self.step.provides, self.name)
         return True
 
     def setup_on_node(self, node_info: NodeInfo | None = None, worker_metadata: WorkerMetadata | None = None) -> None:
@@ -135,6 +137,7 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
 
         Raises:
             MissingColumnError: naming the stage and the columns that are missing.
+            TakenColumnError: naming the stage and those of its columns that the batch has already.
         """
         self.validate_input(task)
         started = time.perf_counter()

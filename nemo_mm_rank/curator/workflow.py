@@ -34,6 +34,7 @@ class MultimodalRankWorkflow(WorkflowBase):
         output: the run's folder, on a file system that all nodes see.
         import_from: folders with model classes of your own, on a file system that all nodes see.
         resources: step (``sns``, ``experts``, ``projection``, ``rank``) -> what one of its workers needs.
+        overwrite: replace a run of other pools in that folder.
     """
 
     pool: str | Path | Sequence[str | Path] | None = None
@@ -44,6 +45,7 @@ class MultimodalRankWorkflow(WorkflowBase):
     import_from: str | Path | Sequence[str | Path] | None = None
     resources: Mapping[str, Resources] = field(default_factory=dict)
     name: str = "multimodal_rank"
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings before anything runs.
@@ -69,7 +71,7 @@ class MultimodalRankWorkflow(WorkflowBase):
         """
         device = "cuda" if self.settings.engine.gpus else self.settings.engine.device
         engine = CuratorEngine(executor or RayActorPoolExecutor(), device, self.resources)
-        result = curation.curate(self.settings, engine=engine)
+        result = curation.curate(self.settings, engine=engine, overwrite=self.overwrite)
         outcome = WorkflowRunResult(self.name)
         for pipeline, tasks in engine.finished.items():
             outcome.add_pipeline_tasks(pipeline, tasks)

@@ -6,14 +6,12 @@ leaves no half a file.
 
 from __future__ import annotations
 
-import sys
-import tarfile
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from nemo_curator.stages.text.io.writer.base import BaseWriter
@@ -24,10 +22,14 @@ from nemo_mm_rank.curator.batches import to_table
 from nemo_mm_rank.curator.stages import require_columns
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.io.blend import write_blend
-from nemo_mm_rank.io.parquet import TEMPORARY, write_atomically
+from nemo_mm_rank.io.owned import Claim, clear, local, remove
+from nemo_mm_rank.io.parquet import write_atomically
 from nemo_mm_rank.io.references import is_url
-from nemo_mm_rank.io.webdataset_writer import write_webdataset
+from nemo_mm_rank.io.webdataset_writer import write_tar
 from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT
+
+_NAME = re.compile(r"(?!(19|20)\d{10}\.)([0-9a-f]{12}|[0-9a-f]{32})\.(parquet|jsonl|tar)")
+"""How Curator names a batch's file: by 12 or 32 hexadecimal digits; what looks like a time is somebody's own."""
 
 
 @dataclass(repr=False)
@@ -37,21 +39,30 @@ class _AtomicWriter(BaseWriter):
     Args:
         path: the folder, on a file system that all nodes see.
         fields: the columns to write; default: all.
-        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there.
+        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there. Overwriting removes what such a writer
+            wrote, and nothing else; a folder that none has made is refused.
     """
 
     path: str
 
     def __post_init__(self) -> None:
-        """Check the path.
+        """Check the path, and make the folder.
 
         Raises:
             ConfigError: a URL.
+            UserError: the folder is not ours to write.
         """
         if is_url(str(self.path)):
             raise ConfigError(f"{self.name}: a folder that all nodes see, not the URL {str(self.path)!r}")
-        self.path = str(Path(self.path).expanduser().absolute())  # workers may stand elsewhere
+        self.path = str(local(self.path))  # workers may stand elsewhere
+        folder = Claim("batches").check(self.path)
+        mode: Literal["ignore", "overwrite", "append", "error"] = self.mode  # type: ignore[has-type]
+        if str(mode).strip().lower() == "overwrite":  # by Curator's, all that is in the folder would go
+            remove(folder, lambda file: _NAME.fullmatch(file.name) is not None)
+            self.mode = "ignore"
         super().__post_init__()
+        self.mode = mode
+        clear(Claim("batches").make(folder))
 
     def write_data(self, task: DocumentBatch, file_path: str) -> None:
         """Write the rows of one batch."""
@@ -69,7 +80,8 @@ class BlendWriter(_AtomicWriter):
         path: the folder, on a file system that all nodes see.
         file_extension: ``parquet`` or ``jsonl``.
         fields: the columns to write; default: all.
-        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there.
+        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there. Overwriting removes what such a writer
+            wrote, and nothing else; a folder that none has made is refused.
     """
 
     path: str
@@ -101,7 +113,8 @@ class WebDatasetWriter(_AtomicWriter):
         path: the folder, on a file system that all nodes see.
         fields: columns besides the canonical ones; default: all.
         media: which references may be opened, and how large.
-        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there.
+        mode: ``ignore``, ``overwrite`` or ``error``, for a folder that is there. Overwriting removes what such a writer
+            wrote, and nothing else; a folder that none has made is refused.
     """
 
     path: str
@@ -138,13 +151,4 @@ class WebDatasetWriter(_AtomicWriter):
             table = table.select([name for name in wanted if name in table.column_names or name in self.fields])
         media = parse(MediaSettings, self.media)
 
-        def write(target: Path) -> None:
-            if not table.num_rows:
-                tarfile.open(target, "w").close()
-                return
-            with TemporaryDirectory(prefix=f".{file.name}.", suffix=TEMPORARY, dir=file.parent) as folder:
-                most = {"max_samples": table.num_rows, "max_bytes": sys.maxsize}  # one tar
-                [tar] = write_webdataset(table, Path(folder) / "tars", media, **most)
-                tar.replace(target)
-
-        write_atomically(file, write)
+        write_atomically(file, lambda target: write_tar(table, target, media))

@@ -15,7 +15,9 @@ from nemo_mm_rank.errors import require
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.parts import is_part, part_name
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.projection.artifact import Projection as Fitted
@@ -25,7 +27,6 @@ from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.outcome import quarantined
 from nemo_mm_rank.run.queries import QueryStep
 from nemo_mm_rank.run.sample import read_sample
-from nemo_mm_rank.run.store import part_name
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
@@ -127,8 +128,13 @@ class Quarantine(BaseModule):  # type: ignore[misc]
     """
 
     def __init__(self, folder: str | Path) -> None:
+        """Check the folder.
+
+        Raises:
+            UserError: it is not ours to write.
+        """
         super().__init__(input_backend="any", name="quarantine")
-        self.folder = Path(folder).absolute()
+        self.folder = Claim("quarantine").check(folder)
 
     def call(self, dataset: DocumentDataset) -> DocumentDataset:
         """Return the dataset without the pairs that failed.
@@ -144,6 +150,7 @@ class Quarantine(BaseModule):  # type: ignore[misc]
 def _set_aside(frame: Frame, folder: Path) -> Frame:
     failed = quarantined(frames.to_table(frame[list(_QUARANTINE)]))
     if failed.num_rows:
+        Claim("quarantine").make(folder)
         write_table(folder / f"{table_digest(failed)}.parquet", failed)
     return frame[frame[ERROR].isnull()]
 
@@ -191,15 +198,20 @@ def write_parquet(dataset: DocumentDataset, folder: str | Path) -> None:
     Args:
         dataset: computed here, partition by partition.
         folder: on a file system that all workers see; what an earlier call has left there is replaced.
+
+    Raises:
+        UserError: the folder is not ours to write.
     """
-    folder = Path(folder).absolute()
+    folder = Claim("batches").make(folder)
     dask = require("dask", "dask")
     write = dask.delayed(_write, pure=False)
     parts = {folder / part_name(number): part for number, part in enumerate(dataset.df.to_delayed())}
     dask.compute([write(path, part) for path, part in parts.items()])
     for stale in set(folder.glob("part-*.parquet")) - set(parts):
-        stale.unlink()
+        if is_part(stale):
+            stale.unlink()
 
 
 def _write(path: Path, frame: Frame) -> None:
-    write_table(path, frames.to_table(frame))
+    table = frames.to_table(frame)
+    write_table(path, table, {"rows": table.num_rows})

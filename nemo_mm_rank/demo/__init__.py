@@ -10,7 +10,8 @@ from typing import Any
 
 from nemo_mm_rank.demo import pictures, sounds, words
 from nemo_mm_rank.demo.pictures import Landscape, Shapes
-from nemo_mm_rank.io.parquet import write_text
+from nemo_mm_rank.io.owned import Claim
+from nemo_mm_rank.io.parquet import write_bytes, write_text
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, Modality
 
 QUERY = "natural outdoor scenes with sky, sea, grass or sun"
@@ -34,10 +35,14 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
     The same arguments give the same files, and files that are there already are not written again.
 
     Args:
-        folder: made where it is not there.
+        folder: made where it is not there; if it is, empty or with a demo pool.
         pairs_per_modality: good pairs of each modality.
         seed: another one gives another pool.
+
+    Raises:
+        UserError: the folder is not ours to write.
     """
+    folder = Claim("demo").make(folder)
     rows: list[dict[str, Any]] = []
     for modality, make in _MAKERS.items():
         for number in range(pairs_per_modality):
@@ -83,9 +88,8 @@ def _faulty(folder: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]
 def _put(folder: Path, name: str, content: bytes) -> str:
     """Write a file below ``folder`` where it is not there as it should be (a new time would look like a change)."""
     path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_bytes() != content:
-        path.write_bytes(content)
+        write_bytes(path, content)
     return name
 
 

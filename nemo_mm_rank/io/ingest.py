@@ -16,8 +16,9 @@ from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_row import SCHEMA, BadRow, bad_rows_table
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.digest import file_digest
+from nemo_mm_rank.io.owned import Claim, clear
 from nemo_mm_rank.io.parquet import write_json, write_table
-from nemo_mm_rank.io.parts import PartWriter, files_unchanged
+from nemo_mm_rank.io.parts import PartWriter, files_unchanged, is_part
 from nemo_mm_rank.io.pool import manifests, read_pools
 from nemo_mm_rank.io.tables import PoolTypes
 
@@ -74,14 +75,15 @@ def ingest(
 
     Raises:
         PoolError: a manifest cannot be read, a bad row where those are to fail, or no good row at all.
+        UserError: the folder is not ours to write.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Claim("pool").make(folder)
     settings = {"rows_per_shard": rows_per_shard, "shards": shards, "on_bad_row": on_bad_row, "check": check_files}
     key = _fingerprint(pools, settings)
     if (known := _earlier(folder, key)) is not None:
         return known
-    for stale in (folder / RECORD, *folder.glob(".*.tmp")):
-        stale.unlink(missing_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    clear(folder)
 
     work = _Ingest(pools, folder, on_bad_row, check_files, progress)
     sizes = None
@@ -99,7 +101,7 @@ def ingest(
     parts = outcome.parts
     report = IngestReport(outcome.rows_in, outcome.good, outcome.bad, len(parts), tuple(part["key"] for part in parts))
     for path in folder.glob("part-*.parquet"):
-        if path.name not in {part["name"] for part in parts}:
+        if path.name not in {part["name"] for part in parts} and is_part(path):
             path.unlink()
     write_json(folder / RECORD, {"key": key, "report": asdict(report), "parts": parts, "again": outcome.again})
     return report

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,21 @@ from nemo_mm_rank.errors import StorageError
 
 NOTE = b"nemo_mm_rank"
 
-TEMPORARY = ".tmp"
-"""How the names of unfinished files end; they begin with a dot, so that no pattern of ours finds them."""
+TEMPORARY = ".nemo-mm-rank.tmp"
+"""How the names of unfinished files and folders end, and no other's; they begin with a dot, so that no pattern of ours
+finds them."""
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a new name beside ``path`` for what will be put in its place."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place: synced, in one rename.
 
-    A process killed at any moment, or a full disk, leaves the old file or none; a stray ``.tmp`` file is ignored
-    by every reader of ours.
+    A process killed at any moment, or a full disk, leaves the old file or none; a stray temporary file is ignored
+    by every reader of ours. The mode follows the umask. What a link of that name leads to stays as it is.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written to.
@@ -39,14 +47,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = temporary_name(path)
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
+        with suppress(OSError):  # a file system without locks: then nobody clears away what is left either
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that somebody is at work on it
         write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        os.fsync(handle)
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -55,6 +62,16 @@ def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: whatever else the old one was linked to keeps its content."""
+
+    def write(target: Path) -> None:
+        target.write_bytes(content)
+
+    write_atomically(path, write)
 
 
 def write_text(path: Path, text: str) -> None:

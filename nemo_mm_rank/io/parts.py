@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,16 @@ from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALI
 MAX_PART_BYTES = 256 * 2**20
 
 Ints = npt.NDArray[np.int64]
+
+
+def part_name(part: int) -> str:
+    """Return the file name of part ``part``."""
+    return f"part-{part:05d}.parquet"
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is a part that we wrote: by its name, and by the note in it."""
+    return re.fullmatch(r"part-\d{5,}\.parquet", path.name) is not None and read_note(path) is not None
 
 
 class PartWriter:
@@ -65,7 +76,7 @@ class PartWriter:
         return self._parts
 
     def _write(self) -> None:
-        name = f"part-{len(self._parts):05d}.parquet"
+        name = part_name(len(self._parts))
         # The place of the pool on this machine is no content: a copy of a pool has the same digests.
         table = pa.concat_tables(self._tables).combine_chunks()
         files = _stamps_digest(np.concatenate(self._stamps))

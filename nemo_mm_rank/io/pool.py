@@ -17,23 +17,16 @@ from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.seen import Seen
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.source import lacking
-from nemo_mm_rank.schema import ERROR, MEDIA_ROOT
+from nemo_mm_rank.schema import ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE
 
 RESERVED = frozenset(
-    {
-        ERROR,
-        MEDIA_ROOT,
-        "agreement",
-        "weakest",
-        "weakest_sentence",
-        "rank",
-        "pool_rank",
-        "score",
-        "filters_passed",
-        "reason",
-    }
+    {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE}
+    | {"agreement", "rank", "pool_rank", "score", "filters_passed", "reason"}
 )
-RESERVED_PREFIXES = ("emb_", "sns_", "description__", "cosine__", "score_", "chance_", "match_", "traditional__")
+RESERVED_PREFIXES = (
+    *("emb_", "sns_", "description__", "cosine__", "score_", "traditional__"),
+    *("agreement__", "feedback__", "given__", "fingerprint__", "chance_", "match_"),
+)
 """Names of columns that steps or the blend add; a pool that brings its own is refused, not overwritten."""
 
 
@@ -147,10 +140,11 @@ def read_manifest(manifest: Manifest, source: PoolSource, seen: Seen, check_file
     batches = tar_rows(manifest.file, source, manifest.pool, manifest.root) if is_tar else read_rows(manifest.file)
     for rows in batches:
         batch = canonical(rows, source, manifest.pool, references, seen)
-        for name in batch.extras:
-            if name in RESERVED or name.startswith(RESERVED_PREFIXES):
-                raise PoolError(
-                    f"{manifest.file}: column {name!r} has a name that a run adds; keep it under another, "
-                    f"with rename: {{{name}: my_{name}}} in the pool's configuration"
-                )
+        taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
+        if taken:
+            named = f"column {taken[0]!r} has a name" if len(taken) == 1 else f"columns {taken} have names"
+            raise PoolError(
+                f"{manifest.file}: {named} that a run adds; keep {'it' if len(taken) == 1 else 'them'} under another, "
+                f"with rename: {{{', '.join(f'{name}: my_{name}' for name in taken)}}} in the pool's configuration"
+            )
         yield batch

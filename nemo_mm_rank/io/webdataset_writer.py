@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
+import sys
 import tarfile
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -16,15 +15,16 @@ from typing import IO, Any
 import pyarrow as pa
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError, StorageError, UserError
+from nemo_mm_rank.errors import MediaError, UserError
 from nemo_mm_rank.io.bad_row import shown
 from nemo_mm_rank.io.blend import jsonable
-from nemo_mm_rank.io.parquet import TEMPORARY
+from nemo_mm_rank.io.owned import Claim, whole
 from nemo_mm_rank.io.webdataset import JSON, TEXTS, kind_of
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, modalities_of
 
 _ROWS = 256
+_CLAIM = Claim("export", again=False)
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 
 
@@ -35,6 +35,7 @@ def write_webdataset(
     root: str = ".",
     max_samples: int = 10_000,
     max_bytes: int = 2**30,
+    claim: Claim = _CLAIM,
 ) -> list[Path]:
     """Write pairs as ``blend-000000.tar`` ..., in their order; the folder is there whole or not at all.
 
@@ -45,43 +46,48 @@ def write_webdataset(
 
     Args:
         blend: canonical columns, any others, and where they are there ``data_bytes`` and ``media_root``.
-        folder: made by this; may be there if it is empty.
+        folder: made by this; may be there if it is empty, or ours where ``claim`` says that it may be replaced. Then
+            what was written there goes, and a process that is killed while files are exchanged leaves some of them.
         media: which references may be opened, and how large.
         root: the folder or URL that media references are below, for rows without a ``media_root``.
         max_samples: most samples of a tar.
         max_bytes: most bytes of a tar, but for one sample that is larger.
+        claim: where the pairs come from, and whether an earlier export may be replaced.
 
     Returns:
         The tars.
 
     Raises:
-        UserError: there is no pair, media that cannot be read, or something in the folder.
+        UserError: there is no pair, media that cannot be read, or a folder that is not ours to write.
         StorageError: the folder cannot be written.
     """
     if not blend.num_rows:
         raise UserError("the blend has no pair to write")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already; write the tars to a folder of their own")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=TEMPORARY, dir=folder.parent))
-        try:
-            with _Shards(unfinished, max_samples, max_bytes) as shards:
-                _fill(shards, blend, media or MediaSettings(), root)
-            unfinished.chmod(0o755)
-            unfinished.replace(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    return sorted(folder.glob("*.tar"))
+    names: list[str] = []
+
+    def file(number: int) -> Path:
+        names.append(f"blend-{number:06d}.tar")
+        return unfinished / names[-1]
+
+    with whole(claim, folder) as unfinished, _Shards(file, max_samples, max_bytes) as shards:
+        _fill(shards, blend, media or MediaSettings(), root)
+    return [folder / name for name in names]
+
+
+def write_tar(table: pa.Table, file: Path, media: MediaSettings) -> None:
+    """Write pairs, any number of them, as one tar; as `write_webdataset` writes its own."""
+    if not table.num_rows:
+        tarfile.open(file, "w").close()
+        return
+    with _Shards(lambda _: file, table.num_rows, sys.maxsize) as shards:
+        _fill(shards, table, media, ".")
 
 
 class _Shards:
-    """Tars that are filled one after the other."""
+    """Tars that are filled one after the other, each where ``file`` says for its number."""
 
-    def __init__(self, folder: Path, max_samples: int, max_bytes: int) -> None:
-        self._folder = folder
+    def __init__(self, file: Callable[[int], Path], max_samples: int, max_bytes: int) -> None:
+        self._file = file
         self._most = (max_samples, max_bytes)
         self._count = 0
         self._held = (0, 0)
@@ -102,7 +108,7 @@ class _Shards:
             self._close()
         if self._tar is None:
             # Whatever it needs besides name and size, such as times and owners, is nought in a new TarInfo.
-            self._tar = tarfile.open(self._folder / f"blend-{self._count:06d}.tar", "w")  # noqa: SIM115
+            self._tar = tarfile.open(self._file(self._count), "w")  # noqa: SIM115
             self._count += 1
         for extension in sorted(members):
             header = tarfile.TarInfo(f"{key}.{extension}")

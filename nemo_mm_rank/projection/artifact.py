@@ -15,6 +15,7 @@ from torch import nn
 
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.parquet import write_atomically, write_json
 from nemo_mm_rank.projection.network import FusionNetwork
 from nemo_mm_rank.projection.sample import folds_of
@@ -108,8 +109,12 @@ class Projection:
         return Vectors(column.values.new_zeros(rows, size), column.valid)
 
     def save(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically."""
-        folder = Path(folder)
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``, each atomically.
+
+        Raises:
+            UserError: the folder is not ours to write: models of others have files of these names, too.
+        """
+        folder = Claim("projection").make(folder)
         weights = {name: tensor.contiguous().cpu() for name, tensor in self.networks.state_dict().items()}
 
         def write(path: Path) -> None:

@@ -125,7 +125,7 @@ def closeness_to_best(
     topic = Scoring.fit(shards, columns, settings).topic
     if topic.broad is None or not topic.breadth:
         return None
-    plain = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
+    plain: dict[str, Any] = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
     alone = settings.model_copy(update={**plain, "weights": dict(topic.broad.weights)})
     best = rank(shards, columns, alone, Budget(count=broad.feedback))
     step = FeedbackStep(spaces, means_of(best.places, shards, spaces))

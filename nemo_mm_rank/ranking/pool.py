@@ -87,7 +87,11 @@ def attach_rows(chosen: pa.Table, places: Rows, shards: Shards, columns: Sequenc
         places: ``(k, 2)`` shard number and row of each, for example `blend.Ranking.places`.
         shards: where the columns are.
         columns: those to add; a shard that lacks one gives nulls.
+
+    Raises:
+        TakenColumnError: ``chosen`` has one of them already.
     """
+    frames.check_free(chosen.column_names, columns, "blend")
     # Where nothing was chosen, the columns are still there.
     pieces = [] if len(places) or not shards.count else [shards.read(0, columns).slice(0, 0)]
     order = []

@@ -40,6 +40,9 @@ MAX_MEDIA, MAX_MEDIA_BYTES = 240, 12_000_000
 
 _DATA, _ANNOTATION, _VALUE = 1500, 1000, 200  # characters
 _OWN = 12  # of the user's own columns
+_PLACE = "\0place"
+"""A column of no pool's."""
+
 _AT_ONCE = 64  # pairs whose contents are held
 _CONTENT = (
     *(MODALITY, DATA, ANNOTATION, DATA_SPANS, ANNOTATION_SPANS),
@@ -68,7 +71,7 @@ class Details:
         doubles = dict(zip(*(run.ranking.duplicates[name].to_pylist() for name in (PAIR_ID, "kept")), strict=True))
         for start in range(0, len(positions), _AT_ONCE):
             mine = positions[start : start + _AT_ONCE]
-            table = attach_rows(pa.table({"place": mine}), run.scored.places[mine], run.shards, self._columns)
+            table = attach_rows(pa.table({_PLACE: mine}), run.scored.places[mine], run.shards, self._columns)
             parts, chances = contributions(run.scoring, table), run.scoring.chances(table)
             for place, row in enumerate(table.to_pylist()):
                 detail = self._content(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from nemo_mm_rank.errors import require
@@ -12,6 +13,16 @@ from nemo_mm_rank.report.content import Page
 
 SCRIPTS = ("dom.js", "pairs.js", "cards.js", "maps.js", "start.js")
 """In the order in which they run."""
+
+
+GENERATOR = '<meta name="generator" content="nemo-mm-rank">'
+"""What tells a page of ours from others; in its head."""
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page that `render` made."""
+    with file.open("rb") as opened:
+        return GENERATOR.encode() in opened.read(4096)
 
 
 def render(page: Page) -> str:
@@ -48,7 +59,9 @@ def render(page: Page) -> str:
     # Numbers that JSON has no word for are a mistake of ours, not something for the browser to stumble over.
     settings: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     environment.policies["json.dumps_kwargs"] = settings
-    html: str = environment.get_template("report.html").render(page=page, style=style, script=script, policy=policy)
+    html: str = environment.get_template("report.html").render(
+        page=page, style=style, script=script, policy=policy, generator=GENERATOR
+    )
     return html
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from nemo_mm_rank.console import without_passwords
+from nemo_mm_rank.io.owned import check_file, local, recognised
 from nemo_mm_rank.io.parquet import write_text
 from nemo_mm_rank.report import benchmark, overview
 from nemo_mm_rank.report.benchmark import Benchmark
 from nemo_mm_rank.report.content import Page, Section
 from nemo_mm_rank.report.gallery import Blend, gallery
 from nemo_mm_rank.report.maps import SAMPLE, maps
-from nemo_mm_rank.report.page import render
+from nemo_mm_rank.report.page import is_page, render
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import PAIR_ID
 
@@ -33,12 +34,15 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
         output: the file; default: ``report.html`` in the folder.
 
     Raises:
-        UserError: the folder is no finished run, or a library of the extra ``report`` is missing.
+        UserError: the folder is no finished run, a library of the extra ``report`` is missing, or something that is no
+            report of ours is in the file's place.
         StorageError: the file cannot be written.
     """
-    path = Path(folder) / REPORT if output is None else Path(output)
+    path = check_file(Path(folder) / REPORT if output is None else output, is_page, "report")
     is_benchmark = (Path(folder) / benchmark.RESULTS).exists()
     page = benchmark_page(Benchmark.open(folder)) if is_benchmark else run_page(Run.open(folder))
+    if output is None:
+        recognised(local(folder), "benchmark" if is_benchmark else "run")
     write_text(path, without_passwords(render(page)))
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +20,9 @@ from nemo_mm_rank.experts.expert import sources
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.ingest import IngestReport, ingest
+from nemo_mm_rank.io.owned import Claim, remove
 from nemo_mm_rank.io.parquet import read_table, write_json
+from nemo_mm_rank.io.parts import is_part
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.mix import advice, find_mix
@@ -98,13 +99,16 @@ class Result:
         return str(self.blend._repr_html_())  # type: ignore[operator]  # pandas-stubs leave it out
 
 
-def curate(config: Config, console: Console | None = None, engine: Engine | None = None) -> Result:
-    """Run the main job, taking up what an earlier run in the same folder has finished.
+def curate(
+    config: Config, console: Console | None = None, engine: Engine | None = None, overwrite: bool = False
+) -> Result:
+    """Run the main job, taking up what an earlier run of the same pools in the same folder has finished.
 
     Args:
         config: the whole run.
         console: where progress goes.
         engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+        overwrite: whether a run of other pools that is in the folder may be replaced.
 
     Raises:
         UserError: anything that the user can mend, in one line.
@@ -112,7 +116,7 @@ def curate(config: Config, console: Console | None = None, engine: Engine | None
     _check(config)
     folder = RunFolder.at(config.output)
     reporter = Reporter(console or SafeConsole(quiet=True))
-    with folder.locked():
+    with folder.claimed(Claim("run", config.pools, overwrite=overwrite)):
         folder.begin(config)
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).curate())
 
@@ -152,7 +156,7 @@ def rank(
         address = config.engine.scheduler_address
         reporter.say(f"ranked here, not on the cluster that the run's folder names ({address}) without --trust-run")
         engine = SerialEngine(config.engine.device)
-    with folder.locked():
+    with folder.reopened():
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again(trust))
 
 
@@ -168,14 +172,15 @@ def _check(config: Config) -> list[str]:
     return found
 
 
-def dry_run(config: Config, console: Console) -> None:
+def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
     """Check what can be checked without work, and say what would be done.
 
     Raises:
-        UserError: a pool that is not there, or a model class or argument that does not exist.
+        UserError: a pool that is not there, a model class or argument that does not exist, or a folder that is not
+            ours to write.
     """
     found = _check(config)
-    folder = RunFolder.at(config.output)
+    folder = RunFolder(Claim("run", config.pools, overwrite=overwrite).check(config.output))
     steps = _embedding_steps(config, config.models)
 
     def say(line: str) -> None:
@@ -355,6 +360,6 @@ class _Curation:
     def _forget_rankings_but(self, stages: Sequence[Path]) -> None:
         """Remove the scores of earlier queries: they are made anew in no time, and every query would leave some."""
         for name in (ScoreStep.name, FeedbackStep.name):
-            for stage in self.folder.steps.glob(f"{name}-*"):
+            for stage in self.folder.stages(name):
                 if stage not in stages:
-                    shutil.rmtree(stage)
+                    remove(stage, is_part)

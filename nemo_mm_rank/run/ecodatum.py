@@ -35,14 +35,17 @@ from nemo_mm_rank.config import (
 )
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
+from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.imports import import_from
+from nemo_mm_rank.io.owned import drop, take
 from nemo_mm_rank.io.parquet import read_note, write_json, write_table
+from nemo_mm_rank.io.parts import part_name
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.ensemble.choose import Choice, choose
 from nemo_mm_rank.quality.ensemble.defaults import default_functions
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, fit
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, fit
 from nemo_mm_rank.quality.ensemble.plot import plot_search
 from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
@@ -57,12 +60,13 @@ from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.operated import ENSEMBLE, Operated
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.statistics import fit_statistics
-from nemo_mm_rank.run.store import Shards, digest, part_name
+from nemo_mm_rank.run.store import Shards, digest
 from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import PAIR_ID, WEAKEST
 
-SCORES, DUPLICATES, SEARCH = "quality.parquet", "duplicates.parquet", "search.parquet"
+SCORES, DUPLICATES = "quality.parquet", "duplicates.parquet"
+SEARCH, PLOT = "search.parquet", "search.png"
 """Quality and votes of every pair, the groups of duplicates, and what a search has tried, in the run's folder."""
 
 _NO_MATTER: dict[str, Any] = {
@@ -174,7 +178,9 @@ def as_condition(ranking: RankingSettings, job: str | Path) -> dict[str, Any]:
     return {"scores": {**given, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
 
 
-def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engine | None = None) -> EcoDatumResult:
+def curate(
+    config: EcoDatumConfig, console: Console | None = None, engine: Engine | None = None, overwrite: bool = False
+) -> EcoDatumResult:
     """Fill the budget by EcoDatum; finished shards of an earlier run in the same folder are kept.
 
     The output folder holds ``blend.parquet``, ``quality.parquet`` (of every pair that could be judged, duplicates
@@ -186,13 +192,14 @@ def curate(config: EcoDatumConfig, console: Console | None = None, engine: Engin
         config: the whole job.
         console: where progress goes.
         engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+        overwrite: whether a job on other pools that is in the folder may be replaced.
 
     Raises:
         UserError: anything that the user can mend, in one line.
     """
     import_from(config.import_from)
     loader.check_models(config.models)
-    with at_work(config, console, engine) as job:
+    with at_work("ecodatum", config, console, engine, overwrite) as job:
         return _EcoDatum(job, config).curate()
 
 
@@ -203,6 +210,7 @@ class _EcoDatum:
 
     def curate(self) -> EcoDatumResult:
         config, job = self.config, self.job
+        check_free(job.pool.shards.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
         operated = self._operated()
         operated.save(job.folder)
         shards, scores = job.through(operated.steps, job.pool.embedded), columns(operated.scoring)
@@ -302,14 +310,13 @@ class _EcoDatum:
         write_table(job.folder.path / SCORES, _judged(scored))
         for name, table in ((DUPLICATES, groups), (SEARCH, trace)):
             if table is None:
-                (job.folder.path / name).unlink(missing_ok=True)
+                drop(job.folder.path, name)
             else:
-                write_table(job.folder.path / name, table)
-        plot = (job.folder.path / SEARCH).with_suffix(".png")
+                write_table(take(job.folder.path, name), table)
         if trace is None:
-            plot.unlink(missing_ok=True)
+            drop(job.folder.path, PLOT)
         elif find_spec("matplotlib"):
-            plot_search(trace, plot)
+            plot_search(trace, take(job.folder.path, PLOT))
         else:
             job.reporter.say("no plot of the search: this needs the extra [report]")
         losers = 0 if groups is None else groups.num_rows - int(pc.sum(groups["kept"]).as_py() or 0)

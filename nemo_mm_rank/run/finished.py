@@ -17,6 +17,7 @@ from nemo_mm_rank.ranking.feedback import load_means
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
+from nemo_mm_rank.run.store import Shards
 from nemo_mm_rank.run.trust import NOTHING, Trust
 from nemo_mm_rank.schema import MEDIA_ROOT, PAIR_ID
 
@@ -77,9 +78,11 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
     if not folder.manifest.exists():
         raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
     blend = read_table(folder.blend)
+    state = State.load(folder)
+    pool = Shards(state.open(folder).stages[:1], state.shards)
     found = []
-    for part in sorted(folder.pool.glob("part-*.parquet")):
-        rows = read_table(part, [PAIR_ID, MEDIA_ROOT])
+    for part in range(pool.count):
+        rows = pool.read(part, [PAIR_ID, MEDIA_ROOT])
         found.append(rows.filter(pc.is_in(rows[PAIR_ID], value_set=blend[PAIR_ID].combine_chunks())))
     chosen = pa.concat_tables(found)
     places = pc.index_in(blend[PAIR_ID], value_set=chosen[PAIR_ID].combine_chunks())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from pathlib import Path
 import yaml
 
 from nemo_mm_rank.config import Config, parse, read_yaml
-from nemo_mm_rank.errors import StorageError, UserError
-from nemo_mm_rank.io.parquet import TEMPORARY, write_text
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.owned import Claim, clear, local, locked, recognised, refuse_links, take
+from nemo_mm_rank.io.parquet import write_text
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,12 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
-        """Return the folder by its absolute path: workers may stand elsewhere."""
-        return cls(Path(path).expanduser().absolute())
+        """Return the folder by its absolute path: workers may stand elsewhere.
+
+        Raises:
+            UserError: no name, or a URL.
+        """
+        return cls(local(path))
 
     def relative(self, path: str | Path) -> str:
         """Return a path below the folder as it stays true where the folder is moved."""
@@ -80,6 +85,11 @@ class RunFolder:
         return self.path / "blend.parquet"
 
     @property
+    def lines(self) -> Path:
+        """The same as JSONL, where that is asked for."""
+        return self.path / "blend.jsonl"
+
+    @property
     def quarantine(self) -> Path:
         """The pairs that could not be ranked, with the reason."""
         return self.path / "quarantine.parquet"
@@ -98,40 +108,50 @@ class RunFolder:
         """The files of one step in one configuration."""
         return self.steps / f"{name}-{identity[:12]}"
 
+    def stages(self, name: str) -> list[Path]:
+        """The folders of one step, of all configurations, that are there."""
+        own = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
+        return [path for path in sorted(self.steps.glob(f"{name}-*")) if own.fullmatch(path.name)]
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process, and clear away what one that was killed had begun to write.
+    def claimed(self, claim: Claim) -> Iterator[None]:
+        """Hold the folder for this process, as one that carries our mark; what a killed one had begun is cleared away.
 
         Raises:
-            UserError: another process works in it.
+            UserError: it is not ours to write (see `Claim.check`), or another process works in it.
             StorageError: it cannot be made or written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written: {error.strerror}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"{self.path}: another run is at work in this folder") from error
-            for stray in self._strays():
-                stray.unlink(missing_ok=True)
+        with claim.held(self.path):
+            self._refuse_links()
             yield
 
-    def _strays(self) -> Iterator[Path]:
-        """Yield the unfinished files among our own: whoever names their home as the output has others lie there."""
-        for folder in (self.pool, self.fitted, self.steps, self.ranking):
-            yield from folder.rglob(f".*{TEMPORARY}")
-        for file in (self.config, self.state, self.blend, self.quarantine, self.manifest, self.timings):
-            yield from self.path.glob(f".{file.stem}.*{TEMPORARY}")
+    @contextmanager
+    def reopened(self) -> Iterator[None]:
+        """Hold the folder of a run that is there.
+
+        Raises:
+            UserError: it does not carry the mark of a run, or another process works in it.
+            StorageError: it cannot be written to.
+        """
+        recognised(self.path, "run")
+        with locked(self.path):
+            self._refuse_links()
+            clear(self.path)
+            yield
+
+    def _refuse_links(self) -> None:
+        refuse_links(self.path, [folder.name for folder in (self.pool, self.fitted, self.steps, self.ranking)])
 
     def begin(self, config: Config) -> None:
         """Keep the configuration; what an earlier run embedded may be ranked again only once this one has come as far.
 
         The earlier blend stays, with the manifest that vouches for it, until there is another.
+
+        Raises:
+            UserError: somebody else's file has the name of one that this run is to write.
         """
+        if config.jsonl:
+            take(self.path, self.lines.name)
         self.state.unlink(missing_ok=True)
         values = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
         write_text(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

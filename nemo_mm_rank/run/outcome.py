@@ -13,11 +13,11 @@ import pyarrow.compute as pc
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, ModelSpec
-from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.bad_row import SCHEMA
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.ingest import BAD_ROWS
+from nemo_mm_rank.io.owned import drop, take
 from nemo_mm_rank.io.parquet import read_table, write_table
 from nemo_mm_rank.matching import Matcher
 from nemo_mm_rank.models import loader
@@ -41,6 +41,7 @@ from nemo_mm_rank.schema import (
     SNS_REASON,
     description_column,
 )
+from nemo_mm_rank.steps import check_reasons
 
 TOLD = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 """What SNS says of a pair; in the blend beside what describers said."""
@@ -63,17 +64,16 @@ VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
 def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: bool) -> pa.Table:
     """Write the chosen pairs with the users' own columns, what SNS kept, what describers said, score and reason."""
     pool = Shards(shards.stages[:1], shards.count)
-    own = [name for name in pool.columns() if name not in (*ranking.chosen.column_names, MEDIA_ROOT)]
+    own = [name for name in pool.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
     seen = [name for name in shards.columns() if name in TOLD or name.startswith(description_column(""))]
     wide = attach_rows(ranking.chosen, ranking.places, shards, [*own, *seen])
     first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
     blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
     write_blend(blend, folder.blend)
-    lines = folder.blend.with_suffix(".jsonl")
     if jsonl:
-        write_blend(blend, lines)
+        write_blend(blend, take(folder.path, folder.lines.name))
     else:
-        lines.unlink(missing_ok=True)
+        drop(folder.path, folder.lines.name)
     return blend
 
 
@@ -97,9 +97,7 @@ def quarantined(table: pa.Table) -> pa.Table:
         UserError: an error that no step of ours has written.
     """
     failed = table.filter(pc.is_valid(table[ERROR]))
-    for text in failed[ERROR].to_pylist():
-        if text.count(": ") < 2:
-            raise UserError(f"column {ERROR!r} holds {text!r}, not 'step: Class: message'; is it yours? then rename it")
+    check_reasons(failed[ERROR].to_pylist())
     parts = [split_error(text) for text in failed[ERROR].to_pylist()]
     columns: dict[str, Any] = {name: failed[name] for name in (PAIR_ID, POOL, MODALITY)}
     for place, name in enumerate(("step", "error", "message")):

@@ -73,7 +73,7 @@ class State:
         Raises:
             UserError: that ranking is not finished.
         """
-        scores, feedback = (sorted(folder.steps.glob(f"{step.name}-*")) for step in (ScoreStep, FeedbackStep))
+        scores, feedback = (folder.stages(step.name) for step in (ScoreStep, FeedbackStep))
         if len(scores) != 1 or len(feedback) > 1 or not folder.manifest.exists():
             raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
         return Shards((*self.open(folder).stages, *scores, *feedback), self.shards)

@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nemo_mm_rank.errors import MissingColumnError
+from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table
+from nemo_mm_rank.io.parts import part_name
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
 from nemo_mm_rank.steps import Step, columns_added
 
@@ -23,11 +25,6 @@ from nemo_mm_rank.steps import Step, columns_added
 def digest(values: Any) -> str:
     """Return a short hexadecimal digest of JSON-able values."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def part_name(part: int) -> str:
-    """Return the file name of shard ``part``."""
-    return f"part-{part:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -132,6 +129,8 @@ class Stage:
 
     def _columns(self, part: int) -> list[str]:
         there = self.inputs.columns(part)
+        own = pq.read_schema(self.inputs.stages[0] / part_name(part)).names
+        check_free(own, self.step.provides, f"{self.step.name}, in the pool")
         missing = [name for name in self.step.requires if name not in there]
         if missing:
             raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")

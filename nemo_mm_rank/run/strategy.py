@@ -21,6 +21,7 @@ from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.blend import write_blend
 from nemo_mm_rank.io.digest import file_digest, table_digest
 from nemo_mm_rank.io.ingest import ingest
+from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.ranking.pool import Rows
@@ -108,7 +109,7 @@ class Job:
             shards: after the last step, with every ``error``.
         """
         self.folder.manifest.unlink(missing_ok=True)
-        own = [name for name in self.pool.shards.columns() if name not in (*chosen.column_names, MEDIA_ROOT)]
+        own = [name for name in self.pool.shards.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
         wide = attach_rows(chosen, places, self.pool.shards, own)
         first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
         blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
@@ -152,24 +153,27 @@ class Job:
 
 
 @contextmanager
-def at_work(config: StrategyConfig, console: Console | None, engine: Engine | None) -> Iterator[Job]:
+def at_work(
+    kind: str, config: StrategyConfig, console: Console | None, engine: Engine | None, overwrite: bool
+) -> Iterator[Job]:
     """Hold the output folder and an engine for a job, with its pool read.
 
     Args:
+        kind: of job, one of `owned.KINDS`.
         config: the whole job.
         console: where progress goes.
         engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+        overwrite: whether a job on other pools that is in the folder may be replaced.
 
     Raises:
-        UserError: the folder holds a run of the main job, or the pool has no usable pair.
+        UserError: the folder is not ours to write or holds something else, or the pool has no usable pair.
     """
-    folder = RunFolder.at(config.output)
-    if folder.config.exists():
-        raise UserError(f"{folder.path} holds a run of the main job; choose another output")
+    claim = Claim(kind, config.pools, [config.run] if config.run is not None else [], overwrite)
+    folder = RunFolder(claim.check(config.output))
     reporter = Reporter(console or SafeConsole(quiet=True))
     own = engine or make_engine(config.engine)
     try:
-        with folder.locked():
+        with folder.claimed(claim):
             yield Job(config, folder, own, reporter, _pool(config, folder))
     finally:
         if engine is None:

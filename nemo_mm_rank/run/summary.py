@@ -17,8 +17,9 @@ from rich.text import Text
 from nemo_mm_rank.console import printable
 from nemo_mm_rank.evaluation.gaps import gap_text
 from nemo_mm_rank.io.parquet import read_note
+from nemo_mm_rank.io.parts import part_name
 from nemo_mm_rank.matching.matcher import SPOILT
-from nemo_mm_rank.run.store import Shards, part_name
+from nemo_mm_rank.run.store import Shards
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
 
 PAIR_ID_WIDTH = 28

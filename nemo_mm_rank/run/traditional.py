@@ -50,7 +50,7 @@ class TraditionalResult(Result):
 
 
 def curate(
-    config: TraditionalConfig, console: Console | None = None, engine: Engine | None = None
+    config: TraditionalConfig, console: Console | None = None, engine: Engine | None = None, overwrite: bool = False
 ) -> TraditionalResult:
     """Fill the budget by the text-only baseline; finished shards of an earlier run in the same folder are kept.
 
@@ -62,13 +62,14 @@ def curate(
         config: the whole job.
         console: where progress goes.
         engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+        overwrite: whether a job on other pools that is in the folder may be replaced.
 
     Raises:
         UserError: anything that the user can mend, in one line.
     """
     step = TraditionalStep(config.traditional)
     settings = step.identity()["settings"]
-    with at_work(config, console, engine) as job:
+    with at_work("traditional", config, console, engine, overwrite) as job:
         judged = job.through([step], job.pool.shards)
         with job.reporter.step("choose", job.pool.pairs) as advance:
             choice = choose(judged, config.traditional, config.budget)

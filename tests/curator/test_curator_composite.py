@@ -55,7 +55,7 @@ def test_from_a_configuration_and_a_projection(form: str, run: Result, tmp_path:
     stage = MultimodalRankStage(config=config, projection=finished.projection)
     assert [part.name for part in stage.decompose()] == ["sns", "experts", "projection", "rank"]
     assert "score" not in stage.outputs()[1]
-    from_run = MultimodalRankStage(run=run.folder, quarantine=tmp_path)
+    from_run = MultimodalRankStage(run=run.folder, quarantine=tmp_path / "failed")
     assert stage.inputs() == from_run.inputs()
     assert [part.name for part in from_run.decompose()] == [
         "sns",

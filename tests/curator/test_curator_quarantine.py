@@ -32,7 +32,7 @@ def batch(errors: list[str | None], **metadata: Any) -> DocumentBatch:
 
 
 def files(folder: Path) -> list[pa.Table]:
-    return [read_table(file) for file in sorted(folder.glob("*"))] if folder.exists() else []
+    return [read_table(file) for file in sorted(folder.glob("[!.]*"))] if folder.exists() else []
 
 
 def test_rows_in_are_rows_out_and_rows_in_the_folder(tmp_path: Path) -> None:
@@ -114,6 +114,8 @@ def test_what_can_be_mended_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="column 'error' holds 'oh dear', not 'step: Class: message'"):
         stage.process(batch(["oh dear"]))
     (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="is there already and is no folder"):
+        QuarantineStage(tmp_path / "file")
     with pytest.raises(StorageError, match="cannot be written"):
-        QuarantineStage(tmp_path / "file").process(batch(ERRORS))
+        QuarantineStage(tmp_path / "file" / "q").process(batch(ERRORS))
     assert pickle.loads(pickle.dumps(stage)).path == tmp_path

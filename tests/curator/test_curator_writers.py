@@ -14,6 +14,7 @@ from nemo_curator.tasks import DocumentBatch
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.curator import BlendWriter, PoolReader, QuarantineStage, WebDatasetWriter
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, UserError
+from nemo_mm_rank.io.owned import MARK
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.media.source import open_source
 
@@ -33,7 +34,7 @@ def test_equal_rows_are_equal_bytes_from_pandas_too(tmp_path: Path) -> None:
     assert writer.process(batch(TABLE.to_pandas())).data == [file]
     assert Path(file).read_bytes() == first
     assert read_table(Path(file)).equals(TABLE)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [Path(file).name]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [MARK, Path(file).name]
 
 
 def test_lines_and_fields(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_pairs_with_their_media_come_back(pool: Path, tmp_path: Path, through: A
         WebDatasetWriter(path=str(tmp_path / "tars"), fields=["on_topic"]),
     ]
     tars = [file for task in through(stages) for file in task.data]
-    assert sorted(map(str, (tmp_path / "tars").iterdir())) == sorted(tars)
+    assert sorted(map(str, (tmp_path / "tars").iterdir())) == sorted([str(tmp_path / "tars" / MARK), *tars])
     assert len(tars) == 3
     bytes_of = {file: Path(file).read_bytes() for file in tars}
     assert [file for task in through(stages) for file in task.data] == tars
@@ -96,7 +97,7 @@ def test_a_batch_of_nothing_replaces_what_was_there(tmp_path: Path) -> None:
         writer.process(batch(table))
     with pytest.raises(MissingColumnError, match="webdataset_writer: the frame lacks 'pool', 'modality', 'data'"):
         writer.process(batch(TABLE))
-    assert [path.name for path in (tmp_path / "tars").iterdir()] == [Path(file).name]
+    assert sorted(path.name for path in (tmp_path / "tars").iterdir()) == [MARK, Path(file).name]
 
 
 def test_what_can_be_mended_is_said(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +49,14 @@ def command(*arguments: object) -> list[str]:
 def say(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; its output is captured as text."""
     return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Return every file and link below a folder, hidden ones too, and what it holds or leads to."""
+    found = {}
+    for place, folders, names in os.walk(folder):
+        for name in [*names, *(one for one in folders if Path(place, one).is_symlink())]:
+            path = Path(place, name)
+            held = f"-> {os.readlink(path)}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+            found[str(path.relative_to(folder))] = held
+    return found

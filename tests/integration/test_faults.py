@@ -17,6 +17,7 @@ import torch
 
 from nemo_mm_rank import curate
 from nemo_mm_rank.errors import ModelError, PoolError, UserError
+from nemo_mm_rank.io.parquet import TEMPORARY
 from nemo_mm_rank.run.curation import Result
 from tests.integration.faults import RANKED, UNREADABLE, Odd, make_pools
 from tests.integration.runs import command, digests, settings
@@ -131,7 +132,7 @@ def test_a_describer_that_has_no_words_for_a_picture(pools: tuple[Path, Path, li
     lines = [line for line in pools[1].read_text("utf-8").splitlines() if '"modality": "video"' not in line]
     still = pools[1].with_name("still.jsonl")
     still.write_text("\n".join(lines), encoding="utf-8")
-    result = curate(config={**config, "pools": str(still)}, progress=False)
+    result = curate(config={**config, "pools": str(still)}, progress=False, overwrite=True)
     assert list(reasons(result.quarantine)) == [
         ("image-pixel", "sns: EmbeddingError: speechless found no words for it")
     ]
@@ -196,7 +197,7 @@ def test_a_full_disk_stops_the_run_and_leaves_nothing_half(
     for limit, full in ((2_000, "pool/part-00000"), (20_000, "steps/experts-"), (1_000_000, "fitted/projection-")):
         line = stopped(["curate", "-c", path], tmp_path, limit)
         assert re.fullmatch(rf"{re.escape(f'{tmp_path}/run/{full}')}\S*: cannot be written: File too large", line)
-        assert list((tmp_path / "run").rglob("*.tmp")) == []
+        assert list((tmp_path / "run").rglob(f"*{TEMPORARY}")) == []
         assert not (tmp_path / "run" / "blend.parquet").exists()
     undisturbed = curate(config={**config, "output": str(tmp_path / "undisturbed")}, progress=False)
     curate(config=config, progress=False)

@@ -19,6 +19,7 @@ import yaml
 from nemo_mm_rank import curate
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.parquet import TEMPORARY
 from nemo_mm_rank.run.folder import RunFolder
 from tests.integration.runs import command, digests, say, settings
 from tests.integration.user_models import expert_of
@@ -100,7 +101,7 @@ def reached(run: Path) -> str:
 def plant(run: Path) -> None:
     """Leave unfinished files such as a kill may leave, wherever files are finished."""
     for path in [*run.rglob("*.parquet"), *run.rglob("*.json"), *run.rglob("*.safetensors")]:
-        path.with_name(f".{path.name}.planted.tmp").write_bytes(b"half")
+        path.with_name(f".{path.name}.planted{TEMPORARY}").write_bytes(b"half")
 
 
 def killed_again_and_again(config: Path, run: Path, moments: list[float], expected: dict[str, str]) -> Counter[str]:
@@ -119,7 +120,7 @@ def killed_again_and_again(config: Path, run: Path, moments: list[float], expect
         plant(run)
     assert not Started(config, run).kill(after=300)
     assert digests(run) == expected
-    assert list(run.rglob("*.tmp")) == []
+    assert list(run.rglob(f"*{TEMPORARY}")) == []
     return where
 
 

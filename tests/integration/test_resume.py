@@ -38,7 +38,7 @@ def made(run: Path) -> dict[str, int]:
         str(path.relative_to(run)): path.stat().st_ino
         for name in ("steps", "fitted")
         for path in (run / name).rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")  # the mark of a folder of ours is no work
     }
 
 

@@ -103,10 +103,11 @@ def test_an_export_holds_the_blend(run: Result, tmp_path: Path) -> None:
     again = say("export", run.folder, "-o", tmp_path / "out")
     assert (again.returncode, again.stderr.strip()) == (
         2,
-        f"error: {tmp_path}/out: is there already; write the tars to a folder of their own",
+        f"error: {tmp_path}/out: holds an exported blend already; name another output, or have it replaced with "
+        "--overwrite (in Python: overwrite=True)",
     )
     with pytest.raises(UserError, match="a blend is exported as webdataset"):
-        export(run.folder, tmp_path / "other", "jsonl")
+        export(run.folder, str(tmp_path / "other"), "jsonl")
 
 
 def test_an_export_of_a_blend_from_files_has_their_bytes(files: Result, pool: Path, tmp_path: Path) -> None:

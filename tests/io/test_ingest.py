@@ -23,7 +23,8 @@ from nemo_mm_rank.io import parts as parts_module
 from nemo_mm_rank.io import tables
 from nemo_mm_rank.io.digest import table_digest
 from nemo_mm_rank.io.ingest import IngestReport, ingest
-from nemo_mm_rank.io.parquet import read_note, read_table
+from nemo_mm_rank.io.owned import MARK
+from nemo_mm_rank.io.parquet import TEMPORARY, read_note, read_table, write_table
 
 
 def rows(n: int, start: int = 0, **extra: Any) -> list[dict[str, Any]]:
@@ -273,8 +274,8 @@ def test_what_a_killed_ingest_leaves_is_never_read(tmp_path: Path) -> None:
     assert not (out / "ingest.json").exists()
     for path in out.glob("part-*.parquet"):
         assert read_table(path).num_rows == 500
-    (out / ".part-00003.parquet.x.tmp").write_bytes(b"half")
-    (out / "part-00099.parquet").write_bytes(b"of an older ingest")
+    (out / f".part-00003.parquet.x{TEMPORARY}").write_bytes(b"half")
+    write_table(out / "part-00099.parquet", pa.table({"of": ["an older ingest"]}), {"key": "other"})
     ingest([source], out, rows_per_shard=500)
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in (tmp_path / "whole").iterdir())
     for path in out.glob("*.parquet"):
@@ -293,7 +294,7 @@ def test_a_full_disk_leaves_no_record(tmp_path: Path, monkeypatch: pytest.Monkey
             ingest([source], tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
     assert ingest([source], tmp_path / "out").good == 2000
 
 

@@ -190,11 +190,23 @@ def test_a_mapped_field_beside_one_with_our_name_is_refused(tmp_path: Path) -> N
         read(PoolSource(path=str(file), fields={"annotation": "caption"}))
 
 
-@pytest.mark.parametrize("name", ["error", "media_root", "emb_data__x", "sns_reason", "cosine__x", "score", "rank"])
+@pytest.mark.parametrize(
+    "name", ["error", "media_root", "emb_data__x", "sns_reason", "cosine__x", "score", "rank", "weakest", "feedback__x"]
+)
 def test_a_column_of_ours_is_refused(tmp_path: Path, name: str) -> None:
     file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, name: 1}])
     with pytest.raises(PoolError, match=rf"pool\.jsonl: column '{name}' has a name that a run adds; keep it under"):
         read(file)
+
+
+def test_all_columns_of_ours_are_named_at_once(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, "score": 1, "mine": 2, "weakest_sentence": "x"}])
+    with pytest.raises(PoolError) as caught:
+        read(file)
+    assert str(caught.value) == (
+        f"{file}: columns ['score', 'weakest_sentence'] have names that a run adds; keep them under another, with "
+        "rename: {score: my_score, weakest_sentence: my_weakest_sentence} in the pool's configuration"
+    )
 
 
 def test_a_column_of_ours_can_be_kept_under_another_name(tmp_path: Path) -> None:

@@ -168,9 +168,9 @@ def test_where_it_may_be_written(tmp_path: Path, root: Path) -> None:
         write_webdataset(table.slice(0, 0), tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert len(write_webdataset(table, tmp_path / "empty")) == 1
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="holds an exported blend already"):
         write_webdataset(table, tmp_path / "empty")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="is there already and is no folder"):
         write_webdataset(table, root / "sound")
     with pytest.raises(StorageError, match="cannot be written: File exists"):
         write_webdataset(table, root / "sound" / "out")

@@ -31,7 +31,7 @@ from nemo_mm_rank.dask.legacy import (
 )
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.experts.step import ExpertStep
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.parquet import read_table, write_table
 from nemo_mm_rank.ranking import rank
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.schema import ANNOTATION, ERROR, FUSED, PAIR_ID, SNS_REASON
@@ -124,7 +124,7 @@ def test_broken_media_among_good_ones(run: Path, scheduler: None, tmp_path: Path
         Sequential([SNS(config), Quarantine(tmp_path / "quarantine"), ExpertEmbedding(config)])(in_thirds(other))
     )
     assert left[ERROR].null_count == left.num_rows
-    set_aside = pa.concat_tables(map(read_table, sorted((tmp_path / "quarantine").iterdir())))
+    set_aside = pa.concat_tables(map(read_table, sorted((tmp_path / "quarantine").glob("*.parquet"))))
     assert sorted(left[PAIR_ID].to_pylist() + set_aside[PAIR_ID].to_pylist()) == sorted(frame[PAIR_ID])
     assert set(set_aside["step"].to_pylist()) == {"sns"}
     assert name in set_aside[PAIR_ID].to_pylist()
@@ -164,10 +164,14 @@ def test_parquet_in_and_out(run: Path, scheduler: None, tmp_path: Path) -> None:
     config = config_of(run)
     out = ExpertEmbedding(config)(SNS(config)(pool_of(run)))
     write_parquet(pool_of(run).repartition(npartitions=2), tmp_path / "out")
-    assert len(list((tmp_path / "out").iterdir())) == 2
-    (tmp_path / "out" / "part-00003.parquet").touch()  # of an earlier dataset with more partitions
+    assert len(list((tmp_path / "out").glob("*.parquet"))) == 2
+    # Of an earlier dataset with more partitions.
+    write_table(tmp_path / "out" / "part-00003.parquet", pa.table({"x": [1]}), {"rows": 1})
+    (tmp_path / "out" / "part-00004.parquet").write_bytes(b"somebody's own")
     write_parquet(out, tmp_path / "out")
-    files = sorted((tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "part-00004.parquet").read_bytes() == b"somebody's own"
+    (tmp_path / "out" / "part-00004.parquet").unlink()
+    files = sorted((tmp_path / "out").glob("*.parquet"))
     assert [file.name for file in files] == [f"part-{number:05d}.parquet" for number in range(3)]
     assert_same(pa.concat_tables(map(read_table, files)).sort_by(PAIR_ID), computed(out))
     assert "emb_fused" not in pd.read_parquet(files[0]).columns  # it opens

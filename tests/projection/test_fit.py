@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from nemo_mm_rank.config import ProjectionSettings, parse
 from nemo_mm_rank.errors import ConfigError, ModelError
 from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.io.owned import MARK
 from nemo_mm_rank.projection import FitSample, Projection, fit, folds_of
 from tests.projection.pool import DIM, QUICK, made_up, take
 
@@ -134,7 +135,7 @@ def test_saved_and_loaded_it_projects_the_same(tmp_path: Path, sample: FitSample
     loaded.save(tmp_path / "two")
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [MARK, "config.json", "model.safetensors"]
 
 
 def test_what_is_no_projection_is_refused(tmp_path: Path, projection: Projection) -> None:

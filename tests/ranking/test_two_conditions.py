@@ -223,7 +223,7 @@ def test_means_of_the_best(tmp_path: Path) -> None:
     again = load_means(tmp_path / "means.safetensors")
     assert {name: mean.tolist() for name, mean in again.items()} == {k: v.tolist() for k, v in means.items()}
     step = FeedbackStep(spaces, again)
-    done = step(frames.from_table(shards.read(0)))
+    done = step(frames.from_table(shards.read(0, list(step.requires))))
     found = frames.array(done, "feedback__words").to_pylist()
     assert found[3] is None
     cosine = np.dot(vectors[5], expected) / np.linalg.norm(vectors[5])

@@ -13,7 +13,8 @@ import pytest
 from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.parquet import read_note, read_table, write_table
-from nemo_mm_rank.run.store import Shards, Stage, digest, part_name
+from nemo_mm_rank.io.parts import part_name
+from nemo_mm_rank.run.store import Shards, Stage, digest
 from nemo_mm_rank.schema import ERROR
 from nemo_mm_rank.steps import Added, Step
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from nemo_mm_rank.config import MediaSettings, parse
 from nemo_mm_rank.downstream.rows import Rows, read_rows, usable
 from nemo_mm_rank.downstream.settings import VLMSettings
+from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.parquet import read_table, write_json, write_table
 from nemo_mm_rank.run.store import Shards
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, MODALITY, PAIR_ID
@@ -93,7 +94,12 @@ class Job:
         )
 
     def save(self, folder: Path) -> None:
-        """Write the job into a folder."""
+        """Write the job into a folder.
+
+        Raises:
+            UserError: the folder is not ours to write.
+        """
+        folder = Claim("training").make(folder)
         write_table(folder / _ROWS, self.table)
         values = {
             "blend": self.blend,

@@ -17,6 +17,7 @@ from nemo_mm_rank.downstream.settings import VLMSettings
 from nemo_mm_rank.downstream.vlm.job import Job
 from nemo_mm_rank.downstream.vlm.training import run
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.owned import recognised
 from nemo_mm_rank.io.parquet import write_json, write_text
 
 _FOUND, _MISTAKE = "perplexity.json", "error.txt"
@@ -57,6 +58,7 @@ def processes(settings: VLMSettings) -> int:
 
 def work(folder: Path) -> None:
     """Do one process's share of the job in a folder; the first process writes down what comes of it."""
+    recognised(folder, "training")
     first = os.environ.get("RANK", "0") == "0"
     try:
         found = run(Job.load(folder))

@@ -27,7 +27,8 @@ from nemo_mm_rank.evaluation.planting.plan import Short, make_plan
 from nemo_mm_rank.evaluation.planting.settings import Kind, PlantSettings
 from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.digest import file_digest
-from nemo_mm_rank.io.parquet import read_note, read_table, write_table, write_text
+from nemo_mm_rank.io.owned import Claim
+from nemo_mm_rank.io.parquet import read_note, read_table, temporary_name, write_bytes, write_table, write_text
 from nemo_mm_rank.io.pool import manifests, read_pools
 from nemo_mm_rank.io.references import is_url
 from nemo_mm_rank.media.opener import Opener
@@ -76,6 +77,7 @@ def plant(
     seed: int = 0,
     media: MediaSettings | None = None,
     without: Collection[str] = (),
+    overwrite: bool = False,
 ) -> Planted:
     """Write a noisy copy of a pool to ``folder``: ``pool.jsonl``, ``truth.parquet``, and the media.
 
@@ -89,11 +91,12 @@ def plant(
 
     Args:
         pool: one or several manifests.
-        folder: made where it is not there.
+        folder: made where it is not there; if it is, empty or with a planted pool.
         settings: how much of what; default: 40 %, all kinds.
         seed: another one spoils other pairs.
         media: how media are opened.
         without: ids of pairs that are left out (to be validated with, say).
+        overwrite: whether another planted pool in the folder may be replaced.
 
     Raises:
         UserError: a folder that holds something else.
@@ -101,6 +104,7 @@ def plant(
     """
     settings, media = settings or PlantSettings(), media or MediaSettings()
     pools = _pools(pool)
+    folder = Claim("planted", pools, overwrite=overwrite).make(folder)
     key = digest(
         [
             _FORMAT,
@@ -115,9 +119,14 @@ def plant(
     truth_file, made = folder / "truth.parquet", PoolSource(path=str(folder / "pool.jsonl"))
     if truth_file.exists():
         note = read_note(truth_file) or {}
-        if note.get("key") != key:
-            raise UserError(f"{folder} holds another planted pool; give this one a folder of its own")
-        return Planted(made, read_table(truth_file), tuple(Short.of(one) for one in note["short"]))
+        if note.get("key") == key:
+            return Planted(made, read_table(truth_file), tuple(Short.of(one) for one in note["short"]))
+        if not overwrite:
+            raise UserError(
+                f"{folder} holds another planted pool; give this one a folder of its own, or have it replaced with "
+                "--overwrite (in Python: overwrite=True)"
+            )
+        truth_file.unlink()
     work = _Planting(_rows(pools, set(without)), folder, settings, media, seed)
     work.spoil()
     work.write()
@@ -291,17 +300,18 @@ class _Planting:
             return name
         name = f"{below}/{ref}"
         target = self.folder / name
-        if not target.exists():
+        source = os.path.realpath(os.path.join(root, ref))
+        if not (target.exists() and target.samefile(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            source = os.path.realpath(os.path.join(root, ref))
+            link = temporary_name(target)
             try:
-                os.link(source, target)
+                os.link(source, link)
+                link.replace(target)
             except OSError:  # another file system, or one without links
                 _write(target, Path(source).read_bytes())
         return name
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_bytes() != content:  # a new time would look like a change
-        path.write_bytes(content)
+        write_bytes(path, content)  # not into what is there, which may be a link to somebody's file

@@ -15,6 +15,7 @@ import numpy as np
 from nemo_mm_rank import frames
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.parquet import write_json
 from nemo_mm_rank.quality.ensemble.model import Floats, LabelModel
 from nemo_mm_rank.quality.ensemble.vetoes import vetoed
@@ -90,7 +91,12 @@ class Ensemble:
         return cls(tuple(values["names"]), functions, model, frozenset(values.get("vetoes", ())))
 
     def save(self, folder: Path) -> None:
-        """Write it into a folder, in one file."""
+        """Write it into a folder, in one file.
+
+        Raises:
+            UserError: the folder is not ours to write.
+        """
+        folder = Claim("ensemble").make(folder)
         write_json(folder / FILE, self.as_json())
 
     @classmethod

@@ -12,7 +12,8 @@ from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.downstream.settings import SmallSettings
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.imports import import_from
-from nemo_mm_rank.io.parquet import TEMPORARY, write_json, write_table, write_text
+from nemo_mm_rank.io.owned import Claim, refuse_links
+from nemo_mm_rank.io.parquet import write_json, write_table, write_text
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.report import write_report
 from nemo_mm_rank.run.benchmark import measures, tables
@@ -29,6 +30,7 @@ from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.store import digest
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
 
+_FOLDERS = ("demo", "source", "held-out", "validation", "planted", "pool", "blends", "runs", "features", "downstream")
 RESULTS, TABLE, COST = "results.parquet", "table1.md", "cost.md"
 
 
@@ -53,7 +55,9 @@ class Outcome:
         console.print(self.table + "\n" + self.cost, highlight=False, markup=False, soft_wrap=True)
 
 
-def benchmark(config: BenchmarkConfig, console: Console | None = None, engine: Engine | None = None) -> Outcome:
+def benchmark(
+    config: BenchmarkConfig, console: Console | None = None, engine: Engine | None = None, overwrite: bool = False
+) -> Outcome:
     """Compare strategies; whatever an earlier run in the same folder has finished is taken.
 
     The folder gets ``results.parquet``, ``table1.md``, ``cost.md``, ``blends/<strategy>-<seed>.parquet`` (``pair_id,
@@ -64,6 +68,7 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None, engine: E
         config: the whole benchmark.
         console: where progress goes.
         engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
+        overwrite: whether a benchmark of other pools, or of other noise, that is in the folder may be replaced.
 
     Raises:
         UserError: anything that the user can mend, in one line.
@@ -72,24 +77,24 @@ def benchmark(config: BenchmarkConfig, console: Console | None = None, engine: E
     loader.check_models(config.models)
     if isinstance(config.downstream, SmallSettings) and isinstance(config.downstream.features, dict):
         loader.check_models({str(modality): spec for modality, spec in config.downstream.features.items()})
-    folder = RunFolder.at(config.output)
+    claim = Claim("benchmark", (*config.pools, *config.validation.pools), overwrite=overwrite)
+    folder = claim.check(config.output)
     reporter = Reporter(console or SafeConsole(quiet=True))
     own = engine or make_engine(config.engine)
     try:
-        with folder.locked():
-            return _benchmark(config, folder.path, own, reporter)
+        with claim.held(folder):
+            return _benchmark(config, folder, own, reporter, overwrite)
     finally:
         if engine is None:
             own.close()
 
 
-def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter) -> Outcome:
-    for stray in (path for name in ("blends", "downstream") for path in (folder / name).glob(f".*{TEMPORARY}")):
-        stray.unlink()  # of a run that was killed
-    source = prepare(config, folder, engine, reporter)
+def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter, overwrite: bool) -> Outcome:
+    refuse_links(folder, _FOLDERS)
+    source = prepare(config, folder, engine, reporter, overwrite)
     budget = config.budget.pairs(source.pairs)
     quiet = SafeConsole(quiet=True)
-    bench = Bench(config, folder, source.planted.pool, source.shards, budget, source.labels, engine, quiet)
+    bench = Bench(config, folder, source.planted.pool, source.shards, budget, source.labels, engine, quiet, overwrite)
     blends, keys = _choose_all(bench, reporter)
     modes = dict.fromkeys(one.sns for one in config.strategies)
     for mode in modes:

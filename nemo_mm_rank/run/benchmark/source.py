@@ -20,12 +20,13 @@ from nemo_mm_rank.evaluation.planting import Planted, PlantSettings, plant
 from nemo_mm_rank.evaluation.selection import Labels
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.parts import part_name
 from nemo_mm_rank.quality.operators import MediaStep
 from nemo_mm_rank.quality.operators.fingerprints import Fingerprints
 from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig, Relevance
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import Shards, Stage, digest, part_name
+from nemo_mm_rank.run.store import Shards, Stage, digest
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
 
 Bools = npt.NDArray[np.bool_]
@@ -58,8 +59,10 @@ class Source:
     leaks: pa.Table
 
 
-def prepare(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter) -> Source:
-    """Make the pool and the validation set; what an earlier run has made is taken.
+def prepare(
+    config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter, overwrite: bool = False
+) -> Source:
+    """Make the pool and the validation set; what an earlier run has made is taken, or else may be overwritten.
 
     Validation pairs are drawn before anything is planted, from pairs on topic whose media open, so they are clean, and
     no noise is made of them. They leave the pool with all that is near to them (`evaluation.leaks`), and the pool that
@@ -90,6 +93,7 @@ def prepare(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Rep
         config.seed,
         config.media,
         gone,
+        overwrite,
     )
     shards, pairs = _read((planted.pool,), folder / "pool", config, engine, reporter)
     kept = {pair_id: bool(on) for pair_id, on in zip(everything[PAIR_ID].to_pylist(), relevant, strict=True)}

@@ -48,6 +48,7 @@ class Bench:
         labels: what is known of the pairs.
         engine: where the work is done.
         console: where progress goes.
+        overwrite: whether runs on other pools may be replaced.
     """
 
     config: BenchmarkConfig
@@ -58,6 +59,7 @@ class Bench:
     labels: Labels
     engine: Engine
     console: Console
+    overwrite: bool = False
 
     @cached_property
     def pairs(self) -> pa.Table:
@@ -88,7 +90,7 @@ class Bench:
 
     def curate(self, sns: str, seed: int) -> curation.Result:
         """Run the main job, or what is left of it."""
-        return curation.curate(self.run_config(sns, seed), self.console, self.engine)
+        return curation.curate(self.run_config(sns, seed), self.console, self.engine, self.overwrite)
 
     def trimmed(self, sns: str) -> Shards:
         """Return the pool as a run has trimmed it."""
@@ -178,7 +180,7 @@ def _traditional(bench: Bench, _: Strategy, __: int) -> list[str]:
         rows_per_shard=bench.config.rows_per_shard,
         shards=bench.config.shards,
     )
-    return _ids(traditional.curate(config, bench.console, bench.engine).blend[PAIR_ID])
+    return _ids(traditional.curate(config, bench.console, bench.engine, bench.overwrite).blend[PAIR_ID])
 
 
 def _best_expert(bench: Bench, _: Strategy, __: int) -> list[str]:
@@ -219,7 +221,7 @@ def _ecodatum(bench: Bench, _: Strategy, __: int) -> list[str]:
         models=bench.config.models,
         **dict(bench.config.ecodatum),
     )
-    return _ids(ecodatum.curate(config, bench.console, bench.engine).blend[PAIR_ID])
+    return _ids(ecodatum.curate(config, bench.console, bench.engine, bench.overwrite).blend[PAIR_ID])
 
 
 def _ids(values: Any) -> list[str]:
