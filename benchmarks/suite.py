@@ -163,7 +163,7 @@ GRID: dict[str, dict[str, Any]] = {
         "broad": RankingSettings().broad.model_dump() if RankingSettings().broad else None,  # type: ignore[union-attr]
         "conditions": {"match": match},
     }
-    for annotation in (2.0, 4.0, 8.0)
+    for annotation in (4.0, 8.0, 12.0)
     for match in (1.0, 2.0, 3.0)
 }
 DEFAULT, TOPIC = "default", "without the condition"

@@ -244,7 +244,9 @@ class BroadSettings(Settings):
         default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 0.5},
         description="of the standardised scores, as in ranking.weights",
     )
-    feedback: int = Field(20, ge=0, description="best pairs that say what a query means in each space; 0: none")
+    feedback: int = Field(
+        20, ge=0, description="best pairs, of twenty at most one, that say what a query means in each space; 0: none"
+    )
     feedback_weight: float = Field(1.0, ge=0, description="of closeness to those pairs; closeness to the query has 1")
     skewness: tuple[float, float] = Field(
         (0.9, 1.05), description="up to the first an objective is broad, from the second on narrow, between them both"
@@ -265,7 +267,7 @@ class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
     weights: dict[str, float] = Field(
-        default_factory=lambda: {"fused": 0.5, "experts": 1.0, "annotation": 4.0},
+        default_factory=lambda: {"fused": 0.5, "experts": 1.0, "annotation": 8.0},
         description="of the standardised scores: fused, experts (or one expert's name), annotation, scores of yours",
     )
     broad: Annotated[BroadSettings | None, BeforeValidator(_broad)] = Field(

@@ -26,6 +26,9 @@ from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, POOL
 
 _PLACE = ("shard", "row")
 
+_SHARE = 20
+"""At most one pair in so many says what a query means."""
+
 
 @dataclass(frozen=True)
 class Ranking:
@@ -122,12 +125,13 @@ def closeness_to_best(
     broad = settings.broad
     if broad is None or not broad.feedback or not broad.feedback_weight:
         return None
-    topic = Scoring.fit(shards, columns, settings).topic
+    scoring = Scoring.fit(shards, columns, settings)
+    topic = scoring.topic
     if topic.broad is None or not topic.breadth:
         return None
     plain: dict[str, Any] = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
     alone = settings.model_copy(update={**plain, "weights": dict(topic.broad.weights)})
-    best = rank(shards, columns, alone, Budget(count=broad.feedback))
+    best = rank(shards, columns, alone, Budget(count=max(1, min(broad.feedback, scoring.ranked // _SHARE))))
     step = FeedbackStep(spaces, means_of(best.places, shards, spaces))
     return step if step.columns else None
 

@@ -79,6 +79,36 @@ class Moments:
         return standardised
 
 
+@dataclass(frozen=True)
+class Comoments:
+    """How two scores go together, where a pair has both: exact however the pool is sharded.
+
+    Attributes:
+        first, second: statistics of either.
+        both: of their sum, whose variance is that of either and twice their covariance.
+    """
+
+    first: Moments = field(default_factory=Moments)
+    second: Moments = field(default_factory=Moments)
+    both: Moments = field(default_factory=Moments)
+
+    @classmethod
+    def of(cls, first: Values, second: Values) -> Comoments:
+        """Count ``(n,)`` scores of both kinds; NaN stands for one that is missing."""
+        there = ~(np.isnan(first) | np.isnan(second))
+        a, b = first[there].astype(np.float64), second[there].astype(np.float64)
+        return cls(Moments.of(a), Moments.of(b), Moments.of(a + b))
+
+    def __add__(self, other: Comoments) -> Comoments:
+        return Comoments(self.first + other.first, self.second + other.second, self.both + other.both)
+
+    @property
+    def correlation(self) -> float:
+        """Pearson's; 0 where either does not differ."""
+        scale = 2 * self.first.std * self.second.std
+        return (self.both.std**2 - self.first.std**2 - self.second.std**2) / scale if scale else 0.0
+
+
 _BINS = 1 << 14
 
 

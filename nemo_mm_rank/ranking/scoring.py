@@ -14,12 +14,12 @@ import pyarrow as pa
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, nearest
 from nemo_mm_rank.matching.judge import FLOOR
-from nemo_mm_rank.ranking.calibrate import Moments, Quantiles
+from nemo_mm_rank.ranking.calibrate import Comoments, Moments, Quantiles
 from nemo_mm_rank.ranking.feedback import FEEDBACK, Means, feedback_column
 from nemo_mm_rank.ranking.matched import ANNOTATION_COSINE, FUSED_COSINE, Matched
 from nemo_mm_rank.ranking.pool import Rows, Shards, live
-from nemo_mm_rank.ranking.score import GIVEN, component
-from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights
+from nemo_mm_rank.ranking.score import GIVEN, PREFIX, component
+from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights, experts_among, tells_of
 from nemo_mm_rank.schema import MATCH, MODALITY, PAIR_ID, POOL
 
 Floats = npt.NDArray[np.float64]
@@ -84,10 +84,15 @@ class Scoring:
             conditions=_conditions(settings.conditions, columns),
             feedback=dict.fromkeys(beside, near),
         )
-        return scoring._counted(shards, _matched(settings, names))._weighted(shards, names, settings)
+        together = {}
+        if settings.broad is not None and ANNOTATION_COSINE in names:
+            experts = experts_among(names)
+            together = {name: Comoments() for name in names if name.startswith(PREFIX) and component(name) in experts}
+        scoring = scoring._counted(shards, _matched(settings, names), together)
+        return scoring._weighted(shards, names, settings, tells_of(together))
 
-    def _counted(self, shards: Shards, matched: Matched | None) -> Scoring:
-        """Count what columns and conditions hold."""
+    def _counted(self, shards: Shards, matched: Matched | None, together: dict[str, Comoments]) -> Scoring:
+        """Count what columns and conditions hold, and how experts go together with annotations."""
         names = list(self.topic.narrow.moments)
         plain = {name: Moments() for name in names}
         near = {name: Moments() for name in names}
@@ -104,6 +109,8 @@ class Scoring:
                 matched.add(values[FUSED_COSINE], values[ANNOTATION_COSINE], _by_value(table[MODALITY]))
             if self.feedback:
                 near = {name: seen + Moments.of(self._with_feedback(table, name)) for name, seen in near.items()}
+            for name in together:
+                together[name] += Comoments.of(values[name], values[ANNOTATION_COSINE])
             for name, chances in self.chances(table).items():
                 logarithms[name] += Moments.of(np.log(chances))
             for by, counter in counts.items():
@@ -122,13 +129,15 @@ class Scoring:
             logarithms=logarithms,
         )
 
-    def _weighted(self, shards: Shards, names: Sequence[str], settings: RankingSettings) -> Scoring:
+    def _weighted(
+        self, shards: Shards, names: Sequence[str], settings: RankingSettings, tells: Mapping[str, float]
+    ) -> Scoring:
         """Weigh the components, see how broad the objective is, and calibrate."""
         assert self.topic.broad is not None  # noqa: S101 (`_counted` makes both)
-        narrow = Mixture.of(settings.weights, self.topic.narrow.moments, settings.spread)
+        narrow = Mixture.of(settings.weights, self.topic.narrow.moments, settings.spread, tells)
         broad = None
         if settings.broad is not None and self.ranked >= FEWEST and (weights := broad_weights(settings, names)):
-            broad = Mixture.of(weights, self.topic.broad.moments, 0.0)
+            broad = Mixture.of(weights, self.topic.broad.moments, 0.0, tells)
         narrow_total, broad_total = Moments(), Moments()
         scoring = replace(self, topic=Topic(narrow, broad))
         for _, _, table in live(shards, [MODALITY, *self.reads]):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nemo_mm_rank.config import BroadSettings, RankingSettings
 from nemo_mm_rank.errors import ConfigError, nearest
-from nemo_mm_rank.ranking.calibrate import Moments, Quantiles
+from nemo_mm_rank.ranking.calibrate import Comoments, Moments, Quantiles
 from nemo_mm_rank.ranking.score import PREFIX, component
 
 Floats = npt.NDArray[np.float64]
@@ -25,6 +25,10 @@ Columns = Mapping[str, Floats]
 
 EXPERTS = "experts"
 NOT_EXPERTS = ("fused", "annotation")
+
+TELLS = (0.1, 0.3)
+"""Correlations with the annotations' cosines: up to the first an expert says nothing of the query, from the second on
+it counts fully."""
 
 FEWEST = 100
 """Pairs below which nothing is said of how broad an objective is: it counts as narrow."""
@@ -40,26 +44,42 @@ class Mixture:
 
     A space in which the query tells pairs apart spreads their cosines; one in which it says nothing holds them close
     together, and standardising would blow that up. So weights count by the spread of their component, relative to the
-    widest: ``weight * (std / widest std) ** spread``.
+    widest: ``weight * (std / widest std) ** spread``. And an annotation describes its data, so an expert whose cosines
+    with the query do not go along with those of the annotations says nothing of the query: where ``tells`` is given,
+    experts count by it.
 
     Attributes:
         weights: component -> weight that it counts with, by name; components without weight are left out.
         moments: column -> its statistics over all ranked pairs.
         total: statistics of the sum over all ranked pairs.
+        tells: expert -> from 0 to 1, how much it says of the query; experts that are not named count fully.
     """
 
     weights: Mapping[str, float]
     moments: Mapping[str, Moments]
     total: Moments = field(default_factory=Moments)
+    tells: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, weights: Mapping[str, float], moments: Mapping[str, Moments], spread: float) -> Mixture:
-        """Take weights by their spread; ``total`` is still to be counted.
+    def of(
+        cls,
+        weights: Mapping[str, float],
+        moments: Mapping[str, Moments],
+        spread: float,
+        tells: Mapping[str, float] | None = None,
+    ) -> Mixture:
+        """Take weights by spread, and those of experts by what they say; ``total`` is still to be counted.
 
         Raises:
             ConfigError: a weight for a component that has no column, or none that has one.
         """
-        return cls(_by_spread(_weights(weights, list(moments)), moments, spread), moments)
+        found = _by_spread(_weights(weights, list(moments)), moments, spread)
+        for name, share in (tells or {}).items():
+            if name in found:
+                found[name] *= share
+        if EXPERTS in found and tells:
+            found[EXPERTS] *= max(tells.get(name, 1.0) for name in experts_among(moments))
+        return cls(found, moments, tells=dict(tells or {}))
 
     def components(self, columns: Columns) -> dict[str, Floats]:
         """Return the standardised value of each weighted component, ``(n,)``."""
@@ -68,7 +88,10 @@ class Mixture:
             by_component.setdefault(component(name), []).append(moments.standardise(columns[name]))
         values = {name: _mean_of_present(found) for name, found in by_component.items()}
         if EXPERTS in self.weights:
-            values[EXPERTS] = _mean_of_present([values[name] for name in experts_among(self.moments)])
+            experts = experts_among(self.moments)
+            shares = [self.tells.get(name, 1.0) for name in experts]
+            shares = shares if any(shares) else [1.0] * len(experts)
+            values[EXPERTS] = _mean_of_present([values[name] for name in experts], shares)
         return {name: np.where(np.isnan(values[name]), 0.0, values[name]) for name in self.weights}
 
     def sum(self, columns: Columns) -> Floats:
@@ -143,6 +166,19 @@ def breadth_of(seen: Quantiles, settings: BroadSettings) -> tuple[float, float]:
     return float(np.clip((high - skewness) / (high - low), 0.0, 1.0)), skewness
 
 
+def tells_of(together: Mapping[str, Comoments]) -> dict[str, float]:
+    """Return expert -> how much it says of the query, from 0 to 1.
+
+    Args:
+        together: column of an expert's cosines -> how they go together with those of the annotations.
+    """
+    low, high = TELLS
+    found: dict[str, list[float]] = {}
+    for column, comoments in together.items():
+        found.setdefault(component(column), []).append((comoments.correlation - low) / (high - low))
+    return {name: float(np.clip(max(shares), 0.0, 1.0)) for name, shares in found.items()}
+
+
 def experts_among(columns: Collection[str]) -> list[str]:
     """Return the components that experts are among some columns of cosines, in the columns' order."""
     found = dict.fromkeys(component(name) for name in columns if name.startswith(PREFIX))
@@ -193,11 +229,11 @@ def _by_spread(weights: Mapping[str, float], moments: Mapping[str, Moments], pow
     return {name: weight * (spreads.get(name, widest) / widest) ** power for name, weight in weights.items()}
 
 
-def _mean_of_present(columns: Sequence[Floats]) -> Floats:
-    """Return the mean over ``columns`` of the values that are not NaN, NaN where all of them are."""
+def _mean_of_present(columns: Sequence[Floats], weights: Sequence[float] | None = None) -> Floats:
+    """Return the weighted mean over ``columns`` of the values that are not NaN, NaN where there is none."""
     total, count = np.zeros_like(columns[0]), np.zeros_like(columns[0])
-    for column in columns:
-        missing = np.isnan(column)
-        total += np.where(missing, 0.0, column)
-        count += ~missing
+    for column, weight in zip(columns, weights or [1.0] * len(columns), strict=True):
+        there = ~np.isnan(column)
+        total += np.where(there, weight * column, 0.0)
+        count += weight * there
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
