@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch.nn.functional as F
 from rich.console import Console
 
 from benchmarks import real_pool
@@ -146,8 +147,8 @@ def by_modality(folder: Path, config: Config) -> dict[str, dict[str, tuple[Inter
 
 
 def _square(data: Vectors, anchors: Vectors, annotation: np.ndarray, rows: np.ndarray) -> Square:
-    sides = (side.values[rows] / side.values[rows].norm(dim=1, keepdim=True) for side in (data, anchors))
-    return matched_gap_square(*sides, ["all"] * len(rows), annotation[rows].tolist())
+    left, right = (F.normalize(side.values[rows], dim=1) for side in (data, anchors))
+    return matched_gap_square(left, right, ["all"] * len(rows), annotation[rows].tolist())
 
 
 def measure(name: str, folder: Path, seeds: list[int], whisper: Path | None) -> None:
