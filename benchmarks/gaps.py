@@ -177,7 +177,8 @@ def measure(name: str, folder: Path, seeds: list[int], whisper: Path | None) -> 
     fused = float(np.mean(found["fused"]["matched_gap"]))
     for space, measures in found.items():
         own = float(np.mean(measures["matched_gap"]))
-        less = "-" if space == "fused" else f"{1 - fused / own:.0%}"
+        part = measures["n"][0] < found["fused"]["n"][0]  # of the modalities: the table below has them one by one
+        less = "-" if space == "fused" or part else f"{1 - fused / own:.0%}"
         precision = f"{np.mean(measures['AP']):.3f}" if measures["AP"] else "-"
         cells = [_interval(measures, "gap"), _interval(measures, "matched_gap"), less]
         recall = f"{np.mean(measures['recall_at_10']):.3f}"

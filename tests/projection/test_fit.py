@@ -57,7 +57,7 @@ def test_metrics_are_of_each_fold_by_its_own_network(sample: FitSample, projecti
     squares = []
     for fold, measures in enumerate(projection.metrics["folds"]):
         rows = np.flatnonzero(folds == fold)
-        contents = [sample.annotations[row] for row in rows]
+        contents = [sample.annotations[row] for row in rows.tolist()]
         squares.append(matched_gap_square(fused[rows], anchors[rows], modality[rows], contents, fold))
         found = squares[-1].gap()
         for name, value in (("", found.value), ("_low", found.low), ("_high", found.high)):
