@@ -5,6 +5,7 @@ import runpy
 for name in (
     "ranking_topk",
     "quality",
+    "gaps",
     "mamcl",
     "traditional",
     "label_model",

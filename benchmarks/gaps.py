@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch.nn.functional as F
 from rich.console import Console
 
 from benchmarks import real_pool, weights
@@ -146,8 +147,8 @@ def by_modality(folder: Path, config: Config) -> dict[str, dict[str, tuple[Inter
 
 
 def _square(data: Vectors, anchors: Vectors, annotation: np.ndarray, rows: np.ndarray) -> Square:
-    sides = (side.values[rows] / side.values[rows].norm(dim=1, keepdim=True) for side in (data, anchors))
-    return matched_gap_square(*sides, ["all"] * len(rows), annotation[rows].tolist())
+    left, right = (F.normalize(side.values[rows], dim=1) for side in (data, anchors))
+    return matched_gap_square(left, right, ["all"] * len(rows), annotation[rows].tolist())
 
 
 def measure(name: str, folder: Path, seeds: list[int], whisper: Path | None) -> None:
@@ -176,7 +177,8 @@ def measure(name: str, folder: Path, seeds: list[int], whisper: Path | None) -> 
     fused = float(np.mean(found["fused"]["matched_gap"]))
     for space, measures in found.items():
         own = float(np.mean(measures["matched_gap"]))
-        less = "-" if space == "fused" else f"{1 - fused / own:.0%}"
+        part = measures["n"][0] < found["fused"]["n"][0]  # of the modalities: the table below has them one by one
+        less = "-" if space == "fused" or part else f"{1 - fused / own:.0%}"
         precision = f"{np.mean(measures['AP']):.3f}" if measures["AP"] else "-"
         cells = [_interval(measures, "gap"), _interval(measures, "matched_gap"), less]
         recall = f"{np.mean(measures['recall_at_10']):.3f}"

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_mm_rank.evaluation.gaps import Square, matched_gap_square, modality_gap_square, pooled
+from nemo_mm_rank.evaluation.gaps import Square, gap_text, matched_gap_square, modality_gap_square, pooled
 from nemo_mm_rank.evaluation.geometry import matched_gap, modality_gap
 
 NAMES = ["image"] * 12 + ["sound"] * 6
@@ -139,6 +139,13 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     order = np.random.default_rng(0).permutation(len(NAMES))
     again = matched_gap_square(data[order], annotation[order], [NAMES[row] for row in order], seed=4)
     assert again.value == pytest.approx(matched_gap_square(data, annotation, NAMES).value)
+
+
+def test_a_gap_is_shown_with_its_interval_where_there_is_one() -> None:
+    measures = {"gap": 0.0334, "gap_low": 0.0, "gap_high": 0.0507, "matched_gap": None, "old": 0.25}
+    assert gap_text(measures, "gap") == "0.033 [0.000, 0.051]"
+    assert gap_text(measures, "matched_gap") == "\N{EN DASH}"
+    assert gap_text(measures, "old") == "0.250"  # of a run from before there were intervals
 
 
 def test_mistakes_are_told() -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from nemo_mm_rank.config import ProjectionSettings, parse
 from nemo_mm_rank.errors import ConfigError, ModelError
+from nemo_mm_rank.evaluation.gaps import matched_gap_square, pooled
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.owned import MARK
 from nemo_mm_rank.projection import FitSample, Projection, fit, folds_of
@@ -52,6 +53,28 @@ def test_metrics_are_of_each_fold_by_its_own_network(sample: FitSample, projecti
     folds = folds_of(sample.annotations, QUICK.folds, 3)
     assert [fold["fused"]["n"] for fold in projection.metrics["folds"]] == np.bincount(folds).tolist()
     json.dumps(projection.metrics)
+    fused = projection.project(sample.sources, sample.annotations).values
+    anchors, modality = F.normalize(sample.anchors, dim=1), np.array(sample.modality)
+    squares = []
+    for fold, measures in enumerate(projection.metrics["folds"]):
+        rows = np.flatnonzero(folds == fold)
+        contents = [sample.annotations[row] for row in rows.tolist()]
+        squares.append(matched_gap_square(fused[rows], anchors[rows], modality[rows], contents, fold))
+        found = squares[-1].gap()
+        for name, value in (("", found.value), ("_low", found.low), ("_high", found.high)):
+            assert measures["fused"][f"matched_gap{name}"] == pytest.approx(value, abs=1e-6)
+    mean = projection.metrics["mean"]["fused"]
+    assert mean["matched_gap"] == pytest.approx(pooled(squares).gap().value, abs=1e-6)
+    assert mean["matched_gap_low"] <= mean["matched_gap"] <= mean["matched_gap_high"]
+
+
+def test_where_no_modality_has_two_annotations_no_gap_is_claimed() -> None:
+    sample = made_up(8)
+    few = replace(sample, annotations=list(sample.modality))  # an image, code and a text say the same wherever they are
+    metrics = fit(few, QUICK, seed=0).metrics
+    assert metrics["mean"]["fused"]["matched_gap"] is None
+    assert metrics["mean"]["fused"]["matched_gap_high"] is None
+    assert "NaN" not in json.dumps(metrics)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

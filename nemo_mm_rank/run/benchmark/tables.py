@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -214,7 +215,7 @@ def _geometry(results: Results, ours: Sequence[str]) -> str:
             for measure in wanted:
                 both = [f"{measure}_{way}" if measure.startswith("recall") else measure for way in _WAYS]
                 found = [mine[f"{one}__{space}"] for one in dict.fromkeys(both)]
-                cells.append(" / ".join(f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in found))
+                cells.append(" / ".join(map(_with_interval, found)))
             rows.append([name, space, *cells])
     if not rows:
         return ""
@@ -228,6 +229,12 @@ def _geometry(results: Results, ours: Sequence[str]) -> str:
 
 
 _WAYS = ("annotation_to_data", "data_to_annotation")
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    if np.isnan(row["value"]):  # a gap where no modality has two annotations
+        return "-"
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 def cost_table(results: Results, config: BenchmarkConfig) -> str:
