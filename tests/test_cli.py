@@ -85,7 +85,7 @@ def test_the_same_again_does_nothing_again(run: Path, pool: Path, config: Path, 
     before, blend = files(run), (run / "blend.parquet").read_bytes()
     done = say("curate", "-c", run / "config.yaml")
     assert done.returncode == 0
-    assert done.stdout.count("0 pairs in ") == 3  # experts; projection and rank; feedback
+    assert done.stdout.count("0 pairs in ") == 3  # experts; projection; match and rank
     assert "31 from before" in done.stdout
     assert files(run) == before
     assert (run / "blend.parquet").read_bytes() == blend
@@ -124,10 +124,10 @@ def test_rank_on_more_conditions(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ranking = json.loads((copy / "manifest.json").read_text())["config"]["ranking"]
     assert ranking["mix"] == "unite-adaptation"
-    assert ranking["conditions"] == {"agreement": 1.0, "quality": 0.5}
+    assert ranking["conditions"] == {"match": 2.0, "quality": 0.5}
     quality = pd.read_parquet(tmp_path / "quality" / "quality.parquet").set_index("pair_id")["quality"]
     blend = pd.read_parquet(copy / "blend.parquet")
-    assert blend["chance_quality"].tolist() == pytest.approx(quality[blend["pair_id"]].clip(lower=0.05).tolist())
+    assert blend["chance_quality"].tolist() == pytest.approx(quality[blend["pair_id"]].clip(lower=0.03).tolist())
     assert refused("rank", copy, "--quality", tmp_path) == [f"error: {tmp_path} holds no finished EcoDatum job"]
 
 

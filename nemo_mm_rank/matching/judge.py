@@ -41,6 +41,9 @@ fully."""
 _LOW = np.array([0.2, 0.3, 0.4, 0.5])
 """Quantiles of the spoilt pairs at which the two distribution functions are compared."""
 
+_SURE = 2.0
+"""Deviations (of the area under the ROC curve, where nothing can be told) that are put down to chance."""
+
 _BINS, _PER_BIN = 20, 15
 _RIDGE, _STEPS = 1.0, 50
 
@@ -125,9 +128,11 @@ class Judge:
     def of(cls, lines: Sequence[Line], own: Floats, spoilt: Floats) -> Judge:
         """Learn the chances from out-of-sample scores of ``(n,)`` observed and ``(m,)`` spoilt pairs."""
         bound = wrong_at_most(own, spoilt)
-        above = separation(own, spoilt)
-        told = min(1.0, 0.5 + (above - 0.5) / (1 - min(bound, 0.95)))
-        wrong = bound * _ramp(bound, HARMLESS) * _ramp(told, TOLD)
+        above, share = separation(own, spoilt), 1 - min(bound, 0.95)
+        told = min(1.0, 0.5 + (above - 0.5) / share)
+        # Where hardly a pair is right, chance alone would pass for a separation once the wrong ones are taken off.
+        chance = _SURE * np.sqrt((1 / len(own) + 1 / len(spoilt)) / 12)
+        wrong = bound * _ramp(bound, HARMLESS) * _ramp(told - chance / share, TOLD)
         places, chances = _chances(own, spoilt, wrong)
         return cls(tuple(lines), places, chances, {"pairs": float(len(own)), "told": told, "wrong": wrong})
 

@@ -36,7 +36,7 @@ def run(pool: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A finished run of the pool, everything trimmed."""
     output = tmp_path_factory.mktemp("curator") / "run"
     ranking = {
-        "weights": {"fused": 0.5, "experts": 2.0, "annotation": 1.0, "agreement": 0.3},
+        "weights": {"fused": 0.5, "experts": 2.0, "annotation": 1.0},
         "calibration": "quantile",
     }
     return curate(config=settings(pool, output, budget=10, ranking=ranking), progress=False)

@@ -61,7 +61,7 @@ def test_from_a_configuration_and_a_projection(form: str, run: Result, tmp_path:
         "sns",
         "experts",
         "projection",
-        "weakest",
+        "match",
         "rank",
         "quarantine",
     ]
@@ -85,7 +85,7 @@ def test_resources_and_a_pipeline_s_description(pool: Path, run: Result, tmp_pat
         "sns": 2,
         "experts": 3,
         "projection": 1.0,
-        "weakest": 2,
+        "match": 2,
         "rank": 1.0,
         "quarantine": 1.0,
     }

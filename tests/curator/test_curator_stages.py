@@ -60,7 +60,7 @@ def steps(finished: FinishedRun) -> list[Step]:
         SNSStep(config.sns, config.sns_expert, models, config.media),
         embed,
         ProjectionStep(finished.projection, list(Projection.load(finished.projection).sources), config.anchor),
-        score_step(config, models, embed.provides, both=()),  # the stage knows no run to judge agreement by
+        score_step(config, models, embed.provides),
     ]
 
 

@@ -14,11 +14,12 @@ from benchmarks import real_pool
 from nemo_mm_rank import curate, frames
 from nemo_mm_rank.experts import ExpertStep
 from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.step import ProjectionStep
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.queries import score_step, weakest_step
+from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import ERROR
 from nemo_mm_rank.sns.step import SNSStep
@@ -96,7 +97,7 @@ def steps_of(run: Result) -> list[Step]:
         SNSStep(config.sns, config.sns_expert, models, config.media),
         ExpertStep(config.experts, models, config.anchor, config.media),
         ProjectionStep(fitted, list(Projection.load(fitted).sources), config.anchor),
-        weakest_step(config, models),
+        MatchStep(folder.path / state.matcher, models, config.media),
         score_step(config, models, state.open(folder).columns()),
     ]
 

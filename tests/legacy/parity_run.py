@@ -17,7 +17,7 @@ from nemo_curator import Sequential
 from nemo_curator.datasets import DocumentDataset
 from nemo_curator.utils.distributed_utils import get_client
 
-from nemo_mm_rank.dask.legacy import SNS, ExpertEmbedding, Projection, RankScore, WeakestSentence, write_parquet
+from nemo_mm_rank.dask.legacy import SNS, ExpertEmbedding, Match, Projection, RankScore, write_parquet
 from nemo_mm_rank.run.finished import FinishedRun
 
 
@@ -36,7 +36,7 @@ def modules(run: Path) -> Sequential:
             SNS(config, models),
             ExpertEmbedding(config, models),
             Projection(config, finished.projection),
-            WeakestSentence(config, models),
+            Match(config, finished.matcher, models),
             RankScore(config, models, finished.scoring),
         ]
     )

@@ -196,7 +196,7 @@ def test_a_dataset_is_fitted_and_ranked_as_a_run(run: Path, scheduler: None, tmp
     assert_same(by_score.slice(0, expected.num_rows), expected, [PAIR_ID, "score"])
     # Ranked by statistics of its own, with nothing to be learnt beforehand.
     cosines = [name for name in scored.df.columns if name.startswith("cosine__")]
-    plain = config.ranking.model_copy(update={"conditions": {}, "feedback": 0})
+    plain = config.ranking.model_copy(update={"conditions": {}, "broad": None})
     mine, theirs = (
         rank(shards, cosines, plain, config.budget).chosen for shards in (Partitions(scored), shards_of(run))
     )

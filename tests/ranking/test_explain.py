@@ -61,8 +61,8 @@ def test_chosen() -> None:
         "coco-3 (audio, pool coco): chosen, rank 2 of 5 in the pool",
         "  place 2 of 2 in the blend",
         "  rank 2 of 5: fused +0.7",
-        "  score +1.414, at the last one chosen from all (+1.414, 'coco-3')",
-        "  fused        +0.71 standard deviations x weight 2",
+        "  score +0.707, at the last one chosen from all (+0.707, 'coco-3')",
+        "  fused        +0.71 standard deviations x weight 1",
         "  cosine fused: 0.600 (pool 0.400 +- 0.283)",
         "  kept of the annotation: [0, 12], [20, 31]",
     ]
@@ -71,9 +71,9 @@ def test_chosen() -> None:
 def test_not_chosen_says_how_far_below_the_cut() -> None:
     assert told("coco-1", weights={"fused": 2.0, "experts": 1.0}, spread=0).splitlines() == [
         "coco-1 (image, pool coco): not chosen, rank 4 of 5 in the pool",
-        "  score -1.414, 2.828 below the last one chosen from all (+1.414, 'coco-3')",
-        "  experts      +0.00 standard deviations x weight 1",
-        "  fused        -0.71 standard deviations x weight 2",
+        "  score -0.707, 1.414 below the last one chosen from all (+0.707, 'coco-3')",
+        "  experts      +0.00 standard deviations x weight 0.5",
+        "  fused        -0.71 standard deviations x weight 1",
         "  cosine clip a: 0.500 (pool 0.500 +- 0.000)",
         "  cosine fused: 0.200 (pool 0.400 +- 0.283)",
         "  kept of the data: [0, 0, 10, 20.5]",
@@ -83,8 +83,8 @@ def test_not_chosen_says_how_far_below_the_cut() -> None:
 
 def test_quotas_make_their_own_cuts() -> None:
     images: dict[str, Any] = {"quota_by": "modality", "quotas": {"image": 1.0}}
-    assert "score +2.828; the quotas leave no room for others" in told("coco-4", **images)
-    assert "2.828 below the last one chosen from image (+0.000, 'coco-2')" in told("coco-0", budget=1, **images)
+    assert "score +1.414; the quotas leave no room for others" in told("coco-4", **images)
+    assert "1.414 below the last one chosen from image (+0.000, 'coco-2')" in told("coco-0", budget=1, **images)
     assert "place 2 of 2 in the blend" in told("coco-1", **images)
     assert "rank 4 of 5: fused -0.7; quota image 2/2" in told("coco-1", **images)
 

@@ -63,7 +63,12 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ({"scores": {"fused": "q.parquet"}}, "'fused' is taken"),
         ({"scores": {"a__b": "q.parquet"}}, "'a__b' is taken or no name"),
         ({"scores": {"q": {"path": "q.parquet", "colum": "x"}}}, "did you mean 'column'"),
-        ({"conditions": {"agreement": -1}}, "conditions.agreement"),
+        ({"conditions": {"match": -1}}, "conditions.match"),
+        ({"conditions": {"agreement": 1}}, "no condition 'agreement'"),
+        ({"weights": {"match": 1}}, "no score 'match'"),
+        ({"broad": {"weights": {"fusd": 1}}}, "ranking.broad.weights: no score 'fusd'; did you mean 'fused'"),
+        ({"broad": {"skewness": [1.0, 1.0]}}, "skewness: the first value is below the second"),
+        ({"feedback": 5}, "feedback: unknown key"),
     ],
 )
 def test_settings_that_are_refused(ranking: dict[str, Any], message: str) -> None:
@@ -92,7 +97,7 @@ def test_a_weight_ranks_by_it_without_embedding_again(
     ids = rank(run, "red").blend["pair_id"].tolist()
     scores = {pair_id: float(place) for place, pair_id in enumerate(sorted(ids)[:-1])}
     path = write(tmp_path / "q.parquet", {**scores, "stranger": 1e6})
-    alone = {"weights": {"quality": 1.0}, "conditions": {}, "feedback": 0, "scores": {"quality": path}}
+    alone = {"weights": {"quality": 1.0}, "conditions": {}, "scores": {"quality": path}}
     result = rank(run, "red", ranking=alone, budget="100%")
     assert embedded(run) == before
     blend = result.blend
@@ -132,14 +137,14 @@ def test_what_is_missing_is_said(run: Path, tmp_path: Path) -> None:
 def test_ranking_anew_changes_what_is_given_and_nothing_else(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = yaml.safe_load((copy / "config.yaml").read_text())
-    config["ranking"] = {"weights": {"annotation": 1.0}, "feedback": 3}
+    config["ranking"] = {"weights": {"annotation": 1.0}, "spread": 3.0}
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    settings = rank(copy, "red", ranking={"feedback": 0}).manifest["config"]["ranking"]
-    assert (settings["weights"], settings["feedback"]) == ({"annotation": 1.0}, 0)
+    settings = rank(copy, "red", ranking={"spread": 0.5}).manifest["config"]["ranking"]
+    assert (settings["weights"], settings["spread"]) == ({"annotation": 1.0}, 0.5)
 
 
 def test_a_condition_is_a_chance(run: Path, tmp_path: Path) -> None:
-    plain = {"conditions": {}, "feedback": 0}
+    plain = {"conditions": {}}
     before = rank(run, "red", ranking=plain, budget="100%").blend
     worst = before["pair_id"].tolist()[:5]
     path = write(tmp_path / "q.parquet", {name: 0.1 if name in worst else 1.0 for name in before["pair_id"]})

@@ -17,7 +17,7 @@ from nemo_mm_rank.ranking.scoring import Scoring
 
 N = 300
 COLUMNS = ["cosine__annotation", "cosine__fused"]
-ONLY_FUSED = RankingSettings(weights={"fused": 1.0}, calibration="matched", feedback=0)
+ONLY_FUSED = RankingSettings(weights={"fused": 1.0}, calibration="matched")
 
 
 def made_up(offset: dict[str, float]) -> pa.Table:

@@ -104,8 +104,8 @@ def naive_scores(rows: list[dict[str, Any]], options: RankingSettings) -> np.nda
 
     widest = max(spread(name) for name in options.weights)
     power = {name: (spread(name) / widest) ** options.spread if widest > 1e-6 else 1.0 for name in options.weights}
-    total: np.ndarray = np.sum(
-        [weight * power[name] * values[name] for name, weight in options.weights.items()], axis=0
+    total: np.ndarray = standard(
+        np.sum([weight * power[name] * values[name] for name, weight in options.weights.items()], axis=0)
     )
     if options.calibration == "zscore":
         modality = np.array([row["modality"] for row in rows])
@@ -314,7 +314,7 @@ def test_settings_that_do_not_fit_the_pool() -> None:
     shards = Tables([make_pool(50, 0)])
     for options, message in (
         ({"weights": {"fuse": 1.0}}, "nothing scores 'fuse' here; did you mean 'fused'"),
-        ({"weights": {"agreement": 1.0}}, "nothing scores 'agreement'"),
+        ({"weights": {"match": 1.0}}, "nothing scores 'match'"),
         ({"weights": {"fused": 0.0}}, "has a weight"),
         ({"quota_by": "pool", "quotas": {"c": 0.5}}, "no pool 'c'"),
     ):

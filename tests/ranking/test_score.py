@@ -39,7 +39,6 @@ def test_cosine_per_space_null_where_there_is_no_vector() -> None:
         emb_data__clip=vectors([[1.0, 0.0, 0.0], None, None]),
         emb_data__both__clap=vectors([None, None, [0.0, 0.0, 2.0]]),
         emb_annotation__text=vectors([[0.0, 0.0, 1.0]] * 3),
-        agreement=pa.array([0.5, None, -0.25], pa.float32()),
     )
     step = ScoreStep(
         [
@@ -49,7 +48,6 @@ def test_cosine_per_space_null_where_there_is_no_vector() -> None:
             Space.expert("both", torch.tensor([[0.0, 1.0, 1.0]]), "clap"),
         ],
         [1.0],
-        agreement=True,
     )
     found = frames.to_table(step(frames.from_table(table))).select([*step.provides, "error"]).to_pydict()
     assert found.pop("error") == [None] * 3
@@ -58,7 +56,6 @@ def test_cosine_per_space_null_where_there_is_no_vector() -> None:
         "cosine__annotation": [1.0, 1.0, 1.0],
         "cosine__clip": [1.0, None, None],
         "cosine__both__clap": [None, None, float(np.float32(0.5**0.5))],
-        "cosine__agreement": [0.5, None, -0.25],
     }
     assert found.keys() == expected.keys()
     for name, column in expected.items():
@@ -87,12 +84,6 @@ def test_rows_without_a_usable_vector_are_quarantined() -> None:
         "experts: EmbeddingError: no",
     ]
     assert found["cosine__fused"].to_pylist() == [1.0, None, None, None, None]
-
-
-def test_an_agreement_that_is_no_number_is_quarantined() -> None:
-    table = pool(2, emb_fused=vectors([[1.0, 0.0, 0.0]] * 2), agreement=pa.array([float("nan"), 0.5], pa.float32()))
-    found = frames.to_table(ScoreStep([Space.fused(QUERY)], [1.0], agreement=True)(frames.from_table(table)))
-    assert found["error"].to_pylist() == ["rank: EmbeddingError: the agreement is not finite", None]
 
 
 def test_a_column_without_any_vector_is_missing_everywhere() -> None:

@@ -1,10 +1,10 @@
-"""On topic and in agreement: the score, its words, and that no division into shards changes a bit of it."""
+"""On topic and the data's own: the score, its words, and that no division into shards changes a bit of it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -13,24 +13,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from nemo_mm_rank.ranking.agreement import FLOOR, Agreement
-from nemo_mm_rank.run.agreement import fit_agreement
+from scipy.stats import skew
 
 from nemo_mm_rank import curate, frames, rank
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.demo import words
+from nemo_mm_rank.matching.judge import FLOOR
 from nemo_mm_rank.ranking import rank as rank_shards
 from nemo_mm_rank.ranking.feedback import FeedbackStep, load_means, means_of, save_means
-from nemo_mm_rank.ranking.score import AGREES, Sides
+from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.curation import Result, explain
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.queries import QueryStep
 from nemo_mm_rank.run.state import State
+from nemo_mm_rank.schema import MATCH
 from tests.integration.runs import digests, settings
 
 SHARDS = (1, 7, 50)
-COLUMNS = ["cosine__annotation", "cosine__words", "feedback__words", "given__quality"]
+COLUMNS = ["cosine__annotation", "cosine__words", "feedback__words", "given__quality", MATCH]
+BROAD = {"skewness": (50, 60)}
+"""Every objective counts as broad."""
 
 
 @dataclass(frozen=True)
@@ -52,79 +55,32 @@ def split(table: pa.Table, parts: int) -> Tables:
 
 
 def make_pool(n: int, seed: int, wrong: float = 0.4, dim: int = 24) -> pa.Table:
-    """Pairs whose two sides lie near each other, but for the wrong ones; some columns are null for some."""
+    """Pairs that are on topic to a degree, the wrong ones of which have a low chance; some columns are null for some."""
     rng = np.random.default_rng(seed)
     clean = rng.random(n) >= wrong
-    annotation = rng.normal(size=(n, dim))
-    data = np.where(clean[:, None], annotation, rng.normal(size=(n, dim))) + 0.7 * rng.normal(size=(n, dim))
+    modality = rng.choice(["image", "audio", "video"], n, p=[0.6, 0.38, 0.02])
+    chance = np.where(clean, rng.uniform(0.9, 1.0, n), rng.uniform(0.0, 0.3, n))
     quality = np.where(rng.random(n) < 0.2, np.nan, rng.random(n))
     return pa.table(
         {
             "pair_id": [f"p{i:05d}" for i in rng.permutation(n)],
             "pool": ["demo"] * n,
-            "modality": rng.choice(["image", "audio", "video"], n, p=[0.6, 0.38, 0.02]),
-            "annotation": [f"text {i}" for i in rng.integers(0, n, n)],
+            "modality": modality,
             "error": pa.array(["x: Y: z" if bad else None for bad in rng.random(n) < 0.05], pa.string()),
             "clean": clean,
-            "emb_data__words": pa.array(data.tolist(), pa.list_(pa.float32())),
-            "emb_annotation__text": pa.array(annotation.tolist(), pa.list_(pa.float32())),
-            "cosine__words": pa.array(rng.normal(0.2, 0.1, n), pa.float32()),
-            "cosine__annotation": pa.array(rng.normal(0.3, 0.1, n), pa.float32()),
+            "emb_data__words": pa.array(rng.normal(size=(n, dim)).tolist(), pa.list_(pa.float32())),
+            "emb_annotation__text": pa.array(rng.normal(size=(n, dim)).tolist(), pa.list_(pa.float32())),
+            "cosine__words": pa.array(rng.gamma(3, 0.06, n), pa.float32()),
+            "cosine__annotation": pa.array(rng.normal(0.3, 0.05, n), pa.float32()),
             "feedback__words": pa.array(rng.normal(0.5, 0.1, n), pa.float32()),
             "given__quality": pa.array(quality, pa.float64(), from_pandas=True),
-            AGREES + "words": pa.array(
-                (data * annotation).sum(1) / np.linalg.norm(data, axis=1) / np.linalg.norm(annotation, axis=1),
-                pa.float32(),
-            ),
+            MATCH: pa.array(np.where(modality == "video", np.nan, chance), pa.float64(), from_pandas=True),
         }
     )
 
 
-WORDS = [Sides(AGREES + "words", "emb_data__words", "emb_annotation__text")]
-
-
-def test_what_judges_is_learnt_the_same_from_any_shards(tmp_path: Path) -> None:
-    table = make_pool(900, 0)
-    shuffled = table.take(pa.array(np.random.default_rng(1).permutation(900)))
-    found = [
-        fit_agreement(split(rows, parts), WORDS, 3, tmp_path / f"{parts}-{place}.json")
-        for place, rows in enumerate((table, shuffled))
-        for parts in SHARDS
-    ]
-    assert all(agreement == found[0] for agreement in found)
-    assert sorted(found[0].judges) == ["audio", "image"]  # of the films there are too few
-    # What is kept is what was found, and it is taken from there.
-    kept = tmp_path / "1-0.json"
-    assert Agreement.of_json(json.loads(kept.read_text())) == found[0]
-    assert fit_agreement(Tables([]), WORDS, 3, kept) == found[0]
-    live = table.filter(pa.compute.is_null(table["error"]))
-    of = {name: np.flatnonzero(np.array(live["modality"].to_pylist()) == name) for name in ("image", "audio", "video")}
-    chances = found[0].chances({AGREES + "words": live[AGREES + "words"].to_numpy()}, of, live.num_rows)
-    clean = live["clean"].to_numpy()
-    for name, judge in found[0].judges.items():
-        assert judge.wrong == pytest.approx((~clean[of[name]]).mean(), abs=0.08)
-    assert np.nanmean(chances[clean]) > 0.9
-    assert np.nanmean(chances[~clean]) < 0.2
-    assert np.isnan(chances).sum() == len(of["video"])
-
-
-def test_a_sentence_that_agrees_least_is_judged_in_place_of_its_annotation(tmp_path: Path) -> None:
-    table = make_pool(900, 0)
-    vectors = np.array(table["emb_annotation__text"].to_pylist(), dtype=np.float32)
-    other = np.random.default_rng(5).standard_normal(vectors.shape).astype(np.float32)
-    there = np.arange(len(vectors)) % 3 == 0
-    weakest = pa.array([row if own else None for row, own in zip(list(other), there, strict=True)])
-    place = table.column_names.index("emb_annotation__text")
-    instead = pa.array(list(np.where(there[:, None], other, vectors)))
-    sides = [replace(WORDS[0], weakest="emb_weakest__text")]
-    found = fit_agreement(Tables([table.append_column("emb_weakest__text", weakest)]), sides, 3, tmp_path / "a.json")
-    swapped = Tables([table.set_column(place, "emb_annotation__text", instead)])
-    assert found == fit_agreement(swapped, WORDS, 3, tmp_path / "b.json")
-    assert found != fit_agreement(Tables([table]), WORDS, 3, tmp_path / "c.json")
-
-
-def naive(rows: list[dict[str, Any]], agreement: Agreement, options: RankingSettings) -> np.ndarray:
-    """Return scores by the formula, row by row."""
+def naive(rows: list[dict[str, Any]], options: RankingSettings) -> tuple[np.ndarray, float]:
+    """Return scores by the formula, row by row, and the skewness of what they are on topic by."""
 
     def column(name: str) -> np.ndarray:
         return np.array([np.nan if row[name] is None else row[name] for row in rows], dtype=np.float64)
@@ -133,77 +89,105 @@ def naive(rows: list[dict[str, Any]], agreement: Agreement, options: RankingSett
         standardised: np.ndarray = np.nan_to_num((values - np.nanmean(values)) / np.nanstd(values))
         return standardised
 
-    near = column("cosine__words") + options.feedback_weight * column("feedback__words")
-    spreads = {"annotation": np.std(column("cosine__annotation")), "experts": np.std(near)}
-    weights = {
-        name: w * (spreads[name] / max(spreads.values())) ** options.spread
-        for name, w in (("annotation", 1.0), ("experts", 2.0))
-    }
-    weights["quality"] = options.weights["quality"]
-    total: np.ndarray = weights["annotation"] * standard(column("cosine__annotation")) + weights["experts"] * standard(
-        near
-    )
-    total += weights["quality"] * standard(column("given__quality"))
-    chances = np.full(len(rows), np.nan)
-    for place, row in enumerate(rows):
-        if judge := agreement.judges.get(row["modality"]):
-            chances[place] = judge({AGREES + "words": np.array([row[AGREES + "words"]])})[0]
-    for name, values in (("agreement", chances), ("quality", np.maximum(column("given__quality"), FLOOR))):
-        logs = np.log(values)
-        cost = options.conditions[name] * sum(map(abs, weights.values()))
-        total += cost * np.where(np.isnan(logs), np.nanmean(logs), logs)
-    return total
+    plain = {"annotation": column("cosine__annotation"), "experts": column("cosine__words")}
+    widest = max(map(np.std, plain.values()))
+    power = {name: (np.std(values) / widest) ** options.spread for name, values in plain.items()}
+    plain["quality"] = column("given__quality")
+    topic = standard(sum(w * power.get(name, 1) * standard(plain[name]) for name, w in options.weights.items()))
+    skewness = float(skew(topic))
+    if options.broad is not None:
+        low, high = options.broad.skewness
+        breadth = min(1.0, max(0.0, (high - skewness) / (high - low)))
+        near = {**plain, "experts": plain["experts"] + options.broad.feedback_weight * column("feedback__words")}
+        broad = standard(sum(w * standard(near[name]) for name, w in options.broad.weights.items() if name in near))
+        topic = (1 - breadth) * topic + breadth * broad
+    for name, values in (("match", column(MATCH)), ("quality", column("given__quality"))):
+        logs = np.log(np.maximum(values, FLOOR))
+        topic = topic + options.conditions[name] * np.where(np.isnan(logs), np.nanmean(logs), logs)
+    return topic, skewness
 
 
-def test_the_score_is_the_formula_and_shards_change_no_bit(tmp_path: Path) -> None:
+WEIGHTS = {"annotation": 1.0, "experts": 2.0, "quality": 0.5}
+
+
+@pytest.mark.parametrize(
+    "broad",
+    [
+        None,
+        {"weights": {"annotation": 0.5, "experts": 1.0, "quality": 0.2}, "skewness": (-5, 5), "feedback_weight": 0.7},
+        {"skewness": (0.2, 2.5)},
+    ],
+)
+def test_the_score_is_the_formula_and_shards_change_no_bit(broad: Any) -> None:
     table = make_pool(900, 2)
-    agreement = fit_agreement(Tables([table]), WORDS, 0, tmp_path / "judges.json")
-    options = RankingSettings(
-        weights={"annotation": 1.0, "experts": 2.0, "quality": 0.5},
-        conditions={"agreement": 1.5, "quality": 0.7},
-        spread=1.0,
-    )
-    whole = rank_shards(Tables([table]), COLUMNS, options, Budget(fraction=1.0), agreement)
+    conditions = {"match": 1.5, "quality": 0.7}
+    options = RankingSettings.model_validate({"weights": WEIGHTS, "conditions": conditions, "broad": broad})
+    whole = rank_shards(Tables([table]), COLUMNS, options, Budget(fraction=1.0))
     rows = [row for row in table.to_pylist() if row["error"] is None]
-    exact = dict(zip((row["pair_id"] for row in rows), naive(rows, agreement, options), strict=True))
+    found, skewness = naive(rows, options)
+    exact = dict(zip((row["pair_id"] for row in rows), found, strict=True))
     scores = dict(zip(whole.chosen["pair_id"].to_pylist(), whole.chosen["score"].to_pylist(), strict=True))
     assert scores.keys() == exact.keys()
-    np.testing.assert_allclose([scores[name] for name in exact], list(exact.values()), atol=1e-4)
+    # How broad it is, is read from a histogram of the scores.
+    np.testing.assert_allclose([scores[name] for name in exact], list(exact.values()), atol=1e-4 if not broad else 2e-3)
     assert whole.chosen["score"].to_pylist() == sorted(scores.values(), reverse=True)
+    topic = whole.summary["topic"]
+    if broad:
+        assert topic["skewness"] == pytest.approx(skewness, abs=1e-2)
+        assert 0 < topic["breadth"] < 1
+    else:
+        assert (topic["breadth"], topic["skewness"]) == (0, None)
     shuffled = table.take(pa.array(np.random.default_rng(1).permutation(900)))
     for shards in (*(split(table, parts) for parts in SHARDS), split(shuffled, 7)):
-        other = rank_shards(shards, COLUMNS, options, Budget(fraction=1.0), agreement)
+        other = rank_shards(shards, COLUMNS, options, Budget(fraction=1.0))
         assert other.chosen.equals(whole.chosen)
         assert other.summary == whole.summary
-    best = rank_shards(split(table, 7), COLUMNS, options, Budget(count=40), agreement)
+    best = rank_shards(split(table, 7), COLUMNS, options, Budget(count=40))
     assert best.chosen["pair_id"].to_pylist() == whole.chosen["pair_id"].to_pylist()[:40]
     known = sum(row["modality"] != "video" for row in rows)
     assert whole.summary["conditions"] == {
-        "agreement": {"strength": 1.5, "known": known},
+        "match": {"strength": 1.5, "known": known},
         "quality": {"strength": 0.7, "known": sum(row["given__quality"] is not None for row in rows)},
     }
     for row in best.chosen.to_pylist():
-        of = "not known" if row["modality"] == "video" else f"{row['chance_agreement']:.0%}".replace("%", " %")
-        assert f"; agreement {of}; quality " in row["reason"]
+        of = "not known" if row["modality"] == "video" else f"{row['chance_match']:.0%}".replace("%", " %")
+        assert f"; match {of}; quality " in row["reason"]
 
 
-def test_agreement_keeps_wrong_pairs_out_and_is_off_where_it_is_to_be(tmp_path: Path) -> None:
+def test_what_a_score_is_made_of_adds_up_to_it() -> None:
+    table = make_pool(400, 3)
+    for broad in (None, {"skewness": (-5, 5)}):
+        options = RankingSettings.model_validate({"weights": WEIGHTS, "broad": broad, "conditions": {}})
+        scoring = Scoring.fit(Tables([table]), COLUMNS, options)
+        live = table.filter(pa.compute.is_null(table["error"]))
+        columns = scoring.columns(live)
+        parts = scoring.topic.contributions(*columns)
+        assert parts.keys() == {"annotation", "experts", "quality"}
+        total = sum(parts.values())
+        np.testing.assert_allclose(total - total.mean(), scoring.scores(live, {}), atol=1e-4)
+        assert scoring.topic.weight("quality") > 0
+        assert scoring.topic.weight("fused") == 0
+
+
+def test_match_keeps_wrong_pairs_out_and_is_off_where_it_is_to_be() -> None:
     table = make_pool(900, 4)
-    agreement = fit_agreement(Tables([table]), WORDS, 0, tmp_path / "judges.json")
     truth = dict(zip(table["pair_id"].to_pylist(), table["clean"].to_pylist(), strict=True))
 
-    def clean(options: RankingSettings, judges: Agreement | None) -> float:
-        found = rank_shards(Tables([table]), COLUMNS[:3], options, Budget(count=90), judges)
-        assert ("chance_agreement" in found.chosen.column_names) == bool(
-            judges and judges.judges and options.conditions
-        )
+    def clean(options: RankingSettings, columns: list[str]) -> float:
+        found = rank_shards(Tables([table]), columns, options, Budget(count=90))
+        assert ("chance_match" in found.chosen.column_names) == bool(MATCH in columns and options.conditions)
+        assert found.columns == columns
         return float(np.mean([truth[name] for name in found.chosen["pair_id"].to_pylist()]))
 
     default, off = RankingSettings(weights={"experts": 1.0}), RankingSettings(weights={"experts": 1.0}, conditions={})
-    assert clean(default, agreement) > 0.95
-    assert clean(off, agreement) < 0.75
-    assert clean(default, None) == clean(off, None) == clean(off, agreement)
-    assert clean(default, Agreement({})) == clean(off, None)
+    without, there = COLUMNS[:2], [*COLUMNS[:2], MATCH]
+    assert clean(default, there) > 0.95
+    assert clean(off, there) < 0.75
+    assert clean(default, without) == clean(off, without) == clean(off, there)
+    # Where nothing can be told all chances are 1, and nothing changes.
+    place = table.column_names.index(MATCH)
+    table = table.set_column(place, MATCH, pa.array(np.ones(900)))
+    assert clean(default, there) == clean(off, without)
 
 
 def test_means_of_the_best(tmp_path: Path) -> None:
@@ -223,7 +207,7 @@ def test_means_of_the_best(tmp_path: Path) -> None:
     again = load_means(tmp_path / "means.safetensors")
     assert {name: mean.tolist() for name, mean in again.items()} == {k: v.tolist() for k, v in means.items()}
     step = FeedbackStep(spaces, again)
-    done = step(frames.from_table(shards.read(0, list(step.requires))))
+    done = step(frames.from_table(shards.read(0)))
     found = frames.array(done, "feedback__words").to_pylist()
     assert found[3] is None
     cosine = np.dot(vectors[5], expected) / np.linalg.norm(vectors[5])
@@ -262,8 +246,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Resul
 
 def test_a_run_is_the_same_from_any_shards(run: tuple[dict[str, Any], Result]) -> None:
     config, result = run
-    assert result.manifest["ranking"]["conditions"]["agreement"]["known"] == 120
-    assert result.blend["chance_agreement"].between(FLOOR, 1).all()
+    assert result.manifest["ranking"]["conditions"]["match"]["known"] == 120
+    assert result.blend["chance_match"].between(FLOOR, 1).all()
+    assert sorted(result.manifest["matching"]) == ["code", "text"]
     for parts in SHARDS[1:]:
         other = {**config, "output": config["output"][:-1] + str(parts), "shards": parts}
         assert digests(curate(config=other, progress=False).folder) == digests(result.folder)
@@ -271,33 +256,61 @@ def test_a_run_is_the_same_from_any_shards(run: tuple[dict[str, Any], Result]) -
 
 def test_a_new_pair_is_scored_as_the_run_scores_its_own(run: tuple[dict[str, Any], Result]) -> None:
     config, result = run
-    rank(result.folder, config["queries"])
+    broad = rank(result.folder, config["queries"], ranking={"broad": BROAD})
     finished = FinishedRun.load(result.folder)
     folder = RunFolder.at(result.folder)
     table = State.load(folder).open(folder).read(0)
     step = QueryStep(finished.config, finished.models, finished.scoring)
+    assert finished.scoring.topic.breadth == 1
     assert list(finished.scoring.feedback) == ["cosine__annotation", "cosine__fused", "cosine__words"]
     done = step(frames.from_table(table.slice(30, 25)))
     scores = dict(zip(frames.strings(done, "pair_id"), done["score"].tolist(), strict=True))
-    blend = result.blend.set_index("pair_id")["score"]
+    blend = broad.blend.set_index("pair_id")["score"]
     assert scores == {name: blend[str(name)] for name in scores}
     assert list(step.meta(frames.from_table(table.slice(0, 0))).columns) == list(done.columns)
     plain = QueryStep(finished.config, finished.models)
-    fewer = plain(frames.from_table(table.slice(30, 25)))
-    assert [name for name in fewer.columns if name.startswith(AGREES)] == []
+    assert MATCH not in plain.requires
+    fewer = plain(frames.from_table(table.drop_columns([MATCH]).slice(30, 25)))
+    assert "score" not in fewer.columns
+
+
+def test_feedback_is_made_for_broad_objectives_only(run: tuple[dict[str, Any], Result]) -> None:
+    config, result = run
+    made = result.folder / "steps"
+
+    def done(**ranking: Any) -> list[int]:
+        rank(result.folder, config["queries"], ranking=ranking)
+        return [file.stat().st_ino for file in sorted(made.glob("feedback-*/*.parquet"))]
+
+    first = done(broad=BROAD)
+    assert len(first) == 1
+    assert done(broad=BROAD) == first
+    assert done(broad=BROAD, conditions={}) != first  # other pairs are the best
+    assert len(done(broad={**BROAD, "feedback": 3})) == 1
+    for ranking in (
+        {"broad": "off"},
+        {"broad": {**BROAD, "feedback": 0}},
+        {"broad": {**BROAD, "feedback_weight": 0}},
+        {"broad": {"skewness": (-60, -50)}},
+        {"weights": {"annotation": 1.0}},
+    ):
+        assert done(**ranking) == []
+    assert len(done(weights={"annotation": 1.0}, broad=BROAD)) == 1
 
 
 def test_a_run_explains_both(run: tuple[dict[str, Any], Result]) -> None:
     config, result = run
-    rank(result.folder, config["queries"])
-    first = result.blend.iloc[0]
+    first = rank(result.folder, config["queries"], ranking={"broad": BROAD}).blend.iloc[0]
     told = explain(result.folder, first["pair_id"])
-    chance = f"{first['chance_agreement']:.0%}".replace("%", " %")
-    assert f"; agreement {chance}" in told
-    assert f"  agreement    {chance} likely x weight" in told
+    chance = f"{first['chance_match']:.0%}".replace("%", " %")
+    assert f"; match {chance}" in told
+    assert f"  match        {chance} likely x weight 2 of its logarithm" in told
+    assert "  the annotation as a whole is the data's own: " in told
+    assert "  none of its sentences is another pair's: " in told
+    assert "  the objective asks for much of the pool: closeness to the best pairs counts, to 100 %" in told
     assert "with the best pairs (pool" in told
-    assert "  cosine of data and annotation, fused: " in told
-    rank(result.folder, config["queries"], ranking={"conditions": {}, "feedback": 0})
+    rank(result.folder, config["queries"], ranking={"conditions": {}, "broad": "off"})
     plain = explain(result.folder, first["pair_id"])
-    assert "agreement" not in plain
+    assert "match" not in plain
+    assert "own" not in plain
     assert "best pairs" not in plain

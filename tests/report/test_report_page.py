@@ -285,12 +285,12 @@ def test_the_objective_is_the_title(html: str) -> None:
     assert f'<h1 dir="auto">{QUERY} + a calm sea &lt;/script&gt;&lt;script&gt;window.hacked = 1' in html
 
 
-def test_the_sentence_that_agrees_least_is_told(run: Path, data: dict[str, Any]) -> None:
+def test_the_least_likely_sentence_is_told(run: Path, data: dict[str, Any]) -> None:
     folder = RunFolder(run)
     shards = State.load(folder).open(folder)
     table = pa.concat_tables(shards.read(part, ["weakest_sentence"]) for part in range(shards.count))
     expected = {" ".join(text.split()) for text in table["weakest_sentence"].to_pylist() if text}
-    told = [dict(detail.get("facts", [])).get("agrees least") for detail in data["details"].values()]
+    told = [dict(detail.get("facts", [])).get("least likely sentence") for detail in data["details"].values()]
     found = {text for text in told if text}
     assert found
     assert found <= expected
