@@ -22,6 +22,7 @@ from nemo_mm_rank.matching.judge import FLOOR
 from nemo_mm_rank.ranking import rank as rank_shards
 from nemo_mm_rank.ranking.feedback import FeedbackStep, load_means, means_of, save_means
 from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.ranking.topic import TELLS
 from nemo_mm_rank.run.curation import Result, explain
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.run.folder import RunFolder
@@ -61,6 +62,7 @@ def make_pool(n: int, seed: int, wrong: float = 0.4, dim: int = 24) -> pa.Table:
     modality = rng.choice(["image", "audio", "video"], n, p=[0.6, 0.38, 0.02])
     chance = np.where(clean, rng.uniform(0.9, 1.0, n), rng.uniform(0.0, 0.3, n))
     quality = np.where(rng.random(n) < 0.2, np.nan, rng.random(n))
+    about = rng.normal(0, 0.035, n)  # the sides of a pair go together, to a correlation of about .2
     return pa.table(
         {
             "pair_id": [f"p{i:05d}" for i in rng.permutation(n)],
@@ -70,8 +72,8 @@ def make_pool(n: int, seed: int, wrong: float = 0.4, dim: int = 24) -> pa.Table:
             "clean": clean,
             "emb_data__words": pa.array(rng.normal(size=(n, dim)).tolist(), pa.list_(pa.float32())),
             "emb_annotation__text": pa.array(rng.normal(size=(n, dim)).tolist(), pa.list_(pa.float32())),
-            "cosine__words": pa.array(rng.gamma(3, 0.06, n), pa.float32()),
-            "cosine__annotation": pa.array(rng.normal(0.3, 0.05, n), pa.float32()),
+            "cosine__words": pa.array(about + rng.gamma(3, 0.06, n), pa.float32()),
+            "cosine__annotation": pa.array(about + rng.normal(0.3, 0.05, n), pa.float32()),
             "feedback__words": pa.array(rng.normal(0.5, 0.1, n), pa.float32()),
             "given__quality": pa.array(quality, pa.float64(), from_pandas=True),
             MATCH: pa.array(np.where(modality == "video", np.nan, chance), pa.float64(), from_pandas=True),
@@ -92,6 +94,12 @@ def naive(rows: list[dict[str, Any]], options: RankingSettings) -> tuple[np.ndar
     plain = {"annotation": column("cosine__annotation"), "experts": column("cosine__words")}
     widest = max(map(np.std, plain.values()))
     power = {name: (np.std(values) / widest) ** options.spread for name, values in plain.items()}
+    tells = 1.0
+    if options.broad is not None:
+        tells = float(
+            np.clip((np.corrcoef(plain["experts"], plain["annotation"])[0, 1] - TELLS[0]) / (TELLS[1] - TELLS[0]), 0, 1)
+        )
+        power["experts"] *= tells
     plain["quality"] = column("given__quality")
     topic = standard(sum(w * power.get(name, 1) * standard(plain[name]) for name, w in options.weights.items()))
     skewness = float(skew(topic))
@@ -99,7 +107,8 @@ def naive(rows: list[dict[str, Any]], options: RankingSettings) -> tuple[np.ndar
         low, high = options.broad.skewness
         breadth = min(1.0, max(0.0, (high - skewness) / (high - low)))
         near = {**plain, "experts": plain["experts"] + options.broad.feedback_weight * column("feedback__words")}
-        broad = standard(sum(w * standard(near[name]) for name, w in options.broad.weights.items() if name in near))
+        weights = {name: w * (tells if name == "experts" else 1) for name, w in options.broad.weights.items()}
+        broad = standard(sum(w * standard(near[name]) for name, w in weights.items() if name in near))
         topic = (1 - breadth) * topic + breadth * broad
     for name, values in (("match", column(MATCH)), ("quality", column("given__quality"))):
         logs = np.log(np.maximum(values, FLOOR))
@@ -207,7 +216,7 @@ def test_means_of_the_best(tmp_path: Path) -> None:
     again = load_means(tmp_path / "means.safetensors")
     assert {name: mean.tolist() for name, mean in again.items()} == {k: v.tolist() for k, v in means.items()}
     step = FeedbackStep(spaces, again)
-    done = step(frames.from_table(shards.read(0)))
+    done = step(frames.from_table(shards.read(0).drop_columns(["feedback__words"])))
     found = frames.array(done, "feedback__words").to_pylist()
     assert found[3] is None
     cosine = np.dot(vectors[5], expected) / np.linalg.norm(vectors[5])
