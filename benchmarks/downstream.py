@@ -164,20 +164,20 @@ def measure(
         swapped = list(made.annotations)
         for row, other in zip(scenes, exchanged(scenes, modality, random), strict=True):
             swapped[row] = made.annotations[other]
-        misread = told_of_others(made, validation, exchanged(validation, modality, random))
+        mixed = exchanged(validation, modality, random)
         if isinstance(made, Words):
             assert isinstance(settings, LMSettings)
-            assert isinstance(misread, Words)
+            ways = (made, told_of_others(made, validation, mixed))
             if not seed:
-                asis = language_model((made, misread), made.annotations, scenes[:0], validation, settings, seed)
+                asis = language_model(ways, made.annotations, scenes[:0], validation, settings, seed)
                 print("As it comes: {:.2f}, told of others' data {:.2f}.".format(*asis))
-            own, others = language_model((made, misread), made.annotations, scenes, validation, settings, seed)
+            own, others = language_model(ways, made.annotations, scenes, validation, settings, seed)
             note(seed, CLEAN, own)
             note(seed, "the same, told of others' data", others)
             note(seed, SWAPPED, *language_model((made,), swapped, scenes, validation, settings, seed))
             continue
         assert isinstance(settings, SmallSettings)
-        assert isinstance(misread, Features)
+        misread = told_of_others(made, validation, mixed)
         own, others = judged_twice(made, misread, scenes, validation, settings, seed)
         note(seed, CLEAN, own)
         note(seed, "the same, judged by others' features", others)

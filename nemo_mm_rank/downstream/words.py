@@ -150,10 +150,11 @@ class WordsStep(Step):
                 lacking = EmbeddingError(f"nobody puts {silent[0]} in words")
                 errors.update(dict.fromkeys(positions, lacking))
                 continue
-            decoded = iter_class(rows, modality, positions, opener, self.media.threads)
+            decoded = map(_parts, iter_class(rows, modality, positions, opener, self.media.threads))
             chunks = in_chunks(zip(positions, decoded, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES)
             for chunk_rows, chunk in chunks:
-                said = [self._said(items, kind) for items, kind in zip(_columns(chunk), kinds, strict=True)]
+                columns = zip(*chunk, strict=True)  # the first part of every row, the second, and so on
+                said = [self._said(items, kind) for items, kind in zip(columns, kinds, strict=True)]
                 for place, row in enumerate(chunk_rows):
                     wrong = [part.errors[place] for part in said if place in part.errors]
                     if wrong:
@@ -169,6 +170,6 @@ class WordsStep(Step):
         return told(describer.describe(items, kind), describer.name, len(items))
 
 
-def _columns(chunk: Sequence[Item | Items]) -> list[tuple[Item, ...]]:
-    """Return the first part of every row, the second of every row, and so on."""
-    return list(zip(*(items if isinstance(items, tuple) else (items,) for items in chunk), strict=True))
+def _parts(item: Item | Items | PairError) -> Items | PairError:
+    """Return data of one part as of several."""
+    return item if isinstance(item, tuple | PairError) else (item,)
