@@ -11,30 +11,42 @@ from pathlib import Path
 
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.downstream.corpus import Features, make_features
+from nemo_mm_rank.downstream.lm import train_lm
 from nemo_mm_rank.downstream.perplexity import Perplexity
-from nemo_mm_rank.downstream.settings import DownstreamSettings, OffSettings, SmallSettings, VLMSettings
+from nemo_mm_rank.downstream.settings import (
+    DownstreamSettings,
+    LMSettings,
+    OffSettings,
+    SmallSettings,
+    TrainedSettings,
+    VLMSettings,
+)
 from nemo_mm_rank.downstream.small import train_small
 from nemo_mm_rank.downstream.vlm.job import Job, Pairs, read_pairs
 from nemo_mm_rank.downstream.vlm.launch import perform
+from nemo_mm_rank.downstream.words import Words, make_words
 from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.store import Shards
 
 __all__ = [
     "DownstreamSettings",
     "Features",
+    "LMSettings",
     "OffSettings",
     "Pairs",
     "Perplexity",
     "SmallSettings",
+    "TrainedSettings",
     "VLMSettings",
+    "Words",
     "features",
     "train",
 ]
 
 
 def features(
-    parts: Mapping[str, Shards], settings: SmallSettings | VLMSettings, config: Config, folder: Path, engine: Engine
-) -> Features | Pairs:
+    parts: Mapping[str, Shards], settings: TrainedSettings, config: Config, folder: Path, engine: Engine
+) -> Features | Pairs | Words:
     """Return what models are trained on and judged by: made once, shared by all strategies and seeds.
 
     Args:
@@ -47,15 +59,17 @@ def features(
     """
     if isinstance(settings, VLMSettings):
         return read_pairs(parts, config.media)
+    if isinstance(settings, LMSettings):
+        return make_words(parts, settings, config, folder, engine)
     return make_features(parts, settings, config, folder, engine)
 
 
 def train(
-    features: Features | Pairs,
+    features: Features | Pairs | Words,
     annotations: Sequence[str | None],
     blend_rows: Sequence[int],
     validation_rows: Sequence[int],
-    settings: SmallSettings | VLMSettings,
+    settings: TrainedSettings,
     seed: int,
 ) -> Perplexity:
     """Train the model on some rows and judge it on others.
@@ -73,6 +87,8 @@ def train(
     """
     if isinstance(features, Pairs) and isinstance(settings, VLMSettings):
         return perform(Job.of(features, annotations, blend_rows, validation_rows, settings, seed))
+    if isinstance(features, Words) and isinstance(settings, LMSettings):
+        return train_lm(features, annotations, blend_rows, validation_rows, settings, seed)
     if not isinstance(features, Features) or not isinstance(settings, SmallSettings):
         raise TypeError("the features of one kind of model, and the settings of another")
     return train_small(features, annotations, blend_rows, validation_rows, settings, seed)

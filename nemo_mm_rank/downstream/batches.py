@@ -11,23 +11,24 @@ from nemo_mm_rank.downstream.vocabulary import Tokens
 from nemo_mm_rank.projection.train import balanced_batches
 
 
-def training_batches(
-    tokens: Tokens, modality: torch.Tensor, rows: torch.Tensor, size: int, prefix: int, generator: torch.Generator
-) -> Iterator[Batch]:
-    """Yield batches of ``size`` annotation tokens each, for ever, all ``rows`` over and over.
+def training_rows(
+    lengths: torch.Tensor, modality: torch.Tensor, rows: torch.Tensor, size: int, generator: torch.Generator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield rows that have ``size`` annotation tokens together, for ever, all ``rows`` over and over.
 
     Rows come shuffled, modalities evenly mixed. The last row of a batch is asked for only as many tokens as are
     missing, so that every strategy learns from the same number of tokens at every step.
 
     Args:
-        tokens: of the whole pool.
+        lengths: ``(n,)`` int64, tokens of each annotation of the whole pool.
         modality: ``(n,)`` int64 codes of the whole pool.
         rows: ``(k,)`` int64, which of them to learn from; at least one.
         size: annotation tokens of a batch.
-        prefix: tokens before each annotation.
         generator: CPU.
+
+    Yields:
+        ``(b,)`` int64 rows, and how many of its first tokens each is asked for.
     """
-    lengths = tokens.lengths
     passes = balanced_batches(modality, rows, len(rows), generator)
     waiting = torch.empty(0, dtype=torch.int64)
     while True:
@@ -38,16 +39,29 @@ def training_batches(
         chosen, waiting = waiting[:taken], waiting[taken:]
         wanted = lengths[chosen].clone()
         wanted[-1] -= total[taken - 1] - size
+        yield chosen, wanted
+
+
+def alike(lengths: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """Return the places of ``lengths`` in groups of about ``size`` together, those of like length in one."""
+    ordered = lengths.argsort(stable=True)
+    group = (lengths[ordered].cumsum(0) - 1) // size
+    return torch.split(ordered, torch.unique_consecutive(group, return_counts=True)[1].tolist())
+
+
+def training_batches(
+    tokens: Tokens, modality: torch.Tensor, rows: torch.Tensor, size: int, prefix: int, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Yield the batches of `training_rows`, laid out after ``prefix`` tokens each."""
+    for chosen, wanted in training_rows(tokens.lengths, modality, rows, size, generator):
         yield lay_out(tokens, chosen, wanted, prefix)
 
 
 def all_rows(tokens: Tokens, rows: torch.Tensor, size: int, prefix: int) -> Iterator[Batch]:
     """Yield every one of ``rows`` once, whole, in batches of about ``size`` tokens, those of like length together."""
-    lengths = tokens.lengths
-    ordered = rows[lengths[rows].argsort(stable=True)]
-    batch = (lengths[ordered].cumsum(0) - 1) // size
-    for chosen in torch.split(ordered, torch.unique_consecutive(batch, return_counts=True)[1].tolist()):
-        yield lay_out(tokens, chosen, lengths[chosen], prefix)
+    lengths = tokens.lengths[rows]
+    for own in alike(lengths, size):
+        yield lay_out(tokens, rows[own], lengths[own], prefix)
 
 
 def lay_out(tokens: Tokens, rows: torch.Tensor, wanted: torch.Tensor, prefix: int) -> Batch:

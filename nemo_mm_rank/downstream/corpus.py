@@ -11,7 +11,7 @@ import torch
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ExpertSpec, ModelSpec
 from nemo_mm_rank.downstream.frozen import frozen_encoders
-from nemo_mm_rank.downstream.rows import Rows, read_rows
+from nemo_mm_rank.downstream.rows import Rows, read_rows, through
 from nemo_mm_rank.downstream.settings import SmallSettings
 from nemo_mm_rank.downstream.vocabulary import Vocabulary
 from nemo_mm_rank.experts.expert import sources
@@ -19,7 +19,7 @@ from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.run.engine import Engine
-from nemo_mm_rank.run.store import Shards, Stage, digest
+from nemo_mm_rank.run.store import Shards
 from nemo_mm_rank.schema import MODALITY, Modality
 
 _FITTED = 20_000  # rows of the pool at most that say what is common in it
@@ -62,19 +62,12 @@ def make_features(
         ConfigError: an encoder that ranks as well.
     """
     step, names = feature_step(settings, config)
-    identity = digest(step.identity())
     modality: list[str] = []
     found: dict[str, list[Vectors]] = {name: [] for name in names}
-    for part, shards in parts.items():
-        stage = Stage(step, shards, folder / f"{part}-{identity[:12]}", identity, engine.backend, engine.device)
-        for _ in engine.map(stage, [number for number in range(shards.count) if not stage.done(number)]):
-            pass
-        embedded = shards.then(stage.folder)
-        for number in range(shards.count):
-            frame = frames.from_table(embedded.read(number, [MODALITY, *names]))
-            modality += [str(value) for value in frames.strings(frame, MODALITY)]
-            for name in names:
-                found[name].append(frames.vectors(frame, name))
+    for frame in through(step, parts, folder, engine, [MODALITY, *names]):
+        modality += [str(value) for value in frames.strings(frame, MODALITY)]
+        for name in names:
+            found[name].append(frames.vectors(frame, name))
     rows = read_rows(parts, config.media)
     pool = len(next(iter(rows.parts.values())))
     columns = [principal(_stacked(column), pool, settings.components) for column in found.values()]

@@ -1,4 +1,4 @@
-"""Which encoders make the features that the small model is told of the data: never one that ranks."""
+"""Which models tell of the data what the trained model is told: never one that ranks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.schema import Modality
 
 Encoders = dict[Modality, ModelSpec]
+"""Models by what they take."""
 
 
 def _set(text: str, image: str, video: str, audio: str) -> Encoders:
@@ -30,6 +31,12 @@ SETS: dict[str, Encoders] = {
     "signals": _set(f"{_HERE}:LetterPairs", f"{_HERE}:Thumbnails", f"{_HERE}:Thumbnails", f"{_HERE}:Spectrograms"),
 }
 """Built-in sets, the better first. Neither has learnt anything from anybody, and both need no download."""
+
+PLAIN: Encoders = {
+    modality: ModelSpec.model_validate({"class": "plain-words"})
+    for modality in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
+}
+"""Who puts media in words where nobody is named."""
 
 
 def frozen_encoders(wanted: str | Mapping[Modality, ModelSpec], config: Config) -> Encoders:
@@ -57,6 +64,26 @@ def frozen_encoders(wanted: str | Mapping[Modality, ModelSpec], config: Config) 
             f"{model!r}: a strategy must not grade itself; {' or '.join(map(repr, free))} would do"
         )
     return encoders
+
+
+def frozen_describers(wanted: str | Mapping[Modality, ModelSpec], config: Config) -> Encoders:
+    """Return who puts media in words, none of them of the models that rank by ``config``; see `frozen_encoders`.
+
+    Args:
+        wanted: describers by modality, or ``auto`` for `PlainWords`.
+        config: of the ranking.
+
+    Raises:
+        ConfigError: naming the model that ranks as well.
+    """
+    describers = PLAIN if isinstance(wanted, str) else dict(wanted)
+    if shared := _shared(describers, {model: config.models[model] for model in _ranking(config)}):
+        modality, model = shared
+        raise ConfigError(
+            f"downstream.describers: {modality} would be put in words by {describers[modality].class_!r}, which ranks "
+            f"as {model!r}: a strategy must not grade itself; name another"
+        )
+    return describers
 
 
 def _ranking(config: Config) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.rows import annotation_texts
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.run.engine import Engine
+from nemo_mm_rank.run.store import Shards, Stage, digest
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, PAIR_ID
+from nemo_mm_rank.steps import Step
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,28 @@ class Rows:
             places[part] = {pair_id: start + row for row, pair_id in enumerate(pair_ids)}
             start += len(pair_ids)
         return places
+
+
+def through(
+    step: Step, parts: Mapping[str, Shards], folder: Path, engine: Engine, columns: Sequence[str]
+) -> Iterator[Frame]:
+    """Yield ``columns`` of all ``parts`` with what a step adds to them, shard by shard; what is there is taken.
+
+    Args:
+        step: of which an earlier run may have left the results.
+        parts: name -> shards.
+        folder: where the results are kept.
+        engine: where the work is done.
+        columns: the step's, or the parts' own.
+    """
+    identity = digest(step.identity())
+    for part, shards in parts.items():
+        stage = Stage(step, shards, folder / f"{part}-{identity[:12]}", identity, engine.backend, engine.device)
+        for _ in engine.map(stage, [number for number in range(shards.count) if not stage.done(number)]):
+            pass
+        made = shards.then(stage.folder)
+        for number in range(shards.count):
+            yield frames.from_table(made.read(number, columns))
 
 
 def read_rows(parts: Mapping[str, Shards], media: MediaSettings) -> Rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -45,33 +45,73 @@ class SmallSettings(Settings):
         return self
 
 
-class VLMSettings(Settings):
-    """LoRA fine-tuning of a multimodal language model that reads the data and is asked for the annotation."""
+class AdapterSettings(Settings):
+    """What every model that is fine-tuned by a LoRA adapter is told."""
 
-    kind: Literal["vlm"] = "vlm"
-    model: str = Field(description="a local folder, or a name on the Hugging Face hub")
     revision: str | None = Field(None, description="commit on the hub; needed for a model from there")
     dtype: str | None = Field(None, description="of the frozen weights; default: float32 on a CPU, else bfloat16")
-    prompt: str = Field("Write the annotation of this {modality}.", min_length=1, description="follows the data")
-    steps: int = Field(750, ge=1)
-    evaluations: int = Field(3, ge=1, description="times that the validation set is judged, the last at the end")
-    pairs: int = Field(16, ge=1, description="of a step, over all processes")
-    longest: int = Field(512, ge=2, description="tokens that an annotation is cut to, its end included")
-    longest_data: int = Field(8192, ge=16, description="characters that texts and code are cut to")
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.05, ge=0, lt=1)
     learning_rate: float = Field(1e-4, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
     weight_decay: float = Field(0.0, ge=0)
-    checkpointing: bool = Field(False, description="compute activations twice: less memory, more time")
-    processes: int | None = Field(None, ge=1, description="by accelerate launch; default: one for each GPU")
+    longest_data: int = Field(8192, ge=16, description="characters that texts and code are cut to")
     device: str | None = Field(None, description="cpu to leave GPUs alone; default: GPUs where there are any")
 
+    @property
+    def weights(self) -> str:
+        """The folder or the name on the hub."""
+        raise NotImplementedError
+
     @model_validator(mode="after")
-    def _is_pinned(self) -> VLMSettings:
-        if self.revision is None and not Path(self.model).is_dir():
-            raise ValueError(f"{self.model} is no folder, and a model of the hub needs a revision: a commit")
+    def _is_pinned(self) -> Self:
+        if self.revision is None and not Path(self.weights).is_dir():
+            raise ValueError(f"{self.weights} is no folder, and a model of the hub needs a revision: a commit")
         return self
+
+
+class VLMSettings(AdapterSettings):
+    """LoRA fine-tuning of a multimodal language model that reads the data and is asked for the annotation."""
+
+    kind: Literal["vlm"] = "vlm"
+    model: str = Field(description="a local folder, or a name on the Hugging Face hub")
+    prompt: str = Field("Write the annotation of this {modality}.", min_length=1, description="follows the data")
+    steps: int = Field(750, ge=1)
+    evaluations: int = Field(3, ge=1, description="times that the validation set is judged, the last at the end")
+    pairs: int = Field(16, ge=1, description="of a step, over all processes")
+    longest: int = Field(512, ge=2, description="tokens that an annotation is cut to, its end included")
+    checkpointing: bool = Field(False, description="compute activations twice: less memory, more time")
+    processes: int | None = Field(None, ge=1, description="by accelerate launch; default: one for each GPU")
+
+    @property
+    def weights(self) -> str:
+        """The folder or the name on the hub."""
+        return self.model
+
+
+class LMSettings(AdapterSettings):
+    """LoRA fine-tuning of a language model that reads the data in words and is asked for the annotation."""
+
+    kind: Literal["lm"] = "lm"
+    path: str = Field(description="a local folder, or a name on the Hugging Face hub")
+    describers: Literal["auto"] | dict[Modality, ModelSpec] = Field(
+        "auto", description="who puts media in words, none of which may rank; auto: plain words of colours and sounds"
+    )
+    prompt: str = Field(
+        "The {modality}: {data}\nIts annotation:\n", pattern=r"\{data\}", description="comes before the annotation"
+    )
+    steps: int = Field(25, ge=1)
+    tokens: int = Field(384, ge=16, description="annotation tokens of a step, the same for every strategy")
+    evaluations: int = Field(2, ge=1, description="times that the validation set is judged, the last at the end")
+    longest: int = Field(64, ge=2, description="tokens that an annotation is cut to, its end included")
+    longest_data: int = Field(400, ge=16, description="characters that data in words is cut to")
+    learning_rate: float = Field(1e-3, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
+    threads: int = Field(1, ge=1, description="of one run; another number may change the last digits")
+
+    @property
+    def weights(self) -> str:
+        """The folder or the name on the hub."""
+        return self.path
 
 
 class OffSettings(Settings):
@@ -86,7 +126,11 @@ def _by_kind(value: Any) -> Any:
     return {"kind": "small", **value} if isinstance(value, dict) else value
 
 
+TrainedSettings = SmallSettings | VLMSettings | LMSettings
+"""A model that is trained."""
+
 DownstreamSettings = Annotated[
-    Annotated[SmallSettings | VLMSettings | OffSettings, Field(discriminator="kind")], BeforeValidator(_by_kind)
+    Annotated[SmallSettings | VLMSettings | LMSettings | OffSettings, Field(discriminator="kind")],
+    BeforeValidator(_by_kind),
 ]
 """One of the models, by its ``kind``; default: the small one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -14,14 +13,22 @@ import pytest
 import torch
 
 from benchmarks import real_models, real_pool, weights
+from benchmarks.real_weights import (
+    READ,
+    described,
+    encoder,
+    error_rate,
+    read_speech,
+    recall,
+    rows,
+    synthetic_speech,
+)
+from benchmarks.real_weights import questions as paragraphs_found
 from nemo_mm_rank import curate
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.segment import Image, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Grounded, Item
-from nemo_mm_rank.models.contract import told
-
-READ = Path("/usr/share/pocketsphinx/test/data/librivox")
 
 no_pool = pytest.mark.skipif(real_pool.missing() is not None, reason=str(real_pool.missing()))
 no_speech = pytest.mark.skipif(
@@ -33,47 +40,14 @@ no_static = pytest.mark.skipif(
 
 
 @lru_cache
-def rows(pool: str) -> list[dict[str, str]]:
-    with real_pool.POOL.open(encoding="utf-8") as lines:
-        return [row for row in map(json.loads, lines) if row["pool"] == pool]
-
-
-@lru_cache
 def photos(n: int) -> list[Item]:
     return [Opener(root=str(real_pool.POOL.parent)).open(row["data"], "image") for row in rows("coco")[:n]]
-
-
-def words(text: str) -> list[str]:
-    return re.sub(r"[^a-z' ]", " ", text.lower()).replace("mr ", "mister ").split()
-
-
-def word_errors(heard: list[str], said: list[str]) -> int:
-    """Return how many words are to be put in, left out or exchanged (Levenshtein)."""
-    row = list(range(len(said) + 1))
-    for i, word in enumerate(heard, 1):
-        above, row = row, [i]
-        for j, other in enumerate(said, 1):
-            row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
-    return row[-1]
-
-
-def error_rate(root: Path, spoken: dict[str, str]) -> float:
-    model = loader.as_describer(
-        "speech", loader.load("speech", "whisper", {"path": weights.whisper(), "batch_size": 1})
-    )
-    items = [Opener(root=str(root)).open(file, "audio") for file in spoken]
-    described = told(model.describe(items, "audio"), model.name, len(items))
-    assert not described.errors
-    pairs = [(words(heard or ""), words(said)) for heard, said in zip(described.texts, spoken.values(), strict=True)]
-    return sum(word_errors(*pair) for pair in pairs) / sum(len(said) for _, said in pairs)
 
 
 @no_speech
 @pytest.mark.skipif(not READ.is_dir(), reason="Debian's pocketsphinx-testdata, with five read sentences, is not there")
 def test_whisper_writes_down_read_speech() -> None:
-    lines = (READ / "transcription").read_text(encoding="utf-8").splitlines()
-    found = [re.fullmatch(r"<s> (.*) </s> \((.*)\)", line.strip()) for line in lines]
-    spoken = {f"{line[2]}.wav": line[1] for line in found if line}
+    spoken = read_speech()
     assert len(spoken) == 5
     assert error_rate(READ, spoken) <= 0.06  # three of seventy words
 
@@ -81,8 +55,7 @@ def test_whisper_writes_down_read_speech() -> None:
 @no_speech
 @pytest.mark.skipif(not real_pool.SPOKEN.exists(), reason="needs the spoken pool of ../shared")
 def test_whisper_writes_down_synthetic_speech() -> None:
-    lines = real_pool.SPOKEN.read_text(encoding="utf-8").splitlines()[:2]
-    spoken = {row["data"]: row["annotation"] for row in map(json.loads, lines)}
+    spoken = dict([*synthetic_speech().items()][:2])
     assert error_rate(real_pool.DATA, spoken) <= 0.05
 
 
@@ -92,13 +65,7 @@ def test_whisper_writes_down_synthetic_speech() -> None:
     ("folder", "questions", "least"), [(weights.wordllama, 700, 0.8), (weights.minilm, 30, 0.9)], ids=["static", "mini"]
 )
 def test_a_question_finds_its_paragraph(folder: Callable[[], str], questions: int, least: float) -> None:
-    asked = rows("xquad")[:questions]
-    paragraphs = list(dict.fromkeys(row["data"] for row in asked))
-    own = torch.tensor([paragraphs.index(row["data"]) for row in asked])
-    encoder = loader.as_encoder("text", loader.load("text", "sentence-transformers", {"path": folder()}))
-    question = encoder.encode([row["annotation"].split("?")[0] + "?" for row in asked], "text").vectors
-    found = (question @ encoder.encode(paragraphs, "text").vectors.T).argmax(dim=1)
-    assert (found == own).double().mean() >= least
+    assert paragraphs_found(encoder(folder()), questions) >= least
 
 
 @no_static
@@ -112,8 +79,7 @@ def test_the_static_encoder_is_the_package_s_own_vectors() -> None:
         "A dog runs on the beach.", add_special_tokens=False
     )
     mean = table[ids.ids].mean(dim=0)
-    encoder = loader.as_encoder("text", loader.load("text", "sentence-transformers", {"path": weights.wordllama()}))
-    vector = encoder.encode(["A dog runs on the beach.", "another"], "text").vectors[0]
+    vector = encoder(weights.wordllama()).encode(["A dog runs on the beach.", "another"], "text").vectors[0]
     torch.testing.assert_close(vector, mean / mean.norm(), rtol=0, atol=1e-6)
 
 
@@ -126,16 +92,14 @@ def detector(name: str, **arguments: Any) -> Any:
 @no_pool
 def test_things_and_labels_find_the_caption_where_labels_alone_do_not() -> None:
     n = 60
-    encoder = loader.as_encoder("text", loader.load("text", "sentence-transformers", {"path": weights.minilm()}))
-    captions = encoder.encode([row["annotation"] for row in rows("coco")[:n]], "text").vectors
+    text = encoder(weights.minilm())
+    captions = text.encode([row["annotation"] for row in rows("coco")[:n]], "text").vectors
 
-    def recall(describer: Any) -> float:
-        texts = told(describer.describe(photos(n), "image"), describer.name, n).texts
-        found = (encoder.encode([text or "" for text in texts], "text").vectors @ captions.T).argmax(dim=1)
-        return float((found == torch.arange(n)).double().mean())
+    def found(name: str) -> float:
+        said = described(name, photos(n), "image", folder=str(real_pool.MODELS), top=3)
+        return recall(text.encode(said, "text").vectors, captions, torch.arange(n))
 
-    labels = loader.load("labels", "tests.adapters:MobileNetWords", {"folder": str(real_pool.MODELS), "top": 3})
-    assert recall(detector("ObjectWords")) >= recall(labels) + 0.1
+    assert found("tests.adapters_objects:ObjectWords") >= found("tests.adapters:MobileNetWords") + 0.1
 
 
 @no_pool

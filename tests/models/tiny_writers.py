@@ -236,3 +236,27 @@ def whisper(folder: Path, multilingual: bool = True, seconds: int = 1) -> Path:
     )
     transformers.WhisperProcessor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(folder)
     return folder
+
+
+def llama(folder: Path) -> Path:
+    """Reads and writes text alone, with rotary positions."""
+    transformers = library()
+
+    tokenizer = byte_tokenizer()
+    config = transformers.LlamaConfig(**TEXT, vocab_size=len(tokenizer), tie_word_embeddings=True)
+    decided(transformers.LlamaForCausalLM(config), std=0.3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def gpt2(folder: Path) -> Path:
+    """Reads and writes text alone, with learnt positions, and layers that are no `torch.nn.Linear`."""
+    transformers = library()
+
+    tokenizer = byte_tokenizer()
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0
+    )
+    decided(transformers.GPT2LMHeadModel(config), std=0.3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

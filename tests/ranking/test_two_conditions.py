@@ -56,7 +56,7 @@ def split(table: pa.Table, parts: int) -> Tables:
 
 
 def make_pool(n: int, seed: int, wrong: float = 0.4, dim: int = 24) -> pa.Table:
-    """Pairs that are on topic to a degree, the wrong ones of which have a low chance; some columns are null for some."""
+    """Pairs on topic to a degree, the wrong ones of which have a low chance; some columns are null for some."""
     rng = np.random.default_rng(seed)
     clean = rng.random(n) >= wrong
     modality = rng.choice(["image", "audio", "video"], n, p=[0.6, 0.38, 0.02])
@@ -124,7 +124,7 @@ WEIGHTS = {"annotation": 1.0, "experts": 2.0, "quality": 0.5}
     [
         None,
         {"weights": {"annotation": 0.5, "experts": 1.0, "quality": 0.2}, "skewness": (-5, 5), "feedback_weight": 0.7},
-        {"skewness": (0.2, 2.5)},
+        {"skewness": (-1.0, 3.0)},
     ],
 )
 def test_the_score_is_the_formula_and_shards_change_no_bit(broad: Any) -> None:

@@ -21,12 +21,10 @@ from nemo_mm_rank.downstream.vlm.job import Job
 from nemo_mm_rank.downstream.vlm.model import load
 from nemo_mm_rank.errors import PairError, UserError, require
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.parts import take_apart
-from nemo_mm_rank.media.rows import iter_data
-from nemo_mm_rank.models.base import Item, Items
+from nemo_mm_rank.media.parts import iter_class
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.train import balanced_batches
-from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID, known_class, modalities_of
+from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
 from nemo_mm_rank.steps import by_value
 
 _WARM_UP = 0.1
@@ -163,7 +161,11 @@ class Shown:
 
     def _examples(self, rows: list[int]) -> Iterator[tuple[int, Example | PairError]]:
         by_class = by_value([self._modality[row] for row in rows])
-        decoded = {name: self._decoded(name, [rows[place] for place in own]) for name, own in by_class.items()}
+        opener, threads = Opener(self.job.media), self.job.media.threads
+        decoded = {
+            name: iter_class(self._frame, name, [rows[place] for place in own], opener, threads)
+            for name, own in by_class.items()
+        }
         for row in rows:
             item = next(decoded[self._modality[row]])
             try:
@@ -172,14 +174,3 @@ class Shown:
                 yield row, self.reader(item, self._modality[row], self._annotations[row])
             except PairError as error:
                 yield row, error
-
-    def _decoded(self, modality: str, rows: list[int]) -> Iterator[Item | Items | PairError]:
-        """Yield the data of ``rows``, all of one class."""
-        opener, threads = Opener(self.job.media), self.job.media.threads
-        if not known_class(modality) or len(modalities_of(modality)) == 1:
-            yield from iter_data(self._frame, opener, rows, threads=threads)
-            return
-        apart = take_apart(self._frame, modality, rows)
-        good = apart.decoded(opener, threads)
-        for row in rows:
-            yield apart.errors[row] if row in apart.errors else next(good)

@@ -14,8 +14,8 @@ from nemo_mm_rank.downstream import (
     OffSettings,
     Pairs,
     Perplexity,
-    SmallSettings,
-    VLMSettings,
+    TrainedSettings,
+    Words,
     features,
     train,
 )
@@ -60,7 +60,7 @@ class Training:
     """
 
     parts: dict[str, Shards]
-    settings: SmallSettings | VLMSettings
+    settings: TrainedSettings
     config: Config
     folder: Path
     jobs: tuple[Job, ...]
@@ -99,7 +99,7 @@ class Training:
         write_json(self.file(job), {"key": job.key, **asdict(found)})
         return number
 
-    def corpus(self, engine: Engine) -> Features | Pairs:
+    def corpus(self, engine: Engine) -> Features | Pairs | Words:
         """Return what is learnt from, made once and kept in this process."""
         key = digest([self.keys(), self.settings.model_dump(mode="json"), str(self.folder)])
         if key not in _held:
@@ -112,13 +112,13 @@ class Training:
         return {name: [shards.key(part) for part in range(shards.count)] for name, shards in self.parts.items()}
 
 
-_held: dict[str, Features | Pairs] = {}
+_held: dict[str, Features | Pairs | Words] = {}
 
 
 def train_all(
     blends: Sequence[tuple[Blend, str, str]],
     parts: dict[str, Shards],
-    settings: SmallSettings | VLMSettings | OffSettings,
+    settings: TrainedSettings | OffSettings,
     config: Config,
     folder: Path,
     engine: Engine,
