@@ -248,14 +248,14 @@ def load(run: Path) -> Base:
 
 
 class Texts:
-    """The anchor, with what it has embedded kept in a file."""
+    """The anchor, with what it has embedded kept in a file of its own beside those of other processes."""
 
     def __init__(self, base: Base, file: Path) -> None:
         self.inner, self.file = load_encoder(base.config.anchor, base.models), file
         self.known: dict[str, npt.NDArray[np.float32]] = {}
-        if file.exists():
-            kept = np.load(file, allow_pickle=False)
-            self.known = dict(zip(kept["texts"].tolist(), kept["vectors"], strict=True))
+        for one in sorted(file.parent.glob(f"{file.stem.rpartition('-')[0]}-*.npz")):
+            kept = np.load(one, allow_pickle=False)
+            self.known.update(zip(kept["texts"].tolist(), kept["vectors"], strict=True))
         self.name, self.revision, self.dim = self.inner.name, self.inner.revision, self.inner.dim
         self.modalities = self.inner.modalities
         self.new = 0
@@ -484,7 +484,9 @@ def measure(job: Job, folder: Path) -> list[dict[str, Any]]:
         if not 3 <= wanted.sum() <= 0.9 * len(wanted) and not (len(wanted) < 10 and 0 < wanted.sum() < len(wanted)):
             continue
         found = {}
-        for way, values in scores(made, base, objective.query, {**WAYS, **(GRID if job.part == "all" else {})}):
+        for way, values in scores(
+            made, base, objective.query, {**WAYS, **(GRID if job.part == "all" and job.seed == 0 else {})}
+        ):
             found[way] = average_precision(values, wanted)
         lines.append({**job.__dict__, "objective": name, "n": len(wanted), "wanted": int(wanted.sum()), "ap": found})
     return [{**job.__dict__, "about": made.about, "sound": float(variant.sound.mean())}, *lines]
@@ -492,14 +494,14 @@ def measure(job: Job, folder: Path) -> list[dict[str, Any]]:
 
 def jobs(pools: Sequence[str], seeds: Sequence[int], quick: bool) -> Iterator[Job]:
     """Yield all variants: whole pools with every kind of noise, and parts of them clean and with swaps."""
-    for pool in pools:
-        for seed in seeds:
+    for seed in seeds:
+        for pool in pools:
             yield Job(pool, "all", "clean", 0.0, seed)
             for noise in NOISE:
                 for share in SHARES[1:] if quick else SHARES:
                     yield Job(pool, "all", noise, share, seed)
-        parts = PARTS.get(pool, ())
-        for part in parts:
+    for pool in pools:
+        for part in PARTS.get(pool, ()):
             for noise, share in (("clean", 0.0), ("swap within", 0.4)):
                 yield Job(pool, part, noise, share, seeds[0])
         for part, draws in (("50", 10), ("5", 20)):
@@ -543,7 +545,9 @@ def averaged(lines: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str, fl
     for line in lines:
         if "ap" in line:
             found[line["pool"], line["part"], line["noise"], line["share"], line["objective"]].append(line["ap"])
-    return {key: {way: float(np.mean([one[way] for one in of])) for way in of[0]} for key, of in found.items()}
+    return {
+        key: {way: float(np.mean([one[way] for one in of if way in one])) for way in of[0]} for key, of in found.items()
+    }
 
 
 def best_plain(ap: Mapping[str, float], clean: bool) -> float:
