@@ -36,8 +36,8 @@ from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 
 Floats = npt.NDArray[np.float64]
 
-CONDITIONS = ((1.5, 0.25), (1.0, 0.5), (1.5, 0.5), (1.5, 1.0))
-"""Strengths of agreement and quality."""
+CONDITIONS = ((2.0, 0.25), (1.0, 0.5), (2.0, 0.5), (2.0, 1.0))
+"""Strengths of match and quality."""
 
 
 def scores_of(result: ecodatum.EcoDatumResult, run: Path) -> pd.DataFrame:
@@ -96,9 +96,9 @@ def ranked(run: Path, result: ecodatum.EcoDatumResult, clean: pd.Series) -> dict
     """Return what our ranking for the scenes is worth: AP, and precision of the first 10 %."""
     path = str(result.folder / ecodatum.SCORES)
     ways: dict[str, dict[str, Any]] = {"ranked": {}}
-    for agreement, quality in CONDITIONS:
-        conditions = {"agreement": agreement, "quality": quality}
-        ways[f"ranked, agreement {agreement} and quality {quality}"] = {
+    for match, quality in CONDITIONS:
+        conditions = {"match": match, "quality": quality}
+        ways[f"ranked, match {match} and quality {quality}"] = {
             "scores": {"quality": path},
             "conditions": conditions,
         }

@@ -25,9 +25,9 @@ from nemo_mm_rank import curate, rank
 from nemo_mm_rank.evaluation import average_precision
 
 MEDIA = ("image", "audio", "video")
-PLAIN: dict[str, Any] = {"conditions": {}, "feedback": 0}
+PLAIN: dict[str, Any] = {"conditions": {}}
 ALONE: dict[str, dict[str, Any]] = {
-    "without condition and feedback": PLAIN,
+    "without the condition": PLAIN,
     "fused alone": {**PLAIN, "weights": {"fused": 1.0}},
     "expert words alone": {**PLAIN, "weights": {"words": 1.0}},
     "annotation alone": {**PLAIN, "weights": {"annotation": 1.0}},

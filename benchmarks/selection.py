@@ -45,26 +45,21 @@ OBJECTIVES: dict[str, tuple[str, float, str | None]] = {
 """Name -> query, share of the pool, and what a relevant pair's annotation says (None: any medium is relevant)."""
 
 OURS, QUALITY = "ranking (default)", "with EcoDatum's quality (strategy ranked-quality)"
-PLAIN: dict[str, Any] = {"conditions": {}, "feedback": 0}
+PLAIN: dict[str, Any] = {"conditions": {}}
 VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
     "near-duplicates collapsed": {"collapse_duplicates": True},
-    "without feedback": {"feedback": 0},
-    "without the condition": {"conditions": {}},
-    "agreement's weight 1": {"conditions": {"agreement": 1.0}},
-    "agreement's weight 3": {"conditions": {"agreement": 3.0}},
-    "on topic alone (no feedback, no condition)": PLAIN,
-    "sum with the fused agreement": {
-        **PLAIN,
-        "weights": {"fused": 0.5, "experts": 2.0, "annotation": 2.0, "agreement": 1.0},
-    },
+    "without the weights for broad objectives": {"broad": None},
+    "without the condition": PLAIN,
+    "strength of match 1": {"conditions": {"match": 1.0}},
+    "strength of match 3": {"conditions": {"match": 3.0}},
 }
 BASELINES: dict[str, dict[str, Any]] = {
     "annotation's query alone": {**PLAIN, "weights": {"annotation": 1.0}},
     "best single expert (words)": {**PLAIN, "weights": {"words": 1.0}},
 }
 
-FIRST = "on topic first (twice the budget), then agreement"
+FIRST = "on topic first (twice the budget), then match"
 Precisions = dict[str, list[float]]
 """Strategy -> one figure per seed."""
 
@@ -84,9 +79,9 @@ def blends(run: Path, quality: Path, query: str, count: int) -> Iterator[tuple[s
     for name, changes in {**VARIANTS, QUALITY: with_quality, **BASELINES}.items():
         yield name, rank(run, query, budget=count, ranking=changes, trust_run=True).blend["pair_id"].tolist()
     # A condition of next to no weight: the order is the topic's alone, and the chances stand beside it.
-    rank(run, query, budget=2 * count, ranking={"feedback": 0, "conditions": {"agreement": 1e-9}}, trust_run=True)
+    rank(run, query, budget=2 * count, ranking={"conditions": {"match": 1e-9}}, trust_run=True)
     chosen = Ranking.load(RunFolder.at(run).ranking).chosen
-    order = np.argsort(-chosen["chance_agreement"].fill_null(0.5).to_numpy(), kind="stable")
+    order = np.argsort(-chosen["chance_match"].fill_null(0.5).to_numpy(), kind="stable")
     yield FIRST, chosen["pair_id"].take(order[:count]).to_pylist()
 
 
