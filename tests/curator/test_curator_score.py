@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pytest
 from nemo_curator.tasks import DocumentBatch
 
-from nemo_mm_rank import rank
+from nemo_mm_rank import curate, rank
 from nemo_mm_rank.curator import RankScoreStage
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.ranking.scoring import Scoring
@@ -16,6 +16,7 @@ from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID
+from tests.integration.runs import BROAD, many_texts, settings
 
 
 def stage_of(finished: FinishedRun, scoring: Scoring | None) -> RankScoreStage:
@@ -50,6 +51,29 @@ def test_scores_are_those_of_the_run(run: Result) -> None:
     assert one.select(done.column_names).equals(done.slice(7, 1))
     plain = stage_of(finished, None).process(DocumentBatch("demo", table)).data
     assert plain.equals(done.drop_columns(["score"]).select(plain.column_names))
+
+
+def test_a_broad_objective_scores_by_closeness_to_the_run_s_best(tmp_path: Path) -> None:
+    pool = many_texts(tmp_path / "pool.jsonl")
+    broad = curate(
+        config=settings(pool, tmp_path / "run", budget=40, shards=3, ranking={"broad": BROAD}), progress=False
+    )
+    assert broad.manifest["ranking"]["topic"]["breadth"] == 1
+    finished, folder = FinishedRun.load(broad.folder), RunFolder(broad.folder)
+    assert finished.scoring.means
+    shards = State.load(folder).open(folder)
+    found: dict[str, float] = {}
+    for part in range(shards.count):
+        done = stage_of(finished, finished.scoring).process(DocumentBatch("demo", shards.read(part))).data
+        assert "feedback__fused" in done.column_names
+        assert done["feedback__fused"].null_count == 0
+        found.update(zip(done[PAIR_ID].to_pylist(), done["score"].to_pylist(), strict=True))
+    assert len(found) == 120
+    assert {name: found[name] for name in broad.blend[PAIR_ID]} == dict(
+        zip(broad.blend[PAIR_ID], broad.blend["score"], strict=True)
+    )
+    best = sorted(found, key=lambda name: (-found[name], name))[: len(broad.blend)]
+    assert best == broad.blend[PAIR_ID].tolist()
 
 
 def test_a_modality_that_the_run_knows_nothing_of_is_quarantined(run: Result) -> None:

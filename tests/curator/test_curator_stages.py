@@ -19,11 +19,12 @@ from nemo_curator.stages.text.modifiers import Modify
 from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.curator import ExpertEmbeddingStage, ProjectionStage, RankScoreStage, SNSStage
+from nemo_mm_rank.curator import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
 from nemo_mm_rank.curator.batches import to_table
 from nemo_mm_rank.curator.stages import StepStage
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, ModelError
 from nemo_mm_rank.experts.step import ExpertStep
+from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.step import ProjectionStep
@@ -48,6 +49,7 @@ def stages(finished: FinishedRun) -> list[StepStage]:
         SNSStage(sns=config.sns, **spaces),
         ExpertEmbeddingStage(**spaces),
         ProjectionStage(projection=finished.projection),
+        MatchStage(matcher=finished.matcher, models=models),
         RankScoreStage(queries=config.queries, ranking=config.ranking, **spaces),
     ]
 
@@ -60,6 +62,7 @@ def steps(finished: FinishedRun) -> list[Step]:
         SNSStep(config.sns, config.sns_expert, models, config.media),
         embed,
         ProjectionStep(finished.projection, list(Projection.load(finished.projection).sources), config.anchor),
+        MatchStep(finished.matcher, models, config.media),
         score_step(config, models, embed.provides),
     ]
 
@@ -148,7 +151,7 @@ def test_curator_filters_between_and_a_file_that_pandas_reads(
     back = to_table(as_batch(frame.drop(columns=["words", "pool"])))
     assert_same(back, table.filter(keep).drop_columns(["pool"]))
     # From Arrow alone: what pandas opens although it wrote nothing of its own into it.
-    done = stages[3].process(as_batch(expected[2]))
+    done = stages[-1].process(as_batch(expected[-2]))
     done._metadata = source
     file = ParquetWriter(path=str(tmp_path / "arrow")).process(done).data[0]
     assert not pq.read_schema(file).metadata
@@ -193,7 +196,7 @@ def test_metrics_and_measurements(stages: list[StepStage], expected: list[pa.Tab
     assert again[0]._stage_perf[-1].custom_metrics["quarantined"] == 0  # the failed one was passed by
 
 
-@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("place", range(5))
 def test_missing_columns_are_named_before_a_model_loads(
     place: int, stages: list[StepStage], batch: DocumentBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,8 +240,16 @@ def test_a_model_that_is_missing(tmp_path: Path, batch: DocumentBatch) -> None:
         SNSStage(sns={"mood": "forward"})
     with pytest.raises(ModelError, match="holds no projection"):
         ProjectionStage(projection=tmp_path)
+    with pytest.raises(ModelError, match="holds no matcher"):
+        MatchStage(matcher=tmp_path)
     with pytest.raises(ConfigError, match="at least one needs a positive weight"):
         RankScoreStage(queries=[{"text": "dogs", "weight": -1}])
+
+
+def test_a_matcher_says_which_model_it_needs(finished: FinishedRun) -> None:
+    models = {name: model for name, model in finished.models.items() if name != "text"}
+    with pytest.raises(ConfigError, match="models: no model 'text', which the matcher embeds sentences by"):
+        MatchStage(matcher=finished.matcher, models=models)
 
 
 def test_stages_are_pickled_without_their_models(
@@ -275,4 +286,6 @@ def test_what_a_pipeline_says_of_them(stages: list[StepStage]) -> None:
     assert "Stage 1: sns" in text
     assert "Required columns: pair_id, pool, modality, data, annotation" in text
     assert "Output columns: emb_fused, agreement, error" in text
+    chances = "match_probability, match_whole, match_sentence, weakest, weakest_sentence"
+    assert f"Output columns: {chances}, error" in text
     assert "Error" not in text

@@ -19,7 +19,7 @@ from nemo_mm_rank.run.curation import Result
 @pytest.fixture(scope="module")
 def stages(run: Result) -> list[StepStage]:
     found = [stage for stage in MultimodalRankStage(run=run.folder).decompose() if isinstance(stage, StepStage)]
-    assert [stage.name for stage in found] == ["sns", "experts", "projection", "weakest", "rank"]
+    assert [stage.name for stage in found] == ["sns", "experts", "projection", "match", "rank"]
     return found
 
 
@@ -48,7 +48,7 @@ def test_the_stages_after_each_other_do_not_mind_what_those_before_added(
 ) -> None:
     mine = DocumentBatch(dataset_name="demo", data=batch.data.append_column("quality", pa.nulls(batch.num_items)))
     [out] = through(stages, [mine])
-    assert {"emb_fused", "weakest", "score", "quality"} <= set(out.data.column_names)
+    assert {"emb_fused", "match_probability", "weakest", "score", "quality"} <= set(out.data.column_names)
     with pytest.raises(TakenColumnError, match=r"rank: .*'score' are there already"):
         stages[-1].process(out)
     scores = [name for name in out.data.column_names if name in stages[-1].step.provides]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -60,3 +61,24 @@ def tree(folder: Path) -> dict[str, str]:
             held = f"-> {os.readlink(path)}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
             found[str(path.relative_to(folder))] = held
     return found
+
+
+def many_texts(file: Path, pairs: int = 120) -> Path:
+    """Write a pool of texts, half of the sea and half of a town: enough to say how broad an objective is."""
+    scenes = {
+        "sea": (("A boat", "A gull", "A child", "A swimmer"), "the sea under a blue sky", ("waves", "sand", "wind")),
+        "town": (("A tram", "A dog", "A baker", "A clerk"), "a street at night", ("lamps", "walls", "bells")),
+    }
+    lines = []
+    for number in range(pairs):
+        who, where, what = scenes["sea" if number % 2 else "town"]
+        left, right = who[number // 2 % 4], what[number // 8 % 3]
+        row = {"pair_id": f"p{number:03d}", "modality": "text", "annotation": f"{left} and {right} {number}."}
+        lines.append(json.dumps({**row, "data": f"{left} by {where}. There are {right}, {number % 7} of them."}))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+BROAD = {"skewness": [50.0, 100.0]}
+"""Takes every objective for one that asks for much of the pool."""

@@ -14,7 +14,7 @@ from nemo_mm_rank import curate, rank
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ModelError, UserError
 from nemo_mm_rank.run.curation import explain
-from tests.integration.runs import digests, settings
+from tests.integration.runs import BROAD, digests, many_texts, settings
 
 SHARDS = 4
 
@@ -89,6 +89,31 @@ def test_only_what_a_change_touches(config: dict[str, Any], changes: dict[str, A
     assert digests(Path(config["output"])) == first
 
 
+@pytest.mark.parametrize(
+    ("changes", "again"),
+    [
+        ({"feedback": 3}, {"feedback": SHARDS}),  # fewer pairs say what the query means
+        ({"feedback": 0}, {}),
+        ({"weights": {"fused": 1.0}}, {"feedback": SHARDS}),  # other pairs are the best
+    ],
+)
+def test_only_closeness_to_the_best_is_made_again(
+    changes: dict[str, Any], again: dict[str, int], tmp_path: Path
+) -> None:
+    pool = many_texts(tmp_path / "pool.jsonl")
+    config = settings(pool, tmp_path / "run", shards=SHARDS, budget=30, ranking={"broad": BROAD})
+    first = curate(config=config, progress=False)
+    assert first.manifest["ranking"]["topic"]["breadth"] == 1
+    assert len(list(first.folder.glob("steps/feedback-*/part-*"))) == SHARDS
+    before = digests(first.folder)
+    ranking = {"ranking": {"broad": {**BROAD, **changes}}}
+    assert done_again(config, **ranking) == again
+    fresh = curate(config={**config, **ranking, "output": str(tmp_path / "fresh")}, progress=False)
+    assert digests(first.folder) == digests(fresh.folder)
+    curate(config=config, progress=False)  # and back
+    assert digests(first.folder) == before
+
+
 def test_a_media_file_that_changed(config: dict[str, Any], pool: Path) -> None:
     first = digests(Path(config["output"]))
     picture = pool.parent / "image" / "image-002.jpg"
@@ -151,7 +176,7 @@ def test_a_run_that_was_moved_can_be_ranked(
 def test_damaged_files_are_made_again(config: dict[str, Any]) -> None:
     run = Path(config["output"])
     first = digests(run)
-    for name in ("sns", "experts", "projection"):
+    for name in ("sns", "experts", "projection", "match", "rank"):
         part = sorted(run.glob(f"steps/{name}-*/part-*"))[1]
         part.write_bytes(part.read_bytes()[:-100])
     curate(config=config, progress=False)

@@ -52,7 +52,8 @@ def test_meta_is_what_comes_out(run: Path) -> None:
     out = modules(run)(pool_of(run)).df
     partition = out.get_partition(1).compute(scheduler="synchronous")
     assert list(out.columns) == list(partition.columns)
-    added = [name for name in out.columns if name.startswith(("emb_", "sns_", "cosine__", ERROR))]
+    added = [name for name in out.columns if name.startswith(("emb_", "sns_", "match_", "cosine__", "score", ERROR))]
+    assert {"match_probability", "score"} < set(added)
     assert len(added) > 15
     assert {name: str(out.dtypes[name]) for name in added} == {name: str(partition.dtypes[name]) for name in added}
 
