@@ -2,8 +2,8 @@
 
     python -m benchmarks.hard_negatives --folder FOLDER
 
-402 photos of the real pool (SugarCrepe). For every space that holds photos and texts; a photo is fused by the network that
-never saw its captions. FOLDER is that of `benchmarks.suite`, whose run of the real pool is used.
+402 photos of the real pool (SugarCrepe). For every space that holds photos and texts; a photo is fused by the network
+that never saw its captions. FOLDER is that of `benchmarks.suite`, whose run of the real pool is used.
 """
 
 from __future__ import annotations
