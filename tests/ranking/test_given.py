@@ -144,7 +144,7 @@ def test_ranking_anew_changes_what_is_given_and_nothing_else(run: Path, tmp_path
 
 
 def test_a_condition_is_a_chance(run: Path, tmp_path: Path) -> None:
-    plain = {"conditions": {}}
+    plain: dict[str, Any] = {"conditions": {}}
     before = rank(run, "red", ranking=plain, budget="100%").blend
     worst = before["pair_id"].tolist()[:5]
     path = write(tmp_path / "q.parquet", {name: 0.1 if name in worst else 1.0 for name in before["pair_id"]})

@@ -108,7 +108,8 @@ def naive(rows: list[dict[str, Any]], options: RankingSettings) -> tuple[np.ndar
         breadth = min(1.0, max(0.0, (high - skewness) / (high - low)))
         near = {**plain, "experts": plain["experts"] + options.broad.feedback_weight * column("feedback__words")}
         weights = {name: w * (tells if name == "experts" else 1) for name, w in options.broad.weights.items()}
-        broad = standard(sum(w * standard(near[name]) for name, w in weights.items() if name in near))
+        parts = [w * standard(near[name]) for name, w in weights.items() if name in near]
+        broad = standard(np.sum(parts, axis=0))
         topic = (1 - breadth) * topic + breadth * broad
     for name, values in (("match", column(MATCH)), ("quality", column("given__quality"))):
         logs = np.log(np.maximum(values, FLOOR))
@@ -172,7 +173,7 @@ def test_what_a_score_is_made_of_adds_up_to_it() -> None:
         columns = scoring.columns(live)
         parts = scoring.topic.contributions(*columns)
         assert parts.keys() == {"annotation", "experts", "quality"}
-        total = sum(parts.values())
+        total = np.sum(list(parts.values()), axis=0)
         np.testing.assert_allclose(total - total.mean(), scoring.scores(live, {}), atol=1e-4)
         assert scoring.topic.weight("quality") > 0
         assert scoring.topic.weight("fused") == 0
