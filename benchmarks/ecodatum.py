@@ -36,7 +36,7 @@ from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 
 Floats = npt.NDArray[np.float64]
 
-CONDITIONS = ((2.0, 0.25), (1.0, 0.5), (2.0, 0.5), (2.0, 1.0))
+CONDITIONS = ((3.0, 0.25), (1.0, 0.5), (3.0, 0.5), (3.0, 1.0))
 """Strengths of match and quality."""
 
 

@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without the weights for broad objectives": {"broad": None},
     "without the condition": PLAIN,
     "strength of match 1": {"conditions": {"match": 1.0}},
-    "strength of match 3": {"conditions": {"match": 3.0}},
+    "strength of match 2": {"conditions": {"match": 2.0}},
 }
 BASELINES: dict[str, dict[str, Any]] = {
     "annotation's query alone": {**PLAIN, "weights": {"annotation": 1.0}},

@@ -276,7 +276,7 @@ class RankingSettings(Settings):
         "give weights of your own",
     )
     conditions: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"match": 2.0},
+        default_factory=lambda: {"match": 3.0},
         description="what must hold besides: match (the annotation is the data's own), scores in [0, 1]; how much the "
         "logarithm counts, in standard deviations of the topic; 0: nothing",
     )
