@@ -124,7 +124,7 @@ def test_rank_on_more_conditions(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     ranking = json.loads((copy / "manifest.json").read_text())["config"]["ranking"]
     assert ranking["mix"] == "unite-adaptation"
-    assert ranking["conditions"] == {"match": 2.0, "quality": 0.5}
+    assert ranking["conditions"] == {"match": 3.0, "quality": 0.5}
     quality = pd.read_parquet(tmp_path / "quality" / "quality.parquet").set_index("pair_id")["quality"]
     blend = pd.read_parquet(copy / "blend.parquet")
     assert blend["chance_quality"].tolist() == pytest.approx(quality[blend["pair_id"]].clip(lower=0.03).tolist())
