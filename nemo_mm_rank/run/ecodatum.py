@@ -199,8 +199,19 @@ def curate(
     """
     import_from(config.import_from)
     loader.check_models(config.models)
+    if config.run is not None:
+        _admitted(config, RunFolder.at(config.run))  # before anything is written
     with at_work("ecodatum", config, console, engine, overwrite) as job:
         return _EcoDatum(job, config).curate()
+
+
+def _admitted(config: EcoDatumConfig, run: RunFolder) -> dict[str, ModelSpec]:
+    """Return the models that a run's folder names, where all of them may be loaded.
+
+    Raises:
+        UserError: one of them may not.
+    """
+    return Trust(config.import_from, config.trust_run).admit(State.load(run).specs(run), run)
 
 
 @dataclass
@@ -246,7 +257,7 @@ class _EcoDatum:
         operators = config.operators
         if config.run is not None:
             run = RunFolder.at(config.run)
-            used_there = Trust(config.import_from, config.trust_run).admit(State.load(run).specs(run), run)
+            used_there = _admitted(config, run)
             experts, models = run.load_config().experts, {**config.models, **used_there}
             there = {name: name for name in (AGREEMENT, WEAKEST) if name in pool.embedded.columns()}
             operators = operators.model_copy(update={"given": {**there, **operators.given}})
