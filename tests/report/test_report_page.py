@@ -123,7 +123,7 @@ def test_every_pair_is_in_the_data_with_its_rank_and_score(data: dict[str, Any],
 def test_parts_of_a_score_add_up(data: dict[str, Any]) -> None:
     for index in range(data["shown"]):
         parts = dict(data["details"][str(index)]["parts"])
-        assert list(parts) == ["annotation", "experts", "fused"]
+        assert list(parts) == ["annotation", "experts", "fused", "if match"]
         assert sum(parts.values()) == pytest.approx(data["score"][index], abs=0.003)
 
 
