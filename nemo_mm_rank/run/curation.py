@@ -251,7 +251,7 @@ class _Curation:
         project = ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
         fused = self._through([project], embedded, report.good)
         device = loader.pick_device(self.engine.device)
-        matcher = fit_matcher(config, models, fused, self.folder.fitted, device, self.reporter)
+        matcher = fit_matcher(config, models, fused, report.good, self.folder.fitted, device, self.reporter)
         score = score_step(config, models, fused.columns())
         scored = self._through([MatchStep(matcher, models, config.media), score], fused, report.good)
         state = self._state(report, scored.without_last(), models, projection, matcher)

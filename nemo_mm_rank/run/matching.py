@@ -23,9 +23,18 @@ from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, MODALITY, annotati
 PAIRS = 2048
 """Bound on the pairs of each modality that are read."""
 
+VERSION = 1
+"""Of what a fit does: one that is kept from another version is made anew."""
+
 
 def fit_matcher(
-    config: Config, models: Mapping[str, ModelSpec], shards: Shards, folder: Path, device: str, reporter: Reporter
+    config: Config,
+    models: Mapping[str, ModelSpec],
+    shards: Shards,
+    pairs: int,
+    folder: Path,
+    device: str,
+    reporter: Reporter,
 ) -> Path:
     """Fit the matcher where that has not been done, and return its folder.
 
@@ -33,19 +42,21 @@ def fit_matcher(
         config: experts, anchor, bounds on texts, and the seed, which enters the hash that chooses the sample.
         models: as the pairs were embedded with.
         shards: with both sides' embeddings and the fused one.
+        pairs: how many they hold.
         folder: what is fitted goes below it.
         device: where sentences are embedded.
         reporter: where progress goes.
     """
     spaces = matching_spaces(config, models)
     keys = [shards.key(part) for part in range(shards.count)]
-    target = folder / f"matching-{digest([[[s.name, s.data, s.model] for s in spaces], config.seed, keys])[:12]}"
+    of = [[space.name, space.data, space.model] for space in spaces]
+    target = folder / f"matching-{digest([VERSION, of, config.seed, keys])[:12]}"
     if (target / JUDGES).exists():
         return target
     text_models = list(dict.fromkeys([config.anchor, *(space.model for space in spaces)]))
     names = [*(space.data for space in spaces), *map(annotation_column, text_models)]
     texts = [MODALITY, ANNOTATION, *([ANNOTATION_SPANS] if ANNOTATION_SPANS in shards.columns() else [])]
-    with reporter.step("match fit", PAIRS) as advance:
+    with reporter.step("match fit", pairs) as advance:
         words, columns = gather(shards, texts, list(dict.fromkeys(names)), PAIRS, config.seed, by=MODALITY)
         table = pa.table({name: pa.array(words[name].tolist(), shards.columns()[name]) for name in texts[1:]})
         read = annotation_texts(frames.from_table(table), config.media)
@@ -64,5 +75,5 @@ def fit_matcher(
         )
         encoder = load_encoder(config.anchor, models, device)
         Matcher.fit(sample, used, config.anchor, encoder, config.seed).save(target)
-        advance(PAIRS)
+        advance(pairs)
     return target
