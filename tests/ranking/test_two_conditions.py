@@ -55,7 +55,7 @@ def split(table: pa.Table, parts: int) -> Tables:
 
 
 def make_pool(n: int, seed: int, wrong: float = 0.4, dim: int = 24) -> pa.Table:
-    """Pairs that are on topic to a degree, the wrong ones of which have a low chance; some columns are null for some."""
+    """Pairs on topic to a degree, the wrong ones of which have a low chance; some columns are null for some."""
     rng = np.random.default_rng(seed)
     clean = rng.random(n) >= wrong
     modality = rng.choice(["image", "audio", "video"], n, p=[0.6, 0.38, 0.02])
