@@ -228,8 +228,8 @@ def _matching(run: Run) -> list[Table]:
     ]
     note = (
         "Annotations of this pool were exchanged on purpose, and own ones told from them, out of sample. Told apart: "
-        "how often an own annotation scores above an exchanged one; 0.5 is a guess, and below 0.7 nothing is held "
-        "against a pair. Taken for wrong: the least share of the pool's own pairs that look like exchanged ones."
+        "how often an own annotation scores above an exchanged one; 0.5 is a guess, and below 0.7 nothing is held against "
+        "a pair. Taken for wrong: the least share of the pool's own pairs that look like exchanged ones."
     )
     columns = ["modality", "annotations with", "pairs", "told apart", "taken for wrong"]
     return [Table("How well own annotations are told from others", columns, lines, note=note)] if lines else []

@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import dask.dataframe as dd
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,6 +20,8 @@ from nemo_mm_rank.matching import Matcher, MatchStep, Pairs, Sample, Space
 from nemo_mm_rank.matching.judge import FEWEST, FLOOR, separation
 from nemo_mm_rank.matching.matcher import ADDED, ADDED_ACROSS, BANKS, JUDGES, SWAPPED, SWAPPED_ACROSS
 from nemo_mm_rank.schema import ERROR, MATCH, MATCH_SENTENCE, MATCH_WHOLE, WEAKEST, WEAKEST_SENTENCE
+
+dd = pytest.importorskip("dask.dataframe", reason="needs the extra 'dask'")
 
 MODELS = {"text": parse(ModelSpec, {"class": "hashed-text", "dim": 128})}
 SPACES = [Space("fused", "emb_fused", "text"), Space("words", "emb_data__words", "text")]
@@ -214,7 +215,7 @@ def with_everything(table: pa.Table) -> pa.Table:
         spans[row] = [[0.0, float(table["annotation"][row].as_py().index(". ") + 1)]]
     annotations = table["annotation"].to_pylist()
     annotations[10], annotations[11] = None, "x " * 400
-    errors = [None] * count
+    errors: list[str | None] = [None] * count
     errors[20] = "experts: MediaError: no"
     missing = [row if place % 9 else None for place, row in enumerate(table["emb_data__words"].to_pylist())]
     for name, column in (
