@@ -130,7 +130,7 @@ def test_curator_stages_of_a_class_of_ones_own(run: Path, library: Path) -> None
     from nemo_mm_rank.curator import MultimodalRankStage
 
     named = MultimodalRankStage(run=run, import_from=library).decompose()
-    assert [stage.name for stage in named] == ["experts", "projection", "weakest", "rank"]
+    assert [stage.name for stage in named] == ["experts", "projection", "match", "rank"]
     assert len(MultimodalRankStage(run=run, trust_run=True).decompose()) == len(named)
 
 
