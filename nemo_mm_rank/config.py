@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from nemo_mm_rank.console import printable, without_passwords
 from nemo_mm_rank.errors import ConfigError, nearest
@@ -305,6 +314,14 @@ class RankingSettings(Settings):
         if isinstance(value, dict) and "weights" in value and "broad" not in value:
             return {**value, "broad": None}
         return value
+
+    @model_serializer(mode="wrap")
+    def _with_broad(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without `broad` beside them, weights would be read back as `_own_weights` reads them.
+        values: dict[str, Any] = dump(self)
+        if "weights" in values and self.broad is not None:
+            values.setdefault("broad", {})
+        return values
 
     @model_validator(mode="after")
     def _quotas_fit(self) -> RankingSettings:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nemo_mm_rank.config import Budget, Config, parse, read_yaml
+from nemo_mm_rank.config import Budget, Config, RankingSettings, parse, read_yaml
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.models import loader
 
@@ -140,3 +140,20 @@ def test_configurations_that_come_along_are_whole(name: str) -> None:
     for spec in config.models.values():
         loader.check_arguments(spec.class_, spec.arguments)
     assert config.engine.gpus == (name == "dask_cuda")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"weights": {"fused": 1.0}},
+        {"weights": {"fused": 1.0}, "broad": {}},
+        {"weights": {"fused": 1.0}, "broad": {"feedback": 3}},
+        {"broad": "off"},
+    ],
+)
+def test_what_is_left_out_as_a_default_is_read_back_as_it_was(given: dict[str, Any]) -> None:
+    settings = RankingSettings.model_validate(given)
+    for leave_out in (True, False):
+        assert RankingSettings.model_validate(settings.model_dump(mode="json", exclude_defaults=leave_out)) == settings
+    assert (settings.broad is None) == (given.get("broad", "off" if "weights" in given else {}) == "off")
