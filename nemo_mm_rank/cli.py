@@ -275,9 +275,10 @@ def report(
     output: Annotated[str | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
 ) -> None:
     """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
-    from nemo_mm_rank.report import write_report
+    from nemo_mm_rank.report import benchmark, write_report
 
-    typer.echo(printable(write_report(run, output)))
+    write = benchmark.write_benchmark_report if (run / benchmark.RESULTS).exists() else write_report
+    typer.echo(printable(write(run, output)))
 
 
 @app.command()

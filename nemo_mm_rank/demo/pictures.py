@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-Pixels = npt.NDArray[np.uint8]
+from nemo_mm_rank.arrays import Pixels
+
 Colour = tuple[int, int, int]
 
 WIDTH, HEIGHT = 160, 120

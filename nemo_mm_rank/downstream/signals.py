@@ -11,10 +11,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.models.base import Encoded, Item
 from nemo_mm_rank.models.classical.audio import BANDS, MIDDLE, SCALE, log_mel, sound
 from nemo_mm_rank.models.classical.image import luma, squares
-from nemo_mm_rank.models.classical.vectors import Floats, encoded
+from nemo_mm_rank.models.classical.vectors import encoded
 from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.models.parts import pictures
 from nemo_mm_rank.schema import Modality

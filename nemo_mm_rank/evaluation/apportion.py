@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from nemo_mm_rank.arrays import Ints
 
 
 def apportion(total: int, weights: Sequence[float] | npt.NDArray[np.float64], caps: Sequence[int] | Ints) -> Ints:

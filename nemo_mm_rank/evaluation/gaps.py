@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.evaluation.geometry import Array, as_matrix, as_pair, codes_of
-from nemo_mm_rank.evaluation.statistics import Floats, Interval, centred_interval
+from nemo_mm_rank.evaluation.statistics import Interval, centred_interval
 
-Ints = npt.NDArray[np.int64]
 Contents = Sequence[str] | Sequence[int] | Array
 
 SAMPLES = 256

@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.evaluation.gaps import matched_gap_square, modality_gap_square, pooled
 from nemo_mm_rank.evaluation.geometry import Array, codes_of, potentials, ranks
-from nemo_mm_rank.evaluation.statistics import Floats, Interval, Ints, bootstrap_interval
+from nemo_mm_rank.evaluation.statistics import Interval, bootstrap_interval
 
 RECALLS = (1, 5, 10)
 

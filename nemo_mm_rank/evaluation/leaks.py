@@ -10,12 +10,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Ints, UInt64s
 from nemo_mm_rank.quality.minhash import band_keys
-from nemo_mm_rank.quality.settings import NearDuplicateSettings
+from nemo_mm_rank.quality.minhash import NearDuplicateSettings
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, Modality
-
-Ints = npt.NDArray[np.int64]
-UInt64s = npt.NDArray[np.uint64]
 
 FINGERPRINT = "fingerprint__data"
 """Column with the perceptual hash of media (`quality.operators.fingerprints`)."""

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.schema import PAIR_ID
-
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 NEAR_DUPLICATE = "near-duplicate"
 

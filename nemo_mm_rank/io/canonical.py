@@ -7,14 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import MediaError, nearest
 from nemo_mm_rank.io.bad_row import BadRow, shown
-from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, Mask, contents, mask, strings
+from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, contents, mask, strings
 from nemo_mm_rank.io.manifest import Column, Rows, taken
 from nemo_mm_rank.io.references import References, folded
 from nemo_mm_rank.io.seen import Seen
@@ -22,8 +22,6 @@ from nemo_mm_rank.io.several import Several, read_parts
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, Modality
 
 MEDIA = [str(modality) for modality in Modality if modality.is_media]
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def _from_files(
     path_field: str,
     field_name: str,
     values: pa.Array,
-    is_text: Mask,
+    is_text: Bools,
     references: References,
     faults: _Faults,
 ) -> tuple[pa.Array, bool]:
@@ -208,7 +206,7 @@ def _check_unique(ids: pa.Array, rows: Rows, seen: Seen, faults: _Faults) -> Non
         faults.add([there[position]], PAIR_ID, "an id that no other row has", f"the id of {place} again")
 
 
-def _stamps(data: pa.Array, media: Mask, references: References, faults: _Faults) -> Ints:
+def _stamps(data: pa.Array, media: Bools, references: References, faults: _Faults) -> Ints:
     stamps = np.full((len(data), 2), -1, dtype=np.int64)
     if not references.check_files:
         return stamps

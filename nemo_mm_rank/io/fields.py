@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Bools
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError, nearest
 from nemo_mm_rank.io.bad_row import shown
@@ -16,8 +16,6 @@ from nemo_mm_rank.io.manifest import Column, Rows, plain
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MODALITY, PAIR_ID, POOL
 
 DATA_PATH, ANNOTATION_PATH = "data_path", "annotation_path"
-
-Mask = npt.NDArray[np.bool_]
 
 
 class Fields:
@@ -88,7 +86,7 @@ def strings(column: Column | None, n: int, numbers: bool = False) -> tuple[pa.Ar
     return pa.array(out, pa.string()), wrong
 
 
-def contents(table: Fields, n: int, media: Mask) -> tuple[pa.Array, pa.Array | None, dict[int, str]]:
+def contents(table: Fields, n: int, media: Bools) -> tuple[pa.Array, pa.Array | None, dict[int, str]]:
     """Return the data side's text or name, the content where rows carry it, and what stood where it is neither."""
     column, payload = table.get(DATA), table.get(DATA_BYTES)
     if isinstance(column, pa.Array) and pa.types.is_struct(column.type) and "bytes" in [f.name for f in column.type]:
@@ -122,6 +120,6 @@ def contents(table: Fields, n: int, media: Mask) -> tuple[pa.Array, pa.Array | N
     return pa.array(values, pa.string()), payload, wrong
 
 
-def mask(array: pa.Array) -> Mask:
+def mask(array: pa.Array) -> Bools:
     """Return an Arrow array of booleans as numpy's, False for null."""
     return np.asarray(pc.fill_null(array, False).to_numpy(zero_copy_only=False), dtype=bool)

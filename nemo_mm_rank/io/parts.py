@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.digest import table_digest
@@ -21,8 +21,6 @@ from nemo_mm_rank.io.references import References, folded
 from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY
 
 MAX_PART_BYTES = 256 * 2**20
-
-Ints = npt.NDArray[np.int64]
 
 
 def part_name(part: int) -> str:

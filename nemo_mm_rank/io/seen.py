@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-UInts = npt.NDArray[np.uint64]
-Ints = npt.NDArray[np.int64]
-
+from nemo_mm_rank.arrays import Ints, UInt64s
 
 _LINE_BITS = 40
 
@@ -24,7 +21,7 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._runs: list[tuple[UInts, Ints]] = []
+        self._runs: list[tuple[UInt64s, Ints]] = []
         self._files: list[str] = []
 
     def add(self, names: Sequence[str], file: str, lines: Ints) -> dict[int, str]:
@@ -36,7 +33,7 @@ class Seen:
         if not self._files or self._files[-1] != file:
             self._files.append(file)
         places = (len(self._files) - 1 << _LINE_BITS) + lines
-        hashes: UInts = pd.util.hash_array(np.array(names, dtype=object), categorize=False)
+        hashes: UInt64s = pd.util.hash_array(np.array(names, dtype=object), categorize=False)
         first = np.full(len(hashes), -1, dtype=np.int64)
         for known, known_places in self._runs:
             at = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
@@ -52,7 +49,7 @@ class Seen:
     def _place(self, place: int) -> str:
         return f"{self._files[place >> _LINE_BITS]}:{place & (1 << _LINE_BITS) - 1}"
 
-    def _push(self, hashes: UInts, places: Ints) -> None:
+    def _push(self, hashes: UInt64s, places: Ints) -> None:
         if not len(hashes):
             return
         self._runs.append((hashes, places))

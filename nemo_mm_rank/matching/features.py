@@ -13,19 +13,16 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.models.base import Encoder
 from nemo_mm_rank.projection.artifact import threads
 from nemo_mm_rank.ranking.cosine import rowwise
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.sns.sentences import Sentences
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 BANK = 128
 """Pairs of a modality that all others are compared with."""

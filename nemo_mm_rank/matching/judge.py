@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+from nemo_mm_rank.arrays import Floats, Ints
 
 FLOOR = 0.03
 """The least chance: features alone prove nothing beyond that."""

@@ -13,13 +13,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.io.parquet import write_atomically, write_json
 from nemo_mm_rank.matching.features import (
     BANK,
     Bank,
-    Floats,
-    Ints,
     Pairs,
     SentenceFeatures,
     Space,

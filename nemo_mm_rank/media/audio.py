@@ -7,12 +7,10 @@ from typing import IO, Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Samples
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.container import frames, open_stream, packets
-
-Samples = npt.NDArray[np.float32]
 
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
+from nemo_mm_rank.arrays import Pixels
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.container import frames, open_stream, packets
 from nemo_mm_rank.media.spans import clip, slice_middles
-
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

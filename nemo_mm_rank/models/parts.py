@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image as PILImage
 
+from nemo_mm_rank.arrays import Samples
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models.base import Item
@@ -23,7 +24,6 @@ vector that is most like all others, which a title or a black frame does not mov
 MAX_ASPECT = 200
 """Longer to shorter side: resized to a model's size, a picture of one pixel's height would be many gigabytes."""
 
-Samples: TypeAlias = npt.NDArray[np.float32]
 Pixels: TypeAlias = PILImage.Image | npt.NDArray[np.uint8]
 
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from nemo_mm_rank.arrays import Samples
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Described, Item
@@ -26,8 +26,6 @@ from nemo_mm_rank.models.weights import (
     resolve,
 )
 from nemo_mm_rank.schema import Modality
-
-Samples = npt.NDArray[np.float32]
 
 SEARCHED = 1 / 6
 """Share of a window, at its end, in which a quiet place to cut is looked for: five seconds of thirty."""

@@ -8,10 +8,8 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from nemo_mm_rank.arrays import Ints, UInt64s
 from nemo_mm_rank.schema import PAIR_ID
-
-Ints = npt.NDArray[np.int64]
-UInt64s = npt.NDArray[np.uint64]
 
 
 def join(groups: Ints, keys: UInt64s) -> Ints:

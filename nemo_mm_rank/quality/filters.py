@@ -8,12 +8,10 @@ from math import inf
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import ModelError, require
 from nemo_mm_rank.quality.settings import Range, TraditionalSettings
-
-Floats = npt.NDArray[np.float64]
 
 LANGUAGE = "lang_id"
 """Curator's name for its language filter."""

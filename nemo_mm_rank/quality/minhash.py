@@ -13,18 +13,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Ints, UInt32s, UInt64s
 from nemo_mm_rank.models.classical.ngrams import mix
-from nemo_mm_rank.quality.settings import NearDuplicateSettings
-
-UInt64s = npt.NDArray[np.uint64]
-UInt32s = npt.NDArray[np.uint32]
-Ints = npt.NDArray[np.int64]
+from nemo_mm_rank.config import Settings
 
 _PRIME = np.uint64((1 << 61) - 1)
 _BLOCK = 512
 """Shingles whose hashes are permuted at a time: a block of 260 permutations stays in the processor's cache."""
 _CHARACTERS = 2**20
 """Characters whose shingles are hashed at a time (a longer text is a chunk of its own)."""
+
+
+class NearDuplicateSettings(Settings):
+    """MinHash and banding, as Curator's FuzzyDeduplicationWorkflow has them."""
+
+    char_ngrams: int = Field(24, ge=2, description="characters in a shingle")
+    bands: int = Field(20, ge=1, le=256, description="two annotations are near where one band is equal")
+    rows: int = Field(13, ge=1, le=256, description="hashes in a band")
+    seed: int = Field(42, ge=0, lt=2**32)
 
 
 def parameters(count: int, seed: int) -> tuple[UInt64s, UInt64s]:

@@ -14,11 +14,10 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 from scipy.fft import dct
 
+from nemo_mm_rank.arrays import Floats, UInt64s
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.classical.audio import BANDS, log_mel
 
-UInt64s: TypeAlias = npt.NDArray[np.uint64]
-Floats: TypeAlias = npt.NDArray[np.float64]
 Pixels: TypeAlias = PILImage.Image | npt.NDArray[np.uint8]
 
 SIDE = 32

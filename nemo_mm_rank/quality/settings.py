@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from nemo_mm_rank.quality.minhash import NearDuplicateSettings
 from nemo_mm_rank.config import OFF, Settings, Share
 
 Off = Literal["off"]
@@ -76,15 +77,6 @@ class LanguageSettings(Settings):
     model: Annotated[str, AfterValidator(existing_file)] = Field(description="path, for example of lid.176.ftz")
     lang: str | None = Field(None, description="keep only this language; default: any that is recognised")
     min_score: Share = Field(0.3, description="least confidence")
-
-
-class NearDuplicateSettings(Settings):
-    """MinHash and banding, as Curator's FuzzyDeduplicationWorkflow has them."""
-
-    char_ngrams: int = Field(24, ge=2, description="characters in a shingle")
-    bands: int = Field(20, ge=1, le=256, description="two annotations are near where one band is equal")
-    rows: int = Field(13, ge=1, le=256, description="hashes in a band")
-    seed: int = Field(42, ge=0, lt=2**32)
 
 
 class TraditionalSettings(Settings):

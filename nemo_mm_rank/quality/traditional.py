@@ -53,6 +53,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget
 from nemo_mm_rank.errors import MissingColumnError, require
 from nemo_mm_rank.quality.duplicates import Keepers, join
@@ -67,7 +68,7 @@ from nemo_mm_rank.quality.step import (
     passed_column,
     score_column,
 )
-from nemo_mm_rank.ranking.pool import Rows, Shards, attach_rows, live
+from nemo_mm_rank.ranking.pool import Shards, attach_rows, live
 from nemo_mm_rank.ranking.topk import TopK
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID, POOL
 
@@ -121,7 +122,7 @@ class Choice:
     """
 
     chosen: pa.Table
-    places: Rows
+    places: Ints
     duplicates: pa.Table
     counts: dict[str, Any]
 
@@ -168,7 +169,7 @@ def choose(shards: Shards, settings: TraditionalSettings, budget: Budget) -> Cho
 _NO_DUPLICATES = pa.schema([(name, pa.string()) for name in ("filter", PAIR_ID, "kept")]).empty_table()
 
 
-def _live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Rows, pa.Table]]:
+def _live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Ints, pa.Table]]:
     """Yield the live rows as `ranking.pool.live` does, and see that no column is missing."""
     for part, rows, table in live(shards, columns):
         missing = [name for name in columns if name not in table.column_names]
@@ -234,7 +235,7 @@ def _count(counts: dict[str, Any], table: pa.Table, names: Sequence[str]) -> Non
 
 
 def _chosen(
-    rows: pa.Table, places: Rows, shards: Shards, settings: TraditionalSettings, keepers: Mapping[str, Keepers]
+    rows: pa.Table, places: Ints, shards: Shards, settings: TraditionalSettings, keepers: Mapping[str, Keepers]
 ) -> pa.Table:
     """Return the chosen pairs with the filters' scores and a reason, columns in their order."""
     names = [rule.name for rule in rules(settings)]

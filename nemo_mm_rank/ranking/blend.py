@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.parquet import read_table, write_json, write_table
 from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups
 from nemo_mm_rank.ranking.duplicates import DistinctFirst
 from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of
-from nemo_mm_rank.ranking.pool import Rows, Shards, read_vectors
+from nemo_mm_rank.ranking.pool import Shards, read_vectors
 from nemo_mm_rank.ranking.ranks import pool_ranks
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
 from nemo_mm_rank.ranking.select import REST, BestFirst, check_shortage, quota_counts
@@ -45,7 +46,7 @@ class Ranking:
     """
 
     chosen: pa.Table
-    places: Rows
+    places: Ints
     duplicates: pa.Table
     summary: dict[str, Any]
 
@@ -150,11 +151,11 @@ class _Picked:
     candidates: Candidates
     taken: npt.NDArray[np.bool_]
     filling: npt.NDArray[np.bool_]
-    double_of: Rows
+    double_of: Ints
 
 
 def _pick(
-    shards: Shards, scoring: Scoring, groups: Groups, there: Rows, room: Rows, settings: RankingSettings, budget: Budget
+    shards: Shards, scoring: Scoring, groups: Groups, there: Ints, room: Ints, settings: RankingSettings, budget: Budget
 ) -> _Picked:
     total, pool = int(room.sum()), int(there.sum())
     # Whatever fills a shortage is among the pool's best `total`: those chosen and those filling are no more than that.
@@ -195,7 +196,7 @@ def _check_names(settings: RankingSettings, shards: Shards) -> None:
             raise ConfigError(f"ranking.quotas: no pool {name!r} here{nearest(name, known)}")
 
 
-def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: float | None) -> Rows:
+def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: float | None) -> Ints:
     """Return ``(g,)`` how many pairs each group offers: all of them, or those that reach the threshold."""
     if threshold is not None:
         counts = np.zeros(len(groups.names), dtype=np.int64)
@@ -213,7 +214,7 @@ def _result(
     shards: Shards,
     scoring: Scoring,
     groups: Groups,
-    room: Rows,
+    room: Ints,
     settings: RankingSettings,
     budget: Budget,
     picked: _Picked,
@@ -254,9 +255,9 @@ def _reasons(
     chosen: pa.Table,
     scoring: Scoring,
     groups: Groups,
-    room: Rows,
+    room: Ints,
     settings: RankingSettings,
-    codes: Rows,
+    codes: Ints,
     filling: npt.NDArray[np.bool_],
 ) -> list[str]:
     """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; match 97 %; quota image 12/40``."""
@@ -293,7 +294,7 @@ def label(group: str, quotas: Mapping[str, float]) -> str:
 
 
 def _summary(
-    scoring: Scoring, groups: Groups, room: Rows, settings: RankingSettings, budget: Budget, picked: _Picked
+    scoring: Scoring, groups: Groups, room: Ints, settings: RankingSettings, budget: Budget, picked: _Picked
 ) -> dict[str, Any]:
     def last(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
         ranks = np.flatnonzero(mask)

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.mix import type_of
-from nemo_mm_rank.ranking.pool import Rows, Shards
-from nemo_mm_rank.ranking.scoring import WORDS, Batch, Floats, Scoring
+from nemo_mm_rank.ranking.pool import Shards
+from nemo_mm_rank.ranking.scoring import WORDS, Batch, Scoring
 from nemo_mm_rank.ranking.select import REST
 from nemo_mm_rank.ranking.topk import TopK, top_k
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
@@ -42,21 +43,21 @@ class Groups:
         """The column that decides."""
         return MODALITY if self.by == "type" else self.by
 
-    def codes(self, words: pa.Table) -> Rows:
+    def codes(self, words: pa.Table) -> Ints:
         """Return ``(n,)`` int64 codes."""
         encoded = words[self.column].combine_chunks().dictionary_encode()
         values = self.codes_of(encoded.dictionary.to_pylist())
         rest = len(self.names) - 1  # a row whose column holds nothing
-        codes: Rows = np.append(values, rest)[encoded.indices.fill_null(len(values)).to_numpy()]
+        codes: Ints = np.append(values, rest)[encoded.indices.fill_null(len(values)).to_numpy()]
         return codes
 
-    def codes_of(self, values: Sequence[str]) -> Rows:
+    def codes_of(self, values: Sequence[str]) -> Ints:
         """Return the codes of rows by what their column holds: ``(v,)`` int64."""
         place = {name: code for code, name in enumerate(self.names[:-1])}
         named = [type_of(value) if self.by == "type" else value for value in values]
         return np.array([place.get(name, len(place)) for name in named], dtype=np.int64)
 
-    def count(self, codes: Rows) -> Rows:
+    def count(self, codes: Ints) -> Ints:
         """Return ``(g,)`` int64, how many rows each group has."""
         return np.bincount(codes, minlength=len(self.names)).astype(np.int64)
 
@@ -74,18 +75,18 @@ class Candidates:
 
     rows: pa.Table
     scores: Floats
-    codes: Rows
+    codes: Ints
     leading: int
 
     @property
-    def places(self) -> Rows:
+    def places(self) -> Ints:
         """``(n, 2)`` shard number and row of each."""
-        places: Rows = np.stack([self.rows[_PART].to_numpy(), self.rows[_ROW].to_numpy()], axis=1)
+        places: Ints = np.stack([self.rows[_PART].to_numpy(), self.rows[_ROW].to_numpy()], axis=1)
         return places
 
     @classmethod
     def collect(
-        cls, scoring: Scoring, shards: Shards, groups: Groups, limits: Rows, leading: int, threshold: float
+        cls, scoring: Scoring, shards: Shards, groups: Groups, limits: Ints, leading: int, threshold: float
     ) -> Candidates:
         """Keep the best ``limits[g]`` of each group ``g`` and the best ``leading`` of all, from ``threshold`` on."""
         schema = _schema(scoring)

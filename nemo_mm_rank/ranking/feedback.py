@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load, save
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.parquet import write_atomically
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.ranking.cosine import cosines
-from nemo_mm_rank.ranking.pool import Rows, Shards, read_vectors
+from nemo_mm_rank.ranking.pool import Shards, read_vectors
 from nemo_mm_rank.ranking.score import PREFIX
 from nemo_mm_rank.schema import VECTOR
 from nemo_mm_rank.steps import Added, Step
@@ -39,7 +40,7 @@ def feedback_column(score: str) -> str:
     return FEEDBACK + score.removeprefix(PREFIX)
 
 
-def means_of(places: Rows, shards: Shards, columns: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def means_of(places: Ints, shards: Shards, columns: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """Return the mean of some pairs in each space; a space in which none of them has a vector is left out.
 
     Args:

@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.schema import ERROR
-
-Rows = npt.NDArray[np.int64]
 
 
 class Shards(Protocol):
@@ -60,13 +59,13 @@ class Files:
         return pa.table({name: found[name] for name in wanted})
 
 
-def live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Rows, pa.Table]]:
+def live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Ints, pa.Table]]:
     """Yield per shard its number, the positions of the rows without an error, and ``columns`` of those rows."""
     for part in range(shards.count):
         yield part, *live_rows(shards, part, columns)
 
 
-def live_rows(shards: Shards, part: int, columns: Sequence[str]) -> tuple[Rows, pa.Table]:
+def live_rows(shards: Shards, part: int, columns: Sequence[str]) -> tuple[Ints, pa.Table]:
     """Return of one shard the positions of the rows without an error, and ``columns`` of those rows."""
     table = shards.read(part, [*columns, ERROR])
     if ERROR not in table.column_names:
@@ -77,7 +76,7 @@ def live_rows(shards: Shards, part: int, columns: Sequence[str]) -> tuple[Rows, 
     return rows, table if len(rows) == len(alive) else table.take(pa.array(rows))
 
 
-def attach_rows(chosen: pa.Table, places: Rows, shards: Shards, columns: Sequence[str]) -> pa.Table:
+def attach_rows(chosen: pa.Table, places: Ints, shards: Shards, columns: Sequence[str]) -> pa.Table:
     """Return ``chosen`` with more columns of the same pairs, read from the shards.
 
     Reads one shard's columns at a time and only shards that hold a chosen pair.
@@ -108,7 +107,7 @@ def attach_rows(chosen: pa.Table, places: Rows, shards: Shards, columns: Sequenc
     return chosen
 
 
-def read_vectors(places: Rows, shards: Shards, column: str) -> npt.NDArray[np.float32]:
+def read_vectors(places: Ints, shards: Shards, column: str) -> npt.NDArray[np.float32]:
     """Return ``(k, d)`` embeddings of the rows at ``places`` ``(k, 2)``; zeros where a row has none."""
     vectors = np.zeros((len(places), 0), dtype=np.float32)
     for part, mine in _by_part(places):
@@ -121,7 +120,7 @@ def read_vectors(places: Rows, shards: Shards, column: str) -> npt.NDArray[np.fl
     return vectors
 
 
-def _by_part(places: Rows) -> Iterator[tuple[int, Rows]]:
+def _by_part(places: Ints) -> Iterator[tuple[int, Ints]]:
     """Yield each shard that has a row among ``places``, with the positions of its rows there."""
     order = np.argsort(places[:, 0], kind="stable")
     parts, starts, counts = np.unique(places[order, 0], return_index=True, return_counts=True)

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from nemo_mm_rank.ranking.pool import Rows
-from nemo_mm_rank.ranking.scoring import Batch, Floats
+from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.ranking.scoring import Batch
 from nemo_mm_rank.schema import PAIR_ID
 
 
-def pool_ranks(batches: Iterable[Batch], scores: Floats, pair_ids: Sequence[str]) -> Rows:
+def pool_ranks(batches: Iterable[Batch], scores: Floats, pair_ids: Sequence[str]) -> Ints:
     """Return for each given pair its rank from 1 among all pairs of ``batches``, the given ones among them.
 
     One pass, in memory of one batch.

@@ -8,21 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, nearest
 from nemo_mm_rank.matching.judge import FLOOR
 from nemo_mm_rank.ranking.calibrate import Comoments, Moments, Quantiles
 from nemo_mm_rank.ranking.feedback import FEEDBACK, Means, feedback_column
 from nemo_mm_rank.ranking.matched import ANNOTATION_COSINE, FUSED_COSINE, Matched
-from nemo_mm_rank.ranking.pool import Rows, Shards, live
+from nemo_mm_rank.ranking.pool import Shards, live
 from nemo_mm_rank.ranking.score import GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights, experts_among, tells_of
 from nemo_mm_rank.schema import MATCH, MODALITY, PAIR_ID, POOL
-
-Floats = npt.NDArray[np.float64]
 
 MATCHES = "match"
 """The condition that the annotation is the data's own."""
@@ -243,13 +241,13 @@ class Batch:
     """
 
     part: int
-    rows: Rows
+    rows: Ints
     words: pa.Table
     components: Mapping[str, Floats]
     chances: Mapping[str, Floats]
     scores: Floats
 
-    def by(self, column: str) -> dict[str, Rows]:
+    def by(self, column: str) -> dict[str, Ints]:
         """Return value -> positions of the rows that have it."""
         return _by_value(self.words[column])
 
@@ -259,7 +257,7 @@ def _numbers(table: pa.Table, name: str) -> Floats:
     return numbers
 
 
-def _by_value(column: pa.ChunkedArray) -> dict[str, Rows]:
+def _by_value(column: pa.ChunkedArray) -> dict[str, Ints]:
     encoded = column.combine_chunks().dictionary_encode()
     codes = encoded.indices.to_numpy()
     return {value: np.flatnonzero(codes == code) for code, value in enumerate(encoded.dictionary.to_pylist())}

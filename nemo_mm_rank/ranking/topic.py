@@ -12,14 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.config import BroadSettings, RankingSettings
 from nemo_mm_rank.errors import ConfigError, nearest
 from nemo_mm_rank.ranking.calibrate import Comoments, Moments, Quantiles
 from nemo_mm_rank.ranking.score import PREFIX, component
 
-Floats = npt.NDArray[np.float64]
 Columns = Mapping[str, Floats]
 """Column of cosines or of scores from elsewhere -> ``(n,)``, NaN where a pair has none."""
 

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from nemo_mm_rank.arrays import Ints
+
 Scores: TypeAlias = torch.Tensor | npt.NDArray[np.floating[Any]]
 Keys: TypeAlias = pa.Array | pa.ChunkedArray | pa.Table | npt.NDArray[Any] | torch.Tensor | pd.Series | Sequence[Any]
-Positions: TypeAlias = npt.NDArray[np.int64]
 
 
-def top_k(scores: Scores, k: int, tie_break: Keys | None = None) -> Positions:
+def top_k(scores: Scores, k: int, tie_break: Keys | None = None) -> Ints:
     """Return the positions of the ``k`` highest scores, best first.
 
     Only the rows at or above the k-th score are sorted, so ``n`` may be far larger than ``k``.
@@ -46,11 +47,11 @@ def top_k(scores: Scores, k: int, tie_break: Keys | None = None) -> Positions:
     order = np.argsort(-values, kind="stable")
     if tie_break is not None:
         _break_ties(order, values, positions, tie_break)
-    best: Positions = positions[order[:k]]
+    best: Ints = positions[order[:k]]
     return best
 
 
-def _shortlist(scores: Scores, k: int) -> tuple[Positions, npt.NDArray[np.floating[Any]]]:
+def _shortlist(scores: Scores, k: int) -> tuple[Ints, npt.NDArray[np.floating[Any]]]:
     """Return the positions (ascending) and values of every score that is not below the k-th highest."""
     n = len(scores)
     if isinstance(scores, torch.Tensor) and scores.device.type != "cpu":
@@ -77,7 +78,7 @@ def _refuse_nan(count: int) -> None:
         raise ValueError(f"{count} of the scores are NaN; a NaN has no place in a ranking")
 
 
-def _break_ties(order: Positions, values: npt.NDArray[Any], positions: Positions, tie_break: Keys) -> None:
+def _break_ties(order: Ints, values: npt.NDArray[Any], positions: Ints, tie_break: Keys) -> None:
     """Reorder, in place, the stretches of ``order`` whose values are equal."""
     ranked = values[order]
     same = ranked[1:] == ranked[:-1]
@@ -93,7 +94,7 @@ def _break_ties(order: Positions, values: npt.NDArray[Any], positions: Positions
     order[tied] = rows[by_key.to_numpy()]
 
 
-def _take(keys: Keys, positions: Positions) -> pa.Array | pa.ChunkedArray | pa.Table:
+def _take(keys: Keys, positions: Ints) -> pa.Array | pa.ChunkedArray | pa.Table:
     if isinstance(keys, (pa.Array, pa.ChunkedArray, pa.Table)):
         return keys.take(pa.array(positions))
     if isinstance(keys, pd.Series):

@@ -14,8 +14,10 @@ import yaml
 
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.evaluation.statistics import Interval, holm, mean_interval
+from nemo_mm_rank.io.owned import check_file, local, recognised
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.report import markdown
+from nemo_mm_rank.report import overview as of_run
 from nemo_mm_rank.report.charts import Curve, curves, intervals, mixes
 from nemo_mm_rank.report.colours import colour, strategy_colour
 from nemo_mm_rank.report.content import (
@@ -23,6 +25,7 @@ from nemo_mm_rank.report.content import (
     Finding,
     Findings,
     Folded,
+    Page,
     Part,
     Row,
     Section,
@@ -34,9 +37,14 @@ from nemo_mm_rank.report.content import (
     number,
     share,
 )
+from nemo_mm_rank.report.gallery import Blend
+from nemo_mm_rank.report.page import is_page
+from nemo_mm_rank.report.run import Run
+from nemo_mm_rank.report.write import REPORT, page_data, put_page
 from nemo_mm_rank.run.benchmark.measures import POOL
 from nemo_mm_rank.run.benchmark.settings import Strategy
 from nemo_mm_rank.run.benchmark.tables import Results, verdict
+from nemo_mm_rank.schema import PAIR_ID
 
 RESULTS = "results.parquet"
 
@@ -310,3 +318,51 @@ def _interval(one: Interval, digits: int, signed: bool = False) -> str:
 
 def _nan(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def write_benchmark_report(folder: str | Path, output: str | Path | None = None) -> Path:
+    """Write one self-contained page about a finished benchmark; return its path. See `report.write_report`."""
+    path = check_file(Path(folder) / REPORT if output is None else output, is_page, "report")
+    page = benchmark_page(Benchmark.open(folder))
+    if output is None:
+        recognised(local(folder), "benchmark")
+    return put_page(page, path)
+
+
+def benchmark_page(bench: Benchmark) -> Page:
+    """Return the report of a benchmark; its pairs are those of the first run of ours, where there is one."""
+    found: list[Section | None] = [
+        overview(bench),
+        training(bench),
+        selection(bench),
+        mix(bench),
+    ]
+    data: dict[str, Any] = {}
+    if (of := bench.run()) is not None:
+        name, folder = of
+        run = Run.open(folder)
+        data, count = page_data(run, _blends(bench, run, name))
+        data.update(_truth(bench, data["id"][:count]))
+        found += [of_run.scores(run), spaces(bench, of_run.ABOUT_MAPS), of_run.pairs()]
+    found += [cost(bench), provenance(bench)]
+    sections = [section for section in found if section is not None]
+    return Page(title(bench), subtitle(bench), sections, data)
+
+
+def _truth(bench: Benchmark, pair_ids: Sequence[str]) -> dict[str, Any]:
+    truth, found = bench.truth(), {}
+    for name, column in (("truth", "kinds"), ("relevant", "relevant")) if truth is not None else ():
+        if column in truth.column_names:
+            known = dict(zip(truth[PAIR_ID].to_pylist(), truth[column].to_pylist(), strict=True))
+            found[name] = [known.get(pair_id) for pair_id in pair_ids]
+    return found
+
+
+def _blends(bench: Benchmark, run: Run, first: str) -> list[Blend]:
+    """Return what every strategy chose under the first seed, that of the run itself first."""
+    found = []
+    for name in [first, *(other for other in bench.strategies if other != first)]:
+        ids = bench.blend(name)
+        note = f"chosen by {name}, seed {bench.seeds[0]}"
+        found.append(Blend(name, note, len(ids), run.scored.named(ids, run.config.seed)))
+    return found

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.report.content import Chart, Label, Mark, number, share
-
-Floats = npt.NDArray[np.float64]
 
 INK = -1
 """The colour of text."""

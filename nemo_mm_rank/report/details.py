@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nemo_mm_rank.ranking.pool import Rows, attach_rows
+from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.ranking.pool import attach_rows
 from nemo_mm_rank.ranking.score import PREFIX
-from nemo_mm_rank.ranking.scoring import Floats, Scoring
+from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.report.media import copy
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.report.texts import excerpt, pieces
@@ -64,7 +65,7 @@ class Details:
         self._run = run
         self.copies, self.left_out, self._bytes = 0, 0, 0
 
-    def ranked(self, positions: Rows) -> Iterator[Detail]:
+    def ranked(self, positions: Ints) -> Iterator[Detail]:
         """Yield what the page shows of ranked pairs, in order; contents of a bounded number are held at a time."""
         run = self._run
         reasons = dict(zip(*(run.ranking.chosen[name].to_pylist() for name in (PAIR_ID, "reason")), strict=True))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nemo_mm_rank.ranking.pool import Rows, attach_rows
+from nemo_mm_rank.arrays import Ints
+from nemo_mm_rank.ranking.pool import attach_rows
 from nemo_mm_rank.ranking.ranks import pool_ranks
 from nemo_mm_rank.report.colours import colour
 from nemo_mm_rank.report.details import Details
@@ -42,10 +43,10 @@ class Blend:
     name: str
     note: str
     size: int
-    positions: Rows
+    positions: Ints
 
 
-def gallery(run: Run, blends: Sequence[Blend], sample: Rows) -> tuple[dict[str, Any], Rows]:
+def gallery(run: Run, blends: Sequence[Blend], sample: Ints) -> tuple[dict[str, Any], Ints]:
     """Return the pairs for the page's scripts, and which ranked pairs they are (ascending by rank).
 
     Args:
@@ -90,7 +91,7 @@ def gallery(run: Run, blends: Sequence[Blend], sample: Rows) -> tuple[dict[str, 
     return values, shown
 
 
-def _shown(run: Run, full: Rows, sample: Rows) -> tuple[Rows, dict[str, list[Any]]]:
+def _shown(run: Run, full: Ints, sample: Ints) -> tuple[Ints, dict[str, list[Any]]]:
     """Return the ranked pairs that a page names, by rank, and their words."""
     scored = run.scored
     drawn = np.concatenate([full, sample, scored.sample(MAX_PAIRS)])
@@ -100,7 +101,7 @@ def _shown(run: Run, full: Rows, sample: Rows) -> tuple[Rows, dict[str, list[Any
     return shown[order], {name: [values[place] for place in order.tolist()] for name, values in words.items()}
 
 
-def _words(run: Run, positions: Rows) -> dict[str, list[Any]]:
+def _words(run: Run, positions: Ints) -> dict[str, list[Any]]:
     """Return id, modality, pool and the beginning of the annotation, a bounded number of whole texts at a time."""
     places = run.scored.places[positions]
     by_place = np.lexsort(places.T[::-1])  # so that a shard is read once or twice, not with every batch
@@ -115,7 +116,7 @@ def _words(run: Run, positions: Rows) -> dict[str, list[Any]]:
     return found
 
 
-def _known(indices: Rows) -> list[int]:
+def _known(indices: Ints) -> list[int]:
     found: list[int] = indices[indices >= 0].tolist()
     return found
 

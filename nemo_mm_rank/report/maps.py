@@ -10,13 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nemo_mm_rank.arrays import Ints, Vectors
 from nemo_mm_rank.errors import require
 from nemo_mm_rank.experts.expert import Source, sources
-from nemo_mm_rank.ranking.pool import Rows, read_vectors
+from nemo_mm_rank.ranking.pool import read_vectors
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import FUSED, annotation_column
-
-Vectors = npt.NDArray[np.float32]
 
 SAMPLE = 600
 """Pairs on a map. Each has a point for its data and, where annotations lie in the same space, one for that."""
@@ -28,7 +27,7 @@ _COMPONENTS, _PERPLEXITY = 50, 30.0
 _FRAME = np.array([1000.0, 720.0])
 
 
-def maps(run: Run, positions: Rows, indices: Sequence[int]) -> list[dict[str, Any]]:
+def maps(run: Run, positions: Ints, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Return a map of the space of every expert, and of the fused one last, for the page's scripts.
 
     Args:
@@ -58,7 +57,7 @@ def _anchor(run: Run, source: Source) -> str | None:
 
 
 def _map(
-    run: Run, title: str, note: str, column: str, anchor: str | None, places: Rows, index: Rows
+    run: Run, title: str, note: str, column: str, anchor: str | None, places: Ints, index: Ints
 ) -> dict[str, Any] | None:
     data = read_vectors(places, run.shards, column)
     sides = [(data, 0)]

@@ -11,13 +11,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.projection.sample import hashes
 from nemo_mm_rank.ranking.candidates import Groups
-from nemo_mm_rank.ranking.pool import Rows, Shards
+from nemo_mm_rank.ranking.pool import Shards
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,10 @@ class Scored:
     """
 
     scores: Floats
-    places: Rows
-    modality: Rows
+    places: Ints
+    modality: Ints
     modalities: tuple[str, ...]
-    group: Rows
+    group: Ints
     key: npt.NDArray[np.uint64]
 
     @classmethod
@@ -54,28 +53,28 @@ class Scored:
         scores, places, codes, group, keys = (np.concatenate(column) for column in zip(*found, strict=True))
         return cls(scores, places.astype(np.int64), codes.astype(np.int64), modalities, group, keys)
 
-    def find(self, places: Rows) -> Rows:
+    def find(self, places: Ints) -> Ints:
         """Return the positions of the pairs at ``places`` ``(k, 2)``, all of which have been ranked."""
         width = int(self.places[:, 1].max(initial=0)) + 1
         mine, wanted = self.places @ [width, 1], places @ [width, 1]
         order = np.argsort(mine)
-        found: Rows = order[np.searchsorted(mine[order], wanted)]
+        found: Ints = order[np.searchsorted(mine[order], wanted)]
         return found
 
-    def named(self, pair_ids: Sequence[str], seed: int) -> Rows:
+    def named(self, pair_ids: Sequence[str], seed: int) -> Ints:
         """Return the positions of the pairs of these names, found by the hashes of ``seed``; none for unknown ones."""
         wanted = hashes(pair_ids, seed)
         order = np.argsort(self.key)
-        found: Rows = order[np.minimum(np.searchsorted(self.key[order], wanted), len(order) - 1)]
-        known: Rows = found[self.key[found] == wanted]
+        found: Ints = order[np.minimum(np.searchsorted(self.key[order], wanted), len(order) - 1)]
+        known: Ints = found[self.key[found] == wanted]
         return known
 
-    def sample(self, count: int) -> Rows:
+    def sample(self, count: int) -> Ints:
         """Return the positions of ``count`` pairs drawn by the hash of their ids; a larger sample begins with it."""
         return np.argsort(self.key, kind="stable")[:count]
 
 
-def leading(orders: Sequence[Rows], modality: Rows, overall: int, each: int) -> Rows:
+def leading(orders: Sequence[Ints], modality: Ints, overall: int, each: int) -> Ints:
     """Return positions that begin the ``orders``: the first ``overall`` of each, and the first ``each`` per modality.
 
     Modalities and orders take turns, so that where a caller stops early none has been left out. Each comes once.
@@ -96,7 +95,7 @@ def leading(orders: Sequence[Rows], modality: Rows, overall: int, each: int) -> 
     return in_turn[np.sort(np.unique(in_turn, return_index=True)[1])]
 
 
-def _turns(codes: Rows) -> Rows:
+def _turns(codes: Ints) -> Ints:
     """Return ``(n,)`` how many before each have the same code."""
     order = np.argsort(codes, kind="stable")
     _, starts, counts = np.unique(codes[order], return_index=True, return_counts=True)

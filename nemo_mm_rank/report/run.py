@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import Config, RankingSettings
 from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.ranking.candidates import Groups
-from nemo_mm_rank.ranking.pool import Rows
-from nemo_mm_rank.ranking.scoring import Floats, Scoring
+from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.report.pairs import Scored
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.run.folder import RunFolder
@@ -96,6 +96,6 @@ class Run:
         return distance
 
     @cached_property
-    def chosen(self) -> Rows:
+    def chosen(self) -> Ints:
         """``(k,)`` the positions of the blend's pairs among the ranked ones, best first."""
         return self.scored.find(self.ranking.places)

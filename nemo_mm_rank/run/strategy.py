@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from nemo_mm_rank import __version__
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget, EngineSettings, Pools, Settings
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.errors import UserError
@@ -24,7 +25,6 @@ from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.ranking import attach_rows
-from nemo_mm_rank.ranking.pool import Rows
 from nemo_mm_rank.run.engine import Engine, make_engine
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.outcome import write_quarantine
@@ -98,7 +98,7 @@ class Job:
         """Take all shards through some steps, those that are not done yet."""
         return take_through(steps, shards, self.pool.pairs, self.folder, self.engine, self.reporter)
 
-    def write(self, chosen: pa.Table, places: Rows, shards: Shards) -> tuple[pa.Table, pa.Table]:
+    def write(self, chosen: pa.Table, places: Ints, shards: Shards) -> tuple[pa.Table, pa.Table]:
         """Write the blend, with the users' own columns, and the quarantine; return both.
 
         The manifest of an earlier run goes first: it vouches for these files.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nemo_mm_rank.arrays import Floats32
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, SNS_REASON, SPANS
@@ -16,15 +17,13 @@ from nemo_mm_rank.sns.selection import gate
 from nemo_mm_rank.sns.sides import Cut, Side, Spans
 from nemo_mm_rank.steps import Added
 
-Floats = npt.NDArray[np.float32]
-
 BEFORE, AFTER = "sns_before", "sns_after"
 
 KEEP, FORWARD, BACKWARD, BOTH = range(4)
 
 
 def choose(
-    before: Floats, forward: Floats, backward: Floats, both: Floats, ratio: float, eps: float
+    before: Floats32, forward: Floats32, backward: Floats32, both: Floats32, ratio: float, eps: float
 ) -> npt.NDArray[np.int64]:
     """Choose for each pair what to keep: both sides trimmed, or else the better one, or else the original.
 

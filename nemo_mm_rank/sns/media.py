@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nemo_mm_rank.arrays import Bools, Vectors
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.rows import in_chunks
@@ -14,8 +15,7 @@ from nemo_mm_rank.media.segment import Audio, Image, Segment, Video, part_key
 from nemo_mm_rank.media.spans import merge
 from nemo_mm_rank.models.base import Encoder, Grounded, Grounder, Item
 from nemo_mm_rank.sns.geometry import select_windows, union_box
-from nemo_mm_rank.sns.relevance import Vectors, host
-from nemo_mm_rank.sns.selection import Bools
+from nemo_mm_rank.sns.relevance import host
 from nemo_mm_rank.sns.sides import ALL, NONE, ONE, UNTOUCHED, Cut, Selector, Side, Spans, per_pair
 
 CHUNK_ITEMS, CHUNK_BYTES = 64, 64 * 2**20

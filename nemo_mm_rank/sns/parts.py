@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.parts import Apart
-from nemo_mm_rank.sns.relevance import Parts, Vectors, cosines
+from nemo_mm_rank.sns.relevance import Parts, cosines
 from nemo_mm_rank.sns.selection import gate
 from nemo_mm_rank.sns.sides import Cut, Side
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.schema import Modality
-
-Vectors = npt.NDArray[np.float32]
 
 # Cosines computed at a time: two vectors are gathered for each.
 _COSINES = 1 << 14

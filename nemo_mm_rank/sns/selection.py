@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Bools = npt.NDArray[np.bool_]
+from nemo_mm_rank.arrays import Bools
+
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Bools, Vectors
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
-from nemo_mm_rank.sns.relevance import Vectors
-from nemo_mm_rank.sns.selection import Bools, nucleus, threshold
+from nemo_mm_rank.sns.selection import nucleus, threshold
 
 Spans = list[list[float]]
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.spans import kept_text
 from nemo_mm_rank.models.base import Encoder
-from nemo_mm_rank.sns.relevance import Parts, Vectors, best_match, host
+from nemo_mm_rank.sns.relevance import Parts, best_match, host
 from nemo_mm_rank.sns.sides import UNTOUCHED, Selector, Side, make_cut, per_pair
 from nemo_mm_rank.sns.split import CharSpan, merge_neighbours
 

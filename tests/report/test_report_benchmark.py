@@ -13,7 +13,7 @@ import pytest
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.evaluation.statistics import holm, paired_difference
-from nemo_mm_rank.report import write_report
+from nemo_mm_rank.report.benchmark import write_benchmark_report
 from nemo_mm_rank.report.benchmark import Benchmark, findings
 from nemo_mm_rank.run.benchmark.job import benchmark
 from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
@@ -130,7 +130,7 @@ def test_filter_by_strategy(browser: Any, folder: Path, data: dict[str, Any]) ->
 
 def test_without_a_run_of_ours_there_is_the_rest(browser: Any, folder: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
-    page = write_report(copied)
+    page = write_benchmark_report(copied)
     names = [section["id"] for section in Elements(page.read_text(encoding="utf-8")).named("section")]
     assert names == ["overview", "training", "selection", "mix", "cost", "provenance"]
     with Opened.at(browser, page, wait_for="#cost") as opened:
@@ -138,11 +138,11 @@ def test_without_a_run_of_ours_there_is_the_rest(browser: Any, folder: Path, tmp
 
 
 def test_the_same_folder_gives_the_same_bytes_and_an_unfinished_one_none(folder: Path, tmp_path: Path) -> None:
-    again = write_report(folder, tmp_path / "again.html")
+    again = write_benchmark_report(folder, tmp_path / "again.html")
     assert again.read_bytes() == (folder / "report.html").read_bytes()
     (tmp_path / "results.parquet").write_bytes((folder / "results.parquet").read_bytes())
     with pytest.raises(UserError, match="the benchmark is not finished"):
-        write_report(tmp_path)
+        write_benchmark_report(tmp_path)
 
 
 def test_leaks_and_few_seeds_are_told(folder: Path, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.errors import EmbeddingError
 from nemo_mm_rank.models.base import Encoded
 from nemo_mm_rank.sns import relevance
-from nemo_mm_rank.sns.relevance import Parts, Vectors, best_match, cosines, host
+from nemo_mm_rank.sns.relevance import Parts, best_match, cosines, host
 
 
 def unit(rows: int, dim: int, seed: int) -> Vectors:

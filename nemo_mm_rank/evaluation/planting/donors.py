@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from nemo_mm_rank.arrays import Bools, Ints
 
 _ROUNDS = 1000
 """Trades among those that still meet their like; what is left then gets something from elsewhere."""

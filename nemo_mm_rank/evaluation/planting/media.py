@@ -5,14 +5,12 @@ from __future__ import annotations
 from io import BytesIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image as PILImage
 
+from nemo_mm_rank.arrays import Pixels
 from nemo_mm_rank.demo.pictures import mp4
 from nemo_mm_rank.media.segment import Audio, Image, Segment, Video
 from nemo_mm_rank.models.wav import wav
-
-Pixels = npt.NDArray[np.uint8]
 
 HEAD = 16
 """Bytes that are left of a corrupt file: enough to say what it is, too few to decode anything (a WAV of 44 bytes and

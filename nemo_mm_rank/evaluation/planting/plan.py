@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.evaluation.apportion import apportion
 from nemo_mm_rank.evaluation.planting import texts
 from nemo_mm_rank.evaluation.planting.donors import NONE, Pieces, alike, counted, derange, draw_others, joint, numbered
@@ -20,9 +21,6 @@ from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.sns.split import split_sentences
 from nemo_mm_rank.steps import by_value
-
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 _NEEDS: dict[Kind, str] = {
     Kind.SWAP_WITHIN: "another pair of the same modality with another annotation",

@@ -14,9 +14,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_pair
 from nemo_mm_rank.errors import MediaError, UserError
@@ -37,8 +37,6 @@ from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.media.tar import place_of
 from nemo_mm_rank.run.store import digest
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, Modality
-
-Ints = npt.NDArray[np.int64]
 
 FRAMES = 32
 """Frames that are kept of a film that is cropped or padded."""

@@ -12,10 +12,11 @@ from scipy.fft import next_fast_len, rfft
 from scipy.signal.windows import hann
 from scipy.sparse import csr_array
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Encoded, Item
-from nemo_mm_rank.models.classical.vectors import Floats, encoded, join_blocks
+from nemo_mm_rank.models.classical.vectors import encoded, join_blocks
 from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.schema import Modality
 

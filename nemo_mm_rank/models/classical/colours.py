@@ -7,8 +7,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from nemo_mm_rank.models.classical.image import Pixels
-from nemo_mm_rank.models.classical.vectors import Floats
+from nemo_mm_rank.arrays import Floats, Pixels
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "black": ("000000", "141414", "26221f"),

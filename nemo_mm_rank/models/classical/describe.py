@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Floats, Pixels
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models.base import Described, Item
 from nemo_mm_rank.models.classical.audio import FLOOR, frequencies, levels, power_frames, sound
 from nemo_mm_rank.models.classical.colours import CHROMATIC, NAMES, name_colours
-from nemo_mm_rank.models.classical.image import Pixels, luma, picture, squares
-from nemo_mm_rank.models.classical.vectors import Floats
+from nemo_mm_rank.models.classical.image import luma, picture, squares
 from nemo_mm_rank.models.classical.video import frames, motion
 from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.schema import Modality

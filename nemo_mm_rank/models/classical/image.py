@@ -10,10 +10,11 @@ import numpy.typing as npt
 from PIL import Image as PILImage
 from scipy.fft import dct
 
+from nemo_mm_rank.arrays import Floats, Pixels
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.segment import Image
 from nemo_mm_rank.models.base import Encoded, Item
-from nemo_mm_rank.models.classical.vectors import Floats, encoded, join_blocks
+from nemo_mm_rank.models.classical.vectors import encoded, join_blocks
 from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.schema import Modality
 
@@ -25,8 +26,6 @@ THUMB, FREQUENCIES = 32, 8
 DIM = LEVELS**3 + 6 * COLOUR_CELLS**2 + ORIENTATIONS * GRADIENT_CELLS**2 + 3 * FREQUENCIES**2
 AT_ONCE = 32
 """Pictures worked on at a time: bounds the memory, and cannot change a result."""
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class ImageFeatures:

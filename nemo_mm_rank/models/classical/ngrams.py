@@ -6,12 +6,12 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Integers64: TypeAlias = npt.NDArray[np.uint64]
+from nemo_mm_rank.arrays import UInt64s
 
 FAMILIES = 2
 """Words, and runs of 3 to 5 characters within a word and its borders."""
@@ -34,7 +34,7 @@ class Grams(NamedTuple):
     counts: npt.NDArray[np.int64]
 
 
-def mix(values: Integers64) -> Integers64:
+def mix(values: UInt64s) -> UInt64s:
     """Scramble 64-bit integers one to one (the finaliser of SplitMix64, Steele, Lea and Flood 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -70,13 +70,13 @@ def hashed_ngrams(texts: Sequence[str], bucket_bits: int) -> Grams:
     return Grams(packed >> (bucket_bits + 1), packed & ((FAMILIES << bucket_bits) - 1), counts)
 
 
-def _packed(family: int, rows: npt.NDArray[np.int64], hashes: Integers64, bucket_bits: int) -> npt.NDArray[np.int64]:
+def _packed(family: int, rows: npt.NDArray[np.int64], hashes: UInt64s, bucket_bits: int) -> npt.NDArray[np.int64]:
     """Return row, family and bucket in one sortable integer."""
     buckets = (mix(hashes) >> np.uint64(64 - bucket_bits)).astype(np.int64)
     return (rows * FAMILIES + family) << bucket_bits | buckets
 
 
-def _words(symbols: Integers64, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Integers64]:
+def _words(symbols: UInt64s, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], UInt64s]:
     """Return each word's text, and its hash: the polynomial of its characters, modulo 2^64."""
     border = symbols == 0
     starts = np.flatnonzero(border[:-1] & ~border[1:]) + 1
@@ -87,7 +87,7 @@ def _words(symbols: Integers64, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArra
     return rows[starts], np.add.reduceat(symbols * powers[place], starts)
 
 
-def _runs(symbols: Integers64, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], Integers64]]:
+def _runs(symbols: UInt64s, rows: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[np.int64], UInt64s]]:
     """Yield, for each length, the runs' texts and hashes."""
     value, whole = symbols, np.ones(len(symbols), dtype=bool)
     for n in range(2, CHARACTER_RUNS[-1] + 1):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.models.base import Encoded
-
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 def unit_rows(values: npt.NDArray[Any], floor: float = 0.0) -> Floats:

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as PILImage
 
+from nemo_mm_rank.arrays import Floats, Pixels
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.segment import Video
 from nemo_mm_rank.models.base import Encoded, Item
 from nemo_mm_rank.models.classical import image
-from nemo_mm_rank.models.classical.image import AT_ONCE, Pixels, luma, picture_features, squares
-from nemo_mm_rank.models.classical.vectors import Floats, encoded, join_blocks
+from nemo_mm_rank.models.classical.image import AT_ONCE, luma, picture_features, squares
+from nemo_mm_rank.models.classical.vectors import encoded, join_blocks
 from nemo_mm_rank.models.contract import support
 from nemo_mm_rank.schema import Modality
 

@@ -12,11 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Ints, UInt64s
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.models.classical.ngrams import mix
 from nemo_mm_rank.quality.dedup.near import distances, near
 from nemo_mm_rank.quality.dedup.settings import DuplicateSettings
-from nemo_mm_rank.quality.duplicates import Ints, Keepers, UInt64s, join
+from nemo_mm_rank.quality.duplicates import Keepers, join
 from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY
 from nemo_mm_rank.ranking.pool import Shards, live
 from nemo_mm_rank.schema import MODALITY, PAIR_ID, Modality, modalities_of

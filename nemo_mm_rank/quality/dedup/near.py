@@ -9,11 +9,9 @@ from math import comb
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Ints, UInt64s
 from nemo_mm_rank.models.classical.ngrams import mix
 from nemo_mm_rank.quality.duplicates import linked
-
-Ints = npt.NDArray[np.int64]
-UInt64s = npt.NDArray[np.uint64]
 
 BITS = 64
 PAIRS_AT_ONCE = 1 << 18

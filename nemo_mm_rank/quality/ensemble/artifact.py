@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.parquet import write_json
-from nemo_mm_rank.quality.ensemble.model import Floats, LabelModel
+from nemo_mm_rank.quality.ensemble.model import LabelModel
 from nemo_mm_rank.quality.ensemble.vetoes import vetoed
 from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, LabelingFunction, Votes, label_votes
 from nemo_mm_rank.schema import MODALITY

@@ -14,13 +14,13 @@ import pandas as pd
 import pyarrow as pa
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.quality.ensemble.patterns import Ints, PatternCounts
+from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
 from nemo_mm_rank.quality.ensemble.votes import LabelingFunction, Votes, label_votes
 from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import by_value
 
 Bins = npt.NDArray[np.uint8]
-Edges = npt.NDArray[np.float64]
 Candidates = Sequence[LabelingFunction]
 """One function with different thresholds, all on the same column."""
 
@@ -36,7 +36,7 @@ class Binning:
     """
 
     columns: tuple[str, ...]
-    edges: tuple[Edges, ...]
+    edges: tuple[Floats, ...]
     votes: tuple[Votes, ...]
 
     @classmethod
@@ -65,7 +65,7 @@ class Binning:
         return votes
 
 
-def _edges(candidates: Candidates) -> Edges:
+def _edges(candidates: Candidates) -> Floats:
     # At or above a threshold, or above it: the least double that is.
     bounds = [one.high for one in candidates] + [
         np.nextafter(one.low, np.inf) for one in candidates if one.low > -np.inf

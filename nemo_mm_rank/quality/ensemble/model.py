@@ -13,12 +13,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality.ensemble.guards import Fault, idle, inverted
 from nemo_mm_rank.quality.ensemble.patterns import PatternCounts, checked_votes, encode
 from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT, Votes
-
-Floats = npt.NDArray[np.float64]
 
 LEAST = 3
 """Functions: the agreement of two says nothing of which one errs."""

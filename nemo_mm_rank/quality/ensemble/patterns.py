@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality.ensemble.votes import Votes
 
-Ints = npt.NDArray[np.int64]
 Codes = npt.NDArray[Any]
 
 _ROWS = 2**16

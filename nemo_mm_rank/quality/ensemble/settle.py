@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.quality.ensemble.guards import Fault, idle
-from nemo_mm_rank.quality.ensemble.model import LEAST, Floats, LabelModel
+from nemo_mm_rank.quality.ensemble.model import LEAST, LabelModel
 from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.vetoes import vetoed

@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
 from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, REJECT, SELECT, Votes
 
-Shares = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 
@@ -40,10 +40,10 @@ class Summary:
         selects, rejects: ``(m,)`` shares of the pairs that the function votes 1 and 0 for.
     """
 
-    functions: Rates[Shares]
+    functions: Rates[Floats]
     data: Rates[float]
-    selects: Shares
-    rejects: Shares
+    selects: Floats
+    rejects: Floats
 
 
 def lf_summary(votes: Votes) -> Summary:
@@ -64,8 +64,8 @@ def summarise(counted: PatternCounts) -> Summary:
     # Where votes differ at all, every function that votes has somebody against it.
     conflicts = (patterns == REJECT).any(axis=1) & (patterns == SELECT).any(axis=1)
 
-    def of_functions(rows: npt.NDArray[np.bool_]) -> Shares:
-        shares: Shares = counts @ rows / n
+    def of_functions(rows: npt.NDArray[np.bool_]) -> Floats:
+        shares: Floats = counts @ rows / n
         return shares
 
     def of_data(rows: npt.NDArray[np.bool_]) -> float:

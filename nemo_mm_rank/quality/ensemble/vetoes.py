@@ -6,12 +6,8 @@ or taken to be wrong; so a veto is no part of it, and lowers the probability tha
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.quality.ensemble.votes import REJECT, Votes
-
-Floats = npt.NDArray[np.float64]
 
 VETO = 0.05
 """What every veto against a pair multiplies its quality by."""

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-Bools: TypeAlias = npt.NDArray[np.bool_]
+from nemo_mm_rank.arrays import Bools
+
 Floats: TypeAlias = npt.NDArray[np.floating]
 Numbers: TypeAlias = npt.NDArray[np.number]
 

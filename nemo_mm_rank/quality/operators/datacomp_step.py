@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.arrays import Bools
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.digest import file_digest
@@ -25,8 +26,6 @@ from nemo_mm_rank.steps import Added, Step
 
 WIDTH, HEIGHT = "original_width", "original_height"
 """What DataComp's metadata call the sizes in pixels; where a table has none, those of the decoded picture count."""
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass

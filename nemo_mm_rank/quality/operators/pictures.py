@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image as PILImage
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.media.segment import Image, Video
 from nemo_mm_rank.models.base import Item
 from nemo_mm_rank.models.batches import ahead
@@ -20,8 +20,6 @@ from nemo_mm_rank.quality.operators import image
 from nemo_mm_rank.quality.operators.media_step import Judged
 from nemo_mm_rank.quality.operators.settings import Picture, column
 from nemo_mm_rank.schema import Modality
-
-Scores: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,18 @@ class PictureScores:
         )
 
 
-def _look(names: Sequence[Picture], item: Item) -> Scores:
+def _look(names: Sequence[Picture], item: Item) -> Floats:
     """Return ``(k,)`` scores; NaN where one does not apply."""
     if isinstance(item, Video):
         seen = np.array([picture_scores(picture(frame), names) for frame in item.frames])
-        means: Scores = seen.mean(axis=0)
+        means: Floats = seen.mean(axis=0)
         means[[name == "resolution" for name in names]] = np.nan
         return means
     assert isinstance(item, Image)  # noqa: S101 (nothing else is taken)
     return picture_scores(item.pixels, names)
 
 
-def picture_scores(pixels: PILImage.Image, names: Iterable[Picture]) -> Scores:
+def picture_scores(pixels: PILImage.Image, names: Iterable[Picture]) -> Floats:
     """Return ``(k,)`` scores of a picture, in the order of ``names``."""
     wanted = list(names)
     found: dict[str, float] = {}

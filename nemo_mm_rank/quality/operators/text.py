@@ -18,19 +18,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Floats, Ints, UInt64s
 from nemo_mm_rank.models.classical.ngrams import mix
 from nemo_mm_rank.sns.components import FUNCTION_WORDS
-
-Floats: TypeAlias = npt.NDArray[np.float64]
-Integers: TypeAlias = npt.NDArray[np.int64]
-UInt64s: TypeAlias = npt.NDArray[np.uint64]
 
 RUN = 10
 """Characters, or words, of a run that may come again."""
@@ -90,7 +86,7 @@ def word_repetition(texts: Sequence[str]) -> Floats:
     return 1 - _share(rows, counts, counts > 1, len(texts))
 
 
-def _runs(symbols: UInt64s, lengths: Integers) -> tuple[Integers, Integers]:
+def _runs(symbols: UInt64s, lengths: Ints) -> tuple[Ints, Ints]:
     """Return the different runs of ten symbols within texts, text by text: ``(m,)`` which text, and how often.
 
     (Two runs are taken for one by a chance of 2^-64 per pair.)
@@ -109,7 +105,7 @@ def _runs(symbols: UInt64s, lengths: Integers) -> tuple[Integers, Integers]:
     return rows[first], np.diff(first, append=len(rows))
 
 
-def _share(rows: Integers, counts: Integers, taken: npt.NDArray[np.bool_], n: int) -> Floats:
+def _share(rows: Ints, counts: Ints, taken: npt.NDArray[np.bool_], n: int) -> Floats:
     """Return ``(n,)`` the share of the ``taken`` in each text's counts, 0 where it has none."""
     total = np.bincount(rows, counts, n)
     part = np.bincount(rows[taken], counts[taken], n)

@@ -15,7 +15,7 @@ from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.io.parquet import write_json, write_table, write_text
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.report import write_report
+from nemo_mm_rank.report.benchmark import write_benchmark_report
 from nemo_mm_rank.run.benchmark import measures, tables
 from nemo_mm_rank.run.benchmark.blends import Blend
 from nemo_mm_rank.run.benchmark.cost import measured
@@ -199,7 +199,7 @@ def _write(
         },
     )
     try:
-        write_report(folder)
+        write_benchmark_report(folder)
     except UserError as error:  # the extra is missing: the figures are there all the same
         reporter.say(f"no report: {error}")
     return Outcome(folder, results, table, cost)

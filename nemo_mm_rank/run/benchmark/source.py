@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank.arrays import Bools
 from nemo_mm_rank.config import Pools, PoolSource
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
@@ -28,8 +28,6 @@ from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import Shards, Stage, digest
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget, Config, PoolSource, RankingSettings, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.evaluation.apportion import apportion
@@ -29,8 +29,6 @@ from nemo_mm_rank.run.state import State
 from nemo_mm_rank.run.store import Shards
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import DATA_SPANS, MODALITY, PAIR_ID, POOL, annotation_column
-
-Ints = npt.NDArray[np.int64]
 
 _NOT_EXPERTS = ("fused", "annotation")
 
