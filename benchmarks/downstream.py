@@ -26,14 +26,14 @@ import torch
 from scipy import stats
 
 from benchmarks import real_models, real_pool, weights
+from nemo_mm_rank.benchmark.downstream import Features, LMSettings, SmallSettings, Words, features, lm, train
+from nemo_mm_rank.benchmark.downstream.perplexity import evaluation_steps
+from nemo_mm_rank.benchmark.downstream.small import learn, perplexity
 from nemo_mm_rank.config import Config, parse
-from nemo_mm_rank.downstream import Features, LMSettings, SmallSettings, Words, features, lm, train
-from nemo_mm_rank.downstream.schedule import evaluation_steps
-from nemo_mm_rank.downstream.small import learn, perplexity
+from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.run.engine import SerialEngine
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.run.store import ShardStore
 
 MEDIA = ("image", "audio", "video")
 Rows = npt.NDArray[np.int64]
@@ -62,7 +62,7 @@ def corpus(folder: Path, settings: SmallSettings | LMSettings) -> tuple[Features
     values["experts"] = [{"name": "minilm", "kind": "end-to-end", "encoder": "minilm"}]
     config = parse(Config, values)
     report = ingest(config.pools, folder / "pool")
-    shards = Shards((folder / "pool",), report.shards)
+    shards = ShardStore((folder / "pool",), report.shards)
     made = features({"pool": shards}, settings, config, folder / "features", SerialEngine())
     assert isinstance(made, Features | Words)
     modality = [shards.read(part, ["modality"])["modality"].to_pylist() for part in range(shards.count)]

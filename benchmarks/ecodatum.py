@@ -28,9 +28,10 @@ import pandas as pd
 from benchmarks import real_pool
 from benchmarks.quality import relevant
 from nemo_mm_rank import curate, rank
+from nemo_mm_rank.benchmark.planting import PlantSettings, plant
 from nemo_mm_rank.config import parse
-from nemo_mm_rank.evaluation import PlantSettings, average_precision, plant
-from nemo_mm_rank.evaluation.selection import Labels
+from nemo_mm_rank.measures import average_precision
+from nemo_mm_rank.measures.selection import Labels
 from nemo_mm_rank.run import ecodatum
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig
 

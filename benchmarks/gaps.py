@@ -30,14 +30,14 @@ from benchmarks.quality import PLAIN
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.evaluation import average_precision
-from nemo_mm_rank.evaluation.gaps import Square, matched_gap_square, pooled
-from nemo_mm_rank.evaluation.statistics import Interval
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.projection.sample import folds_of
+from nemo_mm_rank.measures import average_precision
+from nemo_mm_rank.measures.gaps import Square, matched_gap_square, pooled
+from nemo_mm_rank.measures.statistics import Interval
+from nemo_mm_rank.run.finished import State
+from nemo_mm_rank.run.fits import gather
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.sample import gather
-from nemo_mm_rank.run.state import State
+from nemo_mm_rank.sampling import folds_of
 from nemo_mm_rank.schema import ANNOTATION, FUSED, MODALITY, annotation_column
 
 DATA = weights.SHARED / "data"

@@ -26,9 +26,9 @@ from benchmarks import real_pool
 from benchmarks.quality import precision, relevant
 from nemo_mm_rank import curate, frames, rank
 from nemo_mm_rank.config import Config, parse
-from nemo_mm_rank.evaluation import average_precision
-from nemo_mm_rank.experts.expert import load_encoder
+from nemo_mm_rank.measures import average_precision
 from nemo_mm_rank.models.base import encode_queries
+from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.projection import AGREEMENT, folds_of
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.schema import ANNOTATION, FUSED, MODALITY, annotation_column

@@ -29,9 +29,9 @@ from benchmarks import real_pool
 from benchmarks.encoder_overhead import write_pictures
 from benchmarks.ranking_topk import Peak
 from nemo_mm_rank import frames
-from nemo_mm_rank.quality.dedup.near import near
+from nemo_mm_rank.quality.duplicates import near
 from nemo_mm_rank.quality.operators import MediaStep, PictureScores, column
-from nemo_mm_rank.quality.operators.pictures import picture_scores
+from nemo_mm_rank.quality.operators.images import picture_scores
 from nemo_mm_rank.quality.operators.settings import Picture
 
 NAMES: tuple[Picture, ...] = ("blurry", "dark", "light", "low_information", "geometric")

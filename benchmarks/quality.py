@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks import real_pool
 from nemo_mm_rank import curate, rank
-from nemo_mm_rank.evaluation import average_precision
+from nemo_mm_rank.measures import average_precision
 
 MEDIA = ("image", "audio", "video")
 PLAIN: dict[str, Any] = {"conditions": {}}

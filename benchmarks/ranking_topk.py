@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_mm_rank.config import Budget, RankingSettings
-from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.ranking import Files, cosines, rank, top_k
 
 COSINES = ["cosine__annotation", "cosine__fused", "cosine__words"]

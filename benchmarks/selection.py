@@ -25,10 +25,10 @@ import numpy as np
 
 from benchmarks import real_pool
 from nemo_mm_rank import curate, rank
+from nemo_mm_rank.benchmark.planting import PlantSettings, plant
 from nemo_mm_rank.config import RankingSettings, parse
-from nemo_mm_rank.evaluation.planting import PlantSettings, plant
-from nemo_mm_rank.evaluation.selection import Labels, selection
-from nemo_mm_rank.evaluation.statistics import Interval, mean_interval, paired_difference
+from nemo_mm_rank.measures.selection import Labels, selection
+from nemo_mm_rank.measures.statistics import Interval, mean_interval, paired_difference
 from nemo_mm_rank.ranking import Ranking
 from nemo_mm_rank.run import ecodatum, traditional
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig

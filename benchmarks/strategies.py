@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import real_pool
+from nemo_mm_rank.benchmark.job import benchmark
+from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import parse
-from nemo_mm_rank.run.benchmark.job import benchmark
-from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "scenes": {

@@ -8,10 +8,10 @@ from typing import Any
 
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole
+from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.imports import import_from as name_folders
 from nemo_mm_rank.run import curation
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.engine import Engine
 from nemo_mm_rank.run.trust import Trust
 
 

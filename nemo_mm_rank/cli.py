@@ -207,8 +207,8 @@ def benchmark(
     plain = {"budget": budget, "output": output, "seeds": seeds}
     values.update({key: value for key, value in plain.items() if value is not None})
     _merge(values, "engine", {"workers": workers, "scheduler_address": scheduler_address, "device": device})
-    from nemo_mm_rank.run.benchmark.job import benchmark as compare
-    from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
+    from nemo_mm_rank.benchmark.job import benchmark as compare
+    from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 
     console = SafeConsole()
     compare(parse(BenchmarkConfig, values), console, overwrite=overwrite).print(console)
@@ -240,7 +240,7 @@ def export(
             f"--format {form!r}: a blend is exported as webdataset; as Parquet it lies in the run's folder, "
             "and as JSONL beside it with rank --jsonl"
         )
-    from nemo_mm_rank.run.export import export_webdataset
+    from nemo_mm_rank.run.outcome import export_webdataset
 
     for path in export_webdataset(run, output, max_samples, max_bytes, overwrite):
         typer.echo(printable(path))
@@ -259,7 +259,7 @@ def adapt(
     overwrite: Overwrite = False,
 ) -> None:
     """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
-    from nemo_mm_rank.adapt.settings import AdaptSettings
+    from nemo_mm_rank.adapt.training import AdaptSettings
 
     given = {"run": str(run) if run else None, "output": output, "device": device, "seed": seed}
     values = _configured(config, None, import_from)
@@ -275,9 +275,10 @@ def report(
     output: Annotated[str | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
 ) -> None:
     """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
-    from nemo_mm_rank.report import benchmark, write_report
+    from nemo_mm_rank.benchmark import page
+    from nemo_mm_rank.report import write_report
 
-    write = benchmark.write_benchmark_report if (run / benchmark.RESULTS).exists() else write_report
+    write = page.write_benchmark_report if (run / page.RESULTS).exists() else write_report
     typer.echo(printable(write(run, output)))
 
 
@@ -291,7 +292,7 @@ def validate(
     root: Root = None,
 ) -> None:
     """Report every bad row of a pool; exit status 1 where there is one, or where a manifest cannot be read."""
-    from nemo_mm_rank.io.validate import validate as check
+    from nemo_mm_rank.io.pool import validate as check
 
     sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root)]
     report = check(sources)
@@ -336,7 +337,7 @@ def demo(
 @app.command()
 def presets() -> None:
     """List the built-in configurations, with what they need, and recommend one for this machine."""
-    from nemo_mm_rank.presets.table import print_presets
+    from nemo_mm_rank.presets import print_presets
 
     print_presets(SafeConsole())
 
@@ -349,9 +350,8 @@ def check_models(
     values = _configured(config, preset, import_from)
     # What is to be ranked is no part of the check, and may be missing.
     settings = parse(Config, {"pools": "unused", "queries": "unused", **values})
+    from nemo_mm_rank.check import check, print_checks
     from nemo_mm_rank.imports import import_from as name_folders
-    from nemo_mm_rank.models.check import check
-    from nemo_mm_rank.models.check_table import print_checks
 
     name_folders(settings.import_from)
     checks = check(settings.models, device or settings.engine.device, settings.media)

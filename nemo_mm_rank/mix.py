@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemo_mm_rank.errors import nearest
-from nemo_mm_rank.modalities import code_of, name_of
+from nemo_mm_rank.modality import code_of, name_of
 from nemo_mm_rank.schema import Modality
 
 ARROW = "->"

@@ -16,8 +16,7 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
 from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Described, Encoded, Item
-from nemo_mm_rank.models.contract import support
+from nemo_mm_rank.models.base import Described, Encoded, Item, support
 
 Scores = npt.NDArray[np.float32]
 

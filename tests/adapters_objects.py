@@ -12,8 +12,7 @@ import torch
 from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import PairError
-from nemo_mm_rank.models.base import Described, Grounded, Item
-from nemo_mm_rank.models.contract import support
+from nemo_mm_rank.models.base import Described, Grounded, Item, support
 from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder
 from tests.adapters import MobileNetWords, Network, pictures_of
 

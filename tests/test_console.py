@@ -172,7 +172,7 @@ def test_a_fault_of_ours_is_printable(command_line: CommandLine, monkeypatch: py
     def fails(*_: object) -> None:
         raise RuntimeError(EVIL)
 
-    monkeypatch.setattr("nemo_mm_rank.io.validate.manifests", fails)
+    monkeypatch.setattr("nemo_mm_rank.io.pool.manifests", fails)
     status, said = command_line("validate", "x.jsonl")
     assert status == 1
     assert said.startswith("Traceback")
@@ -184,6 +184,6 @@ def test_interrupted(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch)
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nemo_mm_rank.io.validate.manifests", stopped)
+    monkeypatch.setattr("nemo_mm_rank.io.pool.manifests", stopped)
     said = "stopped; start the same command again to go on from here\n"
     assert command_line("validate", "x.jsonl") == (130, said)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nemo_mm_rank import frames
 from nemo_mm_rank.errors import EmbeddingError, MissingColumnError
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.io.parquet import read_note, read_table, write_table
+from nemo_mm_rank.io.files import read_note, read_table, write_table
 
 VALUES = torch.arange(6, dtype=torch.float32).view(3, 2)
 

@@ -11,7 +11,7 @@ import yaml
 
 from nemo_mm_rank.config import Config, EngineSettings, ModelSpec, PoolSource, parse
 from nemo_mm_rank.errors import ConfigError, MediaError, UserError
-from nemo_mm_rank.io.bad_row import shown
+from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.curation import curate

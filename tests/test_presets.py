@@ -13,12 +13,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
+from nemo_mm_rank.check import Checked, check
 from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.check import Checked, check
 from nemo_mm_rank.presets import FOLDER, PRESETS, overlay, read, recommended
 from tests.integration.runs import say
 from tests.models import tiny_detector, tiny_encoders, tiny_omni, tiny_writers

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
+from nemo_mm_rank.benchmark.planting import plant
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.evaluation import plant
 from nemo_mm_rank.quality import LabelModel, label_votes, lf_summary
 from nemo_mm_rank.quality.ensemble import VETO
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig, curate

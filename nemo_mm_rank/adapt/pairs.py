@@ -14,17 +14,16 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io.files import table_digest
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.parts import iter_class
-from nemo_mm_rank.media.rows import annotation_texts
+from nemo_mm_rank.media.rows import annotation_texts, iter_class
 from nemo_mm_rank.models.base import Item, Items
-from nemo_mm_rank.models.batches import Features
+from nemo_mm_rank.models.batching import Features
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.mamcl import modality_codes
-from nemo_mm_rank.projection.sample import hashes
 from nemo_mm_rank.run.finished import read_blend
+from nemo_mm_rank.sampling import hashes
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.steps import by_value, reason
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -12,17 +12,130 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import Field, model_validator
 from safetensors import safe_open
 
-from nemo_mm_rank.adapt.gradients import Loss, accumulate
 from nemo_mm_rank.adapt.pairs import Batch, Pairs
-from nemo_mm_rank.adapt.settings import AdaptSettings, StageSettings
-from nemo_mm_rank.models.adapter import get_weights, put_weights, write_tensors
-from nemo_mm_rank.models.batches import ahead
+from nemo_mm_rank.config import Folders, ModelSpec, Settings
+from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
+from nemo_mm_rank.models.lora import get_weights, put_weights, write_tensors
+from nemo_mm_rank.projection.fit import balanced_batches
 from nemo_mm_rank.projection.losses import contrastive_loss
 from nemo_mm_rank.projection.mamcl import mamcl_loss
-from nemo_mm_rank.projection.train import balanced_batches
+
+Embed = Callable[[Sequence[Features]], torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def accumulate(embed: Embed, queries: Sequence[Features], targets: Sequence[Features], loss: Loss, rows: int) -> float:
+    """Add the gradients of ``loss`` to the parameters behind ``embed``; return the loss.
+
+    Where both sides fit into a pass each, that is a plain backward pass. Otherwise it is gradient caching (Gao et al.
+    2021, arXiv 2101.06983): everything is embedded without a memory of how, the loss gives the gradient of each
+    vector, and every part is embedded again, with the same dropout, for its vectors' gradients to flow back. The
+    gradients are those of the whole batch at once.
+
+    Args:
+        embed: from items to ``(n, d)`` vectors.
+        queries: ``n`` items.
+        targets: ``n`` items.
+        loss: from both sides' vectors to a scalar.
+        rows: items of a pass.
+    """
+    if len(queries) <= rows:
+        value = loss(embed(queries), embed(targets))
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+    parts = [[_Part(side[at : at + rows]) for at in range(0, len(side), rows)] for side in (queries, targets)]
+    sides = []
+    for own in parts:
+        with torch.no_grad():
+            sides.append(torch.cat([part.embed(embed) for part in own]).requires_grad_())
+    value = loss(*sides)
+    value.backward()  # type: ignore[no-untyped-call]
+    for own, side in zip(parts, sides, strict=True):
+        assert side.grad is not None  # noqa: S101 (the loss is of both sides)
+        for part, gradient in zip(own, torch.split(side.grad, rows), strict=True):
+            part.embed(embed).backward(gradient)  # type: ignore[no-untyped-call]
+    return float(value.detach())
+
+
+@dataclass
+class _Part:
+    """Some items of a side, whose dropout is the same each time."""
+
+    items: Sequence[Features]
+    _chances: list[torch.Tensor] | None = None
+
+    def embed(self, embed: Embed) -> torch.Tensor:
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+        if self._chances is None:
+            self._chances = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+            return embed(self.items)
+        with torch.random.fork_rng(devices):
+            torch.set_rng_state(self._chances[0])
+            for device, state in zip(devices, self._chances[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            return embed(self.items)
+
+
+class StageSettings(Settings):
+    """One stage: an adapter of its own, trained on one blend, merged into the model before the next begins."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    run: str | None = Field(None, description="a finished run whose blend is learnt from; default: the adaptation's")
+    contrastive_weight: float = Field(1.0, ge=0, description="InfoNCE in both directions, over the whole batch")
+    mamcl_weight: float = Field(0.0, ge=0, description="InfoNCE among targets of one modality, query to target")
+    rank: int = Field(8, ge=1)
+    alpha: int = Field(16, ge=1, description="the adapter counts alpha / rank times")
+    dropout: float = Field(0.05, ge=0, lt=1, description="share of what the adapter reads")
+    learning_rate: float = Field(1e-4, gt=0, description="at its highest, after the warm-up")
+    epochs: int = Field(1, ge=1, description="how often the blend is gone through")
+
+    @model_validator(mode="after")
+    def _some_objective(self) -> StageSettings:
+        if not self.contrastive_weight and not self.mamcl_weight:
+            raise ValueError(f"stage {self.name!r}: one of the weights must be positive, or there is nothing to learn")
+        return self
+
+
+UNITE_STAGES = (
+    StageSettings(name="adaptation"),
+    StageSettings(name="instruction", contrastive_weight=0.0, mamcl_weight=1.0, alpha=64, learning_rate=2e-5),
+)
+"""The two stages of UNITE (arXiv 2505.19650; ranks, alphas and rates as in the authors' scripts)."""
+
+
+class AdaptSettings(Settings):
+    """A whole adaptation. Only ``run`` and ``model`` have no default."""
+
+    run: str = Field(min_length=1, description="folder of a finished run, whose blend is learnt from")
+    model: ModelSpec = Field(description="a Qwen2-VL-type encoder: class, path and its other arguments")
+    output: str = "nemo-mm-rank-adapter"
+    import_from: Folders = Field((), description="folders with a model class of yours; '.': where this file lies")
+    stages: tuple[StageSettings, ...] = Field(UNITE_STAGES, min_length=1)
+    temperature: float = Field(0.03, gt=0)
+    batch_size: int = Field(64, ge=2, description="pairs that are told apart from each other")
+    rows: int | None = Field(None, ge=1, description="items of a forward pass; default: the whole batch")
+    gradient_checkpointing: bool = Field(True, description="layers are computed twice rather than remembered")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0)
+    max_norm: float = Field(1.0, gt=0, description="longer gradients are cut to this length")
+    held_out: float = Field(0.05, ge=0, lt=1, description="share of the pairs that are measured, and never learnt from")
+    max_held_out: int = Field(512, ge=2)
+    checkpoint_steps: int = Field(100, ge=1, description="a run that is killed loses no more steps than this")
+    seed: int = Field(0, ge=0)
+    device: str | None = Field(None, description="cpu, cuda ...; default: cuda where there is one")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> AdaptSettings:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages: names must differ, not {names}")
+        if "adapter" in self.model.arguments:
+            raise ValueError("model: what is adapted has no adapter yet; merge that one into its weights first")
+        return self
 
 
 def train(

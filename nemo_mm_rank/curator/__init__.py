@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from nemo_mm_rank.errors import require
 
 if TYPE_CHECKING:
-    from nemo_mm_rank.curator.composite import MultimodalRankStage
     from nemo_mm_rank.curator.filters import BlendMembershipFilter, ObjectiveFilter, PairAgreementFilter
     from nemo_mm_rank.curator.modifiers import AnnotationSentenceModifier, SNSModifier
     from nemo_mm_rank.curator.quality import (
@@ -22,17 +21,10 @@ if TYPE_CHECKING:
         SentenceQualityStage,
         TextQualityStage,
     )
-    from nemo_mm_rank.curator.quarantine import QuarantineStage
     from nemo_mm_rank.curator.readers import PoolReader
-    from nemo_mm_rank.curator.stages import (
-        ExpertEmbeddingStage,
-        MatchStage,
-        ProjectionStage,
-        RankScoreStage,
-        SNSStage,
-    )
-    from nemo_mm_rank.curator.workflow import MultimodalRankWorkflow
-    from nemo_mm_rank.curator.writers import BlendWriter, WebDatasetWriter
+    from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
+    from nemo_mm_rank.curator.workflow import MultimodalRankStage, MultimodalRankWorkflow
+    from nemo_mm_rank.curator.writers import BlendWriter, QuarantineStage, WebDatasetWriter
 
 __all__ = [
     "AnnotationSentenceModifier",

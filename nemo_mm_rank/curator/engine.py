@@ -14,8 +14,8 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import Task
 
+from nemo_mm_rank.engine import Guarded
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.run.guarded import Guarded
 from nemo_mm_rank.run.store import Chain
 
 T = TypeVar("T")

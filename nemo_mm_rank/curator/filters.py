@@ -19,13 +19,13 @@ from nemo_curator.stages.text.filters import DocumentFilter
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.curator.stages import Models, Queries, checked, classical_models
 from nemo_mm_rank.errors import ConfigError, UserError
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.ranking.cosine import combine
-from nemo_mm_rank.ranking.score import along
+from nemo_mm_rank.ranking.queries import embed_queries
+from nemo_mm_rank.ranking.query_scores import along
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.queries import embed_queries
 from nemo_mm_rank.schema import PAIR_ID
+from nemo_mm_rank.vectors import combine
 
 
 class _Threshold(DocumentFilter):

@@ -12,20 +12,13 @@ from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank.config import MediaSettings, ModelSpec, parse
-from nemo_mm_rank.curator.quarantine import QuarantineStage
 from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, Models, StepStage, checked
+from nemo_mm_rank.curator.writers import QuarantineStage
 from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.quality.ensemble.artifact import Ensemble
+from nemo_mm_rank.quality.ensemble.fit import Ensemble
 from nemo_mm_rank.quality.ensemble.step import EnsembleStep
-from nemo_mm_rank.quality.operators import (
-    ColumnsStep,
-    MediaStep,
-    OperatorSettings,
-    SentenceStep,
-    TextStep,
-    steps,
-)
-from nemo_mm_rank.run.operated import ENSEMBLE, Operated
+from nemo_mm_rank.quality.operators import ColumnsStep, MediaStep, OperatorSettings, SentenceStep, TextStep, steps
+from nemo_mm_rank.run.ecodatum import ENSEMBLE, Operated
 from nemo_mm_rank.steps import Step
 
 

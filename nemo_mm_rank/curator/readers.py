@@ -17,12 +17,11 @@ from nemo_curator.tasks import DocumentBatch, EmptyTask, FileGroupTask
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.curator.stages import checked
 from nemo_mm_rank.errors import ConfigError, PoolError
-from nemo_mm_rank.io.bad_row import BadRow
+from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch
+from nemo_mm_rank.io.columns import PoolTypes
 from nemo_mm_rank.io.pool import Manifest, manifests, read_manifest
 from nemo_mm_rank.io.references import is_url
-from nemo_mm_rank.io.seen import Seen
-from nemo_mm_rank.io.tables import PoolTypes
 from nemo_mm_rank.schema import CANONICAL, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 
 Pools = str | Path | PoolSource | Mapping[str, Any] | Sequence[str | Path | PoolSource | Mapping[str, Any]]

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from nemo_mm_rank.config import EngineSettings
+from nemo_mm_rank.engine import Guarded
 from nemo_mm_rank.errors import UserError, require
-from nemo_mm_rank.run.guarded import Guarded
 
 T = TypeVar("T")
 

@@ -14,19 +14,18 @@ from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.errors import require
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io.files import table_digest, write_table
 from nemo_mm_rank.io.owned import Claim
-from nemo_mm_rank.io.parquet import write_table
-from nemo_mm_rank.io.parts import is_part, part_name
+from nemo_mm_rank.io.part_files import is_part, part_name
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models.loader import pick_device
-from nemo_mm_rank.projection.artifact import Projection as Fitted
 from nemo_mm_rank.projection.fit import fit
+from nemo_mm_rank.projection.step import Projection as Fitted
 from nemo_mm_rank.projection.step import ProjectionStep
+from nemo_mm_rank.ranking.queries import QueryStep
 from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.run.fits import read_sample
 from nemo_mm_rank.run.outcome import quarantined
-from nemo_mm_rank.run.queries import QueryStep
-from nemo_mm_rank.run.sample import read_sample
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step

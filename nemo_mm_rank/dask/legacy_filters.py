@@ -15,13 +15,13 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.media.rows import annotation_texts
-from nemo_mm_rank.ranking.cosine import Combine, rowwise
-from nemo_mm_rank.ranking.score import ScoreStep, Space
-from nemo_mm_rank.run.queries import embed_queries
+from nemo_mm_rank.ranking.queries import embed_queries
+from nemo_mm_rank.ranking.query_scores import ScoreStep, Space
 from nemo_mm_rank.schema import ANNOTATION, CANONICAL, DATA, MODALITY, PAIR_ID, POOL, Modality
 from nemo_mm_rank.sns.step import SNSStep
+from nemo_mm_rank.vectors import Combine, rowwise
 
 try:
     from nemo_curator.datasets import DocumentDataset

@@ -10,8 +10,8 @@ from typing import Any
 
 from nemo_mm_rank.demo import pictures, sounds, words
 from nemo_mm_rank.demo.pictures import Landscape, Shapes
+from nemo_mm_rank.io.files import write_bytes, write_text
 from nemo_mm_rank.io.owned import Claim
-from nemo_mm_rank.io.parquet import write_bytes, write_text
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, Modality
 
 QUERY = "natural outdoor scenes with sky, sea, grass or sun"

@@ -13,12 +13,10 @@ import pyarrow.compute as pc
 from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import MediaError, nearest
-from nemo_mm_rank.io.bad_row import BadRow, shown
-from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, contents, mask, strings
+from nemo_mm_rank.io.bad_rows import BadRow, Seen, shown
+from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, Several, contents, mask, read_parts, strings
 from nemo_mm_rank.io.manifest import Column, Rows, taken
 from nemo_mm_rank.io.references import References, folded
-from nemo_mm_rank.io.seen import Seen
-from nemo_mm_rank.io.several import Several, read_parts
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, Modality
 
 MEDIA = [str(modality) for modality in Modality if modality.is_media]

@@ -13,14 +13,13 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io.bad_row import SCHEMA, BadRow, bad_rows_table
+from nemo_mm_rank.io.bad_rows import SCHEMA, BadRow, bad_rows_table
 from nemo_mm_rank.io.canonical import PoolBatch
-from nemo_mm_rank.io.digest import file_digest
+from nemo_mm_rank.io.columns import PoolTypes
+from nemo_mm_rank.io.files import file_digest, write_json, write_table
 from nemo_mm_rank.io.owned import Claim, clear
-from nemo_mm_rank.io.parquet import write_json, write_table
-from nemo_mm_rank.io.parts import PartWriter, files_unchanged, is_part
+from nemo_mm_rank.io.part_files import PartWriter, files_unchanged, is_part
 from nemo_mm_rank.io.pool import manifests, read_pools
-from nemo_mm_rank.io.tables import PoolTypes
 
 RECORD, BAD_ROWS = "ingest.json", "bad_rows.parquet"
 _FORMAT = 1

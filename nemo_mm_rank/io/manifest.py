@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io.bad_row import BadRow, shown
+from nemo_mm_rank.io.bad_rows import BadRow, shown
 from nemo_mm_rank.media.source import lacking
 
 MAX_LINE_BYTES = 16 * 2**20

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
-from nemo_mm_rank.io.parquet import TEMPORARY, temporary_name, write_text
+from nemo_mm_rank.io.files import TEMPORARY, temporary_name, write_text
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.io.references import is_url
 

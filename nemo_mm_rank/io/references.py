@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
-from nemo_mm_rank.io.bad_row import MISSING_FILE, shown
+from nemo_mm_rank.io.bad_rows import MISSING_FILE, shown
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.media.tar import place_of
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io.bad_row import BadRow, shown
+from nemo_mm_rank.io.bad_rows import BadRow, shown
 from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH
 from nemo_mm_rank.io.manifest import (
     BATCH_ROWS,

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.models.base import Encoder
-from nemo_mm_rank.projection.artifact import threads
-from nemo_mm_rank.ranking.cosine import rowwise
+from nemo_mm_rank.projection.step import threads
 from nemo_mm_rank.schema import Modality
-from nemo_mm_rank.sns.sentences import Sentences
+from nemo_mm_rank.text.phrases import Sentences
+from nemo_mm_rank.vectors import rowwise
 
 BANK = 128
 """Pairs of a modality that all others are compared with."""

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.io.parquet import write_atomically, write_json
+from nemo_mm_rank.io.files import write_atomically, write_json
 from nemo_mm_rank.matching.features import (
     BANK,
     Bank,
@@ -30,7 +30,7 @@ from nemo_mm_rank.matching.features import (
 )
 from nemo_mm_rank.matching.judge import FEWEST, Judge, cross_fit
 from nemo_mm_rank.models.base import Encoder
-from nemo_mm_rank.projection.sample import folds_of, hashes
+from nemo_mm_rank.sampling import folds_of, hashes
 
 JUDGES, BANKS = "judges.json", "banks.safetensors"
 

@@ -1,14 +1,17 @@
-"""What a model has to be: three small protocols, and the result that says per item what went wrong."""
+"""What a model has to be: small protocols, results that say per item what went wrong, and checks of both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
-from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, UserError
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.schema import Modality
 
@@ -127,3 +130,106 @@ class Grounder(Protocol):
     ) -> list[Grounded | PairError]:
         """For each item, score its candidate parts against its own phrases, all in as few model calls as possible."""
         ...
+
+
+NORM_TOLERANCE = 1e-2
+"""How far from 1 a vector's length may lie: half-precision models round their own normalisation."""
+
+
+def fulfil(name: str, model: object, protocol: Any) -> None:
+    """Check that ``model`` is what its place needs.
+
+    Args:
+        name: what the configuration calls it.
+        model: a loaded object.
+        protocol: what it has to be: `Encoder`, `Describer` or `Grounder`.
+
+    Raises:
+        ModelError: naming the attributes and methods that it lacks.
+    """
+    methods = [method for method, value in vars(protocol).items() if callable(value) and not method.startswith("_")]
+    missing = [attribute for attribute in protocol.__annotations__ if not hasattr(model, attribute)]
+    missing += [f"{method}()" for method in methods if not callable(getattr(model, method, None))]
+    if missing:
+        kind = protocol.__name__.lower()
+        raise ModelError(f"model {name!r} ({type(model).__name__}) is no {kind}: it lacks {', '.join(missing)}")
+
+
+def support(model: Any, modality: str) -> None:
+    """Refuse a modality that the model does not list.
+
+    Raises:
+        ModelError: naming the model, the modality and those that it takes.
+    """
+    if modality not in model.modalities:
+        raise ModelError(f"{model.name} takes {', '.join(sorted(model.modalities))}, not {modality}")
+
+
+@contextmanager
+def answering(name: str) -> Iterator[None]:
+    """Turn what the model called ``name`` raises into one line: one item's fault is returned, never raised.
+
+    Raises:
+        ModelError: naming the model, its error, and the line of code that raised it.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        raise ModelError(f"{name} failed with {said} ({Path(place.filename).name}, line {place.lineno})") from error
+
+
+def usable(encoded: Encoded, encoder: Encoder, n: int) -> Encoded:
+    """Check an encoder's result for ``n`` items; rows that are not finite, or zero, become their items' errors.
+
+    Raises:
+        ModelError: the shape is not ``(n, encoder.dim)``, the type not float32, or a vector not L2-normalised: what
+            is wrong with one batch is wrong with the model.
+    """
+    vectors = encoded.vectors
+    if vectors.ndim != 2 or vectors.shape[0] != n or vectors.shape[1] != encoder.dim:
+        raise ModelError(f"{encoder.name} returned {tuple(vectors.shape)} for {n} items, not ({n}, {encoder.dim})")
+    if vectors.dtype != torch.float32:
+        raise ModelError(f"{encoder.name} returned {vectors.dtype}, not torch.float32")
+    if encoded.texts is not None and len(encoded.texts) != n:
+        raise ModelError(f"{encoder.name} returned {len(encoded.texts)} texts for {n} items")
+    _known(encoded.errors, encoder.name, n)
+    # Of a row that is not finite, neither is the norm: one pass finds all faults.
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    finite = torch.isfinite(norms) & (norms > 0)
+    off = (norms[finite] - 1).abs()
+    if bool((off > NORM_TOLERANCE).any()):
+        worst = float(norms[finite][off.argmax()])
+        raise ModelError(f"{encoder.name} returned a vector of length {worst:.4g}: vectors are L2-normalised")
+    if bool(finite.all()):
+        return encoded
+    broken: dict[int, PairError] = {
+        row: EmbeddingError(f"{encoder.name} gave a vector that is not finite, or zero")
+        for row in torch.nonzero(~finite).flatten().tolist()
+    }
+    return Encoded(vectors.masked_fill(~finite[:, None], float("nan")), {**broken, **encoded.errors}, encoded.texts)
+
+
+def told(described: Described, name: str, n: int) -> Described:
+    """Check the result of the describer called ``name`` for ``n`` items; an empty text becomes an error.
+
+    Raises:
+        ModelError: it holds another number of texts.
+    """
+    if len(described.texts) != n:
+        raise ModelError(f"{name} returned {len(described.texts)} texts for {n} items")
+    _known(described.errors, name, n)
+    empty: dict[int, PairError] = {
+        row: EmbeddingError(f"{name} found no words for it")
+        for row, text in enumerate(described.texts)
+        if not (text and text.strip())
+    }
+    return Described(described.texts, {**empty, **described.errors}) if empty else described
+
+
+def _known(errors: dict[int, PairError], name: str, n: int) -> None:
+    if any(not 0 <= row < n for row in errors):
+        raise ModelError(f"{name} returned errors for rows {sorted(errors)} of {n} items")

@@ -13,8 +13,7 @@ import torch
 
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import ConfigError, ModelError, PairError, UserError, nearest
-from nemo_mm_rank.models.base import Describer, Encoder, Grounder
-from nemo_mm_rank.models.contract import fulfil
+from nemo_mm_rank.models.base import Describer, Encoder, Grounder, fulfil
 
 SHORT_NAMES: dict[str, str] = {
     "hashed-text": "nemo_mm_rank.models.classical.text:HashedText",
@@ -27,15 +26,15 @@ SHORT_NAMES: dict[str, str] = {
     "clip": "nemo_mm_rank.models.contrastive:ClipEncoder",
     "x-clip": "nemo_mm_rank.models.contrastive:XClipEncoder",
     "clap": "nemo_mm_rank.models.contrastive:ClapEncoder",
-    "unite": "nemo_mm_rank.models.unite:UniteEncoder",
-    "qwen-omni": "nemo_mm_rank.models.qwen_omni:QwenOmniEncoder",
-    "omni-embed": "nemo_mm_rank.models.omni_embed:OmniEmbedEncoder",
+    "unite": "nemo_mm_rank.models.chat_models:UniteEncoder",
+    "qwen-omni": "nemo_mm_rank.models.chat_models:QwenOmniEncoder",
+    "omni-embed": "nemo_mm_rank.models.chat_models:OmniEmbedEncoder",
     "openai": "nemo_mm_rank.models.endpoint:EndpointDescriber",
     "vision-language": "nemo_mm_rank.models.vision_language:VisionLanguageDescriber",
     "whisper": "nemo_mm_rank.models.speech:WhisperDescriber",
     "text-regressor": "nemo_mm_rank.models.text_regressor:TextRegressor",
-    "moments": "nemo_mm_rank.models.moments:MomentGrounder",
-    "grounding-dino": "nemo_mm_rank.models.grounding_dino:GroundingDinoGrounder",
+    "moments": "nemo_mm_rank.models.grounders:MomentGrounder",
+    "grounding-dino": "nemo_mm_rank.models.grounders:GroundingDinoGrounder",
 }
 """Every short name a configuration may use for a class; anything else is an import path ``package.module:Class``."""
 

@@ -10,10 +10,10 @@ import torch
 
 from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.models.base import Item
-from nemo_mm_rank.models.batches import Features, text_rows
-from nemo_mm_rank.models.parts import Pixels, picture, shots
-from nemo_mm_rank.models.towers import TwoTowers
+from nemo_mm_rank.models.batching import Features, text_rows
+from nemo_mm_rank.models.contrastive import TwoTowers
 from nemo_mm_rank.models.weights import PICKLES, folder_revision, opening, pick_dtype, resolve
+from nemo_mm_rank.models.windows import Pixels, picture, shots
 from nemo_mm_rank.schema import Modality
 
 SETTINGS = "open_clip_config.json"

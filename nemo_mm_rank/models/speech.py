@@ -12,11 +12,9 @@ import torch
 from nemo_mm_rank.arrays import Samples
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
 from nemo_mm_rank.media.segment import Audio
-from nemo_mm_rank.models.base import Described, Item
-from nemo_mm_rank.models.batches import Features, ahead
-from nemo_mm_rank.models.contract import support
+from nemo_mm_rank.models.base import Described, Item, support
+from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.generation import Writer
-from nemo_mm_rank.models.parts import at_rate
 from nemo_mm_rank.models.weights import (
     folder_revision,
     load_pretrained,
@@ -25,6 +23,7 @@ from nemo_mm_rank.models.weights import (
     pick_dtype,
     resolve,
 )
+from nemo_mm_rank.models.windows import at_rate
 from nemo_mm_rank.schema import Modality
 
 SEARCHED = 1 / 6

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import ModelError, require
-from nemo_mm_rank.models.batches import Features, padded_lengths, text_rows
-from nemo_mm_rank.models.equal_shapes import EqualShapes
+from nemo_mm_rank.models.batching import EqualShapes, Features, padded_lengths, text_rows
 from nemo_mm_rank.models.weights import (
     folder_revision,
     load_pretrained,

@@ -13,12 +13,9 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
 from nemo_mm_rank.media.segment import Audio, Video
-from nemo_mm_rank.models.base import Described, Item
-from nemo_mm_rank.models.batches import Features, ahead
-from nemo_mm_rank.models.contract import support
-from nemo_mm_rank.models.generation import Writer
-from nemo_mm_rank.models.parts import at_rate, pictures
-from nemo_mm_rank.models.prompts import Prompt, prompts
+from nemo_mm_rank.models.base import Described, Item, support
+from nemo_mm_rank.models.batching import Features, ahead
+from nemo_mm_rank.models.generation import Prompt, Writer, prompts
 from nemo_mm_rank.models.weights import (
     folder_revision,
     load_pretrained,
@@ -27,6 +24,7 @@ from nemo_mm_rank.models.weights import (
     pick_dtype,
     resolve,
 )
+from nemo_mm_rank.models.windows import at_rate, pictures
 from nemo_mm_rank.schema import Modality
 
 Part = dict[str, Any]

@@ -1,6 +1,5 @@
 """The network that fuses the experts in the anchor's space, and its objectives."""
 
-from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.fit import fit
 from nemo_mm_rank.projection.losses import (
     alignment_loss,
@@ -9,17 +8,10 @@ from nemo_mm_rank.projection.losses import (
     residual_bias_loss,
     scale_bias_loss,
 )
-from nemo_mm_rank.projection.mamcl import (
-    LoneRowsWarning,
-    active_rows,
-    equal_rows,
-    gather,
-    mamcl_loss,
-    modality_codes,
-)
+from nemo_mm_rank.projection.mamcl import LoneRowsWarning, active_rows, equal_rows, gather, mamcl_loss, modality_codes
 from nemo_mm_rank.projection.network import FusionNetwork
-from nemo_mm_rank.projection.sample import FitSample, folds_of
-from nemo_mm_rank.projection.step import AGREEMENT, ProjectionStep
+from nemo_mm_rank.projection.step import AGREEMENT, Projection, ProjectionStep
+from nemo_mm_rank.sampling import FitSample, folds_of
 
 __all__ = [
     "AGREEMENT",

@@ -57,20 +57,21 @@ from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget
 from nemo_mm_rank.errors import MissingColumnError, require
 from nemo_mm_rank.quality.duplicates import Keepers, join
-from nemo_mm_rank.quality.filters import LANGUAGE, rules
-from nemo_mm_rank.quality.settings import TraditionalSettings
-from nemo_mm_rank.quality.step import (
+from nemo_mm_rank.quality.text_filters import (
     EXACT_KEY,
     LABEL,
+    LANGUAGE,
     MARGIN,
     ROW_FILTERS_PASSED,
+    TraditionalSettings,
     band_columns,
     passed_column,
+    rules,
     score_column,
 )
-from nemo_mm_rank.ranking.pool import Shards, attach_rows, live
-from nemo_mm_rank.ranking.topk import TopK
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.shards import Shards, attach_rows, live
+from nemo_mm_rank.topk import TopK
 
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
 FILTERS_PASSED, SCORE, REASON = "filters_passed", "score", "reason"

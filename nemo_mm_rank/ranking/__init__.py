@@ -5,12 +5,12 @@ chosen pairs' own columns back; ``explain`` says why.
 """
 
 from nemo_mm_rank.ranking.blend import Ranking, rank
-from nemo_mm_rank.ranking.cosine import cosines
 from nemo_mm_rank.ranking.explain import explain
-from nemo_mm_rank.ranking.pool import Files, attach_rows
-from nemo_mm_rank.ranking.score import ScoreStep, Space, score_shard
+from nemo_mm_rank.ranking.query_scores import ScoreStep, Space, score_shard
 from nemo_mm_rank.ranking.select import quota_counts
-from nemo_mm_rank.ranking.topk import TopK, top_k
+from nemo_mm_rank.shards import Files, attach_rows
+from nemo_mm_rank.topk import TopK, top_k
+from nemo_mm_rank.vectors import cosines
 
 __all__ = [
     "Files",

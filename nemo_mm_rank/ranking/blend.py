@@ -15,15 +15,13 @@ import pyarrow as pa
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
-from nemo_mm_rank.io.parquet import read_table, write_json, write_table
-from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups
-from nemo_mm_rank.ranking.duplicates import DistinctFirst
+from nemo_mm_rank.io.files import read_table, write_json, write_table
+from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups, pool_ranks
 from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of
-from nemo_mm_rank.ranking.pool import Shards, read_vectors
-from nemo_mm_rank.ranking.ranks import pool_ranks
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
-from nemo_mm_rank.ranking.select import REST, BestFirst, check_shortage, quota_counts
+from nemo_mm_rank.ranking.select import REST, BestFirst, DistinctFirst, check_shortage, quota_counts
 from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.shards import Shards, read_vectors
 
 _PLACE = ("shard", "row")
 

@@ -6,6 +6,8 @@ statistics alone, so one shard or fifty, in any order, give the same mean and de
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any, TypeAlias
@@ -14,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.ranking.query_scores import PREFIX
 
 Values: TypeAlias = npt.NDArray[np.floating[Any]]
 
@@ -165,3 +168,40 @@ def _place(values: Values) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float6
     place = (1 + values / (1 + np.abs(values))) * (_BINS / 2)
     bins = np.minimum(place.astype(np.int64), _BINS - 1)
     return bins, place - bins
+
+
+FUSED_COSINE, ANNOTATION_COSINE = PREFIX + "fused", PREFIX + "annotation"
+
+Inside = Mapping[str, npt.NDArray[np.int64]]
+"""Modality -> positions of its rows."""
+
+
+def _no_moments() -> defaultdict[str, Moments]:
+    return defaultdict(Moments)
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Statistics of both cosines within each modality, exact however the pool is sharded.
+
+    Attributes:
+        fused: modality -> moments of the fused cosines.
+        annotation: modality -> moments of the annotations' cosines.
+    """
+
+    fused: dict[str, Moments] = field(default_factory=_no_moments)
+    annotation: dict[str, Moments] = field(default_factory=_no_moments)
+
+    def add(self, fused: Values, annotation: Values, inside: Inside) -> None:
+        """Count ``(n,)`` cosines of both kinds; NaN where there is none."""
+        for modality, rows in inside.items():
+            self.fused[modality] += Moments.of(fused[rows])
+            self.annotation[modality] += Moments.of(annotation[rows])
+
+    def match(self, fused: Values, inside: Inside) -> npt.NDArray[np.floating[Any]]:
+        """Return ``(n,)`` float64 fused cosines on the scale of the annotations'; every modality must be known."""
+        out = np.full(len(fused), np.nan)
+        for modality, rows in inside.items():
+            target = self.annotation[modality]
+            out[rows] = self.fused[modality].standardise(fused[rows]) * target.std + target.mean
+        return out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,11 @@ import pyarrow as pa
 
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.mix import type_of
-from nemo_mm_rank.ranking.pool import Shards
 from nemo_mm_rank.ranking.scoring import WORDS, Batch, Scoring
 from nemo_mm_rank.ranking.select import REST
-from nemo_mm_rank.ranking.topk import TopK, top_k
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
+from nemo_mm_rank.shards import Shards
+from nemo_mm_rank.topk import TopK, top_k
 
 _PART, _ROW, SCORE, CHANCE = "_part", "_row", "score_", "chance_"
 """Columns that candidates carry: where the row lies, ``score_<component>`` and ``chance_<condition>``."""
@@ -133,3 +134,27 @@ def _carried(batch: Batch, schema: pa.Schema) -> pa.Table:
     place = [pa.array(np.full(len(batch.rows), batch.part)), pa.array(batch.rows)]
     words = [batch.words[name].cast(pa.string()) for name in WORDS]
     return pa.table([*words, *components, *chances, *place], schema=schema)
+
+
+def pool_ranks(batches: Iterable[Batch], scores: Floats, pair_ids: Sequence[str]) -> Ints:
+    """Return for each given pair its rank from 1 among all pairs of ``batches``, the given ones among them.
+
+    One pass, in memory of one batch.
+
+    Args:
+        batches: the whole pool, scored.
+        scores: ``(k,)`` of the given pairs, best first.
+        pair_ids: ``(k,)``, ascending where scores are equal.
+    """
+    falling = -scores
+    # places[p]: pairs that stand before the given pair p or at it, but after given pair p - 1.
+    places = np.zeros(len(scores) + 1, dtype=np.int64)
+    for batch in batches:
+        first = np.searchsorted(falling, -batch.scores, side="left")
+        last = np.searchsorted(falling, -batch.scores, side="right")
+        tied = np.flatnonzero(last > first)
+        ids = batch.words[PAIR_ID].take(pa.array(tied)).to_pylist()
+        for row, pair_id in zip(tied.tolist(), ids, strict=True):
+            first[row] = bisect_left(pair_ids, pair_id, int(first[row]), int(last[row]))
+        places += np.bincount(first, minlength=len(places))
+    return np.cumsum(places)[:-1]

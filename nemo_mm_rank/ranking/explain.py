@@ -13,11 +13,9 @@ from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import UserError, nearest
 from nemo_mm_rank.ranking.blend import Ranking, label, percent
-from nemo_mm_rank.ranking.candidates import Groups
+from nemo_mm_rank.ranking.candidates import Groups, pool_ranks
 from nemo_mm_rank.ranking.feedback import feedback_column
-from nemo_mm_rank.ranking.pool import Shards
-from nemo_mm_rank.ranking.ranks import pool_ranks
-from nemo_mm_rank.ranking.score import GIVEN, PREFIX, component
+from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.scoring import MATCHES, WORDS, Scoring
 from nemo_mm_rank.ranking.topic import EXPERTS
 from nemo_mm_rank.schema import (
@@ -33,6 +31,7 @@ from nemo_mm_rank.schema import (
     SNS_REASON,
     WEAKEST_SENTENCE,
 )
+from nemo_mm_rank.shards import Shards
 
 _TRIMMED = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 _SIMILAR = 1000

@@ -20,13 +20,13 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.parquet import write_atomically
+from nemo_mm_rank.io.files import write_atomically
 from nemo_mm_rank.models.loader import pick_device
-from nemo_mm_rank.ranking.cosine import cosines
-from nemo_mm_rank.ranking.pool import Shards, read_vectors
-from nemo_mm_rank.ranking.score import PREFIX
+from nemo_mm_rank.ranking.query_scores import PREFIX
 from nemo_mm_rank.schema import VECTOR
+from nemo_mm_rank.shards import Shards, read_vectors
 from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.vectors import cosines
 
 FEEDBACK = "feedback__"
 """Columns of cosines with the mean of the best pairs: ``feedback__<...>`` beside ``cosine__<...>``."""

@@ -14,13 +14,12 @@ from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, nearest
 from nemo_mm_rank.matching.judge import FLOOR
-from nemo_mm_rank.ranking.calibrate import Comoments, Moments, Quantiles
+from nemo_mm_rank.ranking.calibrate import ANNOTATION_COSINE, FUSED_COSINE, Comoments, Matched, Moments, Quantiles
 from nemo_mm_rank.ranking.feedback import FEEDBACK, Means, feedback_column
-from nemo_mm_rank.ranking.matched import ANNOTATION_COSINE, FUSED_COSINE, Matched
-from nemo_mm_rank.ranking.pool import Shards, live
-from nemo_mm_rank.ranking.score import GIVEN, PREFIX, component
+from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights, experts_among, tells_of
 from nemo_mm_rank.schema import MATCH, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.shards import Shards, live
 
 MATCHES = "match"
 """The condition that the annotation is the data's own."""

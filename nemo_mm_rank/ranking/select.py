@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from nemo_mm_rank.errors import ConfigError, UserError
 
@@ -81,3 +83,87 @@ class BestFirst:
         """
         for group, count in enumerate(room.tolist()):
             self.taken[candidates[groups == group][:count]] = True
+
+
+_BLOCK = 1024
+_CHUNK = 4096
+# A product of float32 matrices rounds by its shape and threads; closer calls than this are made again in float64.
+_MARGIN = 1e-4
+
+
+class DistinctFirst:
+    """Takes the best of each group until it is full, passing by those near-equal to one that is taken.
+
+    Candidates are looked at in rank order, so the best-ranked of near-equal ones stays. A candidate is compared with
+    the taken ones (of every group) and with those of its block of 1,024: ``n * taken`` products, not ``n * n``.
+
+    Attributes:
+        taken: ``(n,)`` bool, which candidates are taken, by rank.
+        double_of: ``(n,)`` int64, the rank of the taken one that a candidate was passed by for, -1 for none.
+    """
+
+    def __init__(self, vectors: npt.NDArray[np.float32], similarity: float) -> None:
+        """Give the candidates' ``(n, d)`` embeddings in rank order, and from which cosine on two are near-equal.
+
+        An embedding of zeros (a pair without one) is near to none.
+        """
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        self._vectors = torch.from_numpy(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0))
+        self._similarity = similarity
+        self.taken: npt.NDArray[np.bool_] = np.zeros(len(vectors), dtype=bool)
+        self.double_of = np.full(len(vectors), -1, dtype=np.int64)
+
+    def take(
+        self, candidates: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], room: npt.NDArray[np.int64]
+    ) -> None:
+        """Take from each group ``g`` up to ``room[g]`` candidates; arguments as for `select.BestFirst.take`."""
+        room = room.copy()
+        for start in range(0, len(candidates), _BLOCK):
+            if not room.any():
+                return
+            block, group = candidates[start : start + _BLOCK], groups[start : start + _BLOCK]
+            open_ = room[group] > 0
+            self._take_block(block[open_], group[open_], room)
+
+    def _take_block(
+        self, block: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], room: npt.NDArray[np.int64]
+    ) -> None:
+        double = self.double_of[block]
+        earlier = np.flatnonzero(self.taken)
+        for start in range(0, len(earlier), _CHUNK):
+            single = np.flatnonzero(double < 0)
+            kept = earlier[start : start + _CHUNK]
+            near = self._near(block[single], kept)
+            double[single] = np.where(near.any(1), kept[near.argmax(1)], -1)
+        near = self._near(block, block)
+        # Whether one is taken depends on those before it, so this part is sequential: one look per candidate.
+        for row, group in enumerate(groups.tolist()):
+            if not room[group]:
+                continue
+            if double[row] < 0:
+                nearest = np.flatnonzero(near[row, :row] & self.taken[block[:row]])
+                double[row] = block[nearest[0]] if len(nearest) else -1
+            if double[row] < 0:
+                self.taken[block[row]] = True
+                room[group] -= 1
+            else:
+                self.double_of[block[row]] = double[row]
+
+    def _near(self, rows: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return ``(r, o)``: whether the cosine reaches the similarity, the same whatever the shape."""
+        left, right = self._vectors[rows], self._vectors[others]
+        products = (left @ right.T).numpy()
+        near: npt.NDArray[np.bool_] = products >= self._similarity + _MARGIN
+        close = np.argwhere(np.abs(products - self._similarity) < _MARGIN)
+        for start in range(0, len(close), _CHUNK):
+            i, j = close[start : start + _CHUNK].T
+            near[i, j] = _cosine(left.numpy()[i], right.numpy()[j]) >= self._similarity
+        return near
+
+
+def _cosine(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return row-wise cosines in float64; exactly 1 for equal rows."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    xx, yy, xy = (np.einsum("ij,ij->i", a, b) for a, b in ((x, x), (y, y), (x, y)))
+    cosine: npt.NDArray[np.float64] = xy / np.sqrt(xx * yy)
+    return cosine

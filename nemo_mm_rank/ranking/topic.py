@@ -17,7 +17,7 @@ from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.config import BroadSettings, RankingSettings
 from nemo_mm_rank.errors import ConfigError, nearest
 from nemo_mm_rank.ranking.calibrate import Comoments, Moments, Quantiles
-from nemo_mm_rank.ranking.score import PREFIX, component
+from nemo_mm_rank.ranking.query_scores import PREFIX, component
 
 Columns = Mapping[str, Floats]
 """Column of cosines or of scores from elsewhere -> ``(n,)``, NaN where a pair has none."""

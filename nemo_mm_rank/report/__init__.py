@@ -4,6 +4,6 @@ Doors: ``write_report(folder)``. What lies in a folder is read by `run` and `ben
 objects of `content`, and drawn by the template, style and scripts in ``page/``.
 """
 
-from nemo_mm_rank.report.write import write_report
+from nemo_mm_rank.report.page import write_report
 
 __all__ = ["write_report"]

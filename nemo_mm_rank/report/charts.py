@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.report.content import Chart, Label, Mark, number, share
+from nemo_mm_rank.schema import Modality
 
 INK = -1
 """The colour of text."""
@@ -267,3 +268,32 @@ def intervals(
     labels.append(Label((left + width - right) / 2, bottom + 38, x_label, "middle", "axis"))
     told = "; ".join(f"{name} {text}" for name, _, _, _, _, text in rows)
     return Chart(title, width, bottom + 46, marks, labels, f"{title}. {told}.", note)
+
+
+COLOURS = 10
+"""Colours of the style, ``c0`` to ``c9``; the first five are told apart without red or green."""
+
+_OF_STRATEGY = {
+    "ranked": 0,
+    "ranked-forward": 3,
+    "ranked-backward": 8,
+    "ranked-bidirectional": 5,
+    "ranked-quality": 9,
+    "random": 7,
+    "stratified": 2,
+    "traditional": 1,
+    "best-expert": 6,
+    "ecodatum": 4,
+}
+_OF_MODALITY = {str(modality): place for place, modality in enumerate(Modality)}
+
+
+def colour(modality: str, place: int) -> int:
+    """Return the number of a modality's colour; one of no name of ours takes a spare one, by its ``place``."""
+    spare = len(_OF_MODALITY) + place % (COLOURS - len(_OF_MODALITY))
+    return _OF_MODALITY.get(modality, spare)
+
+
+def strategy_colour(strategy: str) -> int:
+    """Return the number of a strategy's colour."""
+    return _OF_STRATEGY.get(strategy, COLOURS - 1)

@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.arrays import Floats, Ints
-from nemo_mm_rank.ranking.pool import attach_rows
-from nemo_mm_rank.ranking.score import PREFIX
+from nemo_mm_rank.media.segment import Span
+from nemo_mm_rank.ranking.query_scores import PREFIX
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.report.media import copy
 from nemo_mm_rank.report.run import Run
-from nemo_mm_rank.report.texts import excerpt, pieces
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,
@@ -35,6 +34,53 @@ from nemo_mm_rank.schema import (
     Modality,
     description_column,
 )
+from nemo_mm_rank.shards import attach_rows
+
+Piece = list[str | bool]
+"""``[text, kept]``."""
+
+
+def pieces(text: str, spans: Sequence[Span] | None, limit: int) -> list[Piece]:
+    """Return a text as pieces that were kept or not, in order; together they are the text up to ``limit`` characters.
+
+    White space between kept parts counts as kept: it is no loss.
+
+    Args:
+        text: the whole text.
+        spans: ``[start, end]`` in characters of what was kept; None is all.
+        limit: most characters; where more are left, the last piece ends in an ellipsis.
+    """
+    bounds = [(0, len(text))] if spans is None else sorted((max(0, int(a)), min(len(text), int(b))) for a, b in spans)
+    found: list[Piece] = []
+    place = 0
+
+    def add(end: int, kept: bool) -> None:
+        nonlocal place
+        end = min(end, limit)
+        if end <= place:
+            return
+        piece = text[place:end]
+        kept = kept or not piece.strip()
+        if found and found[-1][1] == kept:
+            found[-1][0] = f"{found[-1][0]}{piece}"
+        else:
+            found.append([piece, kept])
+        place = end
+
+    for start, end in bounds:
+        add(start, False)
+        add(end, True)
+    add(len(text), False)
+    if len(text) > limit:
+        found.append(["\N{HORIZONTAL ELLIPSIS}", True])
+    return found
+
+
+def excerpt(text: str, limit: int) -> str:
+    """Return the beginning of a text on one line."""
+    line = " ".join(text[: 2 * limit].split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}\N{HORIZONTAL ELLIPSIS}"
+
 
 MAX_MEDIA, MAX_MEDIA_BYTES = 240, 12_000_000
 """Copies of media that a page carries, and the characters that they take together."""
@@ -112,7 +158,7 @@ class Details:
     @cached_property
     def _own_columns(self) -> list[str]:
         """The user's own columns of plain values, a few of them."""
-        pool = Shards(self._run.shards.stages[:1], self._run.shards.count).columns()
+        pool = ShardStore(self._run.shards.stages[:1], self._run.shards.count).columns()
         plain = [
             name
             for name, kind in pool.items()

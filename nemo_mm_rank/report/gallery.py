@@ -10,14 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.ranking.pool import attach_rows
-from nemo_mm_rank.ranking.ranks import pool_ranks
-from nemo_mm_rank.report.colours import colour
-from nemo_mm_rank.report.details import Details
-from nemo_mm_rank.report.pairs import leading
-from nemo_mm_rank.report.run import Run
-from nemo_mm_rank.report.texts import excerpt
+from nemo_mm_rank.ranking.candidates import pool_ranks
+from nemo_mm_rank.report.charts import colour
+from nemo_mm_rank.report.details import Details, excerpt
+from nemo_mm_rank.report.run import Run, leading
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.shards import attach_rows
 
 MAX_PAIRS = 10_000
 """Ranked pairs that a page names; of a larger pool, those shown in full and a sample."""

@@ -12,10 +12,10 @@ import torch
 
 from nemo_mm_rank.arrays import Ints, Vectors
 from nemo_mm_rank.errors import require
-from nemo_mm_rank.experts.expert import Source, sources
-from nemo_mm_rank.ranking.pool import read_vectors
+from nemo_mm_rank.models.expert import Source, sources
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import FUSED, annotation_column
+from nemo_mm_rank.shards import read_vectors
 
 SAMPLE = 600
 """Pairs on a map. Each has a point for its data and, where annotations lie in the same space, one for that."""

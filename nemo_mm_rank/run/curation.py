@@ -15,39 +15,35 @@ from rich.console import Console
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.console import SafeConsole, printable
+from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.experts.expert import sources
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.imports import import_from
+from nemo_mm_rank.io.files import read_table, write_json
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.owned import Claim, remove
-from nemo_mm_rank.io.parquet import read_table, write_json
-from nemo_mm_rank.io.parts import is_part
+from nemo_mm_rank.io.part_files import is_part
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.projection.artifact import CONFIG, Projection
+from nemo_mm_rank.models.expert import sources
 from nemo_mm_rank.projection.fit import VERSION, fit
-from nemo_mm_rank.projection.step import ProjectionStep
+from nemo_mm_rank.projection.step import CONFIG, Projection, ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
 from nemo_mm_rank.ranking import rank as rank_shards
 from nemo_mm_rank.ranking.blend import Ranking, closeness_to_best
 from nemo_mm_rank.ranking.feedback import FeedbackStep, save_means
-from nemo_mm_rank.ranking.score import GIVEN, ScoreStep
+from nemo_mm_rank.ranking.queries import score_step
+from nemo_mm_rank.ranking.query_scores import GIVEN, ScoreStep
 from nemo_mm_rank.run import outcome
-from nemo_mm_rank.run.engine import Engine, SerialEngine, make_engine
+from nemo_mm_rank.run.finished import State, inputs
+from nemo_mm_rank.run.fits import fit_matcher, fit_statistics, read_sample
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.matching import fit_matcher
-from nemo_mm_rank.run.notes import notes
+from nemo_mm_rank.run.outcome import notes
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.queries import score_step
-from nemo_mm_rank.run.sample import read_sample
-from nemo_mm_rank.run.state import State, inputs
-from nemo_mm_rank.run.statistics import fit_statistics
-from nemo_mm_rank.run.store import Shards, digest
+from nemo_mm_rank.run.store import ShardStore, digest, take_through
 from nemo_mm_rank.run.summary import count_steps, print_summary
-from nemo_mm_rank.run.through import take_through
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import MATCH
 from nemo_mm_rank.sns.step import SNSStep
@@ -265,7 +261,7 @@ class _Curation:
         score = score_step(self.config, models, fused.columns())
         return self._choose(state, models, self._through([score], fused, state.pairs), score)
 
-    def _ingest(self) -> tuple[IngestReport, Shards]:
+    def _ingest(self) -> tuple[IngestReport, ShardStore]:
         config = self.config
         report = ingest(
             config.pools,
@@ -277,12 +273,12 @@ class _Curation:
         if not report.good:
             raise UserError(f"the pool has no usable pair: {report.rows_in} rows in, {report.bad} of them bad")
         self.reporter.say(f"{'pool':<17} {report.good:,} pairs in {report.shards} shards, {report.bad:,} bad rows")
-        return report, Shards((self.folder.pool,), report.shards)
+        return report, ShardStore((self.folder.pool,), report.shards)
 
-    def _through(self, steps: Sequence[Step], shards: Shards, pairs: int) -> Shards:
+    def _through(self, steps: Sequence[Step], shards: ShardStore, pairs: int) -> ShardStore:
         return take_through(steps, shards, pairs, self.folder, self.engine, self.reporter)
 
-    def _fit(self, shards: Shards, pairs: int) -> Path:
+    def _fit(self, shards: ShardStore, pairs: int) -> Path:
         """Fit the projection where that has not been done, and return its folder."""
         config = self.config
         used = [source for expert in config.experts for source in sources(expert)]
@@ -306,7 +302,7 @@ class _Curation:
         return folder
 
     def _state(
-        self, report: IngestReport, fused: Shards, models: Mapping[str, ModelSpec], projection: Path, matcher: Path
+        self, report: IngestReport, fused: ShardStore, models: Mapping[str, ModelSpec], projection: Path, matcher: Path
     ) -> State:
         """Return what is needed to rank these shards again."""
         return State(
@@ -326,7 +322,7 @@ class _Curation:
             matcher=self.folder.relative(matcher),
         )
 
-    def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: Shards, score: ScoreStep) -> Result:
+    def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: ShardStore, score: ScoreStep) -> Result:
         """Choose among the scored pairs, and write the blend, the quarantine and the manifest."""
         config = self.config
         columns = [*score.scores, MATCH]

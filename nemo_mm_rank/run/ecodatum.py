@@ -6,6 +6,7 @@ labeling functions' thresholds may be searched for, with a small labelled set.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -32,38 +33,112 @@ from nemo_mm_rank.config import (
     MediaSettings,
     ModelSpec,
     RankingSettings,
+    parse,
 )
 from nemo_mm_rank.console import SafeConsole
+from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
+from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.imports import import_from
+from nemo_mm_rank.io.files import read_note, write_json, write_table
 from nemo_mm_rank.io.owned import drop, take
-from nemo_mm_rank.io.parquet import read_note, write_json, write_table
-from nemo_mm_rank.io.parts import part_name
+from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.ensemble.choose import Choice, choose
-from nemo_mm_rank.quality.ensemble.defaults import default_functions
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, fit
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, Ensemble, fit
 from nemo_mm_rank.quality.ensemble.plot import plot_search
 from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
-from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
-from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
-from nemo_mm_rank.quality.ensemble.truth import LabelStep
-from nemo_mm_rank.quality.operators import OperatorSettings, agreements, column, columns, shared_experts
-from nemo_mm_rank.quality.settings import existing_file
-from nemo_mm_rank.ranking.pool import live
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, default_functions
+from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep, LabelStep
+from nemo_mm_rank.quality.operators import OperatorSettings, agreements, column, columns, shared_experts, steps
+from nemo_mm_rank.quality.text_filters import existing_file
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.engine import Engine
+from nemo_mm_rank.run.finished import State
+from nemo_mm_rank.run.fits import fit_statistics
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.operated import ENSEMBLE, Operated
-from nemo_mm_rank.run.state import State
-from nemo_mm_rank.run.statistics import fit_statistics
-from nemo_mm_rank.run.store import Shards, digest
-from nemo_mm_rank.run.strategy import Job, StrategyConfig, at_work
+from nemo_mm_rank.run.job import Job, StrategyConfig, at_work
+from nemo_mm_rank.run.store import ShardStore, digest
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import PAIR_ID, WEAKEST
+from nemo_mm_rank.shards import live
+from nemo_mm_rank.steps import Step
+
+FILE, ENSEMBLE = "operators.json", "ensemble"
+"""In the run's folder for what is fitted."""
+
+
+@dataclass(frozen=True)
+class Operated:
+    """Operators, and what they need.
+
+    Attributes:
+        operators: settings, with those of embeddings.
+        experts: that embed both sides first; none where the pool came with embeddings.
+        anchor: the model that embeds annotations for them.
+        models: by name, with their statistics of the pool.
+        media: how media are opened.
+    """
+
+    operators: OperatorSettings
+    experts: tuple[ExpertSpec, ...]
+    anchor: str
+    models: dict[str, ModelSpec]
+    media: MediaSettings
+
+    @property
+    def scoring(self) -> list[Step]:
+        """The operators' steps."""
+        return steps(self.operators, self.models, self.media)
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps, one after the other."""
+        experts = [ExpertStep(self.experts, self.models, self.anchor, self.media)] if self.experts else []
+        return [*experts, *self.scoring]
+
+    def save(self, folder: RunFolder) -> None:
+        """Write it into the run's folder; paths below it stay true where the folder is moved."""
+        models = {name: spec.model_dump(mode="json", by_alias=True) for name, spec in self.models.items()}
+        for spec in models.values():
+            if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
+                spec[STATISTICS] = folder.relative(path)
+        values = {
+            "operators": self.operators.model_dump(mode="json", exclude_none=True),
+            "experts": [expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts],
+            "anchor": self.anchor,
+            "models": models,
+            "media": self.media.model_dump(mode="json"),
+        }
+        write_json(folder.fitted / FILE, values)
+
+    @classmethod
+    def load(cls, run: str | Path) -> tuple[Operated, Ensemble]:
+        """Read it back, with the ensemble that was fitted to the scores.
+
+        Raises:
+            UserError: the folder holds no finished job.
+        """
+        folder = RunFolder.at(run)
+        try:
+            values = json.loads((folder.fitted / FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder.path} holds no finished EcoDatum job") from error
+        for spec in values["models"].values():
+            if path := spec.get(STATISTICS):
+                spec[STATISTICS] = str(folder.path / path)
+        operated = cls(
+            parse(OperatorSettings, values["operators"]),
+            tuple(parse(ExpertSpec, expert) for expert in values["experts"]),
+            values["anchor"],
+            {name: parse(ModelSpec, spec) for name, spec in values["models"].items()},
+            parse(MediaSettings, values["media"]),
+        )
+        return operated, Ensemble.load(folder.fitted / ENSEMBLE)
+
 
 SCORES, DUPLICATES = "quality.parquet", "duplicates.parquet"
 SEARCH, PLOT = "search.parquet", "search.png"
@@ -276,7 +351,7 @@ class _EcoDatum:
             models = fit_statistics(models, pool.shards, fitted, self.job.engine, self.job.reporter, pool.pairs)
         return Operated(operators, embedding, config.anchor, models, config.media)
 
-    def _ensemble(self, shards: Shards, scores: list[str]) -> EnsembleSettings:
+    def _ensemble(self, shards: ShardStore, scores: list[str]) -> EnsembleSettings:
         if self.config.ensemble is None:
             return EnsembleSettings(functions=default_functions(scores))
         there = shards.columns()
@@ -286,7 +361,7 @@ class _EcoDatum:
                 raise ConfigError(f"ensemble: labeling function {name!r}: no column {function.column!r}{close}")
         return self.config.ensemble
 
-    def _without_duplicates(self, shards: Shards, agreement: list[str]) -> tuple[Shards, pa.Table | None]:
+    def _without_duplicates(self, shards: ShardStore, agreement: list[str]) -> tuple[ShardStore, pa.Table | None]:
         """Add ``duplicate_of``, and return the groups of duplicates."""
         settings, job = self.config.duplicates, self.job
         if settings == "off":
@@ -301,7 +376,9 @@ class _EcoDatum:
             advance(job.pool.pairs)
         return shards.then(folder), found.groups
 
-    def _searched(self, shards: Shards, settings: EnsembleSettings) -> tuple[Shards, EnsembleSettings, pa.Table | None]:
+    def _searched(
+        self, shards: ShardStore, settings: EnsembleSettings
+    ) -> tuple[ShardStore, EnsembleSettings, pa.Table | None]:
         """Return the shards, with the labelled set marked, the best thresholds, and how they were found."""
         job, wanted = self.job, self.config.search
         if wanted is None:
@@ -313,7 +390,7 @@ class _EcoDatum:
         return shards, found.settings, found.trace
 
     def _write(
-        self, choice: Choice, scored: Shards, groups: pa.Table | None, trace: pa.Table | None, about: dict[str, Any]
+        self, choice: Choice, scored: ShardStore, groups: pa.Table | None, trace: pa.Table | None, about: dict[str, Any]
     ) -> EcoDatumResult:
         """Write all files, the manifest that vouches for them last."""
         job, config = self.job, self.config
@@ -340,7 +417,7 @@ class _EcoDatum:
         return EcoDatumResult(job.folder.path, manifest)
 
 
-def _write_duplicates(found: Duplicates, shards: Shards, folder: Path, identity: str) -> None:
+def _write_duplicates(found: Duplicates, shards: ShardStore, folder: Path, identity: str) -> None:
     """Write ``duplicate_of`` as a stage of the run, each file keyed by all shards: any of them may hold the other."""
     gone = found.groups.filter(pc.invert(found.groups["kept"]))
     losers, winners = gone[PAIR_ID].combine_chunks(), gone["group"].combine_chunks()
@@ -357,7 +434,7 @@ def _write_duplicates(found: Duplicates, shards: Shards, folder: Path, identity:
         write_table(path, pa.table({DUPLICATE_OF: column}), {"key": key, "counts": {}})
 
 
-def _judged(scored: Shards) -> pa.Table:
+def _judged(scored: ShardStore) -> pa.Table:
     """Return quality and votes of every pair that has them, in the pool's order."""
     schema = pa.schema(
         [(PAIR_ID, pa.string()), (QUALITY, pa.float32()), (VOTES, pa.list_(pa.int8())), (DUPLICATE_OF, pa.string())]

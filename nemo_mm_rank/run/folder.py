@@ -12,8 +12,8 @@ import yaml
 
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.files import write_text
 from nemo_mm_rank.io.owned import Claim, clear, local, locked, recognised, refuse_links, take
-from nemo_mm_rank.io.parquet import write_text
 
 
 @dataclass(frozen=True)

@@ -6,27 +6,28 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank import __version__
-from nemo_mm_rank.config import Config, ModelSpec
-from nemo_mm_rank.io.bad_row import SCHEMA
-from nemo_mm_rank.io.blend import write_blend
-from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.config import Config, ModelSpec, RankingSettings
+from nemo_mm_rank.io.bad_rows import SCHEMA
+from nemo_mm_rank.io.export import write_blend, write_webdataset
+from nemo_mm_rank.io.files import read_table, table_digest, write_table
 from nemo_mm_rank.io.ingest import BAD_ROWS
-from nemo_mm_rank.io.owned import drop, take
-from nemo_mm_rank.io.parquet import read_table, write_table
+from nemo_mm_rank.io.owned import Claim, drop, take
 from nemo_mm_rank.matching import Matcher
+from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.projection.artifact import Projection
+from nemo_mm_rank.projection.step import Projection
 from nemo_mm_rank.ranking import Ranking, attach_rows
+from nemo_mm_rank.ranking.blend import label
+from nemo_mm_rank.run.finished import State, read_blend
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.notes import caveats, mix_entry, notes
-from nemo_mm_rank.run.state import State
-from nemo_mm_rank.run.store import Shards, split_error
+from nemo_mm_rank.run.store import ShardStore, split_error
 from nemo_mm_rank.run.summary import StepCounts
 from nemo_mm_rank.schema import (
     ANNOTATION,
@@ -42,6 +43,57 @@ from nemo_mm_rank.schema import (
     description_column,
 )
 from nemo_mm_rank.steps import check_reasons
+
+
+def notes(config: Config) -> list[str]:
+    """Return one line for every setting that was not set and follows from another."""
+    if config.projection.only_mamcl and config.ranking.calibration is None:
+        return [
+            "MAMCL is the projection's only contrastive term and leaves offsets between modalities, so fused cosines "
+            f"are calibrated by modality ({config.ranked_by.calibration}), unless ranking.calibration says otherwise"
+        ]
+    return []
+
+
+def caveats(config: Config) -> list[str]:
+    """Return what a reader of the blend has to know of the models behind it."""
+    if config.models[config.anchor].class_ == "hashed-text":
+        return [
+            f"the anchor {config.anchor!r} compares spellings, not meanings, so pairs that share words with the query "
+            "come first: for real work name a sentence encoder (see presets)"
+        ]
+    return []
+
+
+def mix_entry(settings: RankingSettings, summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what became of the mix that was asked for, JSON-able; None where none was.
+
+    Args:
+        settings: as they were given.
+        summary: of the ranking by them.
+    """
+    if settings.mix is None:
+        return None
+    mix = find_mix(settings.mix)
+    types = [
+        {
+            "type": label(entry["group"], mix.shares),
+            "share": mix.shares.get(entry["group"]),
+            "quota": entry["quota"],
+            "chosen": entry["chosen"],
+        }
+        for entry in summary["groups"]
+    ]
+    return {
+        "name": settings.mix if isinstance(settings.mix, str) else None,
+        "source": mix.source,
+        "note": mix.note,
+        "types": types,
+        "shortage": settings.shortage,
+        "filling": summary["filling"]["chosen"],
+        "advice": advice(mix),
+    }
+
 
 TOLD = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 """What SNS says of a pair; in the blend beside what describers said."""
@@ -61,9 +113,9 @@ VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
 """Libraries whose version can change what comes out."""
 
 
-def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: bool) -> pa.Table:
+def write_blends(folder: RunFolder, ranking: Ranking, shards: ShardStore, jsonl: bool) -> pa.Table:
     """Write the chosen pairs with the users' own columns, what SNS kept, what describers said, score and reason."""
-    pool = Shards(shards.stages[:1], shards.count)
+    pool = ShardStore(shards.stages[:1], shards.count)
     own = [name for name in pool.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
     seen = [name for name in shards.columns() if name in TOLD or name.startswith(description_column(""))]
     wide = attach_rows(ranking.chosen, ranking.places, shards, [*own, *seen])
@@ -77,7 +129,7 @@ def write_blends(folder: RunFolder, ranking: Ranking, shards: Shards, jsonl: boo
     return blend
 
 
-def write_quarantine(folder: RunFolder, shards: Shards) -> pa.Table:
+def write_quarantine(folder: RunFolder, shards: ShardStore) -> pa.Table:
     """Write every pair that could not be ranked, with step, error class and message; return them."""
     found = [read_table(shards.stages[0] / BAD_ROWS)]
     columns = [PAIR_ID, POOL, MODALITY, ERROR]
@@ -141,3 +193,25 @@ def manifest(
         "notes": [*notes(config), *caveats(config)],
         "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
     }
+
+
+def export_webdataset(
+    run: str | Path, output: str | Path, max_samples: int, max_bytes: int, overwrite: bool = False
+) -> list[Path]:
+    """Write the blend of a finished run as WebDataset tars; return them.
+
+    Args:
+        run: the run's folder.
+        output: a folder that is made for the tars.
+        max_samples: most samples of a tar.
+        max_bytes: most bytes of a tar, but for one sample that is larger.
+        overwrite: whether an earlier export in ``output`` may be replaced.
+
+    Raises:
+        UserError: the folder is no finished run, media that have gone since, or ``output`` is not ours to write.
+        StorageError: ``output`` cannot be written.
+    """
+    config, blend = read_blend(run)
+    claim = Claim("export", config.pools, [run], overwrite, again=False)
+    folder = claim.check(output)
+    return write_webdataset(blend, folder, config.media, max_samples=max_samples, max_bytes=max_bytes, claim=claim)

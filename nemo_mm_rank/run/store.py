@@ -13,11 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
+from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.frames import check_free
-from nemo_mm_rank.io.parquet import read_note, read_table, write_table
-from nemo_mm_rank.io.parts import part_name
+from nemo_mm_rank.io.files import read_note, read_table, write_table
+from nemo_mm_rank.io.part_files import part_name
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
 from nemo_mm_rank.steps import Step, columns_added
 
@@ -28,7 +33,7 @@ def digest(values: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Shards:
+class ShardStore:
     """The stages that have been through, first the pool itself: read together they are wide rows.
 
     Attributes:
@@ -72,13 +77,13 @@ class Shards:
         """Return the number of rows of a shard."""
         return int(pq.read_metadata(self.stages[0] / part_name(part)).num_rows)
 
-    def then(self, stage: Path) -> Shards:
+    def then(self, stage: Path) -> ShardStore:
         """Return these shards with one more stage."""
-        return Shards((*self.stages, stage), self.count)
+        return ShardStore((*self.stages, stage), self.count)
 
-    def without_last(self) -> Shards:
+    def without_last(self) -> ShardStore:
         """Return these shards as they were before their last stage."""
-        return Shards(self.stages[:-1], self.count)
+        return ShardStore(self.stages[:-1], self.count)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Stage:
     """
 
     step: Step
-    inputs: Shards
+    inputs: ShardStore
     folder: Path
     identity: str
     backend: str = "pandas"
@@ -190,3 +195,34 @@ def split_error(error: str) -> tuple[str, str, str]:
     """Return step, error class and message of a value of the ``error`` column."""
     step, kind, message = error.split(": ", 2)
     return step, kind, message
+
+
+def take_through(
+    steps: Sequence[Step], shards: ShardStore, pairs: int, folder: RunFolder, engine: Engine, reporter: Reporter
+) -> ShardStore:
+    """Take all shards through some steps, those that are not done yet, and return them with the columns added.
+
+    Args:
+        steps: one after the other, shard by shard.
+        shards: as they are before.
+        pairs: how many they hold.
+        folder: of the run.
+        engine: where the work is done.
+        reporter: where progress goes.
+    """
+    # Models compute in another type on another kind of device, so a run goes on only on the kind that it began on.
+    device = torch.device(loader.pick_device(engine.device)).type
+    stages = []
+    for step in steps:
+        identity = digest([step.identity(), device])
+        stage = folder.stage(step.name, identity)
+        stages.append(Stage(step, shards, stage, identity, engine.backend, engine.device))
+        shards = shards.then(stage)
+    # Shard by shard through all of them: what one step has embedded, the next one still remembers.
+    chain = Chain(tuple(stages))
+    todo = [part for part in range(shards.count) if not chain.done(part)]
+    done = pairs - sum(shards.rows(part) for part in todo)
+    with reporter.step(chain.name, pairs, done) as advance:
+        for _, rows in engine.map(chain, todo):
+            advance(rows)
+    return shards

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_mm_rank.console import printable
-from nemo_mm_rank.evaluation.gaps import gap_text
-from nemo_mm_rank.io.parquet import read_note
-from nemo_mm_rank.io.parts import part_name
+from nemo_mm_rank.io.files import read_note
+from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.matching.matcher import SPOILT
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.measures.gaps import gap_text
+from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
 
 PAIR_ID_WIDTH = 28
@@ -64,7 +64,7 @@ class StepCounts:
         }
 
 
-def count_steps(shards: Shards) -> list[StepCounts]:
+def count_steps(shards: ShardStore) -> list[StepCounts]:
     """Read what every stage after the first left in its files' notes."""
     steps = []
     for stage in shards.stages[1:]:

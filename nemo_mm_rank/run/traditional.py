@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_mm_rank.console import SafeConsole
-from nemo_mm_rank.io.parquet import write_json, write_table
+from nemo_mm_rank.engine import Engine
+from nemo_mm_rank.io.files import write_json, write_table
 from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep, choose
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.engine import Engine
-from nemo_mm_rank.run.strategy import StrategyConfig, at_work
+from nemo_mm_rank.run.job import StrategyConfig, at_work
 from nemo_mm_rank.schema import ANNOTATION
 
 DUPLICATES = "duplicates.parquet"

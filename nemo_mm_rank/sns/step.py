@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from nemo_mm_rank import frames
+from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec, SNSSettings
 from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
-from nemo_mm_rank.experts.expert import Expert, build
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.parts import take_apart
-from nemo_mm_rank.media.rows import annotation_texts, iter_data
+from nemo_mm_rank.media.rows import Apart, annotation_texts, iter_data, take_apart
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoder, Grounder, Item
-from nemo_mm_rank.models.contract import support
-from nemo_mm_rank.models.grounding import PartsGrounder
+from nemo_mm_rank.models.base import Encoder, Grounder, Item, support
+from nemo_mm_rank.models.expert import Expert, build
+from nemo_mm_rank.models.grounders import PartsGrounder
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,
@@ -35,15 +35,67 @@ from nemo_mm_rank.schema import (
     known_class,
     modalities_of,
 )
-from nemo_mm_rank.sns.components import components, load_parser, parser_revision
 from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
-from nemo_mm_rank.sns.media import media_side
-from nemo_mm_rank.sns.parts import side_by_side, together
-from nemo_mm_rank.sns.relevance import Parts, embed_parts
-from nemo_mm_rank.sns.sides import Selector, Side
-from nemo_mm_rank.sns.split import CharSpan, block_spans, sentence_spans
-from nemo_mm_rank.sns.texts import Texts
+from nemo_mm_rank.sns.selection import gate
+from nemo_mm_rank.sns.sides import Cut, Parts, Selector, Side, cosines, embed_parts
+from nemo_mm_rank.sns.trimming import Texts, media_side
 from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.text.phrases import components, load_parser, parser_revision
+from nemo_mm_rank.text.split import CharSpan, block_spans, sentence_spans
+
+
+def together(apart: Apart, sides: Sequence[Side], annotations: Vectors, settings: SNSSettings) -> Side:
+    """Return the data side of pairs from those of its parts.
+
+    A part's cut stands where what is left of it passes the gate against the whole annotation, as it would in a pair
+    of its own. The data's vector, whole or trimmed, is the mean of those of its parts, normalised; its spans are
+    theirs, the number of the part before each (`schema.SPANS`).
+
+    Args:
+        apart: what the parts are.
+        sides: of each part, ``n`` pairs.
+        annotations: ``(n, d)`` float32, of the whole annotations.
+        settings: of the gate.
+    """
+    before = np.stack([cosines(side.whole, annotations) for side in sides])
+    after = np.stack([cosines(side.trimmed, annotations) for side in sides])
+    stands = gate(before, after, settings.gate_ratio, settings.gate_eps)
+    whole = np.stack([side.whole for side in sides])
+    trimmed = mean(np.where(stands[..., None], np.stack([side.trimmed for side in sides]), whole))
+    trimmed[~stands.any(axis=0)] = np.nan
+    errors: dict[int, PairError] = {}
+    for number, side in enumerate(sides):
+        for row, error in side.errors.items():
+            errors.setdefault(row, apart.named(number, error))
+    cuts = [_cut(apart, [side.cuts[row] for side in sides], stands[:, row]) for row in range(whole.shape[1])]
+    return Side(mean(whole), cuts, trimmed, errors)
+
+
+def mean(vectors: npt.NDArray[np.float32]) -> Vectors:
+    """Return the normalised means over the first dimension: ``(p, n, d)`` -> ``(n, d)``; NaN where one is NaN."""
+    sums = vectors.mean(axis=0)
+    lengths = np.sqrt(cosines(sums, sums))[:, None]
+    return np.asarray(np.divide(sums, lengths, out=np.full_like(sums, np.nan), where=lengths > 0))
+
+
+def side_by_side(parts: Sequence[Parts]) -> Parts:
+    """Return what the annotations' sentences are held against: the parts' own parts, pair by pair."""
+    owner = np.concatenate([own.owner for own in parts])
+    order = np.argsort(owner, kind="stable")
+    counts = np.stack([own.counts for own in parts]).sum(axis=0)
+    return Parts(np.concatenate([own.vectors for own in parts])[order], counts)
+
+
+def _cut(apart: Apart, cuts: Sequence[Cut], stands: npt.NDArray[np.bool_]) -> Cut:
+    """Return what the cuts of a pair's parts come to."""
+    spans = [[float(number), *span] for number, cut in enumerate(cuts) if stands[number] for span in cut.spans or ()]
+    what = [
+        f"{kind}: {cut.what if stands[number] or not cut.spans else 'refused by the gate'}"
+        for number, (kind, cut) in enumerate(zip(apart.kinds, cuts, strict=True))
+        if (stands[number] or not spans) and cut.what
+    ]
+    return Cut(spans or None, ", ".join(what))
+
 
 DENSITY = 2
 """Frames of a video looked at to find what to keep, as a multiple of those that experts see."""

@@ -10,8 +10,8 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file, save_file
 
 from nemo_mm_rank import curate
-from nemo_mm_rank.models.sight import Sight
-from nemo_mm_rank.models.unite import TOKEN, UniteEncoder
+from nemo_mm_rank.models.chat_encoder import Sight
+from nemo_mm_rank.models.chat_models import TOKEN, UniteEncoder
 from tests.models import tiny_writers
 
 COLOURS = {

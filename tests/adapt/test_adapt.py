@@ -19,19 +19,25 @@ from scipy.io import wavfile
 from typer.testing import CliRunner
 
 from nemo_mm_rank import curate
-from nemo_mm_rank.adapt.gradients import accumulate
 from nemo_mm_rank.adapt.job import Adapted, adapt, lora
 from nemo_mm_rank.adapt.pairs import Pairs
-from nemo_mm_rank.adapt.settings import UNITE_STAGES, AdaptSettings, StageSettings
-from nemo_mm_rank.adapt.training import Checkpoint, schedule, train
+from nemo_mm_rank.adapt.training import (
+    UNITE_STAGES,
+    AdaptSettings,
+    Checkpoint,
+    StageSettings,
+    accumulate,
+    schedule,
+    train,
+)
 from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import parse, read_yaml
 from nemo_mm_rank.errors import ConfigError, ModelError, UserError
-from nemo_mm_rank.evaluation.geometry import recalls
+from nemo_mm_rank.measures.geometry import recalls
 from nemo_mm_rank.media.segment import Image
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.adapter import attach, get_weights, joined, merge_adapter, read_adapter, write_adapter
-from nemo_mm_rank.models.unite import UniteEncoder
+from nemo_mm_rank.models.chat_models import UniteEncoder
+from nemo_mm_rank.models.lora import attach, get_weights, joined, merge_adapter, read_adapter, write_adapter
 from nemo_mm_rank.projection.losses import contrastive_loss
 from tests.adapt import concepts
 

@@ -11,7 +11,7 @@ import pytest
 
 from nemo_mm_rank import curate
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.run.curation import Result
 from tests.integration.runs import settings
 

@@ -16,9 +16,8 @@ from nemo_mm_rank.curator import BlendMembershipFilter, ObjectiveFilter, PairAgr
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.finished import FinishedRun
+from nemo_mm_rank.run.finished import FinishedRun, State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import PAIR_ID
 
 QUERIES: list[str | dict[str, Any]] = ["a dog", {"text": "a printer", "weight": -0.5}]

@@ -15,7 +15,7 @@ from nemo_mm_rank.schema import DATA_PARTS, PARTS
 from tests.parts_pool import write
 
 tasks = pytest.importorskip("nemo_curator.tasks", reason="needs the extra 'curator'")
-batches = pytest.importorskip("nemo_mm_rank.curator.batches", reason="needs Curator 1.4")
+batches = pytest.importorskip("nemo_mm_rank.curator.stages", reason="needs Curator 1.4")
 
 
 def test_parts_come_back_from_pandas_as_they_were(tmp_path: Path) -> None:

@@ -20,11 +20,10 @@ from nemo_mm_rank.curator import (
     MediaQualityStage,
     TextQualityStage,
 )
-from nemo_mm_rank.curator.batches import to_table
+from nemo_mm_rank.curator.stages import to_table
 from nemo_mm_rank.errors import ConfigError, UserError
-from nemo_mm_rank.io.parquet import read_table
-from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, curate
-from nemo_mm_rank.run.operated import Operated
+from nemo_mm_rank.io.files import read_table
+from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, Operated, curate
 from tests.curator.conftest import Through
 
 

@@ -12,8 +12,8 @@ from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank.curator import QuarantineStage
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, StorageError, UserError
-from nemo_mm_rank.io.bad_row import SCHEMA
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.bad_rows import SCHEMA
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.run.curation import Result
 
 ERRORS = [None, "experts: MediaError: no such file: 'a: b.jpg'", None]

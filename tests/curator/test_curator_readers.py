@@ -16,7 +16,7 @@ from nemo_curator.tasks import EmptyTask
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.curator import PoolReader
 from nemo_mm_rank.errors import ConfigError, PoolError
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.schema import ERROR, PAIR_ID
 

@@ -12,9 +12,8 @@ from nemo_mm_rank.curator import RankScoreStage
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.finished import FinishedRun
+from nemo_mm_rank.run.finished import FinishedRun, State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID
 from tests.integration.runs import BROAD, many_texts, settings
 

@@ -20,17 +20,15 @@ from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.curator import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
-from nemo_mm_rank.curator.batches import to_table
-from nemo_mm_rank.curator.stages import StepStage
+from nemo_mm_rank.curator.stages import StepStage, to_table
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, ModelError
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.projection.artifact import Projection
-from nemo_mm_rank.projection.step import ProjectionStep
+from nemo_mm_rank.projection.step import Projection, ProjectionStep
+from nemo_mm_rank.ranking.queries import score_step
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.finished import FinishedRun
-from nemo_mm_rank.run.queries import score_step
 from nemo_mm_rank.schema import ANNOTATION_SPANS, ERROR, FUSED, PAIR_ID, SPANS, VECTOR
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step

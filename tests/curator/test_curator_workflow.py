@@ -11,7 +11,7 @@ from nemo_mm_rank import curate
 from nemo_mm_rank.curator import MultimodalRankWorkflow
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from tests.integration.runs import digests, settings
 from tests.integration.user_models import expert_of
 

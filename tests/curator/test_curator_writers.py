@@ -14,8 +14,8 @@ from nemo_curator.tasks import DocumentBatch
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.curator import BlendWriter, PoolReader, QuarantineStage, WebDatasetWriter
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, UserError
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.owned import MARK
-from nemo_mm_rank.io.parquet import read_table
 from nemo_mm_rank.media.source import open_source
 
 TABLE = pa.table({"pair_id": ["a", "b"], "emb_fused": pa.array([[0.5, 1.0], None], pa.list_(pa.float32()))})

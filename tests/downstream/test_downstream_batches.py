@@ -6,9 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.downstream.batches import all_rows, lay_out, training_batches
-from nemo_mm_rank.downstream.network import Batch, PrefixLM
-from nemo_mm_rank.downstream.vocabulary import Tokens
+from nemo_mm_rank.benchmark.downstream.small import Batch, PrefixLM, all_rows, lay_out, training_batches
+from nemo_mm_rank.benchmark.downstream.vocabulary import Tokens
 from nemo_mm_rank.frames import Vectors
 
 PREFIX = 3

@@ -7,18 +7,23 @@ import numpy as np
 import pytest
 import torch
 
+from nemo_mm_rank.benchmark.downstream import Features, SmallSettings, features, train
+from nemo_mm_rank.benchmark.downstream.features import (
+    SETS,
+    LetterPairs,
+    Spectrograms,
+    Thumbnails,
+    frozen_encoders,
+    principal,
+)
 from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.downstream import Features, SmallSettings, features, train
-from nemo_mm_rank.downstream.corpus import principal
-from nemo_mm_rank.downstream.frozen import SETS, frozen_encoders
-from nemo_mm_rank.downstream.signals import LetterPairs, Spectrograms, Thumbnails
+from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.models.contract import usable
-from nemo_mm_rank.run.engine import SerialEngine
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.models.base import usable
+from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import Modality
 from tests.models import tiny_encoders
 
@@ -39,12 +44,12 @@ def other_experts() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
     """The demo pool, in which one picture is corrupt, in two shards."""
     folder = tmp_path_factory.mktemp("pool")
     manifest = make_demo_pool(folder / "demo", pairs_per_modality=6)
     report = ingest(config(pools=str(manifest)).pools, folder / "shards", shards=2)
-    return Shards((folder / "shards",), report.shards)
+    return ShardStore((folder / "shards",), report.shards)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(pool: Shards, folder: Path) -> Features:
+def made(pool: ShardStore, folder: Path) -> Features:
     found = features({"pool": pool, "again": pool}, QUICK, config(**other_experts()), folder, SerialEngine())
     assert isinstance(found, Features)
     return found
@@ -73,7 +78,7 @@ def test_every_row_has_the_features_of_its_modality_and_one_that_does_not_open_h
         assert torch.equal(column.values[:n], column.values[n:])
 
 
-def test_an_earlier_run_s_features_are_found(made: Features, pool: Shards, folder: Path) -> None:
+def test_an_earlier_run_s_features_are_found(made: Features, pool: ShardStore, folder: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
     assert len(before) == 4
     again = features({"pool": pool, "again": pool}, QUICK, config(**other_experts()), folder, SerialEngine())

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import weights
+from nemo_mm_rank.benchmark.downstream import LMSettings, Words, features, train
+from nemo_mm_rank.benchmark.downstream.lm import Written, learn, load, loss, perplexity
+from nemo_mm_rank.benchmark.downstream.words import WordsStep
+from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.downstream import LMSettings, Words, features, train
-from nemo_mm_rank.downstream.lm import Written, learn, load, loss, perplexity
-from nemo_mm_rank.downstream.words import WordsStep
+from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ConfigError, ModelError, UserError
 from nemo_mm_rank.frames import from_table, to_table
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
-from nemo_mm_rank.run.engine import SerialEngine
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, PARTS, SPANS, Modality
 from tests.models import tiny_writers
 
@@ -50,12 +50,12 @@ def settings(folder: Path, **changes: Any) -> LMSettings:
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+def pool(tmp_path_factory: pytest.TempPathFactory) -> ShardStore:
     """The demo pool, in which one picture is corrupt."""
     where = tmp_path_factory.mktemp("pool")
     manifest = make_demo_pool(where / "demo", pairs_per_modality=4)
     report = ingest(parse(Config, {"pools": str(manifest), "queries": "x"}).pools, where / "shards", shards=2)
-    return Shards((where / "shards",), report.shards)
+    return ShardStore((where / "shards",), report.shards)
 
 
 def config(**changes: Any) -> Config:
@@ -69,7 +69,7 @@ def config(**changes: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def words(pool: Shards, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Words:
+def words(pool: ShardStore, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Words:
     where = tmp_path_factory.mktemp("words")
     found = features({"pool": pool}, settings(folder), config(), where, SerialEngine())
     assert isinstance(found, Words)
@@ -78,7 +78,9 @@ def words(pool: Shards, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return found
 
 
-def test_texts_are_themselves_media_are_described_and_what_does_not_open_is_named(pool: Shards, words: Words) -> None:
+def test_texts_are_themselves_media_are_described_and_what_does_not_open_is_named(
+    pool: ShardStore, words: Words
+) -> None:
     data = dict(zip(words.parts["pool"], words.words, strict=True))
     table = pa.concat_tables([pool.read(part, ["pair_id", "modality", "data"]) for part in range(pool.count)])
     for row in table.to_pylist():
@@ -93,7 +95,7 @@ def test_texts_are_themselves_media_are_described_and_what_does_not_open_is_name
     assert "corrupt.jpg" in words.failed[corrupt]
 
 
-def test_only_what_trimming_kept_is_put_in_words_and_parts_line_by_line(pool: Shards) -> None:
+def test_only_what_trimming_kept_is_put_in_words_and_parts_line_by_line(pool: ShardStore) -> None:
     columns = ["pair_id", "pool", "modality", "data", "annotation", "media_root"]
     table = pa.concat_tables([pool.read(part, columns) for part in range(pool.count)])
     rows = {row["pair_id"]: row for row in table.to_pylist()}
@@ -114,7 +116,7 @@ def test_only_what_trimming_kept_is_put_in_words_and_parts_line_by_line(pool: Sh
     assert all("nobody puts image in words" in str(error) for error in failed[1:])
 
 
-def test_a_describer_that_ranks_is_refused(pool: Shards, folder: Path, tmp_path: Path) -> None:
+def test_a_describer_that_ranks_is_refused(pool: ShardStore, folder: Path, tmp_path: Path) -> None:
     words = {"name": "w", "kind": "text-based", "encoder": "own", "describers": {"image": "plain"}}
     models = {"own": {"class": "hashed-text"}, "plain": {"class": "plain-words"}}
     ranking = config(models=models, experts=[words])

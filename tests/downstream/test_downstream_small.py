@@ -7,12 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nemo_mm_rank.benchmark.downstream import DownstreamSettings, OffSettings, Perplexity, SmallSettings, train
+from nemo_mm_rank.benchmark.downstream.perplexity import evaluation_steps, pace
+from nemo_mm_rank.benchmark.downstream.small import PrefixLM, lay_out, perplexity
 from nemo_mm_rank.config import Settings, parse
-from nemo_mm_rank.downstream import DownstreamSettings, OffSettings, Perplexity, SmallSettings, train
-from nemo_mm_rank.downstream.batches import lay_out
-from nemo_mm_rank.downstream.network import PrefixLM
-from nemo_mm_rank.downstream.schedule import evaluation_steps, pace
-from nemo_mm_rank.downstream.small import perplexity
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.frames import Vectors
 from tests.downstream.made_up import QUICK, corpus, moved

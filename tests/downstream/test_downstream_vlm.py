@@ -12,19 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nemo_mm_rank.benchmark.downstream import Pairs, VLMSettings, features, train
+from nemo_mm_rank.benchmark.downstream.perplexity import evaluation_steps
+from nemo_mm_rank.benchmark.downstream.vlm.job import Example, Job, Reader
+from nemo_mm_rank.benchmark.downstream.vlm.training import Shown, load, loss
+from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.downstream import Pairs, VLMSettings, features, train
-from nemo_mm_rank.downstream.schedule import evaluation_steps
-from nemo_mm_rank.downstream.vlm.examples import Example, Reader
-from nemo_mm_rank.downstream.vlm.job import Job
-from nemo_mm_rank.downstream.vlm.model import load
-from nemo_mm_rank.downstream.vlm.training import Shown, loss
+from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ModelError, PairError, UserError
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
-from nemo_mm_rank.run.engine import SerialEngine
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, PARTS, SPANS
 from tests.models import tiny_encoders, tiny_omni, tiny_writers
 
@@ -60,7 +58,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
     manifest = make_demo_pool(where / "demo", pairs_per_modality=4)
     config = parse(Config, {"pools": str(manifest), "queries": "x"})
     report = ingest(config.pools, where / "shards")
-    shards = {"pool": Shards((where / "shards",), report.shards)}
+    shards = {"pool": ShardStore((where / "shards",), report.shards)}
     found = features(shards, VLMSettings(model=str(where)), config, where, SerialEngine())
     assert isinstance(found, Pairs)
     return found

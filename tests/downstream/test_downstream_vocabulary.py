@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.downstream.vocabulary import END, UNKNOWN, Vocabulary
+from nemo_mm_rank.benchmark.downstream.vocabulary import END, UNKNOWN, Vocabulary
 
 TEXTS = ["A dog runs.", "a dog sleeps", "The café, again", "the the"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_mm_rank.evaluation.apportion import apportion
+from nemo_mm_rank.measures.statistics import apportion
 
 
 def test_by_hand() -> None:

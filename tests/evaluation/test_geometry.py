@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.evaluation import average_precision, matched_gap, modality_gap, recall_at_k
+from nemo_mm_rank.measures import average_precision, matched_gap, modality_gap, recall_at_k
 
 
 def _random(seed: int, n: int, d: int) -> torch.Tensor:
@@ -78,7 +78,7 @@ def test_recall_puts_the_lower_index_first_among_ties() -> None:
 def test_recall_is_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
     data, annotation = _random(0, 57, 5), _random(0, 57, 5) + 0.7 * _random(1, 57, 5)
     whole = recall_at_k(data, annotation, 3)
-    monkeypatch.setattr("nemo_mm_rank.evaluation.geometry._CELLS", 57 * 4)
+    monkeypatch.setattr("nemo_mm_rank.measures.geometry._CELLS", 57 * 4)
     assert recall_at_k(data, annotation, 3) == whole
 
 

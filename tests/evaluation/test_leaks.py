@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from nemo_mm_rank.evaluation.leaks import FINGERPRINT, leaks
+from nemo_mm_rank.benchmark.source import FINGERPRINT, leaks
 
 PASSAGE = "The river rises in the hills, runs through three towns and reaches the sea after two hundred miles."
 

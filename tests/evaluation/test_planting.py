@@ -12,17 +12,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_mm_rank.benchmark.planting import Kind, Plan, Planted, PlantSettings, make_plan, plant
+from nemo_mm_rank.benchmark.planting.donors import (
+    NONE,
+    derange,
+    nearly,
+    numbered,
+    rarity,
+    with_sentence,
+    with_word,
+    without_key,
+)
+from nemo_mm_rank.benchmark.planting.plan import ALL, PRESETS
+from nemo_mm_rank.benchmark.planting.plant import cropped, padded
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import MediaError, UserError
-from nemo_mm_rank.evaluation.planting import Kind, Plan, Planted, PlantSettings, make_plan, plant
-from nemo_mm_rank.evaluation.planting import media as spoil
-from nemo_mm_rank.evaluation.planting.donors import NONE, derange, numbered
-from nemo_mm_rank.evaluation.planting.settings import ALL, PRESETS
-from nemo_mm_rank.evaluation.planting.texts import nearly, rarity, with_sentence, with_word, without_key
 from nemo_mm_rank.io.pool import read_pools
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.sns.split import split_sentences
+from nemo_mm_rank.text.split import split_sentences
 
 PER_MODALITY = 50
 
@@ -448,11 +456,11 @@ def test_media_are_cropped_and_padded_to_size(pool: PoolSource, tmp_path: Path) 
         (tmp_path / f"x{content[1]}").write_bytes(content[0])
         return Opener(MediaSettings(), str(tmp_path), frames=16).open(f"x{content[1]}", modality)
 
-    assert reopened(spoil.cropped(picture, 0.25, rng), "image").pixels.size == (40, 30)
-    assert reopened(spoil.padded(picture, picture), "image").pixels.size == (320, 120)
-    assert reopened(spoil.cropped(sound, 0.25, rng), "audio").duration == pytest.approx(0.25 * sound.duration, abs=1e-3)
-    assert reopened(spoil.padded(sound, sound), "audio").duration == pytest.approx(2 * sound.duration, abs=1e-3)
-    assert reopened(spoil.padded(film, film), "video").duration == pytest.approx(2 * film.duration, rel=0.1)
-    assert reopened(spoil.cropped(film, 0.25, rng), "video").duration < 0.5 * film.duration
+    assert reopened(cropped(picture, 0.25, rng), "image").pixels.size == (40, 30)
+    assert reopened(padded(picture, picture), "image").pixels.size == (320, 120)
+    assert reopened(cropped(sound, 0.25, rng), "audio").duration == pytest.approx(0.25 * sound.duration, abs=1e-3)
+    assert reopened(padded(sound, sound), "audio").duration == pytest.approx(2 * sound.duration, abs=1e-3)
+    assert reopened(padded(film, film), "video").duration == pytest.approx(2 * film.duration, rel=0.1)
+    assert reopened(cropped(film, 0.25, rng), "video").duration < 0.5 * film.duration
     with pytest.raises(TypeError, match="Image cannot be padded with Audio"):
-        spoil.padded(picture, sound)
+        padded(picture, sound)

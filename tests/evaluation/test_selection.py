@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_mm_rank.evaluation.geometry import average_precision
-from nemo_mm_rank.evaluation.selection import Labels, overlap, selection, shares, total_variation
+from nemo_mm_rank.measures.geometry import average_precision
+from nemo_mm_rank.measures.selection import Labels, overlap, selection, shares, total_variation
 
 
 def labels() -> Labels:

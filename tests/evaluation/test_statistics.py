@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from nemo_mm_rank.evaluation.statistics import bootstrap_interval, holm, mean_interval, paired_difference
+from nemo_mm_rank.measures.statistics import bootstrap_interval, holm, mean_interval, paired_difference
 
 VALUES = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20)
 

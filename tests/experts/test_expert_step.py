@@ -12,9 +12,9 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import ExpertSpec, ModelSpec, parse
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.experts import ExpertStep, build
-from nemo_mm_rank.experts.expert import has_text, sources
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.expert import has_text, sources
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, SPANS
 
 MODELS = {

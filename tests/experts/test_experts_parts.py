@@ -18,7 +18,7 @@ from nemo_mm_rank.experts import ExpertStep
 from nemo_mm_rank.media.segment import Image
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Item, taken_together
-from nemo_mm_rank.models.cached import item_key
+from nemo_mm_rank.models.expert import item_key
 from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, ERROR, PARTS, SPANS, combined
 from tests.models import tiny_writers
 

@@ -15,11 +15,10 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import ProjectionSettings
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder
-from nemo_mm_rank.projection.artifact import Projection
 from nemo_mm_rank.projection.fit import fit
-from nemo_mm_rank.projection.sample import FitSample
-from nemo_mm_rank.projection.step import ProjectionStep
+from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.ranking import ScoreStep, Space, top_k
+from nemo_mm_rank.sampling import FitSample
 from nemo_mm_rank.schema import FUSED, annotation_column, data_column
 
 N, DIM = 600, 32

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.batches import Features, FixedRows
+from nemo_mm_rank.models.batching import Features, FixedRows
 from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder
 from tests.models import tiny_encoders as tiny
 

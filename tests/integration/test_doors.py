@@ -14,23 +14,23 @@ import pytest
 from typer.testing import CliRunner
 
 from nemo_mm_rank import curate, rank
+from nemo_mm_rank.benchmark.downstream.settings import VLMSettings
+from nemo_mm_rank.benchmark.downstream.vlm.job import Job
+from nemo_mm_rank.benchmark.downstream.vlm.launch import work
+from nemo_mm_rank.benchmark.planting import plant
 from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import MediaSettings, PoolSource, parse
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.downstream.settings import VLMSettings
-from nemo_mm_rank.downstream.vlm.job import Job
-from nemo_mm_rank.downstream.vlm.launch import work
 from nemo_mm_rank.errors import TakenColumnError, UserError
-from nemo_mm_rank.evaluation.planting import plant
 from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.io.files import TEMPORARY
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.owned import MARK, Claim, Mark
-from nemo_mm_rank.io.parquet import TEMPORARY
-from nemo_mm_rank.projection.artifact import Projection
+from nemo_mm_rank.projection.step import Projection
 from nemo_mm_rank.report import write_report
 from nemo_mm_rank.run import traditional
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.store import Shards, Stage
+from nemo_mm_rank.run.store import ShardStore, Stage
 from nemo_mm_rank.steps import Added, Step
 from tests.integration.runs import digests, tree
 
@@ -431,6 +431,6 @@ def test_a_column_of_the_pool_is_not_replaced_by_a_step_of_a_run(tmp_path: Path)
             return Added({"mine": pa.nulls(len(rows), pa.string())})
 
     ingest([PoolSource(path=str(write_pool(tmp_path / "pool.jsonl", mine="mine")))], tmp_path / "pool")
-    stage = Stage(Quality(), Shards((tmp_path / "pool",), 1), tmp_path / "steps", "x")
+    stage = Stage(Quality(), ShardStore((tmp_path / "pool",), 1), tmp_path / "steps", "x")
     with pytest.raises(TakenColumnError, match="own, in the pool: 'mine' is there already"):
         stage(0)

@@ -13,14 +13,13 @@ import pytest
 from benchmarks import real_pool
 from nemo_mm_rank import curate, frames
 from nemo_mm_rank.experts import ExpertStep
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.matching import MatchStep
-from nemo_mm_rank.projection.artifact import Projection
-from nemo_mm_rank.projection.step import ProjectionStep
+from nemo_mm_rank.projection.step import Projection, ProjectionStep
+from nemo_mm_rank.ranking.queries import score_step
 from nemo_mm_rank.run.curation import Result
+from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.queries import score_step
-from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import ERROR
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step

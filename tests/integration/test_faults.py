@@ -17,7 +17,7 @@ import torch
 
 from nemo_mm_rank import curate
 from nemo_mm_rank.errors import ModelError, PoolError, UserError
-from nemo_mm_rank.io.parquet import TEMPORARY
+from nemo_mm_rank.io.files import TEMPORARY
 from nemo_mm_rank.run.curation import Result
 from tests.integration.faults import RANKED, UNREADABLE, Odd, make_pools
 from tests.integration.runs import command, digests, settings

@@ -19,7 +19,7 @@ import yaml
 from nemo_mm_rank import curate
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.parquet import TEMPORARY
+from nemo_mm_rank.io.files import TEMPORARY
 from nemo_mm_rank.run.folder import RunFolder
 from tests.integration.runs import command, digests, say, settings
 from tests.integration.user_models import expert_of

@@ -14,10 +14,10 @@ import pyarrow.dataset as ds
 import pytest
 
 from nemo_mm_rank import curate, frames
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.run.curation import Result
+from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, FUSED, PAIR_ID, SNS_REASON
 from tests.integration.faults import make_pools
 from tests.integration.runs import digests, settings

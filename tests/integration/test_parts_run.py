@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from nemo_mm_rank import curate, frames
 from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, PoolSource, SNSSettings
 from nemo_mm_rank.experts import ExpertStep
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.pool import read_pools
 from nemo_mm_rank.models.classical.text import HashedText
 from nemo_mm_rank.run.curation import Result, explain, rank
-from nemo_mm_rank.run.export import export_webdataset
+from nemo_mm_rank.run.outcome import export_webdataset
 from nemo_mm_rank.sns.step import SNSStep
 from tests.integration.runs import digests, settings
 from tests.parts_pool import COMBINATIONS, parts_pool, write

@@ -17,7 +17,7 @@ from nemo_mm_rank.cli import export
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.export import export_webdataset
+from nemo_mm_rank.run.outcome import export_webdataset
 from tests.integration.runs import say, settings
 from tests.tars import Member, damage, header_at, write_tar
 

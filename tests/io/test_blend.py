@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.blend import write_blend
+from nemo_mm_rank.io.export import write_blend
 
 TABLE = pa.table(
     {

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.io.extras import MIXED, converted, joined, settled, typed
+from nemo_mm_rank.io.columns import MIXED, converted, joined, settled, typed
 from nemo_mm_rank.io.manifest import read_rows
 
 scalars = (

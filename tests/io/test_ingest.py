@@ -19,12 +19,11 @@ import pytest
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError, StorageError
-from nemo_mm_rank.io import parts as parts_module
-from nemo_mm_rank.io import tables
-from nemo_mm_rank.io.digest import table_digest
+from nemo_mm_rank.io import columns
+from nemo_mm_rank.io import part_files as parts_module
+from nemo_mm_rank.io.files import TEMPORARY, read_note, read_table, table_digest, write_table
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.owned import MARK
-from nemo_mm_rank.io.parquet import TEMPORARY, read_note, read_table, write_table
 
 
 def rows(n: int, start: int = 0, **extra: Any) -> list[dict[str, Any]]:
@@ -299,7 +298,7 @@ def test_a_full_disk_leaves_no_record(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_ever_new_columns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MAX_COLUMNS", 10)
+    monkeypatch.setattr(columns, "MAX_COLUMNS", 10)
     source = jsonl(tmp_path / "pool.jsonl", [{**row, f"k{i}": 1} for i, row in enumerate(rows(20))])
     with pytest.raises(PoolError, match="more than 10 different fields"):
         ingest([source], tmp_path / "out")

@@ -16,9 +16,9 @@ import pytest
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
+from nemo_mm_rank.io.files import TEMPORARY, write_table, write_text
 from nemo_mm_rank.io.owned import LOCK, MARK, Claim, Mark, check_file, clear, drop, locked, remove, take, whole
-from nemo_mm_rank.io.parquet import TEMPORARY, write_table, write_text
-from nemo_mm_rank.io.parts import is_part, part_name
+from nemo_mm_rank.io.part_files import is_part, part_name
 from tests.integration.runs import tree
 
 RUN = Claim("run")

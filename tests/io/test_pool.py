@@ -16,9 +16,8 @@ import pytest
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io.bad_row import BadRow
+from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.pool import manifests, read_pools
-from nemo_mm_rank.io.seen import Seen
 
 GOOD = {"pair_id": "a", "pool": "p", "modality": "text", "data": "some text", "annotation": "a note"}
 

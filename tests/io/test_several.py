@@ -12,11 +12,10 @@ import pytest
 from PIL import Image as PILImage
 
 from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank.io.export import write_webdataset
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.io.parquet import read_table
-from nemo_mm_rank.io.pool import read_pools
-from nemo_mm_rank.io.validate import validate
-from nemo_mm_rank.io.webdataset_writer import write_webdataset
+from nemo_mm_rank.io.pool import read_pools, validate
 from nemo_mm_rank.schema import DATA_PARTS, PARTS, combined, known_class, modalities_of
 from tests.parts_pool import write
 

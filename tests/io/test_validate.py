@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_mm_rank.config import PoolSource
-from nemo_mm_rank.io.validate import validate
+from nemo_mm_rank.io.pool import validate
 
 GOOD = {"modality": "text", "data": "some text", "annotation": "a note"}
 

@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io import webdataset as reader
-from nemo_mm_rank.io.bad_row import BadRow
-from nemo_mm_rank.io.digest import file_digest
-from nemo_mm_rank.io.pool import manifests, read_pools
-from nemo_mm_rank.io.validate import validate
+from nemo_mm_rank.io.bad_rows import BadRow
+from nemo_mm_rank.io.files import file_digest
+from nemo_mm_rank.io.pool import manifests, read_pools, validate
 from nemo_mm_rank.io.webdataset import EXTENSIONS, kind_of, split_name
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.schema import Modality

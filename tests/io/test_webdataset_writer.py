@@ -19,8 +19,8 @@ from PIL import Image
 
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
+from nemo_mm_rank.io.export import write_webdataset
 from nemo_mm_rank.io.pool import read_pools
-from nemo_mm_rank.io.webdataset_writer import write_webdataset
 from nemo_mm_rank.media.source import open_source
 from tests.tars import header_at, png, write_tar
 

@@ -12,10 +12,10 @@ from nemo_curator.datasets import DocumentDataset
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
+from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.state import State
-from nemo_mm_rank.run.store import Shards
+from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import PAIR_ID
 
 
@@ -30,7 +30,7 @@ def pairs(run: Path) -> pd.DataFrame:
     return frame
 
 
-def shards_of(run: Path) -> Shards:
+def shards_of(run: Path) -> ShardStore:
     """Return everything that the run made of its pairs with the plain steps."""
     folder = RunFolder.at(run)
     return State.load(folder).scored(folder)

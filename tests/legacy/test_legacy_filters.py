@@ -25,7 +25,7 @@ from nemo_mm_rank.dask.legacy_filters import (
     SNSModifier,
 )
 from nemo_mm_rank.errors import ConfigError, MissingColumnError
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.schema import ANNOTATION, FUSED, PAIR_ID, annotation_column
 from tests.legacy.pools import computed, config_of, in_thirds, made_by, pairs

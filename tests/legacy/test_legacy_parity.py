@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("nemo_curator.datasets", reason="needs nemo-curator 0.9: make test-curator09")
 
-from nemo_mm_rank.io.parquet import read_table
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.schema import PAIR_ID
 from tests.legacy import parity_run
 from tests.legacy.pools import assert_same, made_by

@@ -31,7 +31,7 @@ from nemo_mm_rank.dask.legacy import (
 )
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.experts.step import ExpertStep
-from nemo_mm_rank.io.parquet import read_table, write_table
+from nemo_mm_rank.io.files import read_table, write_table
 from nemo_mm_rank.ranking import rank
 from nemo_mm_rank.run.finished import FinishedRun
 from nemo_mm_rank.schema import ANNOTATION, ERROR, FUSED, PAIR_ID, SNS_REASON

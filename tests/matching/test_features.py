@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from nemo_mm_rank.config import CLASSICAL_MODELS
-from nemo_mm_rank.experts.expert import load_encoder
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.matching.features import (
     Pairs,
@@ -21,6 +20,7 @@ from nemo_mm_rank.matching.features import (
     take,
     usual,
 )
+from nemo_mm_rank.models.expert import load_encoder
 
 FUSED = Space("fused", "emb_fused", "text")
 S = 0.5**0.5

@@ -15,10 +15,10 @@ import pytest
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings, ModelSpec, parse
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.experts.expert import load_encoder
 from nemo_mm_rank.matching import Matcher, MatchStep, Pairs, Sample, Space
 from nemo_mm_rank.matching.judge import FEWEST, FLOOR, separation
 from nemo_mm_rank.matching.matcher import ADDED, ADDED_ACROSS, BANKS, JUDGES, SWAPPED, SWAPPED_ACROSS
+from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.schema import ERROR, MATCH, MATCH_SENTENCE, MATCH_WHOLE, WEAKEST, WEAKEST_SENTENCE
 
 dd = pytest.importorskip("dask.dataframe", reason="needs the extra 'dask'")

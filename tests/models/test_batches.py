@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.models.batches import Features, FixedRows, ahead, by_length, padded_lengths, stacked, text_rows
+from nemo_mm_rank.models.batching import Features, FixedRows, ahead, by_length, padded_lengths, stacked, text_rows
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo_mm_rank.check import Checked, Refused, check
 from nemo_mm_rank.config import CLASSICAL_MODELS, MediaSettings, ModelSpec
-from nemo_mm_rank.models.check import Checked, Refused, check
 from tests.integration.runs import say
 from tests.models import tiny_detector, tiny_encoders
 

@@ -12,8 +12,7 @@ from PIL import Image as PILImage
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Image
 from nemo_mm_rank.models.base import Encoded, encode_queries
-from nemo_mm_rank.models.cached import CachedDescriber, CachedEncoder, item_key
-from nemo_mm_rank.models.composed import DescribedEncoder
+from nemo_mm_rank.models.expert import CachedDescriber, CachedEncoder, DescribedEncoder, item_key
 from tests.models.own_models import LetterCounts, SizeWords
 
 

@@ -19,7 +19,7 @@ from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder, Item
-from nemo_mm_rank.models.cached import CachedEncoder
+from nemo_mm_rank.models.expert import CachedEncoder
 from tests.models import tiny_encoders as tiny
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'models'")

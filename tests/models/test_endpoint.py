@@ -24,11 +24,11 @@ from PIL import Image as PILImage
 from nemo_mm_rank.api import curate
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.errors import EmbeddingError, ModelError, StorageError
-from nemo_mm_rank.experts.expert import load_describer
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.endpoint import EndpointDescriber
 from nemo_mm_rank.models.endpoint.client import retry_after
+from nemo_mm_rank.models.expert import load_describer
 from tests.models.chat_server import ChatServer, Reply, chat_server, completion, seen
 
 pytest.importorskip("openai", reason="needs the extra 'models'")

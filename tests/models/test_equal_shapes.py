@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.models import equal_shapes
-from nemo_mm_rank.models.batches import Features
-from nemo_mm_rank.models.equal_shapes import EqualShapes
+from nemo_mm_rank.models import batching
+from nemo_mm_rank.models.batching import EqualShapes, Features
 
 
 class Model:
@@ -48,11 +47,11 @@ def expected(lengths: list[int]) -> list[float]:
 @given(st.lists(st.integers(1, 4), max_size=20), st.integers(1, 5), st.integers(1, 60))
 def test_results_are_in_order_and_batches_of_one_shape(lengths: list[int], rows: int, held: int) -> None:
     run = Sums()
-    before, equal_shapes.HELD_BYTES = equal_shapes.HELD_BYTES, held
+    before, batching.HELD_BYTES = batching.HELD_BYTES, held
     try:
         assert EqualShapes(run, Model(), rows)(inputs(lengths)) == expected(lengths)
     finally:
-        equal_shapes.HELD_BYTES = before
+        batching.HELD_BYTES = before
     assert all(shape[0] == rows for shape in run.batches)
     assert {shape[1] for shape in run.batches} == set(lengths)
 

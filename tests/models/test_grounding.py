@@ -15,12 +15,11 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Encoded, Grounded, Grounder, Item
+from nemo_mm_rank.models.base import Encoded, Grounded, Grounder, Item, fulfil
 from nemo_mm_rank.models.classical.describe import PlainWords
 from nemo_mm_rank.models.classical.text import HashedText
-from nemo_mm_rank.models.composed import DescribedEncoder
-from nemo_mm_rank.models.contract import fulfil
-from nemo_mm_rank.models.grounding import PartsGrounder, regions, windows
+from nemo_mm_rank.models.expert import DescribedEncoder
+from nemo_mm_rank.models.grounders import PartsGrounder, regions, windows
 from tests.models.own_models import LetterCounts
 
 RATE = 8_000
@@ -95,11 +94,11 @@ def test_all_parts_go_in_one_call_and_each_phrase_once() -> None:
 def test_many_parts_are_cut_into_bounded_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     items = [planted("red", (0, 0, 9 + i, 9)) for i in range(4)]
     whole = PartsGrounder(Means()).ground(items, [["red"]] * 4, "image")
-    monkeypatch.setattr("nemo_mm_rank.models.grounding.PARTS_AT_ONCE", 10)
+    monkeypatch.setattr("nemo_mm_rank.models.grounders.PARTS_AT_ONCE", 10)
     encoder = Means()
     cut = PartsGrounder(encoder).ground(items, [["red"]] * 4, "image")
     assert sorted(encoder.calls) == [("image", 6)] + [("image", 10)] * 5 + [("text", 1)]
-    monkeypatch.setattr("nemo_mm_rank.models.grounding.BYTES_AT_ONCE", 1)
+    monkeypatch.setattr("nemo_mm_rank.models.grounders.BYTES_AT_ONCE", 1)
     encoder = Means()
     PartsGrounder(encoder).ground(items, [["red"]] * 4, "image")
     assert encoder.calls.count(("image", 1)) == 56

@@ -12,9 +12,8 @@ from PIL import Image as PILImage
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Image
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Grounded, Grounder
-from nemo_mm_rank.models.contract import fulfil
-from nemo_mm_rank.models.grounding_dino import GroundingDinoGrounder
+from nemo_mm_rank.models.base import Grounded, Grounder, fulfil
+from nemo_mm_rank.models.grounders import GroundingDinoGrounder
 from tests.models import tiny_writers
 from tests.models.tiny_detector import LONGEST, grounding_dino
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
-from nemo_mm_rank.models.classical.ngrams import hashed_ngrams
 from nemo_mm_rank.models.classical.text import BUCKETS, HashedText
+from nemo_mm_rank.text.ngrams import hashed_ngrams
 
 
 def runs(word: str) -> int:

@@ -9,8 +9,7 @@ import torch
 
 from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Described, Encoded, Encoder
-from nemo_mm_rank.models.contract import support, told, usable
+from nemo_mm_rank.models.base import Described, Encoded, Encoder, support, told, usable
 from tests.models.own_models import LetterCounts, NotQuite
 
 OWN = "tests.models.own_models:"

@@ -12,9 +12,8 @@ import pytest
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Grounded, Grounder
-from nemo_mm_rank.models.contract import fulfil
-from nemo_mm_rank.models.moments import MomentGrounder
+from nemo_mm_rank.models.base import Grounded, Grounder, fulfil
+from nemo_mm_rank.models.grounders import MomentGrounder
 
 RATE = 8_000
 

@@ -11,7 +11,7 @@ import torch
 from nemo_mm_rank.media.segment import Audio, Image
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoder, Grounded
-from nemo_mm_rank.models.grounding import PartsGrounder
+from nemo_mm_rank.models.grounders import PartsGrounder
 from tests.models import tiny_encoders as tiny
 
 pytest.importorskip("transformers", reason="needs the extra 'models'")

@@ -6,8 +6,7 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.classical.colours import EXAMPLES, NAMES, lab, name_colours
-from nemo_mm_rank.models.classical.describe import PlainWords
+from nemo_mm_rank.models.classical.describe import EXAMPLES, NAMES, PlainWords, lab, name_colours
 
 RATE = 16_000
 RNG = np.random.default_rng(0)

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoder, QueryEncoder, encode_queries
-from nemo_mm_rank.models.contract import fulfil
+from nemo_mm_rank.models.base import Encoder, QueryEncoder, encode_queries, fulfil
 from tests.models import tiny_encoders as tiny
 from tests.models import tiny_omni
 

@@ -13,16 +13,7 @@ import pytest
 import torch
 
 from benchmarks import real_models, real_pool, weights
-from benchmarks.real_weights import (
-    READ,
-    described,
-    encoder,
-    error_rate,
-    read_speech,
-    recall,
-    rows,
-    synthetic_speech,
-)
+from benchmarks.real_weights import READ, described, encoder, error_rate, read_speech, recall, rows, synthetic_speech
 from benchmarks.real_weights import questions as paragraphs_found
 from nemo_mm_rank import curate
 from nemo_mm_rank.media.opener import Opener

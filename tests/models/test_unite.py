@@ -20,11 +20,9 @@ from nemo_mm_rank import curate
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Image, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoder
-from nemo_mm_rank.models.chat_encoder import pool_tokens
-from nemo_mm_rank.models.contract import fulfil
-from nemo_mm_rank.models.sight import choose_frames
-from nemo_mm_rank.models.unite import UniteEncoder
+from nemo_mm_rank.models.base import Encoder, fulfil
+from nemo_mm_rank.models.chat_encoder import choose_frames, pool_tokens
+from nemo_mm_rank.models.chat_models import UniteEncoder
 from tests.models import tiny_encoders as tiny
 from tests.models import tiny_writers
 

@@ -13,11 +13,10 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError
-from nemo_mm_rank.experts.expert import load_describer
 from nemo_mm_rank.media.segment import Audio, Image, Segment, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Describer
-from nemo_mm_rank.models.contract import fulfil
+from nemo_mm_rank.models.base import Describer, fulfil
+from nemo_mm_rank.models.expert import load_describer
 from nemo_mm_rank.models.vision_language import VisionLanguageDescriber
 from tests.models import tiny_writers
 
@@ -145,7 +144,7 @@ def test_a_description_is_the_same_in_any_company(
 def test_inputs_that_weigh_much_do_not_wait(
     folders: dict[str, Path], described: dict[tuple[str, str], list[str | None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_mm_rank.models.equal_shapes.HELD_BYTES", 1)
+    monkeypatch.setattr("nemo_mm_rank.models.batching.HELD_BYTES", 1)
     asked = describer(folders["llava"])
     assert asked.describe(ITEMS["image"], "image").texts == described["llava", "image"]
 

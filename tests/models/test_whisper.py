@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, ModelError
-from nemo_mm_rank.experts.expert import load_describer
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.expert import load_describer
 from nemo_mm_rank.models.speech import WhisperDescriber, windows
 from tests.models import tiny_writers
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from nemo_mm_rank.config import ProjectionSettings, parse
 from nemo_mm_rank.errors import ConfigError, ModelError
-from nemo_mm_rank.evaluation.gaps import matched_gap_square, pooled
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.owned import MARK
+from nemo_mm_rank.measures.gaps import matched_gap_square, pooled
 from nemo_mm_rank.projection import FitSample, Projection, fit, folds_of
 from tests.projection.pool import DIM, QUICK, made_up, take
 

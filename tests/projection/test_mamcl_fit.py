@@ -14,7 +14,7 @@ from nemo_mm_rank.config import Config, ProjectionSettings, parse
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import FitSample, Projection, fit, folds_of
-from nemo_mm_rank.projection.train import balanced_batches
+from nemo_mm_rank.projection.fit import balanced_batches
 from tests.projection.pool import QUICK, made_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::nemo_mm_rank.projection.LoneRowsWarning")  # the fit says it itself

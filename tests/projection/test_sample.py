@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection import folds_of
-from nemo_mm_rank.projection.sample import hashes
+from nemo_mm_rank.sampling import hashes
 from tests.projection.pool import made_up
 
 

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nemo_mm_rank.quality import minhash
 from nemo_mm_rank.quality.duplicates import Keepers, join
-from nemo_mm_rank.quality.minhash import band_keys, murmur3, parameters, signatures
-from nemo_mm_rank.quality.minhash import NearDuplicateSettings
+from nemo_mm_rank.text import minhash
+from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys, murmur3, parameters, signatures
 from tests.quality.annotations import OTHER, PARAGRAPH
 
 TEXTS = ["dog", "naïve Hunde, größer als Bären 🐶 und Katzen zusammen", PARAGRAPH, OTHER, "x" * 24, "x" * 25, "é" * 23]

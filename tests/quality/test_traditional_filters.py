@@ -19,8 +19,15 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import parse, read_yaml
 from nemo_mm_rank.errors import ConfigError, ModelError, UserError
 from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep, curator_stages
-from nemo_mm_rank.quality.filters import Rule, rules
-from nemo_mm_rank.quality.step import LABEL, MARGIN, ROW_FILTERS_PASSED, passed_column, score_column
+from nemo_mm_rank.quality.text_filters import (
+    LABEL,
+    MARGIN,
+    ROW_FILTERS_PASSED,
+    Rule,
+    passed_column,
+    rules,
+    score_column,
+)
 from nemo_mm_rank.run.traditional import TraditionalConfig
 from tests.quality.annotations import FAULTS, OTHER, PARAGRAPH
 
@@ -114,7 +121,7 @@ NO_GRAM_TWICE = "Two dogs run over the wet grass of a park."
 def test_the_most_frequent_ngram_is_curators_and_the_first_where_several_are() -> None:
     from nemo_curator.stages.text.filters.heuristic.repetition import RepeatingTopNGramsFilter
 
-    from nemo_mm_rank.quality.top_ngrams import TopNGramsFilter
+    from nemo_mm_rank.quality.curator_filters import TopNGramsFilter
 
     once_more = "the red car and the red bus and the red bike"
     for n in (2, 3, 4):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.ranking.cosine import _rows_torch, combine, cosines, rowwise
+from nemo_mm_rank.vectors import _rows_torch, combine, cosines, rowwise
 
 
 def unit(n: int, d: int, seed: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.ranking import duplicates
-from nemo_mm_rank.ranking.duplicates import DistinctFirst
+from nemo_mm_rank.ranking import select
+from nemo_mm_rank.ranking.select import DistinctFirst
 
 
 def naive(vectors: np.ndarray, groups: np.ndarray, room: np.ndarray, similarity: float) -> tuple[list[int], list[int]]:
@@ -42,13 +42,13 @@ def test_equals_the_definition(angles: list[int], data: st.DataObject, similarit
         data.draw(st.lists(st.integers(0, 2), min_size=len(angles), max_size=len(angles))), dtype=np.int64
     )
     room = np.array(data.draw(st.lists(st.integers(0, 20), min_size=3, max_size=3)), dtype=np.int64)
-    before = duplicates._BLOCK, duplicates._CHUNK
-    duplicates._BLOCK, duplicates._CHUNK = block, 3
+    before = select._BLOCK, select._CHUNK
+    select._BLOCK, select._CHUNK = block, 3
     try:
         picker = DistinctFirst(vectors, similarity)
         picker.take(np.arange(len(vectors)), groups, room)
     finally:
-        duplicates._BLOCK, duplicates._CHUNK = before
+        select._BLOCK, select._CHUNK = before
     taken, double_of = naive(vectors, groups, room, similarity)
     assert np.flatnonzero(picker.taken).tolist() == taken
     assert picker.double_of.tolist() == double_of

@@ -15,7 +15,7 @@ import yaml
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.ranking.given import Given
+from nemo_mm_rank.ranking.query_scores import Given
 from nemo_mm_rank.run.curation import explain
 from nemo_mm_rank.run.folder import RunFolder
 from tests.integration.faults import make_pools

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.ranking import Files, rank
 from nemo_mm_rank.ranking.explain import explain
 from nemo_mm_rank.ranking.scoring import Scoring

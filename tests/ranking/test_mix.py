@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import Budget, Config, RankingSettings, parse
 from nemo_mm_rank.errors import ConfigError, UserError
-from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.mix import MIXES, Mix, advice, canonical_type, find_mix, type_of
-from nemo_mm_rank.modalities import MODALITY_CODES, code_of, name_of
+from nemo_mm_rank.modality import MODALITY_CODES, code_of, name_of
 from nemo_mm_rank.ranking import Files, quota_counts, rank
 from nemo_mm_rank.ranking.explain import explain
-from nemo_mm_rank.run.notes import mix_entry
+from nemo_mm_rank.run.outcome import mix_entry
 from nemo_mm_rank.run.summary import mix_lines, mix_table
 from nemo_mm_rank.schema import combined
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import real_pool
 from nemo_mm_rank import curate, rank
-from nemo_mm_rank.evaluation import average_precision
+from nemo_mm_rank.measures import average_precision
 from nemo_mm_rank.run.curation import Result
 
 MONEY = "a problem about money, prices and cost"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, UserError
-from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.ranking import Files, Ranking, attach_rows, quota_counts, rank
 from nemo_mm_rank.ranking.select import REST
 

@@ -13,7 +13,7 @@ import torch
 from nemo_mm_rank import frames
 from nemo_mm_rank.errors import ConfigError, MissingColumnError
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.io.parquet import read_table, write_table
+from nemo_mm_rank.io.files import read_table, write_table
 from nemo_mm_rank.ranking import ScoreStep, Space, score_shard
 
 QUERY = torch.tensor([[2.0, 0.0, 0.0]])

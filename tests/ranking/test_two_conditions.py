@@ -21,13 +21,12 @@ from nemo_mm_rank.demo import words
 from nemo_mm_rank.matching.judge import FLOOR
 from nemo_mm_rank.ranking import rank as rank_shards
 from nemo_mm_rank.ranking.feedback import FeedbackStep, load_means, means_of, save_means
+from nemo_mm_rank.ranking.queries import QueryStep
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.ranking.topic import TELLS
 from nemo_mm_rank.run.curation import Result, explain
-from nemo_mm_rank.run.finished import FinishedRun
+from nemo_mm_rank.run.finished import FinishedRun, State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.queries import QueryStep
-from nemo_mm_rank.run.state import State
 from nemo_mm_rank.schema import MATCH
 from tests.integration.runs import digests, settings
 

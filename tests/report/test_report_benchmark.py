@@ -10,13 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from nemo_mm_rank.benchmark.job import benchmark
+from nemo_mm_rank.benchmark.page import Benchmark, findings, write_benchmark_report
+from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.evaluation.statistics import holm, paired_difference
-from nemo_mm_rank.report.benchmark import write_benchmark_report
-from nemo_mm_rank.report.benchmark import Benchmark, findings
-from nemo_mm_rank.run.benchmark.job import benchmark
-from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig
+from nemo_mm_rank.measures.statistics import holm, paired_difference
 from tests.report.pages import Elements, Opened, data_of
 
 STRATEGIES = ["random", "ranked", "stratified"]

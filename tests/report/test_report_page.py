@@ -18,11 +18,11 @@ import pytest
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.report import details, gallery, write_report
 from nemo_mm_rank.report.details import _parts
-from nemo_mm_rank.report.findings import findings
+from nemo_mm_rank.report.overview import findings
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run import curation
+from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.state import State
 from tests.integration.runs import QUERY, say
 from tests.report.pages import HOSTILE, Elements, data_of
 

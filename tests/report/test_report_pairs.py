@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_mm_rank.report.maps import flatten
-from nemo_mm_rank.report.pairs import leading
+from nemo_mm_rank.report.run import leading
 
 
 def test_modalities_and_orders_take_turns() -> None:

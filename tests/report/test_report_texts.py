@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_mm_rank.benchmark.markdown import read
+from nemo_mm_rank.benchmark.tables import markdown
 from nemo_mm_rank.report.content import counted, number, share
-from nemo_mm_rank.report.markdown import read
-from nemo_mm_rank.report.texts import excerpt, pieces
-from nemo_mm_rank.run.benchmark.tables import markdown
+from nemo_mm_rank.report.details import excerpt, pieces
 
 
 def test_pieces_by_hand() -> None:

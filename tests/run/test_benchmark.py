@@ -18,17 +18,16 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from nemo_mm_rank.benchmark.job import benchmark
+from nemo_mm_rank.benchmark.measures import COSTS, SCHEMA
+from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Strategy
+from nemo_mm_rank.benchmark.tables import Results
 from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import ConfigError, UserError
-from nemo_mm_rank.evaluation.selection import Labels, selection
-from nemo_mm_rank.evaluation.statistics import mean_interval, paired_difference
-from nemo_mm_rank.io.digest import table_digest
-from nemo_mm_rank.io.parquet import read_note, read_table
-from nemo_mm_rank.run.benchmark.job import benchmark
-from nemo_mm_rank.run.benchmark.measures import COSTS, SCHEMA
-from nemo_mm_rank.run.benchmark.settings import BenchmarkConfig, Strategy
-from nemo_mm_rank.run.benchmark.tables import Results
+from nemo_mm_rank.io.files import read_note, read_table, table_digest
+from nemo_mm_rank.measures.selection import Labels, selection
+from nemo_mm_rank.measures.statistics import mean_interval, paired_difference
 
 SEEDS = (0, 3)
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nemo_mm_rank.evaluation.statistics import Difference
-from nemo_mm_rank.run.benchmark.blends import Blend
-from nemo_mm_rank.run.benchmark.cost import Cost, measured
-from nemo_mm_rank.run.benchmark.tables import markdown, verdict
+from nemo_mm_rank.benchmark.blends import Blend, Cost, measured
+from nemo_mm_rank.benchmark.tables import markdown, verdict
+from nemo_mm_rank.measures.statistics import Difference
 
 
 @pytest.mark.parametrize(

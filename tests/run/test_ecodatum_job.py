@@ -20,9 +20,8 @@ from nemo_mm_rank.config import parse, read_yaml
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.quality import LabelModel, label_votes
-from nemo_mm_rank.quality.ensemble.artifact import Ensemble
-from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, curate
-from nemo_mm_rank.run.operated import Operated
+from nemo_mm_rank.quality.ensemble.fit import Ensemble
+from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, Operated, curate
 from tests.integration.runs import settings as run_settings
 
 FILES = ("blend.parquet", "quality.parquet", "duplicates.parquet", "quarantine.parquet", "manifest.json")

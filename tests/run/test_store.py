@@ -12,9 +12,9 @@ import pytest
 
 from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.parquet import read_note, read_table, write_table
-from nemo_mm_rank.io.parts import part_name
-from nemo_mm_rank.run.store import Shards, Stage, digest
+from nemo_mm_rank.io.files import read_note, read_table, write_table
+from nemo_mm_rank.io.part_files import part_name
+from nemo_mm_rank.run.store import ShardStore, Stage, digest
 from nemo_mm_rank.schema import ERROR
 from nemo_mm_rank.steps import Added, Step
 
@@ -45,7 +45,7 @@ class Length(Step):
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Shards:
+def pool(tmp_path: Path) -> ShardStore:
     folder = tmp_path / "pool"
     rows = [["a", "bb"], ["", "dddd"]]
     for part, texts in enumerate(rows):
@@ -53,15 +53,15 @@ def pool(tmp_path: Path) -> Shards:
             {"pair_id": [f"{part}-{i}" for i in range(2)], "modality": ["text", "code"], "annotation": texts}
         )
         write_table(folder / part_name(part), table, {"key": digest(texts)})
-    return Shards((folder,), 2)
+    return ShardStore((folder,), 2)
 
 
-def stage(pool: Shards, folder: Path, plus: int = 0) -> Stage:
+def stage(pool: ShardStore, folder: Path, plus: int = 0) -> Stage:
     step = Length(plus)
     return Stage(step, pool, folder, digest(step.identity()))
 
 
-def test_a_stage_writes_only_what_it_adds_and_counts(pool: Shards, tmp_path: Path) -> None:
+def test_a_stage_writes_only_what_it_adds_and_counts(pool: ShardStore, tmp_path: Path) -> None:
     length = stage(pool, tmp_path / "length")
     assert [length(part) for part in range(2)] == [2, 2]
     assert read_table(length.folder / part_name(1)).to_pylist() == [
@@ -76,7 +76,7 @@ def test_a_stage_writes_only_what_it_adds_and_counts(pool: Shards, tmp_path: Pat
     }
 
 
-def test_shards_read_as_wide_rows(pool: Shards, tmp_path: Path) -> None:
+def test_shards_read_as_wide_rows(pool: ShardStore, tmp_path: Path) -> None:
     length = stage(pool, tmp_path / "length")
     for part in range(2):
         length(part)
@@ -90,7 +90,7 @@ def test_shards_read_as_wide_rows(pool: Shards, tmp_path: Path) -> None:
     assert set(wide.columns()) == {"pair_id", "modality", "annotation", "length", ERROR}
 
 
-def test_done_means_same_input_and_same_way(pool: Shards, tmp_path: Path) -> None:
+def test_done_means_same_input_and_same_way(pool: ShardStore, tmp_path: Path) -> None:
     length = stage(pool, tmp_path / "length")
     assert not length.done(0)
     length(0)
@@ -102,7 +102,7 @@ def test_done_means_same_input_and_same_way(pool: Shards, tmp_path: Path) -> Non
     assert not length.done(0)
 
 
-def test_a_half_written_file_counts_as_none(pool: Shards, tmp_path: Path) -> None:
+def test_a_half_written_file_counts_as_none(pool: ShardStore, tmp_path: Path) -> None:
     length = stage(pool, tmp_path / "length")
     length(0)
     path = length.folder / part_name(0)
@@ -113,7 +113,7 @@ def test_a_half_written_file_counts_as_none(pool: Shards, tmp_path: Path) -> Non
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     write_table(tmp_path / "pool" / part_name(0), pa.table({"pair_id": ["a"], "modality": ["text"]}), {"key": "k"})
     with pytest.raises(MissingColumnError, match="length: the shards lack 'annotation'"):
-        stage(Shards((tmp_path / "pool",), 1), tmp_path / "length")(0)
+        stage(ShardStore((tmp_path / "pool",), 1), tmp_path / "length")(0)
 
 
 def test_a_full_disk_leaves_no_file_behind(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ import resource, sys, signal
 from pathlib import Path
 import numpy as np, pyarrow as pa
 from nemo_mm_rank.errors import StorageError
-from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.files import write_table
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 table = pa.table({"x": np.random.default_rng(0).random(100_000)})

@@ -14,7 +14,7 @@ from rich.console import Console
 from nemo_mm_rank import curate as rank_pool
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import ConfigError, UserError
-from nemo_mm_rank.quality.step import passed_column
+from nemo_mm_rank.quality.text_filters import passed_column
 from nemo_mm_rank.run.traditional import TraditionalConfig, TraditionalResult, curate
 from tests.integration.runs import settings as run_settings
 from tests.quality.annotations import FAULTS, PARAGRAPH, write_pool

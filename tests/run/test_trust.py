@@ -164,8 +164,8 @@ def test_a_folder_that_is_named_vouches_for_its_own_classes_only(foreign: Path, 
         ({"class": "clip", "path": "x", "trust_remote_code": True}, "sets trust_remote_code"),
         ({"class": "open-clip", "path": "x", "more": {"trust_remote_code": 1}}, "sets trust_remote_code"),
         ({"class": "hashed-text", "allow_pickle": True}, "sets allow_pickle"),
-        ({"class": "nemo_mm_rank.models.moments:TemporaryDirectory"}, "TemporaryDirectory"),
-        ({"class": "nemo_mm_rank.downstream.vlm.__main__:Path"}, "__main__:Path"),
+        ({"class": "nemo_mm_rank.models.grounders:TemporaryDirectory"}, "TemporaryDirectory"),
+        ({"class": "nemo_mm_rank.benchmark.downstream.vlm.__main__:Path"}, "__main__:Path"),
     ],
 )
 def test_what_else_runs_code(tmp_path: Path, spec: dict[str, Any], said: str) -> None:

@@ -11,8 +11,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 
 from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.sns import components
-from nemo_mm_rank.sns.components import MAX_COMPONENTS, load_parser, parser_revision, rule_phrases
+from nemo_mm_rank.text.phrases import MAX_COMPONENTS, components, load_parser, parser_revision, rule_phrases
 
 GRAMMAR = {
     # word: part of speech, dependency, offset of its head

@@ -14,11 +14,10 @@ from scipy.io import wavfile
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings, SNSSettings
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.parts import take_apart
+from nemo_mm_rank.media.rows import take_apart
 from nemo_mm_rank.schema import DATA_PARTS, PARTS, combined
-from nemo_mm_rank.sns.parts import mean, side_by_side
-from nemo_mm_rank.sns.relevance import Parts
-from nemo_mm_rank.sns.step import SNSStep
+from nemo_mm_rank.sns.sides import Parts
+from nemo_mm_rank.sns.step import SNSStep, mean, side_by_side
 from tests.sns.test_sns_step import EXPERT, MODELS
 
 Row = tuple[list[tuple[str, str]], str]

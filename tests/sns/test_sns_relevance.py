@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.errors import EmbeddingError
 from nemo_mm_rank.models.base import Encoded
-from nemo_mm_rank.sns import relevance
-from nemo_mm_rank.sns.relevance import Parts, best_match, cosines, host
+from nemo_mm_rank.sns import sides
+from nemo_mm_rank.sns.sides import Parts, best_match, cosines, host
 
 
 def unit(rows: int, dim: int, seed: int) -> Vectors:
@@ -40,11 +40,11 @@ def test_best_match_is_the_largest_cosine_to_the_same_pairs_other_side(
     others = Parts(unit(int(theirs.sum()), 6, seed + 1), theirs)
     if len(others.vectors):
         others.vectors[0] = np.nan
-    before, relevance._COSINES = relevance._COSINES, chunk
+    before, sides._COSINES = sides._COSINES, chunk
     try:
         found = best_match(parts, others)
     finally:
-        relevance._COSINES = before
+        sides._COSINES = before
     first = np.cumsum(theirs) - theirs
     for i, owner in enumerate(parts.owner):
         own = others.vectors[first[owner] : first[owner] + theirs[owner]]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_mm_rank.sns import block_spans, sentence_spans, split_sentences
-from nemo_mm_rank.sns.split import merge_neighbours
+from nemo_mm_rank.text.split import merge_neighbours
 
 PROSE = st.text(st.sampled_from("ab .!?\n\r\t。！”é🙂ם"), max_size=60)
 CODE = st.text(st.sampled_from("ab=:\n \t(){}[]\"'`#/*\\@"), max_size=80)

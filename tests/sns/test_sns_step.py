@@ -22,9 +22,9 @@ from nemo_mm_rank.frames import to_table
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models.base import Encoded, Grounded, Item
 from nemo_mm_rank.schema import MEDIA_ROOT
-from nemo_mm_rank.sns.media import media_side
 from nemo_mm_rank.sns.sides import Cut, Selector
 from nemo_mm_rank.sns.step import SNSStep
+from nemo_mm_rank.sns.trimming import media_side
 
 COLOURS = ("red", "green", "blue", "black")
 WORDS = ("dog", "cat", "market", "rain", "sort", "list", "tone", "silence", *COLOURS)

@@ -14,11 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
-from nemo_mm_rank.io.parquet import write_atomically
-from nemo_mm_rank.models.base import Encoded, Item
-from nemo_mm_rank.models.classical.ngrams import FAMILIES, hashed_ngrams, mix
-from nemo_mm_rank.models.contract import support
+from nemo_mm_rank.io.files import write_atomically
+from nemo_mm_rank.models.base import Encoded, Item, support
 from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.text.ngrams import FAMILIES, hashed_ngrams, mix
 
 BUCKET_BITS = 19
 BUCKETS = FAMILIES << BUCKET_BITS

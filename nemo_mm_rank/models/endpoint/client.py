@@ -9,6 +9,8 @@ import re
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from secrets import SystemRandom
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
@@ -17,8 +19,98 @@ from pydantic import BaseModel, Field, ValidationError
 
 from nemo_mm_rank.config import Settings
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
-from nemo_mm_rank.models.endpoint.answers import Answer
-from nemo_mm_rank.models.endpoint.usage import Usage
+from nemo_mm_rank.io.files import write_json
+
+
+class Answer(BaseModel):
+    """What a model said, and the tokens that it took."""
+
+    text: str = Field(min_length=1)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Answers:
+    """The answers in a folder, by the digest of what was asked.
+
+    Args:
+        folder: made when the first answer comes; None keeps nothing.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._folder = Path(folder) if folder else None
+
+    def get(self, key: str) -> Answer | None:
+        """Return the answer to ``key`` (hexadecimal digits); None where there is none that can be read."""
+        if self._folder is None:
+            return None
+        try:
+            return Answer.model_validate_json(self._path(self._folder, key).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def keep(self, key: str, answer: Answer) -> Answer:
+        """Keep ``answer``, or return the one that another process has kept meanwhile: equal media, equal words.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written to.
+        """
+        if self._folder is None:
+            return answer
+        kept = self.get(key)
+        if kept is None:
+            write_json(self._path(self._folder, key), answer.model_dump())
+        return kept or answer
+
+    @staticmethod
+    def _path(folder: Path, key: str) -> Path:
+        return folder / key[:2] / f"{key}.json"
+
+
+MILLION = 1_000_000
+
+
+@dataclass
+class Usage:
+    """What one describer has used in this process.
+
+    Attributes:
+        requests: sent, further attempts included.
+        answers: that came.
+        kept: answers found on disk, which cost nothing.
+        prompt_tokens: of the answers that came, as the endpoint counts them.
+        completion_tokens: likewise.
+        prices: of a million prompt tokens and of a million completion tokens, where they are known.
+    """
+
+    requests: int = 0
+    answers: int = 0
+    kept: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prices: tuple[float, float] | None = None
+
+    def count(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Add one answer."""
+        self.answers += 1
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+
+    @property
+    def cost(self) -> float | None:
+        """What the answers cost, in the currency of the prices."""
+        if self.prices is None:
+            return None
+        return (self.prompt_tokens * self.prices[0] + self.completion_tokens * self.prices[1]) / MILLION
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        cost = "" if self.cost is None else f", cost {self.cost:.4f}"
+        return (
+            f"{self.requests:,} requests, {self.answers:,} answers and {self.kept:,} kept ones, "
+            f"{self.prompt_tokens:,} + {self.completion_tokens:,} tokens{cost}"
+        )
+
 
 OPENAI = "https://api.openai.com/v1"
 OPENAI_KEY = "OPENAI_API_KEY"

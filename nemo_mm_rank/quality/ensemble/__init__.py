@@ -4,18 +4,25 @@ By hand: `label_votes`, `LabelModel`, `lf_summary`. For a pool of shards: `fit` 
 applies it, `choose` takes the best.
 """
 
-from nemo_mm_rank.quality.ensemble.artifact import Ensemble
 from nemo_mm_rank.quality.ensemble.choose import choose
-from nemo_mm_rank.quality.ensemble.defaults import default_functions
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, Fitted, fit
-from nemo_mm_rank.quality.ensemble.guards import Fault, idle, inverted
-from nemo_mm_rank.quality.ensemble.model import LabelModel
-from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
-from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, LabelModelSettings
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, Ensemble, Fitted, fit
+from nemo_mm_rank.quality.ensemble.model import Fault, LabelModel, Rates, Summary, idle, inverted, lf_summary, summarise
+from nemo_mm_rank.quality.ensemble.settings import (
+    EnsembleSettings,
+    FunctionSettings,
+    LabelModelSettings,
+    default_functions,
+)
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep
-from nemo_mm_rank.quality.ensemble.summary import Rates, Summary, lf_summary, summarise
-from nemo_mm_rank.quality.ensemble.vetoes import VETO
-from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, REJECT, SELECT, LabelingFunction, label_votes
+from nemo_mm_rank.quality.ensemble.votes import (
+    ABSTAIN,
+    REJECT,
+    SELECT,
+    VETO,
+    LabelingFunction,
+    PatternCounts,
+    label_votes,
+)
 
 __all__ = [
     "ABSTAIN",

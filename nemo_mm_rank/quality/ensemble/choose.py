@@ -16,13 +16,12 @@ from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, modalities_of, sorted_scores
-from nemo_mm_rank.quality.ensemble.patterns import decode, encode
 from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES
-from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT, Votes
-from nemo_mm_rank.ranking.pool import Shards, live
-from nemo_mm_rank.ranking.topk import TopK
+from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT, Votes, decode, encode
 from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.shards import Shards, live
 from nemo_mm_rank.steps import by_value
+from nemo_mm_rank.topk import TopK
 
 Floats = npt.NDArray[np.floating[Any]]
 

@@ -2,27 +2,252 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.errors import ConfigError, MissingColumnError
-from nemo_mm_rank.quality.ensemble.artifact import Ensemble, Functions, vote_by_modality
-from nemo_mm_rank.quality.ensemble.guards import Fault, idle
-from nemo_mm_rank.quality.ensemble.model import LEAST
-from nemo_mm_rank.quality.ensemble.patterns import PatternCounts
-from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
-from nemo_mm_rank.quality.ensemble.settle import settle
-from nemo_mm_rank.quality.ensemble.summary import Rates, Summary, summarise
-from nemo_mm_rank.quality.ensemble.thresholds import Scores, resolve
-from nemo_mm_rank.quality.ensemble.votes import LabelingFunction
-from nemo_mm_rank.ranking.pool import Shards, live_rows
+from nemo_mm_rank.arrays import Floats
+from nemo_mm_rank.errors import ConfigError, MissingColumnError, UserError
+from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.io.owned import Claim
+from nemo_mm_rank.quality.ensemble.model import LEAST, Fault, LabelModel, Rates, Summary, idle, summarise
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, Quantile, Reject
+from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, LabelingFunction, PatternCounts, Votes, label_votes, vetoed
 from nemo_mm_rank.schema import MODALITY
+from nemo_mm_rank.shards import Shards, live_rows
+from nemo_mm_rank.steps import by_value
+
+FILE = "ensemble.json"
+
+Functions = Mapping[str, tuple[LabelingFunction, ...]]
+"""Modality -> the labeling functions as it has them: the same ones, each with thresholds of its own."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Labeling functions, and the label model that was fitted to the votes of those that are no veto.
+
+    Attributes:
+        names: of the ``m`` functions.
+        functions: by modality.
+        model: fitted.
+        vetoes: names of the functions that veto.
+    """
+
+    names: tuple[str, ...]
+    functions: Functions
+    model: LabelModel
+    vetoes: frozenset[str] = frozenset()
+
+    @cached_property
+    def voters(self) -> tuple[str, ...]:
+        """Names of the functions that vote in the label model, in its order."""
+        return tuple(name for name in self.names if name not in self.vetoes)
+
+    def votes(self, frame: Frame) -> Votes:
+        """Return ``(n, m)`` votes; nobody votes for a pair of a modality that the ensemble has not seen."""
+        return vote_by_modality(frame, self.functions, len(self.names))
+
+    def predict(self, votes: Votes) -> Floats:
+        """Return ``(n,)`` P(good | votes), lowered by vetoes, of ``(n, m)`` votes."""
+        veto = np.array([name in self.vetoes for name in self.names], dtype=bool)
+        return vetoed(self.model.predict_proba(votes[:, ~veto]), votes[:, veto])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as JSON-able values; infinite thresholds are null."""
+        return {
+            "names": list(self.names),
+            "vetoes": sorted(self.vetoes),
+            "functions": {
+                modality: [[f.column, _finite(f.low), _finite(f.high), list(f.allowed)] for f in functions]
+                for modality, functions in self.functions.items()
+            },
+            "mu": self.model.mu.tolist(),
+            "coverage": self.model.coverage.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Ensemble:
+        """Return the ensemble that `as_json` described, to the bit."""
+        functions = {
+            modality: tuple(
+                LabelingFunction(
+                    column,
+                    -math.inf if low is None else low,
+                    math.inf if high is None else high,
+                    tuple(allowed),
+                )
+                for column, low, high, allowed in found
+            )
+            for modality, found in values["functions"].items()
+        }
+        model = LabelModel.restored(np.array(values["mu"]), np.array(values["coverage"]))
+        return cls(tuple(values["names"]), functions, model, frozenset(values.get("vetoes", ())))
+
+    def save(self, folder: Path) -> None:
+        """Write it into a folder, in one file.
+
+        Raises:
+            UserError: the folder is not ours to write.
+        """
+        folder = Claim("ensemble").make(folder)
+        write_json(folder / FILE, self.as_json())
+
+    @classmethod
+    def load(cls, folder: Path) -> Ensemble:
+        """Read it back.
+
+        Raises:
+            UserError: there is none.
+        """
+        try:
+            return cls.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} holds no fitted ensemble (no {FILE})") from error
+
+
+def vote_by_modality(frame: Frame, functions: Functions, m: int) -> Votes:
+    """Return ``(n, m)`` votes, each pair's by the functions of its modality; -1 where there are none.
+
+    Raises:
+        MissingColumnError: the frame lacks a column of scores.
+    """
+    votes = np.full((len(frame), m), ABSTAIN, dtype=np.int8)
+    for modality, rows in by_value([str(value) for value in frames.strings(frame, MODALITY)]).items():
+        if modality in functions:
+            votes[rows] = label_votes(frame.iloc[rows], functions[modality])
+    return votes
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A label model of the functions that are left, and the vetoes beside it.
+
+    Attributes:
+        model: fitted to the voters.
+        voters: numbers of the functions that vote in it, ascending.
+        vetoes: numbers of those that veto, ascending.
+        counted: patterns of the voters' votes.
+        left_out: number of a function -> why it is neither.
+    """
+
+    model: LabelModel
+    voters: Sequence[int]
+    vetoes: Sequence[int]
+    counted: PatternCounts
+    left_out: Mapping[int, Fault]
+
+    def predict(self, votes: Votes) -> Floats:
+        """Return ``(n,)`` the quality of pairs by ``(n, m)`` votes of all functions, those left out among them."""
+        return vetoed(self.model.predict_proba(votes[:, self.voters]), votes[:, self.vetoes])
+
+
+def settle(counted: PatternCounts, settings: EnsembleSettings) -> Settled | None:
+    """Fit a label model to the functions that tell pairs apart, and let go of those that it turns round.
+
+    One goes at a time, the least believed first, since the others may look better without it. Three are kept in any
+    case. None where there are not even three that tell pairs apart. Vetoes have no part in it: one is left out only
+    where it tells no pairs apart.
+
+    Args:
+        counted: patterns of all functions' votes.
+        settings: what counts as telling nothing, which are vetoes, what is done to inverted functions, and of the
+            label model.
+    """
+    left_out = {fault.function: fault for fault in idle(counted, settings.alike)}
+    vetoes = [place for place, one in enumerate(settings.functions.values()) if one.veto and place not in left_out]
+    kept = [place for place in range(counted.patterns.shape[1]) if place not in {*left_out, *vetoes}]
+    if len(kept) < LEAST:
+        return None
+    while True:
+        mine = counted.only(kept)
+        model = settings.label_model.make().fit_counts(mine.patterns, mine.counts)
+        faults = model.inverted
+        if settings.inverted == "keep" or not faults or len(kept) == LEAST:
+            return Settled(model, kept, vetoes, mine, left_out)
+        worst = min(faults, key=lambda fault: float(model.weights[fault.function]))
+        place = kept.pop(worst.function)
+        left_out[place] = Fault(place, worst.kind, worst.message)
+
+
+Scores = npt.NDArray[np.floating]
+
+FEW = 30
+"""Of fewer scores the quartiles say too little to call any of them an outlier."""
+WHISKER = 1.5
+"""Interquartile ranges from a quartile to Tukey's inner fence."""
+
+
+def resolve(settings: FunctionSettings, scores: Scores) -> LabelingFunction:
+    """Return a labeling function with its thresholds as scores.
+
+    Args:
+        settings: of the function.
+        scores: ``(n,)`` of its column in the pool, sorted, without NaN.
+    """
+    high = _top(scores, settings.select) if settings.select is not None else np.inf
+    low = max((_low(scores, level) for level in settings.rejects), default=-np.inf)
+    # A number and a share may cross: what is selected is not rejected.
+    return LabelingFunction(settings.column, min(low, high), high, settings.allowed)
+
+
+def _top(scores: Scores, level: float | Quantile) -> float:
+    """Return the least score that no more than ``level`` of all reach; infinite where the highest are too many.
+
+    Where many scores are equal, "top 40 %" is less than that, and may be none: a function that selected the whole
+    crowd at its edge would say the same of nearly every pair.
+    """
+    if not isinstance(level, Quantile):
+        return level
+    most = _count(level, len(scores))
+    if most == 0:
+        return np.inf
+    edge = len(scores) - most
+    if edge and scores[edge - 1] == scores[edge]:
+        edge = int(np.searchsorted(scores, scores[edge], side="right"))
+    return float(scores[edge]) if edge < len(scores) else np.inf
+
+
+def _low(scores: Scores, level: Reject) -> float:
+    """Return the greatest score that is rejected: of a share, one that no more than so many stay at or below."""
+    if isinstance(level, Quantile):
+        return -_top(-scores[::-1], level)
+    return level if isinstance(level, float) else _outlying(scores)
+
+
+def _outlying(scores: Scores) -> float:
+    """Return the greatest number below Tukey's inner fence, ``Q1 - 1.5 (Q3 - Q1)``; -infinity for few scores.
+
+    Tukey, "Exploratory Data Analysis" (1977), section 2C. A quartile is one of the scores: the least that a quarter
+    (three quarters) of all stay at or below. The fence itself is no outlier, so that of scores which are nearly all
+    alike the common one is never rejected.
+    """
+    if len(scores) < FEW:
+        return -np.inf
+    first, third = (float(scores[-(-quarters * len(scores) // 4) - 1]) for quarters in (1, 3))
+    # Equal ones may be infinite, and would have no difference.
+    return float(np.nextafter(first - WHISKER * (third - first if third > first else 0.0), -np.inf))
+
+
+def _count(level: Quantile, n: int) -> int:
+    return int(n * Fraction(str(level.share)))
+
 
 DUPLICATE_OF = "duplicate_of"
 """The pair that stays in the place of this one (string, null for a pair that stays): no vote of it is counted."""

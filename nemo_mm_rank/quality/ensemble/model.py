@@ -1,23 +1,137 @@
-"""The label model: from votes that contradict each other to the probability that a pair is good.
-
-Snorkel's conditionally independent ``LabelModel`` (Ratner et al., "Training Complex Models with Multi-Task Weak
-Supervision", AAAI 2019, section 4; version 0.10 in every constant) for the two labels that there are here, from counts
-of patterns: nothing of a fit or a score depends on anything else. Labels and learnt parameters are those of Snorkel, in
-double precision; weights of functions that never vote are NaN here and 1 there.
-"""
+"""The label model: from votes that contradict each other to the probability that a pair is good."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.quality.ensemble.guards import Fault, idle, inverted
-from nemo_mm_rank.quality.ensemble.patterns import PatternCounts, checked_votes, encode
-from nemo_mm_rank.quality.ensemble.votes import REJECT, SELECT, Votes
+from nemo_mm_rank.quality.ensemble.votes import ABSTAIN, REJECT, SELECT, PatternCounts, Votes, checked_votes, encode
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rates(Generic[T]):
+    """Shares of the pairs.
+
+    Attributes:
+        coverage: a function votes.
+        overlap: it votes, and so does another one.
+        conflict: it votes, and another one votes the opposite.
+    """
+
+    coverage: T
+    overlap: T
+    conflict: T
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How often labeling functions vote; "votes" is "does not abstain", where EcoDatum's paper prints "!= 0".
+
+    Attributes:
+        functions: ``(m,)`` each: pairs on which this function does (Snorkel's ``LFAnalysis``).
+        data: pairs on which any function does (EcoDatum's equations 4 to 6, Snorkel's ``label_coverage`` and so on).
+        selects, rejects: ``(m,)`` shares of the pairs that the function votes 1 and 0 for.
+    """
+
+    functions: Rates[Floats]
+    data: Rates[float]
+    selects: Floats
+    rejects: Floats
+
+
+def lf_summary(votes: Votes) -> Summary:
+    """Return coverage, overlap and conflict per function and of the whole data set.
+
+    Args:
+        votes: ``(n, m)`` of 1, 0 and -1.
+    """
+    return summarise(PatternCounts.of(votes))
+
+
+def summarise(counted: PatternCounts) -> Summary:
+    """Return the same from counts. Shares of no pairs at all are 0."""
+    patterns, counts = counted.patterns, counted.counts
+    n = max(1, counted.n)
+    voted = patterns != ABSTAIN
+    overlaps = voted.sum(axis=1) > 1
+    # Where votes differ at all, every function that votes has somebody against it.
+    conflicts = (patterns == REJECT).any(axis=1) & (patterns == SELECT).any(axis=1)
+
+    def of_functions(rows: npt.NDArray[np.bool_]) -> Floats:
+        shares: Floats = counts @ rows / n
+        return shares
+
+    def of_data(rows: npt.NDArray[np.bool_]) -> float:
+        return int(counts[rows].sum()) / n
+
+    return Summary(
+        Rates(*(of_functions(voted & rows[:, None]) for rows in (np.ones_like(overlaps), overlaps, conflicts))),
+        Rates(*(of_data(rows) for rows in (voted.any(axis=1), overlaps, conflicts))),
+        of_functions(patterns == SELECT),
+        of_functions(patterns == REJECT),
+    )
+
+
+ALIKE = 0.99
+"""A function that casts one vote on this share of the pairs has nothing to tell them apart by."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a labeling function.
+
+    Attributes:
+        function: its number.
+        kind: ``silent``, ``constant`` or ``inverted``.
+        message: in words.
+    """
+
+    function: int
+    kind: Literal["silent", "constant", "inverted"]
+    message: str
+
+
+def idle(counted: PatternCounts, alike: float = ALIKE) -> list[Fault]:
+    """Return the functions that tell no pairs apart: those that never vote, and those that always vote the same.
+
+    Args:
+        counted: patterns of votes.
+        alike: the share of the pairs at which one vote of a function counts as all.
+    """
+    summary = summarise(counted)
+    faults = []
+    for function, (selects, rejects) in enumerate(zip(summary.selects, summary.rejects, strict=True)):
+        if not selects + rejects:
+            faults.append(Fault(function, "silent", "never votes"))
+        elif max(selects, rejects) >= alike:
+            what = "selects" if selects > rejects else "rejects"
+            faults.append(Fault(function, "constant", f"{what} {max(selects, rejects):.1%} of the pairs"))
+    return faults
+
+
+def inverted(weights: npt.NDArray[np.float64]) -> list[Fault]:
+    """Return the functions with a learnt accuracy below a half: their selections count against a pair.
+
+    Args:
+        weights: ``(m,)`` of `LabelModel`; NaN passes.
+    """
+    return [
+        Fault(
+            int(function),
+            "inverted",
+            f"is believed to be right in {weights[function]:.1%} of its votes, less than by chance",
+        )
+        for function in np.flatnonzero(weights < 0.5)
+    ]
+
 
 LEAST = 3
 """Functions: the agreement of two says nothing of which one errs."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.errors import require
-from nemo_mm_rank.io.parquet import write_atomically
+from nemo_mm_rank.io.files import write_atomically
 
 
 def plot_search(trace: pa.Table, path: Path) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.errors import EmbeddingError, PairError
+from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.quality.ensemble.artifact import Ensemble
-from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF
-from nemo_mm_rank.quality.ensemble.vetoes import VETO
-from nemo_mm_rank.schema import MODALITY
+from nemo_mm_rank.io.files import file_digest, read_table
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, Ensemble
+from nemo_mm_rank.quality.ensemble.votes import VETO
+from nemo_mm_rank.schema import MODALITY, PAIR_ID
 from nemo_mm_rank.steps import Added, Step
 
 QUALITY, VOTES = "quality", "votes"
@@ -74,3 +76,45 @@ class EnsembleStep(Step):
             there = np.array(frames.array(rows, DUPLICATE_OF).is_valid())
             quality = np.where(there, VETO * quality, quality)
         return Added({QUALITY: pa.array(quality.astype(np.float32), mask=failed), VOTES: lists}, errors)
+
+
+@dataclass
+class LabelStep(Step):
+    """Adds ``labelled``: true or false for pairs of the labelled set, null for all others.
+
+    Args:
+        truth: a Parquet file with ``pair_id`` and ``clean``, such as `evaluation.plant` writes.
+    """
+
+    truth: Path
+    name: str = "labelled"
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The id."""
+        return {PAIR_ID: pa.string()}
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """The label."""
+        return {LABELLED: pa.bool_()}
+
+    def identity(self) -> dict[str, Any]:
+        """What the file says."""
+        return {"step": self.name, "truth": file_digest(str(self.truth))}
+
+    def process(self, rows: Frame) -> Added:
+        """Look the ids up.
+
+        Raises:
+            UserError: the file lacks a column.
+        """
+        truth = read_table(self.truth)
+        for name in (PAIR_ID, "clean"):
+            if name not in truth.column_names:
+                raise UserError(
+                    f"{self.truth}: a labelled set has the columns 'pair_id' and 'clean', this one no {name!r}"
+                )
+        ids = pa.array(frames.strings(rows, PAIR_ID), pa.string())
+        place = pc.index_in(ids, value_set=truth[PAIR_ID].cast(pa.string()).combine_chunks())
+        return Added({LABELLED: truth["clean"].cast(pa.bool_()).combine_chunks().take(place)})

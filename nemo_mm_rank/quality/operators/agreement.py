@@ -1,10 +1,4 @@
-"""How well data and annotation fit by an encoder with a shared space: CLIP score, H-CLIP and V-CLIP, CLAP score.
-
-The score is the cosine of the two embeddings (Hessel et al. 2021, CLIPScore without its factor). ``_h`` and ``_v`` are
-those of the picture mirrored and upside down, before the encoder crops it: text in a picture, which models read instead
-of looking, is of little help there (Xu et al., EcoDatum, section 3.2). The annotation is embedded once for all three.
-A video is what its encoder makes of its frames.
-"""
+"""How well data and annotation fit: by an encoder with a shared space, and by what a grounder finds."""
 
 from __future__ import annotations
 
@@ -18,14 +12,15 @@ import pyarrow as pa
 from PIL import Image as PILImage
 
 from nemo_mm_rank.config import ModelSpec
-from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.experts.expert import load_encoder
+from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.media.segment import Image, Video, part_key
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Encoder, Item
-from nemo_mm_rank.quality.operators.media_step import Judged
-from nemo_mm_rank.quality.operators.settings import AgreementSettings, column
+from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Grounder, Item, answering
+from nemo_mm_rank.models.expert import load_encoder
+from nemo_mm_rank.quality.operators.media import Judged
+from nemo_mm_rank.quality.operators.settings import AgreementSettings, GroundingSettings, column
 from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.text.phrases import components
 
 AS_IT_IS, MIRRORED, UPSIDE_DOWN = "", "_h", "_v"
 
@@ -124,3 +119,85 @@ def mirrored(item: Item, way: str) -> Item:
     assert isinstance(item, Video)  # noqa: S101 (nothing else has a mirror image)
     frames = np.flip(item.frames, axis=2 if way == MIRRORED else 1)
     return replace(item, key=part_key(item.key, way), frames=np.ascontiguousarray(frames))
+
+
+SCORES = ("count", "mean", "best", "coverage")
+
+
+@dataclass
+class Grounding:
+    """Adds what one grounder finds.
+
+    Args:
+        name: how its columns begin.
+        settings: which grounder, and what it looks for.
+        models: the configuration's models by name.
+        given: columns of these operators come from elsewhere.
+    """
+
+    name: str
+    settings: GroundingSettings
+    models: Mapping[str, ModelSpec]
+    given: frozenset[str] = frozenset()
+    _grounder: Grounder | None = field(default=None, init=False, repr=False)
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """Four columns, without those that are given."""
+        names = [f"{self.name}_{score}" for score in SCORES]
+        return {column(name): pa.float32() for name in names if name not in self.given}
+
+    def setup(self, device: str) -> None:
+        """Load the grounder."""
+        spec = self.models[self.settings.model]
+        loaded = loader.load(self.settings.model, spec.class_, spec.arguments, device)
+        self._grounder = loader.as_grounder(self.settings.model, loaded)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_grounder": None}
+
+    def takes(self, modality: Modality) -> bool:
+        """What the grounder lists."""
+        return self._grounder is not None and modality in self._grounder.modalities
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, and the model with its revision."""
+        model = self.settings.model
+        return {
+            "grounding": self.name,
+            "columns": list(self.provides),
+            "settings": self.settings.model_dump(mode="json"),
+            "models": loader.identities({model: self.models[model]}),
+        }
+
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+        """Look for the phrases of each annotation in its own data, all of them in one go."""
+        assert self._grounder is not None, "setup runs before every frame"  # noqa: S101
+        phrases = components(texts, self.settings.phrases)
+        with answering(self._grounder.name):
+            found = self._grounder.ground(items, phrases, modality)
+        scores = np.full((len(items), len(SCORES)), np.nan, dtype=np.float32)
+        errors: dict[int, PairError] = {}
+        for row, one in enumerate(found):
+            if isinstance(one, PairError):
+                errors[row] = one
+            else:
+                scores[row] = summarise(one, self.settings.threshold)
+        named = {column(f"{self.name}_{score}"): scores[:, place].copy() for place, score in enumerate(SCORES)}
+        return Judged({name: pa.array(named[name], from_pandas=True) for name in self.provides}, errors)
+
+
+def summarise(grounded: Grounded, threshold: float) -> npt.NDArray[np.float32]:
+    """Return ``(4,)`` count, mean, best and coverage; a phrase without a score is not found, and of none NaN is."""
+    scores = np.nan_to_num(grounded.scores.float().cpu().numpy())
+    best = scores.max(axis=1, initial=0.0)
+    covered = (scores >= threshold).any(axis=0)
+    return np.array(
+        [
+            (best >= threshold).sum(),
+            best.mean() if len(best) else 0.0,
+            best.max(initial=0.0),
+            covered.mean() if len(covered) else np.nan,
+        ],
+        dtype=np.float32,
+    )

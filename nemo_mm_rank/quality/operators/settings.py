@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, model_validator
 
 from nemo_mm_rank.config import Settings, Share
-from nemo_mm_rank.quality.settings import existing_file
+from nemo_mm_rank.quality.text_filters import existing_file
 from nemo_mm_rank.schema import Modality
 
 PREFIX = "quality__"

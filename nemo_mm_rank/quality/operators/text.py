@@ -1,23 +1,14 @@
-"""How an annotation reads: scores of many texts at once, higher is better.
-
-| score                | what                                                                                         |
-|----------------------|----------------------------------------------------------------------------------------------|
-| words                | number of words, as DataComp counts them (``len(text.split())``)                              |
-| characters           | number of characters                                                                         |
-| character_repetition | 1 - the share that the most frequent runs of 10 characters have in all of them                |
-| word_repetition      | 1 - the share of runs of 10 words that are there more than once                               |
-| caption_like         | share of seven plain marks of a caption that it has (`CAPTION_MARKS`)                         |
-| concrete_words       | share of words that are no function words and have no ending of abstract nouns                |
-
-The repetitions are those of EcoDatum's toolbox, Data-Juicer (Chen et al. 2023; ``character_repetition_filter`` and
-``word_repetition_filter``), which has them from ROOTS (Laurençon et al. 2022). ``concrete_words`` is a stand-in for
-concreteness, made for English, and no more than that: it knows no word's meaning.
-"""
+"""How an annotation reads: the operators that look at texts, each distinct text once."""
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.arrays import Floats, Ints, UInt64s
-from nemo_mm_rank.models.classical.ngrams import mix
-from nemo_mm_rank.sns.components import FUNCTION_WORDS
+from nemo_mm_rank.config import MediaSettings, ModelSpec
+from nemo_mm_rank.errors import ConfigError, ModelError, PairError, require
+from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.io.files import file_digest
+from nemo_mm_rank.media.rows import annotation_texts
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.base import answering, fulfil
+from nemo_mm_rank.quality.operators.settings import OperatorSettings, column
+from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS
+from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.text.ngrams import mix
+from nemo_mm_rank.text.phrases import FUNCTION_WORDS
 
 RUN = 10
 """Characters, or words, of a run that may come again."""
@@ -152,3 +153,221 @@ SCORES: dict[str, Callable[[Sequence[str]], Floats]] = {
     "caption_like": caption_like,
     "concrete_words": concrete_words,
 }
+
+
+WORDS, RATINGS = ("word",), ("rating", "conc.m", "concreteness", "score")
+"""What the two columns may be called, in any case; others are passed over."""
+
+
+@lru_cache(maxsize=2)
+def read_norms(path: str) -> Mapping[str, float]:
+    """Read a CSV (or TSV) with a column of words and one of ratings, once per process.
+
+    Raises:
+        ConfigError: it lacks one of them, or a rating is no number.
+    """
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+        file.seek(0)
+        rows = csv.reader(file, delimiter="\t" if "\t" in head else ",")
+        names = [name.strip().lower() for name in next(rows, [])]
+        found = [[names.index(name) for name in known if name in names] for known in (WORDS, RATINGS)]
+        if not all(found):
+            raise ConfigError(f"concreteness: {path} needs columns 'word' and 'rating'; it has {', '.join(names)}")
+        word, rating = found[0][0], found[1][0]
+        try:
+            return {row[word].strip().lower(): float(row[rating]) for row in rows if row}
+        except (ValueError, IndexError) as error:
+            raise ConfigError(f"concreteness: {path}: line {rows.line_num}: {error}") from error
+
+
+def mean_ratings(texts: Sequence[str], norms: Mapping[str, float]) -> npt.NDArray[np.float64]:
+    """Return ``(n,)`` the mean rating of the words of each text that are rated; NaN where none is."""
+    means = np.full(len(texts), np.nan)
+    for row, text in enumerate(texts):
+        known = [norms[word] for word in map(str.lower, WORD.findall(text)) if word in norms]
+        if known:
+            means[row] = sum(known) / len(known)
+    return means
+
+
+LABEL = "__label__"
+
+
+def identify(texts: Sequence[str], path: str, lowercase: bool = False) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """Return the likeliest language of each text, as the file calls it, and its probability.
+
+    DataComp's reading of texts (``baselines/apply_filter.py``): line ends become spaces, and nothing else is changed.
+    fastText's probabilities can be some 1e-5 above 1. A text of which nothing is known has the language "" and 0.
+
+    Args:
+        texts: ``n`` of them.
+        path: of the fastText file.
+        lowercase: read them in lower case.
+
+    Raises:
+        UserError: no reader of fastText files is installed.
+        ModelError: the file is none, or is no classifier.
+    """
+    model = load(path)
+    labels, probabilities = [], np.zeros(len(texts))
+    for row, text in enumerate(texts):
+        line = text.replace("\n", " ")
+        # One by one: what a list of lines returns depends on which reader of fastText files is installed.
+        found, likely = model.predict(line.lower() if lowercase else line, k=1)
+        labels.append(found[0].removeprefix(LABEL) if len(found) else "")
+        probabilities[row] = likely[0] if len(found) else 0.0
+    return labels, probabilities
+
+
+@lru_cache(maxsize=2)
+def load(path: str) -> Any:
+    """Open a fastText file, once per process; raises as `identify` does."""
+    fasttext = require("fasttext", "curator")
+    try:
+        model = fasttext.load_model(path)
+        model.predict("a", k=1)
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"language: {path} is no fastText classifier: {' '.join(str(error).split())}") from error
+    return model
+
+
+LANGUAGE, CONCRETENESS, ICC = "language", "concreteness", "icc"
+LANGUAGE_LABEL = f"{column(LANGUAGE)}_label"
+"""The likeliest language as the fastText file calls it (string)."""
+
+
+@runtime_checkable
+class TextScorer(Protocol):
+    """A model that rates texts; ``revision`` names its weights."""
+
+    name: str
+    revision: str
+
+    def score(self, texts: list[str]) -> npt.NDArray[np.floating[Any]]:
+        """Return ``(n,)`` ratings, higher is better, none of which depends on its neighbours."""
+        ...
+
+
+@dataclass
+class TextStep(Step):
+    """Adds what the annotation's words say of a pair, of every modality.
+
+    Args:
+        settings: which operators.
+        models: the configuration's models by name.
+        media: bounds on texts.
+    """
+
+    settings: OperatorSettings
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    media: MediaSettings = field(default_factory=MediaSettings)
+    name: str = "quality-texts"
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The annotation."""
+        return {ANNOTATION: pa.string()}
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """What SNS kept of it."""
+        return (ANNOTATION_SPANS,)
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """One column per operator, and the language."""
+        columns: dict[str, pa.DataType] = {column(name): pa.float32() for name in self._operators}
+        return {**columns, LANGUAGE_LABEL: pa.string()} if LANGUAGE in self._operators else columns
+
+    @property
+    def _operators(self) -> list[str]:
+        settings, concreteness = self.settings, self.settings.concreteness
+        names = [
+            *settings.texts,
+            *([LANGUAGE] if settings.language else []),
+            *([CONCRETENESS] if concreteness and concreteness.norms else []),
+            *([ICC] if concreteness and concreteness.model else []),
+        ]
+        return [name for name in dict.fromkeys(names) if name not in settings.given]
+
+    def setup(self, device: str | None = None) -> None:
+        """Open the files, and load the model (nothing happens where this process has them)."""
+        if LANGUAGE in self._operators and self.settings.language:
+            load(self.settings.language.model)
+        concreteness = self.settings.concreteness
+        if CONCRETENESS in self._operators and concreteness and concreteness.norms:
+            read_norms(concreteness.norms)
+        if ICC in self._operators and concreteness and concreteness.model:
+            self._scorer = _load_scorer(concreteness.model, self.models, loader.pick_device(device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the loaded model."""
+        return {key: value for key, value in self.__dict__.items() if key != "_scorer"}
+
+    def identity(self) -> dict[str, Any]:
+        """Operators, what their files hold, and the model's revision."""
+        values: dict[str, Any] = {"step": self.name, "operators": self._operators, "version": 1}
+        if LANGUAGE in self._operators and self.settings.language:
+            settings = self.settings.language
+            values[LANGUAGE] = {**settings.model_dump(mode="json"), "model": file_digest(settings.model)}
+        concreteness = self.settings.concreteness
+        if CONCRETENESS in self._operators and concreteness and concreteness.norms:
+            values[CONCRETENESS] = file_digest(concreteness.norms)
+        if ICC in self._operators and concreteness and concreteness.model:
+            values[ICC] = loader.identities({concreteness.model: self.models[concreteness.model]})
+        return values
+
+    def process(self, rows: Frame) -> Added:
+        """Judge each distinct annotation, and give every row its scores."""
+        places: dict[str, int] = {}
+        errors: dict[int, PairError] = {}
+        index: list[int | None] = []
+        for row, one in enumerate(annotation_texts(rows, self.media)):
+            if isinstance(one, str):
+                index.append(places.setdefault(one, len(places)))
+            else:
+                errors[row] = one
+                index.append(None)
+        taken = pa.array(index, pa.int64())
+        return Added({name: scores.take(taken) for name, scores in self._judge(list(places)).items()}, errors)
+
+    def _judge(self, texts: list[str]) -> dict[str, pa.Array]:
+        """Return this step's columns for distinct texts."""
+        columns: dict[str, pa.Array] = {}
+        for name in self._operators:
+            if name == LANGUAGE and self.settings.language:
+                settings = self.settings.language
+                labels, probabilities = identify(texts, settings.model, settings.lowercase)
+                wanted = np.isin(np.array(labels, dtype=object), settings.languages)
+                columns[column(name)] = _floats(np.where(wanted, probabilities, 0.0))
+                columns[LANGUAGE_LABEL] = pa.array(labels, pa.string())
+            elif name == CONCRETENESS and self.settings.concreteness and self.settings.concreteness.norms:
+                columns[column(name)] = _floats(mean_ratings(texts, read_norms(self.settings.concreteness.norms)))
+            elif name == ICC:
+                columns[column(name)] = _floats(_scored(self._scorer, texts))
+            else:
+                columns[column(name)] = _floats(SCORES[name](texts))
+        return columns
+
+
+def _floats(scores: npt.NDArray[Any]) -> pa.Array:
+    """Return scores as float32, null where they are not numbers."""
+    return pa.array(scores.astype(np.float32), from_pandas=True)
+
+
+def _load_scorer(name: str, models: Mapping[str, ModelSpec], device: str) -> TextScorer:
+    spec = models[name]
+    scorer: TextScorer = loader.load(name, spec.class_, spec.arguments, device)
+    fulfil(name, scorer, TextScorer)
+    return scorer
+
+
+def _scored(scorer: TextScorer, texts: list[str]) -> npt.NDArray[Any]:
+    if not texts:
+        return np.zeros(0)
+    with answering(scorer.name):
+        scores = np.asarray(scorer.score(texts))
+    if scores.shape != (len(texts),):
+        raise ModelError(f"{scorer.name} returned scores of shape {scores.shape} for {len(texts)} texts")
+    return scores

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
 from nemo_mm_rank.arrays import Ints, UInt64s
-from nemo_mm_rank.quality.dedup import near as module
-from nemo_mm_rank.quality.dedup.near import band_count, distances, near
+from nemo_mm_rank.quality import duplicates as module
+from nemo_mm_rank.quality.duplicates import band_count, distances, near
 
 
 def all_pairs(codes: UInt64s, salts: UInt64s, radius: int) -> Ints:

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PILImage
 
 from nemo_mm_rank.media.segment import Audio
-from nemo_mm_rank.quality.dedup.near import distances
-from nemo_mm_rank.quality.phash import film_hash, phash, phashes, sound_hash
+from nemo_mm_rank.quality.duplicates import distances
+from nemo_mm_rank.quality.fingerprints import film_hash, phash, phashes, sound_hash
 
 POOL = Path(__file__).parents[4] / "shared" / "data" / "real_pool"
 RANDOM = np.random.default_rng(11)

@@ -13,16 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_mm_rank.config import parse
+from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ConfigError, MissingColumnError
-from nemo_mm_rank.io.parquet import write_table
+from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.quality import LabelingFunction, LabelModel, label_votes, lf_summary
 from nemo_mm_rank.quality.ensemble import EnsembleSettings, PatternCounts
-from nemo_mm_rank.quality.ensemble.bins import BinCounts, Binning
 from nemo_mm_rank.quality.ensemble.fit import thresholds
-from nemo_mm_rank.quality.ensemble.search import Found, SearchSettings, candidates, search
-from nemo_mm_rank.quality.ensemble.truth import LabelStep
+from nemo_mm_rank.quality.ensemble.search import BinCounts, Binning, Found, SearchSettings, candidates, search
+from nemo_mm_rank.quality.ensemble.step import LabelStep
 from nemo_mm_rank.ranking import Files
-from nemo_mm_rank.run.engine import SerialEngine
 
 NAMES = ("clip", "icc", "boxes", "blurry")
 

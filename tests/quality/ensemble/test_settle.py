@@ -9,7 +9,7 @@ import numpy as np
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.quality import LabelModel
 from nemo_mm_rank.quality.ensemble import EnsembleSettings, PatternCounts, idle
-from nemo_mm_rank.quality.ensemble.settle import settle
+from nemo_mm_rank.quality.ensemble.fit import settle
 
 
 def votes(*accuracies: float, n: int = 4_000) -> np.ndarray:

@@ -15,8 +15,7 @@ from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality import LabelingFunction, label_votes
 from nemo_mm_rank.quality.ensemble import EnsembleSettings, FunctionSettings, default_functions
-from nemo_mm_rank.quality.ensemble.fit import thresholds
-from nemo_mm_rank.quality.ensemble.thresholds import FEW, resolve
+from nemo_mm_rank.quality.ensemble.fit import FEW, resolve, thresholds
 from tests.quality.ensemble.shards import InMemory
 
 

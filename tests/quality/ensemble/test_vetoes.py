@@ -12,6 +12,7 @@ import pytest
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Budget, parse
+from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality import LabelModel, lf_summary
 from nemo_mm_rank.quality.ensemble import (
@@ -25,9 +26,8 @@ from nemo_mm_rank.quality.ensemble import (
     fit,
 )
 from nemo_mm_rank.quality.ensemble.choose import reasons
+from nemo_mm_rank.quality.ensemble.fit import settle
 from nemo_mm_rank.quality.ensemble.search import Candidate, SearchSettings, candidates, search
-from nemo_mm_rank.quality.ensemble.settle import settle
-from nemo_mm_rank.run.engine import SerialEngine
 from tests.quality.ensemble.shards import InMemory
 
 VOTERS = ("clip", "icc", "boxes")

@@ -15,7 +15,7 @@ from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.quality.operators import DataCompStep, OperatorSettings, datacomp
-from nemo_mm_rank.quality.operators.datacomp_step import read_centroids
+from nemo_mm_rank.quality.operators.datacomp import read_centroids
 from nemo_mm_rank.quality.operators.settings import DataCompSettings
 
 CAPTION = "a small dog"

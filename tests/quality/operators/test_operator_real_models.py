@@ -20,7 +20,7 @@ from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Grounded
 from nemo_mm_rank.quality.operators import OperatorSettings, column, steps
-from nemo_mm_rank.sns.components import components
+from nemo_mm_rank.text.phrases import components
 from tests.models.tiny_detector import grounding_dino
 from tests.models.tiny_encoders import clap, clip
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from nemo_mm_rank.config import PoolSource, parse
+from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.io.parquet import write_table
 from nemo_mm_rank.quality.dedup import DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.operators import DATACOMP, OperatorSettings, agreements, column, columns, steps
-from nemo_mm_rank.run.store import Chain, Shards, Stage, digest
+from nemo_mm_rank.run.store import Chain, ShardStore, Stage, digest
 
 LID = Path(__file__).parents[4] / "shared" / "models" / "lid.176.ftz"
 
@@ -62,11 +62,11 @@ SETTINGS = parse(
 )
 
 
-def scored(metadata: Path, folder: Path, count: int) -> tuple[Shards, Chain]:
+def scored(metadata: Path, folder: Path, count: int) -> tuple[ShardStore, Chain]:
     fields = {"pair_id": "uid", "annotation": "text", "data": "file"}
     source = parse(PoolSource, {"path": str(metadata), "fields": fields, "modality": "image"})
     report = ingest([source], folder / "pool", shards=count, check_files=False)
-    shards, stages = Shards((folder / "pool",), report.shards), []
+    shards, stages = ShardStore((folder / "pool",), report.shards), []
     for step in steps(SETTINGS):
         stages.append(Stage(step, shards, folder / step.name, digest(step.identity())))
         shards = shards.then(folder / step.name)

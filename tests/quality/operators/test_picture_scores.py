@@ -13,8 +13,7 @@ from PIL import ImageFilter
 
 from nemo_mm_rank.media.segment import Image, Video
 from nemo_mm_rank.quality.operators import PictureScores, column
-from nemo_mm_rank.quality.operators.image import dark_and_light
-from nemo_mm_rank.quality.operators.pictures import picture_scores
+from nemo_mm_rank.quality.operators.images import dark_and_light, picture_scores
 from nemo_mm_rank.quality.operators.settings import PICTURES, Picture
 from nemo_mm_rank.schema import Modality
 

@@ -12,10 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_mm_rank.errors import ConfigError, ModelError
-from nemo_mm_rank.quality.operators import language
-from nemo_mm_rank.quality.operators.norms import mean_ratings, read_norms
 from nemo_mm_rank.quality.operators.settings import TEXTS
-from nemo_mm_rank.quality.operators.text import SCORES, caption_like, concrete_words, words
+from nemo_mm_rank.quality.operators.text import (
+    SCORES,
+    caption_like,
+    concrete_words,
+    identify,
+    mean_ratings,
+    read_norms,
+    words,
+)
 
 LID = Path(__file__).parents[4] / "shared" / "models" / "lid.176.ftz"
 
@@ -103,16 +109,16 @@ def test_a_file_that_is_none_of_fasttext_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("fasttext", reason="needs the extra 'curator'")
     (tmp_path / "lid.ftz").write_bytes(b"no model")
     with pytest.raises(ModelError, match="is no fastText classifier"):
-        language.identify(["a"], str(tmp_path / "lid.ftz"))
+        identify(["a"], str(tmp_path / "lid.ftz"))
 
 
 @pytest.mark.skipif(not LID.is_file(), reason="the folder of small models is not beside the project")
 def test_languages() -> None:
     pytest.importorskip("fasttext", reason="needs the extra 'curator'")
     texts = ["A dog runs over\nthe wet grass.", "Ein Hund läuft über das nasse Gras.", "犬が濡れた草の上を走る。"]
-    labels, probabilities = language.identify(texts, str(LID))
+    labels, probabilities = identify(texts, str(LID))
     assert labels == ["en", "de", "ja"]
     assert (probabilities > 0.7).all()
-    assert language.identify([], str(LID))[0] == []
+    assert identify([], str(LID))[0] == []
     upper = ["A DOG RUNS OVER THE WET GRASS."]
-    assert language.identify(upper, str(LID), lowercase=True)[0] == ["en"]
+    assert identify(upper, str(LID), lowercase=True)[0] == ["en"]

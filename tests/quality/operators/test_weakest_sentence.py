@@ -11,7 +11,7 @@ import pytest
 
 from nemo_mm_rank.config import CLASSICAL_MODELS, ModelSpec, parse
 from nemo_mm_rank.errors import ConfigError
-from nemo_mm_rank.experts.expert import load_encoder
+from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.quality.operators import OperatorSettings, SentenceStep, steps
 from nemo_mm_rank.schema import Modality
 

@@ -1,0 +1,157 @@
+"""Training on the blends: a task for every strategy and seed, each kept in a file of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from nemo_mm_rank.benchmark.blends import Blend
+from nemo_mm_rank.benchmark.downstream import (
+    Features,
+    OffSettings,
+    Pairs,
+    Perplexity,
+    TrainedSettings,
+    Words,
+    features,
+    train,
+)
+from nemo_mm_rank.config import Config
+from nemo_mm_rank.engine import Engine, SerialEngine
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.store import ShardStore, digest
+
+VALIDATION = "validation"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        strategy, seed: whose blend.
+        part: in which variant its pairs are learnt: the pool's, or one that is trimmed.
+        blend_key: of the blend's file.
+        key: of the result.
+    """
+
+    strategy: str
+    seed: int
+    part: str
+    blend_key: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """Trains on the blend of one job by its number; on any worker.
+
+    Attributes:
+        parts: the pool, its trimmed variants, and last the validation pairs.
+        settings: which model.
+        config: of the ranking.
+        folder: of the benchmark.
+        jobs: what is to be done.
+    """
+
+    parts: dict[str, ShardStore]
+    settings: TrainedSettings
+    config: Config
+    folder: Path
+    jobs: tuple[Job, ...]
+    name: ClassVar[str] = "train"
+
+    def file(self, job: Job) -> Path:
+        """Return where the result of a job is kept."""
+        return self.folder / "downstream" / f"{job.strategy}-{job.seed}.json"
+
+    def result(self, job: Job) -> Perplexity | None:
+        """Return what an earlier run has left of a job, or None."""
+        try:
+            found: dict[str, Any] = json.loads(self.file(job).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        if found.pop("key") != job.key:
+            return None
+        lists = {name: tuple(found[name]) for name in ("steps", "values", "tokens")}
+        return Perplexity(**{**found, **lists})
+
+    def __call__(self, number: int) -> int:
+        """Do one job."""
+        job = self.jobs[number]
+        blend = Blend.load(self.folder / "blends", job.strategy, job.seed, job.blend_key)
+        if blend is None:
+            raise UserError(f"{self.folder}: the blend of {job.strategy} with seed {job.seed} has changed meanwhile")
+        corpus = self.corpus(SerialEngine())
+        found = train(
+            corpus,
+            corpus.annotations,
+            corpus.rows(job.part, blend.pair_ids),
+            corpus.rows(VALIDATION),
+            self.settings,
+            job.seed,
+        )
+        write_json(self.file(job), {"key": job.key, **asdict(found)})
+        return number
+
+    def corpus(self, engine: Engine) -> Features | Pairs | Words:
+        """Return what is learnt from, made once and kept in this process."""
+        key = digest([self.keys(), self.settings.model_dump(mode="json"), str(self.folder)])
+        if key not in _held:
+            _held.clear()
+            _held[key] = features(self.parts, self.settings, self.config, self.folder / "features", engine)
+        return _held[key]
+
+    def keys(self) -> dict[str, list[str]]:
+        """Return the fingerprints of all parts' shards."""
+        return {name: [shards.key(part) for part in range(shards.count)] for name, shards in self.parts.items()}
+
+
+_held: dict[str, Features | Pairs | Words] = {}
+
+
+def train_all(
+    blends: Sequence[tuple[Blend, str, str]],
+    parts: dict[str, ShardStore],
+    settings: TrainedSettings | OffSettings,
+    config: Config,
+    folder: Path,
+    engine: Engine,
+    reporter: Reporter,
+) -> dict[tuple[str, int], Perplexity]:
+    """Train on every blend that has not been trained on, and return (strategy, seed) -> what came of it.
+
+    Args:
+        blends: each with the key of its file and the part that its pairs are learnt from.
+        parts: the pool first, the validation pairs as `VALIDATION`.
+        settings: which model.
+        config: of the ranking.
+        folder: of the benchmark.
+        engine: where the work is done.
+        reporter: what a person sees.
+    """
+    if isinstance(settings, OffSettings):
+        return {}
+    task = Training(parts, settings, config, folder, ())
+    keys = task.keys()
+    jobs = []
+    for blend, blend_key, part in blends:
+        made = [blend.digest, next(iter(keys.values())), keys[part], keys[VALIDATION]]
+        key = digest([*made, settings.model_dump(mode="json"), config.model_dump(mode="json", include={"media"})])
+        jobs.append(Job(blend.strategy, blend.seed, part, blend_key, key))
+    task = Training(parts, settings, config, folder, tuple(jobs))
+    todo = [number for number, job in enumerate(jobs) if task.result(job) is None]
+    if todo:
+        with reporter.step("features", 1) as advance:
+            task.corpus(engine)
+            advance(1)
+    with reporter.step("train", len(jobs), len(jobs) - len(todo)) as advance:
+        for _ in engine.map(task, todo):
+            advance(1)
+    found = {(job.strategy, job.seed): task.result(job) for job in jobs}
+    return {place: result for place, result in found.items() if result is not None}

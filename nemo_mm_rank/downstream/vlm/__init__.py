@@ -1,1 +1,0 @@
-"""LoRA fine-tuning of a multimodal language model on a blend, by transformers, peft and accelerate."""

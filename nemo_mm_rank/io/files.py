@@ -1,0 +1,208 @@
+"""Files that are there whole or not at all, Parquet that every reader opens, and digests of content."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from nemo_mm_rank.errors import StorageError
+from nemo_mm_rank.io.manifest import opened, split_suffix
+from nemo_mm_rank.io.webdataset import kind_of, split_name
+from nemo_mm_rank.media.tar import walk
+
+NOTE = b"nemo_mm_rank"
+
+TEMPORARY = ".nemo-mm-rank.tmp"
+"""How the names of unfinished files and folders end, and no other's; they begin with a dot, so that no pattern of ours
+finds them."""
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a new name beside ``path`` for what will be put in its place."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place: synced, in one rename.
+
+    A process killed at any moment, or a full disk, leaves the old file or none; a stray temporary file is ignored
+    by every reader of ours. The mode follows the umask. What a link of that name leads to stays as it is.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        _write_and_rename(path, write)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written: {os.strerror(error.errno) if error.errno else error}"
+        ) from error
+
+
+def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_name(path)
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks: then nobody clears away what is left either
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that somebody is at work on it
+        write(temporary)
+        os.fsync(handle)
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: whatever else the old one was linked to keeps its content."""
+
+    def write(target: Path) -> None:
+        target.write_bytes(content)
+
+    write_atomically(path, write)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+
+    def write(target: Path) -> None:
+        target.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON atomically, keys in the order given, so that equal values are equal bytes."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = None) -> None:
+    """Write one Parquet file atomically, with ``note`` as JSON in its metadata (and none of pandas' own)."""
+    metadata = {} if note is None else {NOTE: json.dumps(note, sort_keys=True).encode()}
+    table = table.replace_schema_metadata(metadata)
+
+    def write(target: Path) -> None:
+        pq.write_table(table, target, compression="zstd")
+
+    write_atomically(path, write)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one Parquet file."""
+    return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """Return the note that `write_table` left, or None where there is no such file or no note in it."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return None
+    note: dict[str, Any] | None = json.loads(metadata[NOTE]) if NOTE in metadata else None
+    return note
+
+
+_SIZE = 16
+_CHUNK = 2**22
+
+
+def file_digest(file: str) -> str:
+    """Return the digest of a local or remote manifest's bytes; of a tar's without its media.
+
+    Media are stamped one by one, wherever they lie, and a tar of them may be as large as a disk.
+
+    Raises:
+        PoolError: it cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=_SIZE)
+    with opened(file) as handle:
+        for part in _tar_parts(handle) if split_suffix(file)[1] == "tar" else _chunks(handle):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _chunks(handle: IO[bytes], size: int | None = None) -> Iterator[bytes]:
+    """Yield the next ``size`` bytes, or all there are."""
+    left = size
+    while chunk := handle.read(_CHUNK if left is None else min(_CHUNK, left)):
+        left = None if left is None else left - len(chunk)
+        yield chunk
+
+
+def _tar_parts(handle: IO[bytes]) -> Iterator[bytes]:
+    """Yield where each member lies and what it is, and its content unless its name says that it is media."""
+    try:
+        for member in walk(handle):
+            there = [member.name, member.type.decode("latin-1"), member.offset, member.offset_data, member.size]
+            yield json.dumps([*there, member.mtime]).encode()
+            if kind_of(split_name(member.name)[1]) is None:
+                handle.seek(member.offset_data)
+                yield from _chunks(handle, member.size)
+    except tarfile.TarError as error:
+        yield str(error).encode()
+    yield str(handle.seek(0, 2)).encode()
+
+
+def table_digest(table: pa.Table, more: bytes = b"") -> str:
+    """Return the digest of a table's names, types and values (and of ``more``).
+
+    The same for equal values, however they are chunked, sliced or compressed, and with any version of Arrow.
+    """
+    digest = hashlib.blake2b(digest_size=_SIZE)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        digest.update(json.dumps([name, str(column.type), len(column)]).encode())
+        for part in _values(column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)):
+            digest.update(part)
+    digest.update(more)
+    return digest.hexdigest()
+
+
+def _values(array: pa.Array) -> Iterator[Any]:
+    """Yield the buffers that a column's values come to: which are there, and what they are, without the nulls."""
+    if isinstance(array, pa.ChunkedArray):  # more than 2 GiB of characters
+        array = array.cast(pa.large_string() if pa.types.is_string(array.type) else pa.large_binary()).combine_chunks()
+    there = pc.is_valid(array).to_numpy(zero_copy_only=False)
+    yield np.packbits(there)
+    array = array.drop_null()
+    kind = array.type
+    if kind in (pa.string(), pa.binary(), pa.large_string(), pa.large_binary()):
+        yield np.ascontiguousarray(pc.binary_length(array).to_numpy(), dtype=np.int64)
+        yield _bytes(array)
+    elif pa.types.is_struct(kind):
+        for position in range(kind.num_fields):
+            yield from _values(pc.struct_field(array, position))
+    elif pa.types.is_list(kind):
+        yield np.ascontiguousarray(pc.list_value_length(array).to_numpy(), dtype=np.int64)
+        yield from _values(array.flatten())
+    elif pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+        yield np.ascontiguousarray(array.to_numpy(zero_copy_only=False))
+    else:
+        yield json.dumps(array.to_pylist(), default=str).encode()
+
+
+def _bytes(array: pa.Array) -> Any:
+    if not len(array):
+        return b""
+    width = np.int64 if array.type in (pa.large_string(), pa.large_binary()) else np.int32
+    _, offsets, content = array.buffers()
+    ends = np.frombuffer(offsets, dtype=width)[[array.offset, array.offset + len(array)]]
+    return b"" if content is None else memoryview(content)[ends[0] : ends[1]]

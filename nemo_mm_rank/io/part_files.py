@@ -1,0 +1,115 @@
+"""The part files of a pool: rows collected until a part is full, then written in one go."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nemo_mm_rank.arrays import Ints
+from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.io.canonical import MEDIA
+from nemo_mm_rank.io.files import read_note, read_table, table_digest, write_table
+from nemo_mm_rank.io.references import References, folded
+from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY
+
+MAX_PART_BYTES = 256 * 2**20
+
+
+def part_name(part: int) -> str:
+    """Return the file name of part ``part``."""
+    return f"part-{part:05d}.parquet"
+
+
+def is_part(path: Path) -> bool:
+    """Whether a file is a part that we wrote: by its name, and by the note in it."""
+    return re.fullmatch(r"part-\d{5,}\.parquet", path.name) is not None and read_note(path) is not None
+
+
+class PartWriter:
+    """Cuts a stream of tables of one schema into parts.
+
+    Args:
+        folder: for the files.
+        sizes: rows of the parts; the last size holds for all that follow.
+        bounded: close a part early where its rows come to more than `MAX_PART_BYTES`.
+    """
+
+    def __init__(self, folder: Path, sizes: Sequence[int], bounded: bool = True) -> None:
+        self._folder = folder
+        self._sizes = sizes
+        self._bounded = bounded
+        self._parts: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
+        self._stamps: list[Ints] = []
+        self._waiting = 0
+        self.rows = 0
+
+    def add(self, table: pa.Table, stamps: Ints) -> None:
+        """Add rows and the stamps ``(n, 2)`` of their media files."""
+        self.rows += table.num_rows
+        start = 0
+        while start < table.num_rows:
+            size = self._sizes[min(len(self._parts), len(self._sizes) - 1)]
+            stop = min(table.num_rows, start + size - self._waiting)
+            self._tables.append(table.slice(start, stop - start))
+            self._stamps.append(stamps[start:stop])
+            self._waiting += stop - start
+            start = stop
+            heavy = self._bounded and sum(waiting.nbytes for waiting in self._tables) > MAX_PART_BYTES
+            if self._waiting == size or heavy:
+                self._write()
+
+    def close(self) -> list[dict[str, Any]]:
+        """Write what is left, and return name, key, rows and digest of the stamps of every part."""
+        if self._waiting:
+            self._write()
+        return self._parts
+
+    def _write(self) -> None:
+        name = part_name(len(self._parts))
+        # The place of the pool on this machine is no content: a copy of a pool has the same digests.
+        table = pa.concat_tables(self._tables).combine_chunks()
+        files = _stamps_digest(np.concatenate(self._stamps))
+        key = table_digest(table.drop_columns([MEDIA_ROOT]), files.encode())
+        note = {"key": key, "rows": table.num_rows, "files": files}
+        write_table(self._folder / name, table, note)
+        self._parts.append({"name": name, **note})
+        self._tables, self._stamps, self._waiting = [], [], 0
+
+
+def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
+    """Whether a part is there as recorded, and its media files have the sizes and times that they had."""
+    note = read_note(folder / part["name"])
+    if note is None or {"name": part["name"], **note} != part:
+        return False
+    if not part["files"]:
+        return True
+    there = pq.read_schema(folder / part["name"]).names
+    if DATA_BYTES in there:
+        return False
+    names = [name for name in (MODALITY, DATA, MEDIA_ROOT, DATA_PARTS) if name in there]
+    columns = read_table(folder / part["name"], names).to_pydict()
+    stamps = np.full((part["rows"], 2), -1, dtype=np.int64)
+    references = {root: References(root) for root in set(columns[MEDIA_ROOT])}
+    for row, (modality, data, root, *parts) in enumerate(zip(*columns.values(), strict=True)):
+        try:
+            if modality in MEDIA:
+                stamps[row] = references[root].stamp(data)
+            elif parts and parts[0] is not None:
+                files = [one[DATA] for one in parts[0] if one[MODALITY] in MEDIA]
+                stamps[row] = folded([references[root].stamp(file) for file in files])
+        except MediaError:
+            return False
+    return bool(_stamps_digest(stamps) == part["files"])
+
+
+def _stamps_digest(stamps: Ints) -> str:
+    """Return the digest of stamps, "" where no file was looked at."""
+    return "" if (stamps < 0).all() else hashlib.blake2b(stamps.tobytes(), digest_size=16).hexdigest()

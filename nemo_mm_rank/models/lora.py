@@ -1,0 +1,201 @@
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685) as peft keeps them: attached, written, loaded, merged."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from nemo_mm_rank.benchmark.downstream.settings import AdapterSettings
+from nemo_mm_rank.errors import ModelError, nearest, require
+from nemo_mm_rank.io.files import write_atomically, write_json
+from nemo_mm_rank.models.weights import folder_revision, opening, resolve
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+Weights = Mapping[str, torch.Tensor]
+
+
+def adapter_revision(path: str) -> str:
+    """Return a digest of an adapter's files, without loading it.
+
+    Raises:
+        ModelError: no such adapter.
+    """
+    return folder_revision(resolve(path))
+
+
+def merge_adapter(model: Any, path: str) -> None:
+    """Add an adapter to the weights of ``model``, which is what it was before but for their values.
+
+    Args:
+        model: of transformers; changed in place.
+        path: a local folder, or a name on the Hugging Face hub, with `CONFIG` and `WEIGHTS`.
+
+    Raises:
+        ModelError: no such adapter, a pickle, another kind than LoRA, or one of another model.
+    """
+    folder = resolve(path)
+    settings = read_config(folder, path)
+    with opening(path):
+        weights = load_file(folder / WEIGHTS)
+        adapted = attach(model, settings)
+    put_weights(adapted, weights, path)
+    adapted.merge_and_unload()
+
+
+def read_config(folder: Path, path: str) -> dict[str, Any]:
+    """Return an adapter's settings: those that change what it adds.
+
+    Raises:
+        ModelError: no adapter, or none that is no more than products of small matrices.
+    """
+    file = folder / CONFIG
+    if not file.is_file() or not (folder / WEIGHTS).is_file():
+        raise ModelError(f"{path}: no adapter: it lacks {CONFIG if not file.is_file() else WEIGHTS}")
+    with opening(path):
+        values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if values.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: an adapter of type {values.get('peft_type')}, and only LORA is loaded")
+    # What peft would import or run by these settings stays where it is: only what says which products are added.
+    return {key: values[key] for key in _MEANT if values.get(key)}
+
+
+_MEANT = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
+
+
+def language_layers(model: Any) -> str:
+    """Return a pattern of the names of every linear layer of the language model, and of nothing else in ``model``.
+
+    By full names, because the vision towers of some models have layers of the same last names; the head is no part of
+    the language model.
+    """
+    decoder = model.get_decoder()
+    place = next(name for name, module in model.named_modules() if module is decoder)
+    names = {name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
+    last = "|".join(sorted({name.rpartition(".")[2] for name in names}))
+    return rf"{re.escape(place)}\..*\.({last})"
+
+
+def attach(model: Any, settings: Mapping[str, Any]) -> Any:
+    """Put a new adapter into ``model``, in place; return peft's view of both.
+
+    Args:
+        model: of transformers.
+        settings: of ``peft.LoraConfig``.
+    """
+    peft = require("peft", "models")
+    return peft.PeftModel(model, peft.LoraConfig(**settings, bias="none"))
+
+
+def get_weights(adapted: Any) -> dict[str, torch.Tensor]:
+    """Return the adapter's weights on the host, by the names that they have in a file."""
+    state = require("peft", "models").get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+
+
+def put_weights(adapted: Any, weights: Weights, path: str) -> None:
+    """Give the adapter its weights.
+
+    Raises:
+        ModelError: weights that are missing, or are none of this model's.
+    """
+    there = get_weights(adapted)
+    strange = sorted(
+        {name for name in weights if name not in there or weights[name].shape != there[name].shape}
+        | (there.keys() - weights.keys())
+    )
+    if strange:
+        raise ModelError(
+            f"{path}: not an adapter of this model: {len(strange)} of its {len(there)} weights differ in name or "
+            f"shape, {strange[0]} among them{nearest(strange[0], there.keys() - weights.keys())}"
+        )
+    require("peft", "models").set_peft_model_state_dict(adapted, dict(weights))
+
+
+def write_adapter(folder: Path, weights: Weights, settings: Mapping[str, Any], base: str) -> None:
+    """Write an adapter as peft reads it, its weights before what says that they are there.
+
+    Args:
+        folder: made where it is missing.
+        weights: from `get_weights`.
+        settings: of ``peft.LoraConfig``.
+        base: what the model is called that it belongs to.
+    """
+    write_tensors(folder / WEIGHTS, weights)
+    write_json(
+        folder / CONFIG, {"peft_type": "LORA", "base_model_name_or_path": base, "bias": "none", **dict(settings)}
+    )
+
+
+def write_tensors(path: Path, tensors: Weights, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that is there whole or not at all."""
+
+    def write(target: Path) -> None:
+        target.write_bytes(save(dict(tensors), metadata={"format": "pt", **(metadata or {})}))
+
+    write_atomically(path, write)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the weights and the settings of an adapter that `write_adapter` wrote.
+
+    Raises:
+        ModelError: it is none.
+    """
+    settings = read_config(folder, str(folder))
+    return load_file(folder / WEIGHTS), settings
+
+
+def joined(adapters: list[tuple[dict[str, torch.Tensor], dict[str, Any]]]) -> tuple[Weights, dict[str, Any]]:
+    """Return one adapter that adds what several add one after the other.
+
+    ``s1 B1 A1 + s2 B2 A2 = [s1 B1, s2 B2] [A1; A2]``, with ``s = alpha / r`` of each: its rank is the sum of theirs,
+    and it counts once.
+
+    Args:
+        adapters: weights and settings, of the same layers.
+    """
+    settings = dict(adapters[0][1])
+    rank = sum(int(one["r"]) for _, one in adapters)
+    weights = {}
+    for name in adapters[0][0]:
+        if ".lora_A." in name:
+            weights[name] = torch.cat([one[name] for one, _ in adapters])
+        else:
+            weights[name] = torch.cat([one[name] * (own["lora_alpha"] / own["r"]) for one, own in adapters], dim=1)
+    return weights, {**settings, "r": rank, "lora_alpha": rank}
+
+
+def adapted(model: Any, settings: AdapterSettings, seed: int) -> Any:
+    """Return ``model`` with an adapter on all linear layers of its language model, not on its head.
+
+    The adapter's weights are drawn by ``seed``; it changes nothing before it has learnt.
+
+    Args:
+        model: of transformers, with a decoder.
+        settings: rank, scale and dropout.
+        seed: of the adapter's weights.
+    """
+    model.requires_grad_(False)
+    peft, layers = require("peft", "models"), require("transformers", "models").pytorch_utils.Conv1D
+    inside = {id(module) for module in model.get_decoder().modules()}
+    adapter = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=[
+            name
+            for name, module in model.named_modules()
+            if id(module) in inside and isinstance(module, (torch.nn.Linear, layers))
+        ],
+        bias="none",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.get_peft_model(model, adapter)

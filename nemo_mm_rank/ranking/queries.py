@@ -1,0 +1,193 @@
+"""The queries, embedded in every space that holds text, as the step that scores pairs against them."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from nemo_mm_rank import frames, matching
+from nemo_mm_rank.config import Config, ModelSpec
+from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
+from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.models.base import encode_queries
+from nemo_mm_rank.models.expert import has_text, load_encoder, sources
+from nemo_mm_rank.ranking.feedback import FeedbackStep
+from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, Given, ScoreStep, Space, score_column
+from nemo_mm_rank.ranking.scoring import MATCHES, Scoring
+from nemo_mm_rank.schema import FUSED, MATCH, MODALITY, PAIR_ID, VECTOR, annotation_column
+from nemo_mm_rank.steps import Added, Step
+
+SCORE = "score"
+"""The one number that pairs of a run are ranked by (float64)."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A space that queries can be embedded in.
+
+    Attributes:
+        component: what it counts as: ``fused``, ``annotation``, or an expert's name.
+        column: the column with the pairs' embeddings.
+        model: the model that embeds queries into it.
+    """
+
+    component: str
+    column: str
+    model: str
+
+
+def targets(config: Config, models: Mapping[str, ModelSpec]) -> list[Target]:
+    """Return the spaces that the queries go into: the fused one, the annotations', and those of experts."""
+    found = [
+        Target("fused", FUSED, config.anchor),
+        Target("annotation", annotation_column(config.anchor), config.anchor),
+    ]
+    for expert in config.experts:
+        # A score that only some of an expert's modalities had would compare those with nothing: it would say more
+        # about the modality than about the meaning.
+        if all(has_text(source.model, models) for source in sources(expert)):
+            found += [Target(expert.name, source.column, source.model) for source in sources(expert)]
+    return found
+
+
+def embed_queries(config: Config, model: str, models: Mapping[str, ModelSpec]) -> torch.Tensor:
+    """Return the queries' vectors by ``model``, ``(q, d)`` float32 on the host.
+
+    Raises:
+        UserError: a query that cannot be embedded.
+    """
+    texts = [query.text for query in config.queries]
+    encoded = encode_queries(load_encoder(model, models), texts)
+    for position, error in encoded.errors.items():
+        raise UserError(f"query {texts[position]!r} cannot be embedded by {model!r}: {error}")
+    return encoded.vectors.float().cpu()
+
+
+def matching_spaces(config: Config, models: Mapping[str, ModelSpec]) -> list[matching.Space]:
+    """Return the spaces that hold both sides of a pair: the fused one, and those of experts."""
+    found = [matching.Space("fused", FUSED, config.anchor)]
+    for expert in config.experts:
+        used = [source for source in sources(expert) if has_text(source.model, models)]
+        names = [score_column(expert.name, one.column).removeprefix(PREFIX) for one in used]
+        found += [matching.Space(name, one.column, one.model) for name, one in zip(names, used, strict=True)]
+    return found
+
+
+def given_scores(config: Config) -> list[Given]:
+    """Open the scores from elsewhere.
+
+    Raises:
+        ConfigError: a file that is not what it should be.
+    """
+    return [Given.open(name, one.path, one.column or name) for name, one in sorted(config.ranking.scores.items())]
+
+
+def score_step(config: Config, models: Mapping[str, ModelSpec], columns: Container[str]) -> ScoreStep:
+    """Return the step that scores pairs in the fused space, by their annotations, and in each expert's own space.
+
+    Args:
+        config: queries, experts, anchor and ranking.
+        models: the models as the pairs were embedded with, statistics and all.
+        columns: what the shards have; an expert's space that is not among them is left out.
+
+    Raises:
+        UserError: a query that cannot be embedded.
+    """
+    fused, annotation, *experts = targets(config, models)
+    used = [fused, annotation, *(target for target in experts if target.column in columns)]
+    embedded = {model: embed_queries(config, model, models) for model in dict.fromkeys(one.model for one in used)}
+    spaces = [Space(target.component, target.column, embedded[target.model]) for target in used]
+    weights = [query.weight for query in config.queries]
+    return ScoreStep(spaces, weights, config.ranking.combine, given_scores(config))
+
+
+class QueryStep(Step):
+    """Scores pairs as `score_step` does, but embeds the queries where it runs: to be made needs no model.
+
+    Args:
+        config: queries, experts, anchor and ranking.
+        models: the models as the pairs were embedded with, statistics and all.
+        scoring: the statistics of a finished run; with them there is a ``score`` besides, the one that the run itself
+            gives such a pair. A pair that they say nothing of is quarantined.
+    """
+
+    name = "rank"
+
+    def __init__(self, config: Config, models: Mapping[str, ModelSpec], scoring: Scoring | None = None) -> None:
+        self.config, self.models, self.scoring = config, dict(models), scoring
+        self._targets = targets(config, models)
+        self._cosines: ScoreStep | None = None
+        self._feedback = FeedbackStep(self._columns, scoring.means) if scoring and scoring.means else None
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        return {score_column(target.component, target.column): target.column for target in self._targets}
+
+    @property
+    def query_models(self) -> list[str]:
+        """The models that embed the queries."""
+        return list(dict.fromkeys(target.model for target in self._targets))
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The embeddings of every space, and the modality where scores are calibrated by it."""
+        columns = dict.fromkeys((target.column for target in self._targets), VECTOR)
+        given = {PAIR_ID: pa.string()} if self.config.ranking.scores else {}
+        match = {MATCH: pa.float64()} if self.scoring and MATCHES in self.scoring.conditions else {}
+        return {**columns, **given, **match, **({MODALITY: pa.string()} if self.scoring else {})}
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """One column of cosines for every space, what feedback needs, and the score."""
+        given = [GIVEN + name for name in sorted(self.config.ranking.scores)]
+        return {
+            **dict.fromkeys(self._columns, pa.float32()),
+            **dict.fromkeys(given, pa.float64()),
+            **(self._feedback.provides if self._feedback else {}),
+            **({SCORE: pa.float64()} if self.scoring else {}),
+        }
+
+    def setup(self, device: str | None = None) -> None:
+        """Embed the queries, once."""
+        if self._cosines is None:
+            columns = [target.column for target in self._targets]
+            self._cosines = score_step(self.config, self.models, columns)
+        self._cosines.setup(device)
+        if self._feedback:
+            self._feedback.setup(device)
+
+    def identity(self) -> dict[str, Any]:
+        """Those of the cosines; they say nothing of the statistics, so a score is not to be kept by them."""
+        self.setup(self.device)
+        assert self._cosines is not None  # noqa: S101 (setup has made it)
+        return self._cosines.identity()
+
+    def process(self, rows: Frame) -> Added:
+        """See `ScoreStep.process`."""
+        assert self._cosines is not None, "setup runs before every frame"  # noqa: S101
+        added = self._cosines.process(rows)
+        if self.scoring is None:
+            return added
+        if self._feedback:
+            added.columns.update(self._feedback.process(rows).columns)
+        modalities = frames.array(rows, MODALITY).cast(pa.string())
+        errors: dict[int, PairError] = dict(added.errors)
+        if self.scoring.by_modality:
+            for row, modality in enumerate(modalities.to_pylist()):
+                if modality not in self.scoring.counts[MODALITY]:
+                    errors.setdefault(row, EmbeddingError(f"the run has ranked no {modality} to compare it with"))
+        known = np.setdiff1d(np.arange(len(rows)), list(errors))
+        match = {MATCH: frames.array(rows, MATCH)} if MATCH in self.requires else {}
+        table = pa.table({MODALITY: modalities, **match, **added.columns}).take(pa.array(known))
+        scores = np.full(len(rows), np.nan)
+        scores[known] = self.scoring.scores(table, self.scoring.chances(table))
+        column = pa.array(scores, pa.float64(), mask=np.isnan(scores))
+        return Added({**added.columns, SCORE: column}, errors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cosines": None}

@@ -1,0 +1,248 @@
+"""What a run fits on its pool: statistics that add over shards; projection and matcher from bounded samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from nemo_mm_rank import frames
+from nemo_mm_rank.config import Config, ModelSpec
+from nemo_mm_rank.engine import Engine
+from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.matching.features import Pairs
+from nemo_mm_rank.matching.matcher import JUDGES, Matcher, Sample
+from nemo_mm_rank.media.rows import annotation_texts
+from nemo_mm_rank.models import loader
+from nemo_mm_rank.models.expert import load_encoder, sources
+from nemo_mm_rank.ranking.queries import matching_spaces
+from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.store import ShardStore, digest
+from nemo_mm_rank.sampling import FitSample, hashes
+from nemo_mm_rank.schema import (
+    ANNOTATION,
+    ANNOTATION_SPANS,
+    DATA,
+    DATA_PARTS,
+    ERROR,
+    MODALITY,
+    PAIR_ID,
+    Modality,
+    annotation_column,
+)
+from nemo_mm_rank.shards import Shards
+
+
+def read_sample(shards: Shards, config: Config) -> FitSample:
+    """Read at most ``config.projection.max_pairs`` live pairs, chosen and ordered by a hash of their ids.
+
+    Memory: 20 bytes a pair of the pool while choosing, then the sample itself.
+
+    Args:
+        shards: with the embeddings by the configuration's experts.
+        config: experts, anchor, bound, and the seed, which enters the hash.
+    """
+    used = [source for expert in config.experts for source in sources(expert)]
+    anchor, data = annotation_column(config.anchor), [source.column for source in used]
+    texts = [MODALITY, ANNOTATION]
+    words, columns = gather(shards, texts, [anchor, *data], config.projection.max_pairs, config.seed)
+    return FitSample(
+        sources={name: columns[name] for name in data if name in columns},
+        anchors=columns[anchor].values,
+        modality=words[MODALITY].tolist(),
+        annotations=words[ANNOTATION].tolist(),
+        anchor_space=[one.column for one in used if one.model == config.anchor and one.column in columns],
+        takes={one.column: one.modalities for one in used if one.modalities is not None and one.column in columns},
+    )
+
+
+def gather(
+    shards: Shards, texts: Sequence[str], vectors: Sequence[str], max_pairs: int, seed: int, by: str | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Vectors]]:
+    """Read columns of at most ``max_pairs`` live pairs, chosen and ordered by a hash of their ids.
+
+    Args:
+        shards: where they are.
+        texts: columns of text.
+        vectors: columns of embeddings; one that no pair has is left out of what is returned.
+        max_pairs: the bound.
+        seed: enters the hash.
+        by: a column of text; the bound then holds for each of its values.
+
+    Returns:
+        Column -> ``(n,)`` objects, and column -> embeddings of ``n`` rows.
+    """
+    keys, parts, rows = _choose(shards, max_pairs, seed, by)
+    order = np.argsort(keys, kind="stable")
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    words: dict[str, np.ndarray] = {name: np.empty(len(order), dtype=object) for name in texts}
+    columns: dict[str, Vectors] = {}
+    for part in np.unique(parts):
+        mine = np.flatnonzero(parts == part)
+        table = shards.read(int(part), [*texts, *vectors]).take(pa.array(rows[mine]))
+        frame = frames.from_table(table)
+        where = place[mine]
+        for name in texts:
+            words[name][where] = table[name].to_pylist()
+        for name in vectors:
+            _put(columns, name, frames.vectors(frame, name), torch.from_numpy(where), len(order))
+    return words, columns
+
+
+def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    kept: dict[str | None, Chosen] = {}
+    for part in range(shards.count):
+        table = shards.read(part, [PAIR_ID, ERROR, *([by] if by else [])])
+        rows = np.flatnonzero(pc.is_null(table[ERROR]).to_numpy(zero_copy_only=False))
+        fresh = hashes(table[PAIR_ID].take(pa.array(rows)).to_pylist(), seed)
+        values = np.array(table[by].to_pylist() if by else [None] * table.num_rows, dtype=object)[rows]
+        for value in dict.fromkeys(values.tolist()):
+            mine = values == value if by else np.ones(len(rows), dtype=bool)
+            found = (fresh[mine], np.full(int(mine.sum()), part, np.int64), rows[mine])
+            before = kept.get(value)
+            keys, of, places = (np.concatenate(both) for both in zip(before, found, strict=True)) if before else found
+            kept[value] = _smallest((keys, of, places), max_pairs if len(keys) > 2 * max_pairs else len(keys))
+    if not kept:
+        return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
+    chosen = [_smallest(found, max_pairs) for found in kept.values()]
+    keys, parts, rows = (np.concatenate(columns) for columns in zip(*chosen, strict=True))
+    return keys, parts, rows
+
+
+Chosen: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _smallest(kept: Chosen, k: int) -> Chosen:
+    if len(kept[0]) <= k:
+        return kept
+    chosen = np.argpartition(kept[0], k - 1)[:k]
+    return kept[0][chosen], kept[1][chosen], kept[2][chosen]
+
+
+def _put(columns: dict[str, Vectors], name: str, part: Vectors, where: torch.Tensor, n: int) -> None:
+    if part.values.shape[1] == 0:
+        return
+    if name not in columns:
+        columns[name] = Vectors(torch.zeros((n, part.values.shape[1])), torch.zeros(n, dtype=torch.bool))
+    columns[name].values[where] = part.values
+    columns[name].valid[where] = part.valid
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Counts one shard's texts with a model that can; callable on any worker."""
+
+    model: str
+    spec: ModelSpec
+    shards: ShardStore
+    name: str = "count"
+
+    def __call__(self, part: int) -> tuple[npt.NDArray[np.int64], int, int]:
+        table = self.shards.read(part, [MODALITY, DATA, ANNOTATION, DATA_PARTS])
+        texts = table[ANNOTATION].to_pylist() + _textual(table[MODALITY], table[DATA])
+        if DATA_PARTS in table.column_names:
+            parts = pc.list_flatten(table[DATA_PARTS])
+            texts += _textual(*(pc.struct_field(parts, name) for name in (MODALITY, DATA)))
+        model = loader.load(self.model, self.spec.class_, self.spec.arguments)
+        return model.count(texts), len(texts), table.num_rows
+
+
+def _textual(modality: pa.ChunkedArray, data: pa.ChunkedArray) -> list[str]:
+    """Return the data that is text or code."""
+    words = pa.array([str(Modality.TEXT), str(Modality.CODE)])
+    texts: list[str] = data.filter(pc.is_in(modality, value_set=words)).to_pylist()
+    return texts
+
+
+def fit_statistics(
+    models: Mapping[str, ModelSpec], shards: ShardStore, folder: Path, engine: Engine, reporter: Reporter, pairs: int
+) -> dict[str, ModelSpec]:
+    """Return ``models`` with ``statistics`` filled in for those that can count and were given none.
+
+    A class can count where it has ``count(texts) -> int64 array`` and ``save_statistics(path, counts, n)``.
+    """
+    fitted = dict(models)
+    for name, spec in models.items():
+        found = loader.find_class(spec.class_)
+        if not hasattr(found, "count") or spec.arguments.get(loader.STATISTICS):
+            continue
+        keys = [shards.key(part) for part in range(shards.count)]
+        path = folder / f"{name}-{digest([spec.model_dump(mode='json', by_alias=True), keys])[:12]}.safetensors"
+        if not path.exists():
+            total, texts = None, 0
+            with reporter.step(f"count {name}", pairs) as advance:
+                for _, (counts, n, rows) in engine.map(_Count(name, spec, shards), range(shards.count)):
+                    total = counts if total is None else total + counts
+                    texts += n
+                    advance(rows)
+            found.save_statistics(path, total, texts)
+        fitted[name] = ModelSpec.model_validate({**spec.model_dump(by_alias=True), loader.STATISTICS: str(path)})
+    return fitted
+
+
+PAIRS = 2048
+"""Bound on the pairs of each modality that are read."""
+
+VERSION = 1
+"""Of what a fit does: one that is kept from another version is made anew."""
+
+
+def fit_matcher(
+    config: Config,
+    models: Mapping[str, ModelSpec],
+    shards: ShardStore,
+    pairs: int,
+    folder: Path,
+    device: str,
+    reporter: Reporter,
+) -> Path:
+    """Fit the matcher where that has not been done, and return its folder.
+
+    Args:
+        config: experts, anchor, bounds on texts, and the seed, which enters the hash that chooses the sample.
+        models: as the pairs were embedded with.
+        shards: with both sides' embeddings and the fused one.
+        pairs: how many they hold.
+        folder: what is fitted goes below it.
+        device: where sentences are embedded.
+        reporter: where progress goes.
+    """
+    spaces = matching_spaces(config, models)
+    keys = [shards.key(part) for part in range(shards.count)]
+    of = [[space.name, space.data, space.model] for space in spaces]
+    target = folder / f"matching-{digest([VERSION, of, config.seed, keys])[:12]}"
+    if (target / JUDGES).exists():
+        return target
+    text_models = list(dict.fromkeys([config.anchor, *(space.model for space in spaces)]))
+    names = [*(space.data for space in spaces), *map(annotation_column, text_models)]
+    texts = [MODALITY, ANNOTATION, *([ANNOTATION_SPANS] if ANNOTATION_SPANS in shards.columns() else [])]
+    with reporter.step("match fit", pairs) as advance:
+        words, columns = gather(shards, texts, list(dict.fromkeys(names)), PAIRS, config.seed, by=MODALITY)
+        table = pa.table({name: pa.array(words[name].tolist(), shards.columns()[name]) for name in texts[1:]})
+        read = annotation_texts(frames.from_table(table), config.media)
+        used = [space for space in spaces if space.data in columns and annotation_column(space.model) in columns]
+        sample = Sample(
+            words[MODALITY],
+            ["" if isinstance(text, PairError) else str(text) for text in read],
+            Pairs(
+                {space.name: columns[space.data] for space in used},
+                {
+                    model: columns[annotation_column(model)]
+                    for model in text_models
+                    if annotation_column(model) in columns
+                },
+            ),
+        )
+        encoder = load_encoder(config.anchor, models, device)
+        Matcher.fit(sample, used, config.anchor, encoder, config.seed).save(target)
+        advance(pairs)
+    return target

@@ -1,0 +1,216 @@
+"""Sides that are embedded whole and in parts, and trimmed to the parts that matter: texts, code, images, recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nemo_mm_rank.arrays import Bools, Vectors
+from nemo_mm_rank.config import SNSSettings
+from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.media.rows import in_chunks
+from nemo_mm_rank.media.segment import Audio, Image, Segment, Video, part_key
+from nemo_mm_rank.media.spans import kept_text, merge
+from nemo_mm_rank.models.base import Encoder, Grounded, Grounder, Item
+from nemo_mm_rank.sns.selection import select_windows, union_box
+from nemo_mm_rank.sns.sides import (
+    ALL,
+    NONE,
+    ONE,
+    UNTOUCHED,
+    Cut,
+    Parts,
+    Selector,
+    Side,
+    Spans,
+    best_match,
+    host,
+    make_cut,
+    per_pair,
+)
+from nemo_mm_rank.text.split import CharSpan, merge_neighbours
+
+MAX_PARTS = 256
+"""Parts of a text; one with more sentences is cut into groups of neighbouring ones."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One side of ``n`` pairs that is text (or code), embedded whole and in parts.
+
+    Attributes:
+        texts: as they are.
+        spans: of the parts of each.
+        whole: ``(n, d)`` float32, NaN where a text has no vector.
+        parts: the parts' vectors.
+        errors: position -> why a text has no vector.
+    """
+
+    texts: Sequence[str]
+    spans: list[list[CharSpan]]
+    whole: Vectors
+    parts: Parts
+    errors: dict[int, PairError]
+
+    @classmethod
+    def embed(
+        cls, texts: Sequence[str], split: Callable[[str], list[CharSpan]], encoder: Encoder, modality: str
+    ) -> Texts:
+        """Split and embed ``texts``: wholes and parts in one call."""
+        spans = [merge_neighbours(split(text), MAX_PARTS) for text in texts]
+        pieces = [text[start:end] for text, own in zip(texts, spans, strict=True) for start, end in own]
+        encoded = encoder.encode([*texts, *pieces], modality)
+        vectors, n = host(encoded), len(texts)
+        errors = {row: error for row, error in encoded.errors.items() if row < n}
+        counts = np.array([len(own) for own in spans], dtype=np.int64)
+        return cls(texts, spans, vectors[:n], Parts(vectors[n:], counts), errors)
+
+    def untrimmed(self) -> Side:
+        """Return the side with no cut in it."""
+        return Side(self.whole, [UNTOUCHED] * len(self.texts), np.full_like(self.whole, np.nan), self.errors)
+
+    def trim(self, others: Parts, select: Selector, noun: str, joint: str, encoder: Encoder, modality: str) -> Side:
+        """Keep the parts that fit the other side's parts, and embed what is left of each text, in one call.
+
+        Args:
+            others: the parts of the other side.
+            select: which parts to keep.
+            noun: what the parts are called.
+            joint: what kept parts are joined by.
+            encoder: the one that the texts were embedded by.
+            modality: text or code.
+        """
+        mask = select(best_match(self.parts, others), self.parts.owner)
+        cuts = []
+        for own, keep in zip(self.spans, per_pair(mask, self.parts.counts), strict=True):
+            kept = [[float(start), float(end)] for (start, end), keeps in zip(own, keep, strict=True) if keeps]
+            cuts.append(make_cut(kept, len(kept), len(own), noun))
+        rows = [row for row, cut in enumerate(cuts) if cut.spans is not None]
+        left = [kept_text(self.texts[row], cuts[row].spans, joint, len(self.texts[row])) for row in rows]
+        trimmed = np.full_like(self.whole, np.nan)
+        if rows:
+            trimmed[rows] = host(encoder.encode(left, modality))
+        return Side(self.whole, cuts, trimmed, self.errors)
+
+
+CHUNK_ITEMS, CHUNK_BYTES = 64, 64 * 2**20
+"""Decoded media held at a time: at most this many, and no more once they weigh this much (their parts weigh more)."""
+
+
+def media_side(
+    decoded: Iterable[Item | PairError],
+    phrases: Sequence[Sequence[str]],
+    modality: str,
+    encoder: Encoder,
+    grounder: Grounder | None,
+    select: Selector,
+) -> Side:
+    """Embed media whole and trimmed, decoding each once and holding a bounded number of them.
+
+    Args:
+        decoded: the media, or why one cannot be decoded.
+        phrases: what each one's annotation speaks of (for the grounder).
+        modality: image, audio or video.
+        encoder: shares a space with text.
+        grounder: scores parts against phrases, or finds what they speak of; None leaves all media whole.
+        select: which parts to keep.
+    """
+    n = len(phrases)
+    whole = np.full((n, encoder.dim), np.nan, dtype=np.float32)
+    trimmed = whole.copy()
+    cuts = [UNTOUCHED] * n
+    errors: dict[int, PairError] = {}
+    for rows, taken in in_chunks(enumerate(decoded), errors, CHUNK_ITEMS, CHUNK_BYTES):
+        items = [item for item in taken if not isinstance(item, str)]
+        encoded = encoder.encode(items, modality)
+        whole[rows] = host(encoded)
+        errors.update((rows[i], error) for i, error in encoded.errors.items())
+        if grounder is None:
+            continue
+        grounded = grounder.ground(items, [phrases[row] for row in rows], modality)
+        found = _cut_media(items, grounded, select)
+        lefts = [(row, _left(item, cut.spans)) for row, item, cut in zip(rows, items, found, strict=True) if cut.spans]
+        for row, cut in zip(rows, found, strict=True):
+            cuts[row] = cut
+        if lefts:
+            trimmed[[row for row, _ in lefts]] = host(encoder.encode([left for _, left in lefts], modality))
+    return Side(whole, cuts, trimmed, errors)
+
+
+def _cut_media(items: Sequence[Segment], grounded: Sequence[Grounded | PairError], select: Selector) -> list[Cut]:
+    """Select among the candidate parts of all ``items`` at once; where grounding failed, there is nothing to cut."""
+    found = [one for one in grounded if isinstance(one, Grounded)]
+    counts = np.array([len(one.spans) if isinstance(one, Grounded) else 0 for one in grounded], dtype=np.int64)
+    best = [np.fmax.reduce(one.scores.cpu().numpy(), axis=1, initial=np.nan) for one in found]
+    relevance = np.concatenate([np.zeros(0, dtype=np.float32), *best])
+    mask = select(relevance, np.repeat(np.arange(len(items)), counts))
+    return [
+        Cut(None, f"{type(one).__name__}: {one}")
+        if isinstance(one, PairError)
+        else _cut(item, one, scores, keep | one.found, select.settings)
+        for item, one, scores, keep in zip(
+            items, grounded, per_pair(relevance, counts), per_pair(mask, counts), strict=True
+        )
+    ]
+
+
+def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: SNSSettings) -> Cut:
+    """Return what the candidates to keep leave of ``item``; their scores are ``(c,)``."""
+    if len(one.spans) < 2 and not one.found:
+        return ONE
+    if not keep.any():
+        return NONE
+    candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
+    if isinstance(item, Image):
+        return _cut_image(item, candidates, len(one.spans), settings)
+    return _cut_recording(item, candidates, scores[keep].tolist(), len(one.spans), settings)
+
+
+def _cut_image(image: Image, boxes: Spans, of: int, settings: SNSSettings) -> Cut:
+    width, height = image.pixels.size
+    tight = union_box(boxes, width, height, 0)
+    if tight is None:
+        return NONE
+    padding = settings.padding * max(tight[2] - tight[0], tight[3] - tight[1])
+    left, upper, right, lower = union_box(boxes, width, height, padding) or tight
+    if (left, upper, right, lower) == (0, 0, width, height):
+        return ALL
+    return Cut([[left, upper, right - left, lower - upper]], _share(len(boxes), of, "region"))
+
+
+def _cut_recording(
+    recording: Audio | Video, windows: Spans, scores: Sequence[float], of: int, settings: SNSSettings
+) -> Cut:
+    """Keep runs of relevant windows: those that touch or overlap are one, as relevant as the best of them."""
+    runs = [
+        (start, end, max(score for window, score in zip(windows, scores, strict=True) if start <= window[0] < end))
+        for start, end in merge(windows)
+    ]
+    # Ends computed from starts may fall short of the shortest window by a rounding error.
+    chosen = select_windows(runs, settings.max_segments, settings.min_duration - 1e-9)
+    if not chosen:
+        return NONE
+    if sum(end - start for start, end in chosen) >= recording.duration - 1e-6:
+        return ALL
+    kept = sum(any(start <= window[0] < end for start, end in chosen) for window in windows)
+    return Cut([list(window) for window in chosen], _share(kept, of, "window"))
+
+
+def _share(kept: int, of: int, noun: str) -> str:
+    """Say how much is kept; of what a detector has found that may be all."""
+    return f"{kept} of {of} {noun}s" if kept < of else f"{of} {noun}{'s' if of > 1 else ''}"
+
+
+def _left(item: Segment, spans: Spans) -> Segment:
+    """Return what is left of ``item``: kept windows end to end."""
+    if isinstance(item, Image):
+        return item.part(spans[0])
+    key = part_key(item.key, *(bound for span in spans for bound in span))
+    if isinstance(item, Audio):
+        heard = [item.part(span) for span in spans]
+        return replace(heard[0], key=key, samples=np.concatenate([part.samples for part in heard]))
+    seen = [item.part(span) for span in spans]
+    frames, times = (np.concatenate([getattr(part, name) for part in seen]) for name in ("frames", "times"))
+    return replace(item, key=key, frames=frames, times=times)

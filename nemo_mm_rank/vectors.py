@@ -1,0 +1,186 @@
+"""Vectors: cosines with a few queries, each row by itself, and blocks of features to unit vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from nemo_mm_rank.arrays import Floats
+from nemo_mm_rank.errors import ConfigError, EmbeddingError, PairError
+from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.models.base import Encoded
+
+_ROWS = 4096
+_CACHED = 1 << 18
+Combine = Literal["mean", "max"]
+
+
+def cosines(vectors: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Return ``x . q / |x|`` for every vector ``x`` and direction ``q``: the cosine where ``q`` has unit length.
+
+    A BLAS product rounds a row by where it lies in the matrix and by the number of threads. Here the sum over the
+    dimensions is taken row by row, so a row's result depends on that row alone (on CUDA: blocks of one fixed shape).
+
+    Args:
+        vectors: ``(n, d)`` float32, of any length (norm).
+        directions: ``(q, d)`` float32.
+
+    Returns:
+        ``(n, q)`` float32 on the vectors' device; NaN or infinite for a vector whose norm is zero or not finite.
+    """
+    directions = directions.to(device=vectors.device, dtype=torch.float32)
+    out = vectors.new_empty((len(vectors), len(directions)), dtype=torch.float32)
+    if vectors.device.type == "cpu":
+        _rows_numpy(vectors.detach().float().contiguous(), directions, out)
+    else:
+        _rows_torch(vectors, directions, out)
+    return out
+
+
+def _rows_numpy(vectors: torch.Tensor, directions: torch.Tensor, out: torch.Tensor) -> None:
+    matrix, result = vectors.numpy(), out.numpy()
+    queries = directions.contiguous().numpy()
+    # Blocks of 1 MiB: from the second product on, the rows are in the cache. Where they begin changes no row's bits.
+    step = max(1, _CACHED // max(1, matrix.shape[1]))
+
+    def block(start: int) -> None:
+        rows, into = matrix[start : start + step], result[start : start + step]
+        # einsum (unlike matmul) sums along each row by itself; it leaves BLAS out and the GIL free.
+        for query, column in zip(queries, into.T, strict=True):
+            np.einsum("ij,j->i", rows, query, out=column)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+            into /= np.where(np.isinf(norms), np.nan, norms)[:, None]
+
+    starts = range(0, len(matrix), step)
+    if len(starts) < 2 or torch.get_num_threads() < 2:
+        for start in starts:
+            block(start)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(block, starts))
+
+
+def _rows_torch(vectors: torch.Tensor, directions: torch.Tensor, out: torch.Tensor) -> None:
+    for start in range(0, len(vectors), _ROWS):
+        rows = vectors[start : start + _ROWS].float()
+        count = len(rows)
+        # How CUDA splits a sum depends on the shape, so the last block is filled up to the shape of the others.
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, _ROWS - count))
+        norms = (rows * rows).sum(1).sqrt()
+        norms[norms.isinf()] = float("nan")
+        for column, query in enumerate(directions):
+            out[start : start + count, column] = ((rows * query).sum(1) / norms)[:count]
+
+
+def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reduce weighted queries to the directions that `cosines` needs.
+
+    With unit queries ``q``, weights ``w`` (negative: what not to pick) and ``W`` the sum of the positive weights,
+
+    * ``mean``: ``score(x) = sum(w q . x) / W / |x|``, one direction for all queries;
+    * ``max``: ``score(x) = (max over w > 0 of w q . x  +  sum over w < 0 of w q . x) / max(w) / |x|``.
+
+    One query of any positive weight scores its plain cosine either way. Queries of weight 0 are left out.
+
+    Args:
+        queries: ``(q, d)``, of any norm.
+        weights: one per query, at least one of them positive.
+        how: see above.
+
+    Returns:
+        ``best`` ``(p, d)`` float32, whose highest product counts, and ``rest`` ``(0 or 1, d)``, which is added to it.
+
+    Raises:
+        ConfigError: no positive weight, or a query without a direction (zero or not finite).
+    """
+    weight = torch.tensor(list(weights), dtype=torch.float64)
+    if queries.ndim != 2 or len(weight) != len(queries):
+        raise ConfigError(f"{len(weight)} query weights for queries of shape {tuple(queries.shape)}")
+    if not bool((weight > 0).any()):
+        raise ConfigError("queries: at least one needs a positive weight")
+    queries = queries.detach().cpu().double()
+    norms = queries.norm(dim=1)
+    for row, norm in enumerate(norms.tolist()):
+        if not 0 < norm < float("inf"):
+            raise ConfigError(f"query {row + 1} has no direction in this space: its vector is zero or not finite")
+    weighted = queries / norms[:, None] * weight[:, None]
+    if how == "mean":
+        direction = weighted.sum(0, keepdim=True) / weight[weight > 0].sum()
+        return direction.float(), direction[:0].float()
+    scale = weight.max()
+    rest = weighted[weight < 0].sum(0, keepdim=True) / scale
+    return (weighted[weight > 0] / scale).float(), rest[: int((weight < 0).any())].float()
+
+
+def rowwise(left: Vectors, right: Vectors) -> torch.Tensor:
+    """Return the cosine of each row of ``left`` and the same row of ``right``, each row by itself as in `cosines`.
+
+    Args:
+        left: ``(n, d)``, of any norm.
+        right: the same shape, in the same space, on the same device.
+
+    Returns:
+        ``(n,)`` float32 on their device, NaN where either row is not valid, zero or not finite.
+
+    Raises:
+        ConfigError: the rows differ in dimension.
+    """
+    out = left.values.new_full((len(left.valid),), float("nan"), dtype=torch.float32)
+    both = torch.nonzero(left.valid & right.valid).view(-1)
+    if not len(both):
+        return out
+    if left.values.shape != right.values.shape:
+        sizes = left.values.shape[1], right.values.shape[1]
+        raise ConfigError(f"embeddings of {sizes[0]} and {sizes[1]} dimensions do not share a space")
+    for rows in torch.split(both, _ROWS):
+        a, b = left.values[rows].float(), right.values[rows].float()
+        if a.device.type == "cpu":
+            x, y = a.numpy(), b.numpy()
+            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+                xy, xx, yy = (np.einsum("ij,ij->i", one, other) for one, other in ((x, y), (x, x), (y, y)))
+                out[rows] = torch.from_numpy(xy / (np.sqrt(xx) * np.sqrt(yy)))
+        else:
+            # Blocks of one fixed shape, as in `cosines`.
+            a, b = (torch.nn.functional.pad(one, (0, 0, 0, _ROWS - len(rows))) for one in (a, b))
+            found = (a * b).sum(1) / ((a * a).sum(1).sqrt() * (b * b).sum(1).sqrt())
+            out[rows] = found[: len(rows)]
+    return torch.where(out.isfinite(), out, float("nan"))
+
+
+def unit_rows(values: npt.NDArray[Any], floor: float = 0.0) -> Floats:
+    """L2-normalise the rows of ``(n, k)`` values; a row of zeros stays one.
+
+    Rows not much longer than ``floor`` stay shorter than 1, so that what is next to nothing is not blown up.
+    """
+    rows = np.ascontiguousarray(values, dtype=np.float64)
+    norms = np.sqrt(np.square(rows).sum(axis=1, keepdims=True) + floor**2)
+    unit: Floats = rows / np.where(norms > 0, norms, 1.0)
+    return unit
+
+
+def join_blocks(blocks: Sequence[npt.NDArray[Any]], floors: Sequence[float] | None = None) -> Floats:
+    """Return the blocks ``(n, k)`` side by side, each L2-normalised by row so that none outweighs another.
+
+    Args:
+        blocks: all of ``n`` rows.
+        floors: for each block, the length that is next to nothing; default: 0.
+    """
+    floors = floors or [0.0] * len(blocks)
+    return np.concatenate([unit_rows(block, floor) for block, floor in zip(blocks, floors, strict=True)], axis=1)
+
+
+def encoded(features: Floats, name: str, device: str) -> Encoded:
+    """Return ``(n, d)`` features as L2-normalised float32 on ``device``; a row of zeros, or not finite, fails."""
+    vectors = unit_rows(features).astype(np.float32)
+    dead = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+    vectors[dead] = np.nan
+    errors: dict[int, PairError] = {
+        int(row): EmbeddingError(f"{name}: no features, all are zero or not finite") for row in np.flatnonzero(dead)
+    }
+    return Encoded(torch.from_numpy(vectors).to(device), errors)
