@@ -16,7 +16,7 @@ from nemo_mm_rank.benchmark.planting import Kind, Plan, Planted, PlantSettings, 
 from nemo_mm_rank.benchmark.planting.donors import (
     NONE,
     derange,
-    nearly,
+    nearly_text,
     numbered,
     rarity,
     with_sentence,
@@ -433,9 +433,9 @@ def test_words_are_exchanged_in_their_case() -> None:
 
 
 def test_near_duplicates_of_texts() -> None:
-    assert nearly("code", "x = 1", np.random.default_rng(0)) == "\nx = 1\n"
+    assert nearly_text("code", "x = 1", np.random.default_rng(0)) == "\nx = 1\n"
     words = "one two three four five"
-    changed = nearly("text", words, np.random.default_rng(0)).split()
+    changed = nearly_text("text", words, np.random.default_rng(0)).split()
     assert len(changed) == 4
     assert set(changed) < set(words.split())
 
