@@ -22,10 +22,9 @@ from benchmarks import real_models, real_pool
 from benchmarks.suite import OBJECTIVES, Texts, embed, load, make, spoil
 from nemo_mm_rank import frames
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.matching.features import take
 from nemo_mm_rank.measures.statistics import mean_interval
 from nemo_mm_rank.schema import DATA
-from nemo_mm_rank.vectors import rowwise
+from nemo_mm_rank.vectors import rowwise, take
 
 
 def table(folder: Path) -> Iterator[str]:

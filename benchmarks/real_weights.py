@@ -17,8 +17,9 @@ import torch
 
 from benchmarks import real_models, real_pool, weights
 from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoder, Item, told
+from nemo_mm_rank.models.base import Encoder, told
 
 READ = Path("/usr/share/pocketsphinx/test/data/librivox")
 """Five sentences that people read, of Debian's pocketsphinx-testdata."""

@@ -41,20 +41,21 @@ from nemo_mm_rank.config import Config, ModelSpec, ProjectionSettings, RankingSe
 from nemo_mm_rank.demo import QUERY, make_demo_pool
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.matching import Matcher, Pairs, Sample
-from nemo_mm_rank.matching.features import Spoken, take
 from nemo_mm_rank.measures import average_precision
 from nemo_mm_rank.models.expert import load_encoder, sources
+from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.projection import FitSample, fit
 from nemo_mm_rank.ranking.blend import closeness_to_best
-from nemo_mm_rank.ranking.queries import embed_queries, matching_spaces, targets
+from nemo_mm_rank.ranking.queries import embed_queries, targets
 from nemo_mm_rank.ranking.query_scores import ScoreStep, Space
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.finished import State
-from nemo_mm_rank.run.fits import gather
+from nemo_mm_rank.run.fits import gather, matching_spaces
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.sampling import hashes
 from nemo_mm_rank.schema import ANNOTATION, DATA, FUSED, MATCH, MODALITY, PAIR_ID, POOL, annotation_column
 from nemo_mm_rank.steps import columns_added
+from nemo_mm_rank.vectors import take
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]

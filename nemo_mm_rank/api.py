@@ -105,6 +105,6 @@ def settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapp
 def _engine(client: Any) -> Engine | None:
     if client is None:
         return None
-    from nemo_mm_rank.dask.engine import DaskEngine
+    from nemo_mm_rank.engine.dask import DaskEngine
 
     return DaskEngine(client)

@@ -20,8 +20,9 @@ from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.demo import pictures, sounds, words
 from nemo_mm_rank.demo.pictures import Landscape
 from nemo_mm_rank.errors import ModelError, PairError, UserError
+from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Describer, Encoder, Grounder, Item, answering, told, usable
+from nemo_mm_rank.models.base import Describer, Encoder, Grounder, answering, told, usable
 from nemo_mm_rank.schema import Modality
 
 

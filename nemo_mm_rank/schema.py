@@ -106,3 +106,11 @@ WEAKEST, WEAKEST_SENTENCE = "weakest", "weakest_sentence"
 the least likely its data's own (string, null where there is only one)."""
 
 DATA_SPANS, ANNOTATION_SPANS, SNS_REASON = "sns_data_spans", "sns_annotation_spans", "sns_reason"
+
+
+AGREEMENT = "agreement"
+"""Cosine of the fused data with its own annotation, out of sample (float32 in [-1, 1])."""
+
+
+LEAST_CHANCE = 0.03
+"""The least chance: features alone prove nothing beyond that."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from nemo_mm_rank.arrays import Floats
-from nemo_mm_rank.errors import ConfigError, EmbeddingError, PairError
+from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.models.base import Encoded
 
 _ROWS = 4096
 _CACHED = 1 << 18
@@ -175,12 +175,33 @@ def join_blocks(blocks: Sequence[npt.NDArray[Any]], floors: Sequence[float] | No
     return np.concatenate([unit_rows(block, floor) for block, floor in zip(blocks, floors, strict=True)], axis=1)
 
 
-def encoded(features: Floats, name: str, device: str) -> Encoded:
-    """Return ``(n, d)`` features as L2-normalised float32 on ``device``; a row of zeros, or not finite, fails."""
-    vectors = unit_rows(features).astype(np.float32)
-    dead = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
-    vectors[dead] = np.nan
-    errors: dict[int, PairError] = {
-        int(row): EmbeddingError(f"{name}: no features, all are zero or not finite") for row in np.flatnonzero(dead)
-    }
-    return Encoded(torch.from_numpy(vectors).to(device), errors)
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` CPU threads inside: with another number, sums may be rounded in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def take(column: Vectors, rows: Ints) -> Vectors:
+    """Return some rows of a column."""
+    where = torch.from_numpy(rows).to(column.values.device)
+    return Vectors(column.values[where], column.valid[where])
+
+
+def all_rows(vectors: torch.Tensor) -> Vectors:
+    """Return vectors all of which are there."""
+    return Vectors(vectors, torch.ones(len(vectors), dtype=torch.bool))
+
+
+def on_host(column: Vectors) -> Vectors:
+    """Return a column in the host's memory, float32."""
+    return Vectors(column.values.float().cpu(), column.valid.cpu())
+
+
+def to_numpy(values: torch.Tensor) -> Floats:
+    """Return values on the host, float64."""
+    return values.double().cpu().numpy()

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
-from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Described, Encoded, Item, support
+from nemo_mm_rank.media.segment import Audio, Image, Item, Video
+from nemo_mm_rank.models.base import Described, Encoded, support
 
 Scores = npt.NDArray[np.float32]
 

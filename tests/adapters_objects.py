@@ -12,7 +12,8 @@ import torch
 from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import PairError
-from nemo_mm_rank.models.base import Described, Grounded, Item, support
+from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.models.base import Described, Grounded, support
 from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder
 from tests.adapters import MobileNetWords, Network, pictures_of
 

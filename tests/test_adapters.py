@@ -13,9 +13,9 @@ import torch
 
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.segment import Audio
+from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Item, told, usable
+from nemo_mm_rank.models.base import told, usable
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODELS, POOL = SHARED / "models", SHARED / "data" / "real_pool"

@@ -17,7 +17,7 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.files import table_digest
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_texts, iter_class
-from nemo_mm_rank.models.base import Item, Items
+from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.models.batching import Features
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
 from nemo_mm_rank.projection.losses import codes

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from nemo_mm_rank.curator.workflow import MultimodalRankStage, MultimodalRankWorkflow
     from nemo_mm_rank.curator.writers import BlendWriter, QuarantineStage, WebDatasetWriter
 
+
+require("nemo_curator", "curator")
+
+
 __all__ = [
     "AnnotationSentenceModifier",
     "BlendMembershipFilter",
@@ -52,29 +56,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "composite": ("MultimodalRankStage",),
-    "filters": ("BlendMembershipFilter", "ObjectiveFilter", "PairAgreementFilter"),
-    "modifiers": ("AnnotationSentenceModifier", "SNSModifier"),
-    "quality": (
-        "ColumnQualityStage",
-        "EcoDatumStage",
-        "EnsembleStage",
-        "MediaQualityStage",
-        "SentenceQualityStage",
-        "TextQualityStage",
-    ),
-    "quarantine": ("QuarantineStage",),
-    "readers": ("PoolReader",),
-    "stages": ("ExpertEmbeddingStage", "ProjectionStage", "MatchStage", "RankScoreStage", "SNSStage"),
-    "workflow": ("MultimodalRankWorkflow",),
-    "writers": ("BlendWriter", "WebDatasetWriter"),
+    "filters": "BlendMembershipFilter ObjectiveFilter PairAgreementFilter",
+    "modifiers": "AnnotationSentenceModifier SNSModifier",
+    "quality": "ColumnQualityStage EcoDatumStage EnsembleStage MediaQualityStage SentenceQualityStage TextQualityStage",
+    "readers": "PoolReader",
+    "stages": "ExpertEmbeddingStage ProjectionStage MatchStage RankScoreStage SNSStage",
+    "workflow": "MultimodalRankStage MultimodalRankWorkflow",
+    "writers": "BlendWriter QuarantineStage WebDatasetWriter",
 }
-
-require("nemo_curator", "curator")
 
 
 def __getattr__(name: str) -> Any:
     for home, names in _HOMES.items():
-        if name in names:
+        if name in names.split():
             return getattr(import_module(f"{__name__}.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,8 +16,9 @@ from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import Apart, annotation_texts, in_chunks, iter_data, take_apart
+from nemo_mm_rank.media.segment import Items
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Encoder, Items
+from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import Expert, build, load_encoder, sources, text_models
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,

@@ -18,11 +18,7 @@ import torch.nn.functional as F
 
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.models.base import Encoder
-from nemo_mm_rank.projection.step import threads
-from nemo_mm_rank.schema import Modality
-from nemo_mm_rank.text.phrases import Sentences
-from nemo_mm_rank.vectors import rowwise
+from nemo_mm_rank.vectors import all_rows, on_host, rowwise, take, threads, to_numpy
 
 BANK = 128
 """Pairs of a modality that all others are compared with."""
@@ -75,50 +71,6 @@ class Pairs:
     annotations: Mapping[str, Vectors]
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """The sentences of ``n`` annotations that could be embedded.
-
-    Attributes:
-        texts: the distinct ones.
-        place: ``(u,)`` of each sentence among ``texts``, annotation by annotation.
-        owner: ``(u,)`` whose it is, ascending.
-        vectors: ``(u, d)`` float32 on the host.
-    """
-
-    texts: Sequence[str]
-    place: Ints
-    owner: Ints
-    vectors: torch.Tensor
-
-    @classmethod
-    def of(cls, annotations: Sequence[str], encoder: Encoder) -> Spoken:
-        """Take annotations apart, and embed each distinct sentence once."""
-        sentences = Sentences.of(annotations)
-        if not sentences.texts:
-            return cls([], sentences.place, sentences.owner, torch.zeros((0, encoder.dim)))
-        encoded = encoder.encode(sentences.texts, Modality.TEXT)
-        valid = np.ones(len(sentences.texts), dtype=bool)
-        valid[list(encoded.errors)] = False
-        keep = valid[sentences.place]
-        place = sentences.place[keep]
-        vectors = encoded.vectors.float().cpu()[torch.from_numpy(place)]
-        return cls(sentences.texts, place, sentences.owner[keep], vectors)
-
-    def cosines(self, data: Vectors) -> Floats:
-        """Return ``(u,)`` cosines of every sentence with its pair's data, ``n`` rows in the same space."""
-        return _host(rowwise(_on_host(take(data, self.owner)), _all(self.vectors)))
-
-    def lowest(self, scores: Floats) -> tuple[Ints, Ints]:
-        """Return ``(k,)`` the annotations with a sentence, and which sentence has the lowest of ``(u,)`` scores.
-
-        Of equal ones the first.
-        """
-        order = np.lexsort((scores, self.owner))
-        rows, first = np.unique(self.owner[order], return_index=True)
-        return rows, order[first]
-
-
 class WholeFeatures:
     """Features of data beside whole annotations.
 
@@ -145,7 +97,7 @@ class WholeFeatures:
             cosine = rowwise(
                 take(self.pairs.data[space.name], data), take(self.pairs.annotations[space.model], annotations)
             )
-            columns += [_host(cosine)[:, None], self.of_data[place][data], self.of_annotation[place][annotations]]
+            columns += [to_numpy(cosine)[:, None], self.of_data[place][data], self.of_annotation[place][annotations]]
         return np.concatenate([*columns, self.resemblance[annotations]], axis=1)
 
 
@@ -168,7 +120,7 @@ class SentenceFeatures:
         self.whole, self.owner, self._bank = whole, owner, bank
         own = F.normalize(vectors, dim=1)
         self.vectors = torch.cat([own, F.normalize(extra, dim=1)]) if len(extra) else own
-        every = _all(self.vectors)
+        every = all_rows(self.vectors)
         self.of_sentence = [usual(every, bank.data[one.name]) for _, one in self.spaces]
         self.resemblance = resemblance(every, bank.sentences)
         rows = len(next(iter(whole.pairs.data.values())).valid)
@@ -188,13 +140,13 @@ class SentenceFeatures:
         return self._features(data, sentences, take(self._all_of, data))
 
     def _features(self, data: Ints, sentences: Ints, rest: Vectors) -> Floats:
-        spoken = _all(self.vectors[torch.from_numpy(sentences)])
+        spoken = all_rows(self.vectors[torch.from_numpy(sentences)])
         columns: list[Floats] = []
         for place, (number, space) in enumerate(self.spaces):
             vectors = take(self.whole.pairs.data[space.name], data)
-            columns += [_host(rowwise(_on_host(vectors), spoken))[:, None]]
+            columns += [to_numpy(rowwise(on_host(vectors), spoken))[:, None]]
             columns += [self.whole.of_data[number][data], self.of_sentence[place][sentences]]
-        together = np.nan_to_num(_host(rowwise(rest, spoken)))[:, None]
+        together = np.nan_to_num(to_numpy(rowwise(rest, spoken)))[:, None]
         alone = rest.valid.numpy().astype(np.float64)[:, None]
         expected = np.nan_to_num(usual(rest, self._bank.sentences))
         # The last two: as in `WholeFeatures`.
@@ -251,26 +203,8 @@ def _present(column: Vectors) -> torch.Tensor:
     return F.normalize(column.values[column.valid].float(), dim=1).cpu()
 
 
-def take(column: Vectors, rows: Ints) -> Vectors:
-    """Return some rows of a column."""
-    where = torch.from_numpy(rows).to(column.values.device)
-    return Vectors(column.values[where], column.valid[where])
-
-
 def least(values: Floats, owner: Ints, rows: int) -> Floats:
     """Return ``(rows,)`` the least value of each owner, NaN for one that has none."""
     found = np.full(rows, np.inf)
     np.minimum.at(found, owner, values)
     return np.where(np.isinf(found), np.nan, found)
-
-
-def _all(vectors: torch.Tensor) -> Vectors:
-    return Vectors(vectors, torch.ones(len(vectors), dtype=torch.bool))
-
-
-def _on_host(column: Vectors) -> Vectors:
-    return Vectors(column.values.float().cpu(), column.valid.cpu())
-
-
-def _host(values: torch.Tensor) -> Floats:
-    return values.double().cpu().numpy()

@@ -22,9 +22,7 @@ from typing import Any
 import numpy as np
 
 from nemo_mm_rank.arrays import Floats, Ints
-
-FLOOR = 0.03
-"""The least chance: features alone prove nothing beyond that."""
+from nemo_mm_rank.schema import LEAST_CHANCE
 
 FEWEST = 30
 """Pairs of a modality, and annotations to spoil them with, below which nothing is said."""
@@ -216,7 +214,7 @@ def _chances(own: Floats, spoilt: Floats, wrong: float) -> tuple[Floats, Floats]
     places = np.array([np.median(own[mine == code]) for code in np.flatnonzero(filled)])
     chances = _rising(np.maximum(0.0, 1 - wrong * null / density), density)
     best = chances.max()
-    return places, np.clip(chances / best, FLOOR, 1.0) if best > 0 else np.ones(len(places))
+    return places, np.clip(chances / best, LEAST_CHANCE, 1.0) if best > 0 else np.ones(len(places))
 
 
 def _rising(values: Floats, weights: Floats) -> Floats:

@@ -16,21 +16,12 @@ from safetensors.torch import load, save
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.io.files import write_atomically, write_json
-from nemo_mm_rank.matching.features import (
-    BANK,
-    Bank,
-    Pairs,
-    SentenceFeatures,
-    Space,
-    Spoken,
-    WholeFeatures,
-    bank_of,
-    least,
-    take,
-)
+from nemo_mm_rank.matching.features import BANK, Bank, Pairs, SentenceFeatures, Space, WholeFeatures, bank_of, least
 from nemo_mm_rank.matching.judge import FEWEST, Judge, cross_fit
 from nemo_mm_rank.models.base import Encoder
+from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.sampling import folds_of, hashes
+from nemo_mm_rank.vectors import take
 
 JUDGES, BANKS = "judges.json", "banks.safetensors"
 

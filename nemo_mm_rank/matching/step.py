@@ -15,11 +15,12 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import ModelError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
-from nemo_mm_rank.matching.features import Pairs, Spoken, take
+from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import BANKS, JUDGES, Matcher
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import load_encoder
+from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,
@@ -33,6 +34,7 @@ from nemo_mm_rank.schema import (
     annotation_column,
 )
 from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.vectors import take
 
 
 class MatchStep(Step):

@@ -17,9 +17,8 @@ from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import EmbeddingError, MediaError, PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.segment import Span
+from nemo_mm_rank.media.segment import Item, Items, Span
 from nemo_mm_rank.media.spans import kept_text
-from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,

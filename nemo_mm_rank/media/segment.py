@@ -143,3 +143,10 @@ class Video:
 
 
 Segment: TypeAlias = Image | Audio | Video
+
+
+Item: TypeAlias = str | Image | Audio | Video
+"""One side of a pair, decoded: text and code are plain strings."""
+
+Items: TypeAlias = tuple[Item, ...]
+"""Data of several parts, in the order of `Modality`."""

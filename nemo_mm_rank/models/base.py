@@ -7,19 +7,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
+from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, UserError
-from nemo_mm_rank.media.segment import Audio, Image, Video
+from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.schema import Modality
-
-Item: TypeAlias = str | Image | Audio | Video
-"""One side of a pair, decoded: text and code are plain strings."""
-
-Items: TypeAlias = tuple[Item, ...]
-"""Data of several parts, in the order of `Modality`."""
+from nemo_mm_rank.vectors import unit_rows
 
 
 @dataclass(frozen=True)
@@ -233,3 +230,14 @@ def told(described: Described, name: str, n: int) -> Described:
 def _known(errors: dict[int, PairError], name: str, n: int) -> None:
     if any(not 0 <= row < n for row in errors):
         raise ModelError(f"{name} returned errors for rows {sorted(errors)} of {n} items")
+
+
+def encoded(features: Floats, name: str, device: str) -> Encoded:
+    """Return ``(n, d)`` features as L2-normalised float32 on ``device``; a row of zeros, or not finite, fails."""
+    vectors = unit_rows(features).astype(np.float32)
+    dead = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+    vectors[dead] = np.nan
+    errors: dict[int, PairError] = {
+        int(row): EmbeddingError(f"{name}: no features, all are zero or not finite") for row in np.flatnonzero(dead)
+    }
+    return Encoded(torch.from_numpy(vectors).to(device), errors)

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
-from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Encoded, Item, Items, support, usable
+from nemo_mm_rank.media.segment import Audio, Image, Item, Items, Video
+from nemo_mm_rank.models.base import Encoded, support, usable
 from nemo_mm_rank.models.batching import EqualShapes, Features, FixedRows, ahead, by_length, joined, text_rows
 from nemo_mm_rank.models.lora import adapter_revision, merge_adapter
 from nemo_mm_rank.models.weights import (

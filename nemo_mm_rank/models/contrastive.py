@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 
 from nemo_mm_rank.errors import ModelError, PairError, nearest, require
-from nemo_mm_rank.media.segment import Audio
-from nemo_mm_rank.models.base import Encoded, Item, support, usable
+from nemo_mm_rank.media.segment import Audio, Item
+from nemo_mm_rank.models.base import Encoded, support, usable
 from nemo_mm_rank.models.batching import Features, FixedRows, ahead, by_length, stacked, text_rows
 from nemo_mm_rank.models.weights import (
     folder_revision,

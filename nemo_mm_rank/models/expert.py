@@ -12,14 +12,13 @@ import torch
 
 from nemo_mm_rank.config import ExpertSpec, ModelSpec
 from nemo_mm_rank.errors import ConfigError, PairError
+from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import (
     Described,
     Describer,
     Encoded,
     Encoder,
-    Item,
-    Items,
     answering,
     encode_queries,
     support,

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
 from nemo_mm_rank.media.encode import wav
-from nemo_mm_rank.media.segment import Audio, Image, Segment, Video
+from nemo_mm_rank.media.segment import Audio, Image, Item, Segment, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Item, support, usable
+from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, support, usable
 from nemo_mm_rank.models.batching import EqualShapes, Features, ahead, padded_lengths
 from nemo_mm_rank.models.weights import (
     PICKLES,

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from safetensors.torch import load_file, save
 
-from nemo_mm_rank.benchmark.downstream.settings import AdapterSettings
+from nemo_mm_rank.config import Settings
 from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.io.files import write_atomically, write_json
 from nemo_mm_rank.models.weights import folder_revision, opening, resolve
@@ -199,3 +200,28 @@ def adapted(model: Any, settings: AdapterSettings, seed: int) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return peft.get_peft_model(model, adapter)
+
+
+class AdapterSettings(Settings):
+    """What every model that is fine-tuned by a LoRA adapter is told."""
+
+    revision: str | None = Field(None, description="commit on the hub; needed for a model from there")
+    dtype: str | None = Field(None, description="of the frozen weights; default: float32 on a CPU, else bfloat16")
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    learning_rate: float = Field(1e-4, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
+    weight_decay: float = Field(0.0, ge=0)
+    longest_data: int = Field(8192, ge=16, description="characters that texts and code are cut to")
+    device: str | None = Field(None, description="cpu to leave GPUs alone; default: GPUs where there are any")
+
+    @property
+    def weights(self) -> str:
+        """The folder or the name on the hub."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _is_pinned(self) -> Self:
+        if self.revision is None and not Path(self.weights).is_dir():
+            raise ValueError(f"{self.weights} is no folder, and a model of the hub needs a revision: a commit")
+        return self

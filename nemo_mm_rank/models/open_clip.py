@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from nemo_mm_rank.errors import ModelError, nearest, require
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.batching import Features, text_rows
 from nemo_mm_rank.models.contrastive import TwoTowers
 from nemo_mm_rank.models.weights import PICKLES, folder_revision, opening, pick_dtype, resolve

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from nemo_mm_rank.errors import ModelError, nearest, require
-from nemo_mm_rank.models.base import Encoded, Item, support, usable
+from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.models.base import Encoded, support, usable
 from nemo_mm_rank.models.batching import Features, FixedRows, by_length, text_rows
 from nemo_mm_rank.models.weights import folder_revision, opening, pick_dtype, resolve
 from nemo_mm_rank.schema import Modality

@@ -11,8 +11,8 @@ import torch
 
 from nemo_mm_rank.arrays import Samples
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
-from nemo_mm_rank.media.segment import Audio
-from nemo_mm_rank.models.base import Described, Item, support
+from nemo_mm_rank.media.segment import Audio, Item
+from nemo_mm_rank.models.base import Described, support
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.generation import Writer
 from nemo_mm_rank.models.weights import (

@@ -12,8 +12,8 @@ import torch
 from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
-from nemo_mm_rank.media.segment import Audio, Video
-from nemo_mm_rank.models.base import Described, Item, support
+from nemo_mm_rank.media.segment import Audio, Item, Video
+from nemo_mm_rank.models.base import Described, support
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.generation import Prompt, Writer, prompts
 from nemo_mm_rank.models.weights import (

@@ -14,8 +14,7 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.arrays import Samples
 from nemo_mm_rank.errors import EmbeddingError, ModelError
-from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.media.segment import Audio, Image, Item, Video
 
 POOLINGS = ("mean", "medoid")
 """``mean``: of the parts' vectors (parameter-free, as in CLIP4Clip, Luo et al. 2021, section 3.3). ``medoid``: the one

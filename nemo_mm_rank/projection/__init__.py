@@ -10,8 +10,9 @@ from nemo_mm_rank.projection.losses import (
 )
 from nemo_mm_rank.projection.mamcl import LoneRowsWarning, active_rows, equal_rows, gather, mamcl_loss, modality_codes
 from nemo_mm_rank.projection.network import FusionNetwork
-from nemo_mm_rank.projection.step import AGREEMENT, Projection, ProjectionStep
+from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.sampling import FitSample, folds_of
+from nemo_mm_rank.schema import AGREEMENT
 
 __all__ = [
     "AGREEMENT",

@@ -21,8 +21,9 @@ from nemo_mm_rank.projection import losses
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.projection.mamcl import TargetClasses, active_rows, mamcl_loss, target_classes
 from nemo_mm_rank.projection.network import FusionNetwork
-from nemo_mm_rank.projection.step import Projection, threads
+from nemo_mm_rank.projection.step import Projection
 from nemo_mm_rank.sampling import FitSample, folds_of, hashes
+from nemo_mm_rank.vectors import threads
 
 _STEPS = 5  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
 

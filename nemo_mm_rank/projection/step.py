@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.projection.network import FusionNetwork
 from nemo_mm_rank.sampling import folds_of
-from nemo_mm_rank.schema import ANNOTATION, FUSED, VECTOR, annotation_column
+from nemo_mm_rank.schema import AGREEMENT, ANNOTATION, FUSED, VECTOR, annotation_column
 from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.vectors import threads
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -157,21 +157,6 @@ def _block(column: Vectors, rows: torch.Tensor, there: bool) -> Vectors:
     if there:
         values[: len(rows)] = column.values[rows]
     return Vectors(values, torch.full((_BLOCK,), there, device=values.device))
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` CPU threads inside: with another number, sums may be rounded in another order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-AGREEMENT = "agreement"
-"""Cosine of the fused data with its own annotation, out of sample (float32 in [-1, 1])."""
 
 
 class ProjectionStep(Step):

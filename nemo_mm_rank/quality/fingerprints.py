@@ -14,8 +14,7 @@ from PIL import Image as PILImage
 from scipy.fft import dct
 
 from nemo_mm_rank.arrays import Floats, UInt64s
-from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.media.segment import Audio, Image, Item, Video
 from nemo_mm_rank.models.batching import ahead
 from nemo_mm_rank.models.classical.audio import BANDS, log_mel
 from nemo_mm_rank.quality.operators.media import Judged

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nemo_mm_rank import frames, matching
+from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.models.base import encode_queries
 from nemo_mm_rank.models.expert import has_text, load_encoder, sources
 from nemo_mm_rank.ranking.feedback import FeedbackStep
-from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, Given, ScoreStep, Space, score_column
+from nemo_mm_rank.ranking.query_scores import GIVEN, Given, ScoreStep, Space, score_column
 from nemo_mm_rank.ranking.scoring import MATCHES, Scoring
 from nemo_mm_rank.schema import FUSED, MATCH, MODALITY, PAIR_ID, VECTOR, annotation_column
 from nemo_mm_rank.steps import Added, Step
@@ -66,16 +66,6 @@ def embed_queries(config: Config, model: str, models: Mapping[str, ModelSpec]) -
     for position, error in encoded.errors.items():
         raise UserError(f"query {texts[position]!r} cannot be embedded by {model!r}: {error}")
     return encoded.vectors.float().cpu()
-
-
-def matching_spaces(config: Config, models: Mapping[str, ModelSpec]) -> list[matching.Space]:
-    """Return the spaces that hold both sides of a pair: the fused one, and those of experts."""
-    found = [matching.Space("fused", FUSED, config.anchor)]
-    for expert in config.experts:
-        used = [source for source in sources(expert) if has_text(source.model, models)]
-        names = [score_column(expert.name, one.column).removeprefix(PREFIX) for one in used]
-        found += [matching.Space(name, one.column, one.model) for name, one in zip(names, used, strict=True)]
-    return found
 
 
 def given_scores(config: Config) -> list[Given]:

@@ -13,12 +13,11 @@ import pyarrow as pa
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, nearest
-from nemo_mm_rank.matching.judge import FLOOR
 from nemo_mm_rank.ranking.calibrate import ANNOTATION_COSINE, FUSED_COSINE, Comoments, Matched, Moments, Quantiles
 from nemo_mm_rank.ranking.feedback import FEEDBACK, Means, feedback_column
 from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights, experts_among, tells_of
-from nemo_mm_rank.schema import MATCH, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import LEAST_CHANCE, MATCH, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.shards import Shards, live
 
 MATCHES = "match"
@@ -213,13 +212,13 @@ class Scoring:
         return self.topic.narrow.components(self.columns(table)[0])
 
     def chances(self, table: pa.Table) -> dict[str, Floats]:
-        """Return the chance by each condition, ``(n,)``, at least `matching.judge.FLOOR`; NaN where it is not known."""
+        """Return the chance by each condition, ``(n,)``, at least `schema.LEAST_CHANCE`; NaN where it is not known."""
         found: dict[str, Floats] = {}
         for name in self.conditions:
             values = _numbers(table, MATCH if name == MATCHES else GIVEN + name)
             if ((values < 0) | (values > 1)).any():
                 raise ConfigError(f"ranking.conditions: {name!r} has values out of [0, 1], which are no chances")
-            found[name] = np.where(np.isnan(values), np.nan, np.maximum(values, FLOOR))
+            found[name] = np.where(np.isnan(values), np.nan, np.maximum(values, LEAST_CHANCE))
         return found
 
     def _logarithms(self, name: str, chances: Floats) -> Floats:

@@ -46,7 +46,6 @@ from nemo_mm_rank.io.owned import drop, take
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.loader import STATISTICS
-from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.ensemble.choose import Choice, choose
 from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, Ensemble, fit
@@ -63,7 +62,7 @@ from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job, StrategyConfig, at_work
 from nemo_mm_rank.run.store import ShardStore, digest
 from nemo_mm_rank.run.trust import Trust
-from nemo_mm_rank.schema import PAIR_ID, WEAKEST
+from nemo_mm_rank.schema import AGREEMENT, PAIR_ID, WEAKEST
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.steps import Step
 

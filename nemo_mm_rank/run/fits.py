@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from nemo_mm_rank import frames
+from nemo_mm_rank import frames, matching
 from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import PairError
@@ -22,8 +22,8 @@ from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import JUDGES, Matcher, Sample
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.expert import load_encoder, sources
-from nemo_mm_rank.ranking.queries import matching_spaces
+from nemo_mm_rank.models.expert import has_text, load_encoder, sources
+from nemo_mm_rank.ranking.query_scores import PREFIX, score_column
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
 from nemo_mm_rank.sampling import FitSample, hashes
@@ -33,6 +33,7 @@ from nemo_mm_rank.schema import (
     DATA,
     DATA_PARTS,
     ERROR,
+    FUSED,
     MODALITY,
     PAIR_ID,
     Modality,
@@ -246,3 +247,13 @@ def fit_matcher(
         Matcher.fit(sample, used, config.anchor, encoder, config.seed).save(target)
         advance(pairs)
     return target
+
+
+def matching_spaces(config: Config, models: Mapping[str, ModelSpec]) -> list[matching.Space]:
+    """Return the spaces that hold both sides of a pair: the fused one, and those of experts."""
+    found = [matching.Space("fused", FUSED, config.anchor)]
+    for expert in config.experts:
+        used = [source for source in sources(expert) if has_text(source.model, models)]
+        names = [score_column(expert.name, one.column).removeprefix(PREFIX) for one in used]
+        found += [matching.Space(name, one.column, one.model) for name, one in zip(names, used, strict=True)]
+    return found

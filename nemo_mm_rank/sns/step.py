@@ -17,8 +17,9 @@ from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import Apart, annotation_texts, iter_data, take_apart
+from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoder, Grounder, Item, support
+from nemo_mm_rank.models.base import Encoder, Grounder, support
 from nemo_mm_rank.models.expert import Expert, build
 from nemo_mm_rank.models.grounders import PartsGrounder
 from nemo_mm_rank.schema import (

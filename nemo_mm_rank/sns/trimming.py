@@ -11,9 +11,9 @@ from nemo_mm_rank.arrays import Bools, Vectors
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.rows import in_chunks
-from nemo_mm_rank.media.segment import Audio, Image, Segment, Video, part_key
+from nemo_mm_rank.media.segment import Audio, Image, Item, Segment, Video, part_key
 from nemo_mm_rank.media.spans import kept_text, merge
-from nemo_mm_rank.models.base import Encoder, Grounded, Grounder, Item
+from nemo_mm_rank.models.base import Encoder, Grounded, Grounder
 from nemo_mm_rank.sns.selection import select_windows, union_box
 from nemo_mm_rank.sns.sides import (
     ALL,

@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-import numpy as np
-
-from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.errors import ConfigError, require
 from nemo_mm_rank.text.split import split_sentences
 
@@ -157,40 +153,3 @@ def parser_revision(model: str) -> str:
     """Return the name and version of a spaCy pipeline (for fingerprints)."""
     meta = load_parser(model).meta
     return f"{meta['lang']}_{meta['name']}-{meta['version']}, spaCy {meta['spacy_version']}"
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Sentences of ``n`` annotations.
-
-    Attributes:
-        texts: the distinct ones.
-        place: ``(m,)`` of each sentence among ``texts``, annotation by annotation.
-        owner: ``(m,)`` whose it is, ascending.
-    """
-
-    texts: list[str]
-    place: Ints
-    owner: Ints
-
-    @classmethod
-    def of(cls, annotations: Sequence[str], fewest: int = 1) -> Sentences:
-        """Take annotations apart; those of fewer than ``fewest`` different sentences are passed by."""
-        found = [own if len(own) >= fewest else [] for own in components(annotations, "sentences")]
-        places: dict[str, int] = {}
-        place = [places.setdefault(sentence, len(places)) for own in found for sentence in own]
-        owner = np.repeat(np.arange(len(found)), [len(own) for own in found])
-        return cls(list(places), np.array(place, dtype=np.int64), owner)
-
-    def least(self, scores: Floats) -> tuple[Ints, Ints]:
-        """Return ``(k,)`` the annotations with a scored sentence, and which of the ``m`` has the least score of each.
-
-        Of equal ones the first.
-
-        Args:
-            scores: ``(m,)`` of the sentences, NaN for none.
-        """
-        order = np.lexsort((scores, self.owner))
-        order = order[~np.isnan(scores[order])]
-        rows, first = np.unique(self.owner[order], return_index=True)
-        return rows, order[first]

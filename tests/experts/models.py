@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from nemo_mm_rank.media.segment import Image
-from nemo_mm_rank.models.base import Encoded, Item
+from nemo_mm_rank.media.segment import Image, Item
+from nemo_mm_rank.models.base import Encoded
 
 
 class NaNForRed:

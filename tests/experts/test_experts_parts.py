@@ -15,9 +15,9 @@ from PIL import Image as PILImage
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, ExpertSpec, ModelSpec, parse
 from nemo_mm_rank.experts import ExpertStep
-from nemo_mm_rank.media.segment import Image
+from nemo_mm_rank.media.segment import Image, Item
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Item, taken_together
+from nemo_mm_rank.models.base import taken_together
 from nemo_mm_rank.models.expert import item_key
 from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, ERROR, PARTS, SPANS, combined
 from tests.models import tiny_writers

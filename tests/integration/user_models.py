@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_mm_rank.media.segment import Image
-from nemo_mm_rank.models.base import Described, Encoded, Item
+from nemo_mm_rank.media.segment import Image, Item
+from nemo_mm_rank.models.base import Described, Encoded
 from nemo_mm_rank.models.classical.describe import PlainWords
 from nemo_mm_rank.models.classical.text import HashedText
 

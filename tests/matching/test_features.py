@@ -12,15 +12,15 @@ from nemo_mm_rank.matching.features import (
     Pairs,
     SentenceFeatures,
     Space,
-    Spoken,
     WholeFeatures,
     bank_of,
     least,
     resemblance,
-    take,
     usual,
 )
 from nemo_mm_rank.models.expert import load_encoder
+from nemo_mm_rank.models.sentences import Spoken
+from nemo_mm_rank.vectors import take
 
 FUSED = Space("fused", "emb_fused", "text")
 S = 0.5**0.5

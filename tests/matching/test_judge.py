@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from nemo_mm_rank.matching.judge import FLOOR, Judge, Line, by_fold, cross_fit, separation, wrong_at_most
+from nemo_mm_rank.matching.judge import Judge, Line, by_fold, cross_fit, separation, wrong_at_most
+from nemo_mm_rank.schema import LEAST_CHANCE
 
 Floats = npt.NDArray[np.float64]
 
@@ -117,7 +118,7 @@ def test_replaced_annotations_are_found(seed: int) -> None:
     assert judge.chance(own).mean() > 0.85
     assert judge.chance(replaced).mean() < 0.3
     low, high = judge.chance(np.array([-2.0, 5.0])).tolist()
-    assert FLOOR <= low < 0.1
+    assert LEAST_CHANCE <= low < 0.1
     assert high == 1
 
 
@@ -147,7 +148,7 @@ def test_chances_never_fall_and_the_best_is_one(own: Floats, spoilt: Floats) -> 
     assert all(first <= second for first, second in pairwise(judge.chances.tolist()))
     line = judge.chance(np.linspace(-60, 60, 500))
     assert (np.diff(line) >= 0).all()
-    assert line.min() >= FLOOR
+    assert line.min() >= LEAST_CHANCE
     assert judge.chances.max() == line.max() == 1
     assert 0 <= judge.about["wrong"] <= 1
     assert np.isnan(judge.chance(np.array([np.nan, 0.0]))).tolist() == [True, False]

@@ -16,10 +16,10 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings, ModelSpec, parse
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.matching import Matcher, MatchStep, Pairs, Sample, Space
-from nemo_mm_rank.matching.judge import FEWEST, FLOOR, separation
+from nemo_mm_rank.matching.judge import FEWEST, separation
 from nemo_mm_rank.matching.matcher import ADDED, ADDED_ACROSS, BANKS, JUDGES, SWAPPED, SWAPPED_ACROSS
 from nemo_mm_rank.models.expert import load_encoder
-from nemo_mm_rank.schema import ERROR, MATCH, MATCH_SENTENCE, MATCH_WHOLE, WEAKEST, WEAKEST_SENTENCE
+from nemo_mm_rank.schema import ERROR, LEAST_CHANCE, MATCH, MATCH_SENTENCE, MATCH_WHOLE, WEAKEST, WEAKEST_SENTENCE
 
 dd = pytest.importorskip("dask.dataframe", reason="needs the extra 'dask'")
 
@@ -109,7 +109,7 @@ def test_swapped_annotations_are_found_and_clean_ones_left_alone(folder: Path, t
     modality = np.array(found["modality"].to_pylist())
     whole, both = found[MATCH_WHOLE].to_numpy(), found[MATCH].to_numpy()
     assert both.tolist() == np.minimum(whole, found[MATCH_SENTENCE].to_numpy()).tolist()
-    assert ((both >= FLOOR) & (both <= 1)).all()
+    assert ((both >= LEAST_CHANCE) & (both <= 1)).all()
     clean = np.arange(200) % 10 > 3
     assert whole[:200][clean].mean() > 0.85
     assert whole[:200][~clean].mean() < 0.2

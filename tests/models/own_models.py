@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.models.base import Described, Encoded, Item
+from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.models.base import Described, Encoded
 
 
 class LetterCounts:

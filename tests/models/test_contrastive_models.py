@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from nemo_mm_rank.config import ModelSpec, parse
 from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError
-from nemo_mm_rank.media.segment import Audio, Video
+from nemo_mm_rank.media.segment import Audio, Item, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Encoder, Item
+from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import CachedEncoder
 from tests.models import tiny_encoders as tiny
 

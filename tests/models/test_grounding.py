@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
-from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Encoded, Grounded, Grounder, Item, fulfil
+from nemo_mm_rank.media.segment import Audio, Image, Item, Video
+from nemo_mm_rank.models.base import Encoded, Grounded, Grounder, fulfil
 from nemo_mm_rank.models.classical.describe import PlainWords
 from nemo_mm_rank.models.classical.text import HashedText
 from nemo_mm_rank.models.expert import DescribedEncoder

@@ -9,8 +9,7 @@ from PIL import Image as PILImage
 from scipy.fft import dctn
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
-from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.media.segment import Audio, Image, Item, Video
 from nemo_mm_rank.models.classical import image as image_module
 from nemo_mm_rank.models.classical.audio import (
     BANDS,

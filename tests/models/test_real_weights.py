@@ -17,9 +17,9 @@ from benchmarks.real_weights import READ, described, encoder, error_rate, read_s
 from benchmarks.real_weights import questions as paragraphs_found
 from nemo_mm_rank import curate
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.segment import Image, Video
+from nemo_mm_rank.media.segment import Image, Item, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Grounded, Item
+from nemo_mm_rank.models.base import Grounded
 
 no_pool = pytest.mark.skipif(real_pool.missing() is not None, reason=str(real_pool.missing()))
 no_speech = pytest.mark.skipif(

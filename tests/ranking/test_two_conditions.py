@@ -18,7 +18,6 @@ from scipy.stats import skew
 from nemo_mm_rank import curate, frames, rank
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.demo import words
-from nemo_mm_rank.matching.judge import FLOOR
 from nemo_mm_rank.ranking import rank as rank_shards
 from nemo_mm_rank.ranking.feedback import FeedbackStep, load_means, means_of, save_means
 from nemo_mm_rank.ranking.queries import QueryStep
@@ -27,7 +26,7 @@ from nemo_mm_rank.ranking.topic import TELLS
 from nemo_mm_rank.run.curation import Result, explain
 from nemo_mm_rank.run.finished import FinishedRun, State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.schema import MATCH
+from nemo_mm_rank.schema import LEAST_CHANCE, MATCH
 from tests.integration.runs import digests, settings
 
 SHARDS = (1, 7, 50)
@@ -111,7 +110,7 @@ def naive(rows: list[dict[str, Any]], options: RankingSettings) -> tuple[np.ndar
         broad = standard(np.sum(parts, axis=0))
         topic = (1 - breadth) * topic + breadth * broad
     for name, values in (("match", column(MATCH)), ("quality", column("given__quality"))):
-        logs = np.log(np.maximum(values, FLOOR))
+        logs = np.log(np.maximum(values, LEAST_CHANCE))
         topic = topic + options.conditions[name] * np.where(np.isnan(logs), np.nanmean(logs), logs)
     return topic, skewness
 
@@ -256,7 +255,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Resul
 def test_a_run_is_the_same_from_any_shards(run: tuple[dict[str, Any], Result]) -> None:
     config, result = run
     assert result.manifest["ranking"]["conditions"]["match"]["known"] == 120
-    assert result.blend["chance_match"].between(FLOOR, 1).all()
+    assert result.blend["chance_match"].between(LEAST_CHANCE, 1).all()
     assert sorted(result.manifest["matching"]) == ["code", "text"]
     for parts in SHARDS[1:]:
         other = {**config, "output": config["output"][:-1] + str(parts), "shards": parts}

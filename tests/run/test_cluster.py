@@ -13,7 +13,7 @@ from nemo_mm_rank.config import EngineSettings
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'dask'")
 
-from nemo_mm_rank.dask.engine import DaskEngine  # noqa: E402 (not where Dask is missing)
+from nemo_mm_rank.engine.dask import DaskEngine  # noqa: E402 (not where Dask is missing)
 
 
 def test_a_cluster_of_our_own_is_for_us_alone() -> None:

@@ -191,7 +191,7 @@ def test_a_search_finds_thresholds_and_never_chooses_what_it_learns_from(pool: P
 
 def test_a_worker_in_another_process_gives_the_same_bytes(pool: Path, result: EcoDatumResult, tmp_path: Path) -> None:
     distributed = pytest.importorskip("distributed")
-    from nemo_mm_rank.dask.engine import DaskEngine
+    from nemo_mm_rank.engine.dask import DaskEngine
 
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster,

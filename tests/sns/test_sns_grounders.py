@@ -12,8 +12,8 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.config import CLASSICAL_MODELS, Config, ModelSpec, SNSSettings, parse
 from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError, PairError
-from nemo_mm_rank.media.segment import Audio, Image
-from nemo_mm_rank.models.base import Grounded, Item
+from nemo_mm_rank.media.segment import Audio, Image, Item
+from nemo_mm_rank.models.base import Grounded
 from nemo_mm_rank.sns.step import SNSStep
 from tests.sns.test_sns_step import EXPERT, MODELS, trim
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nemo_mm_rank.text.phrases import Sentences
+from nemo_mm_rank.models.sentences import Sentences
 
 TEXTS = ["A dog. A cat. A dog.", "", "A cat", "It rains. A cat."]
 

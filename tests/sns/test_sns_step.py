@@ -19,8 +19,8 @@ from PIL import Image as PILImage
 from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, ExpertSpec, MediaSettings, ModelSpec, SNSSettings
 from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
 from nemo_mm_rank.frames import to_table
-from nemo_mm_rank.media.segment import Audio, Image, Video
-from nemo_mm_rank.models.base import Encoded, Grounded, Item
+from nemo_mm_rank.media.segment import Audio, Image, Item, Video
+from nemo_mm_rank.models.base import Encoded, Grounded
 from nemo_mm_rank.schema import MEDIA_ROOT
 from nemo_mm_rank.sns.sides import Cut, Selector
 from nemo_mm_rank.sns.step import SNSStep

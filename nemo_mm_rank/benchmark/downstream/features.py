@@ -22,8 +22,9 @@ from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Item, support
+from nemo_mm_rank.models.base import Encoded, encoded, support
 from nemo_mm_rank.models.classical.audio import BANDS, MIDDLE, SCALE, log_mel, sound
 from nemo_mm_rank.models.classical.image import luma, squares
 from nemo_mm_rank.models.expert import sources
@@ -31,7 +32,6 @@ from nemo_mm_rank.models.windows import pictures
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import MODALITY, Modality
-from nemo_mm_rank.vectors import encoded
 
 Encoders = dict[Modality, ModelSpec]
 """Models by what they take."""

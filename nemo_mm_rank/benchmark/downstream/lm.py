@@ -22,7 +22,7 @@ from nemo_mm_rank.errors import ModelError, UserError, require
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.models.lora import adapted
 from nemo_mm_rank.models.weights import load_pretrained, loading_arguments, opening, pick_dtype, resolve
-from nemo_mm_rank.projection.step import threads
+from nemo_mm_rank.vectors import threads
 
 _WARM_UP = 0.1
 _CLIP = 1.0

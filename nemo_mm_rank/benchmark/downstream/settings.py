@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from nemo_mm_rank.config import ModelSpec, Settings
+from nemo_mm_rank.models.lora import AdapterSettings
 from nemo_mm_rank.schema import Modality
 
 
@@ -42,31 +42,6 @@ class SmallSettings(Settings):
     def _heads_divide_width(self) -> SmallSettings:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
-        return self
-
-
-class AdapterSettings(Settings):
-    """What every model that is fine-tuned by a LoRA adapter is told."""
-
-    revision: str | None = Field(None, description="commit on the hub; needed for a model from there")
-    dtype: str | None = Field(None, description="of the frozen weights; default: float32 on a CPU, else bfloat16")
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    learning_rate: float = Field(1e-4, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
-    weight_decay: float = Field(0.0, ge=0)
-    longest_data: int = Field(8192, ge=16, description="characters that texts and code are cut to")
-    device: str | None = Field(None, description="cpu to leave GPUs alone; default: GPUs where there are any")
-
-    @property
-    def weights(self) -> str:
-        """The folder or the name on the hub."""
-        raise NotImplementedError
-
-    @model_validator(mode="after")
-    def _is_pinned(self) -> Self:
-        if self.revision is None and not Path(self.weights).is_dir():
-            raise ValueError(f"{self.weights} is no folder, and a model of the hub needs a revision: a commit")
         return self
 
 

@@ -18,7 +18,7 @@ from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.benchmark.downstream.vocabulary import Tokens
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.projection.fit import balanced_batches
-from nemo_mm_rank.projection.step import threads
+from nemo_mm_rank.vectors import threads
 
 
 @dataclass(frozen=True)

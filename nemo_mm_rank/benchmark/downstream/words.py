@@ -21,8 +21,9 @@ from nemo_mm_rank.experts.step import CHUNK_BYTES, CHUNK_ITEMS
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import in_chunks, iter_class
+from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Described, Item, Items, told
+from nemo_mm_rank.models.base import Described, told
 from nemo_mm_rank.models.expert import load_describer
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.run.store import ShardStore

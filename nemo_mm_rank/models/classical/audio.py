@@ -14,10 +14,10 @@ from scipy.sparse import csr_array
 
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.media.segment import Audio
-from nemo_mm_rank.models.base import Encoded, Item, support
+from nemo_mm_rank.media.segment import Audio, Item
+from nemo_mm_rank.models.base import Encoded, encoded, support
 from nemo_mm_rank.schema import Modality
-from nemo_mm_rank.vectors import encoded, join_blocks
+from nemo_mm_rank.vectors import join_blocks
 
 WINDOW, HOP = 0.025, 0.010
 """Seconds, as in speech recognition."""

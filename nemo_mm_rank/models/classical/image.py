@@ -12,10 +12,10 @@ from scipy.fft import dct
 
 from nemo_mm_rank.arrays import Floats, Pixels
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.media.segment import Image
-from nemo_mm_rank.models.base import Encoded, Item, support
+from nemo_mm_rank.media.segment import Image, Item
+from nemo_mm_rank.models.base import Encoded, encoded, support
 from nemo_mm_rank.schema import Modality
-from nemo_mm_rank.vectors import encoded, join_blocks
+from nemo_mm_rank.vectors import join_blocks
 
 SIDE = 128
 LEVELS, COLOUR_CELLS = 4, 3

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
 from nemo_mm_rank.io.files import write_atomically
-from nemo_mm_rank.models.base import Encoded, Item, support
+from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.models.base import Encoded, support
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.text.ngrams import FAMILIES, hashed_ngrams, mix
 

@@ -10,12 +10,12 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.arrays import Floats, Pixels
 from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.media.segment import Video
-from nemo_mm_rank.models.base import Encoded, Item, support
+from nemo_mm_rank.media.segment import Item, Video
+from nemo_mm_rank.models.base import Encoded, encoded, support
 from nemo_mm_rank.models.classical import image
 from nemo_mm_rank.models.classical.image import AT_ONCE, luma, picture_features, squares
 from nemo_mm_rank.schema import Modality
-from nemo_mm_rank.vectors import encoded, join_blocks
+from nemo_mm_rank.vectors import join_blocks
 
 CELLS = 8
 FLOORS = (0.0, 0.1, 8.0)

@@ -17,8 +17,8 @@ from pydantic import Field
 from nemo_mm_rank.config import Settings, parse
 from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError, PairError, nearest
 from nemo_mm_rank.media.encode import wav
-from nemo_mm_rank.media.segment import Audio
-from nemo_mm_rank.models.base import Described, Item, support
+from nemo_mm_rank.media.segment import Audio, Item
+from nemo_mm_rank.models.base import Described, support
 from nemo_mm_rank.models.endpoint.client import Answer, Answers, Body, Calls, Endpoint, Usage, check
 from nemo_mm_rank.models.generation import PROMPTS, Prompt, prompts
 from nemo_mm_rank.models.windows import at_rate, pictures

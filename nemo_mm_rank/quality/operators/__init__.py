@@ -28,7 +28,6 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import ConfigError, nearest
-from nemo_mm_rank.projection.step import AGREEMENT
 from nemo_mm_rank.quality.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
 from nemo_mm_rank.quality.operators.agreement import Agreement, Grounding
 from nemo_mm_rank.quality.operators.columns import DATACOMP, ColumnsStep, SentenceStep, shared_experts
@@ -37,6 +36,7 @@ from nemo_mm_rank.quality.operators.images import PictureScores
 from nemo_mm_rank.quality.operators.media import Judged, MediaStep, Operator
 from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, column
 from nemo_mm_rank.quality.operators.text import LANGUAGE_LABEL, TextScorer, TextStep
+from nemo_mm_rank.schema import AGREEMENT
 from nemo_mm_rank.steps import Step
 
 __all__ = [

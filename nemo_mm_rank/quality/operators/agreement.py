@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import ConfigError, PairError
-from nemo_mm_rank.media.segment import Image, Video, part_key
+from nemo_mm_rank.media.segment import Image, Item, Video, part_key
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Grounder, Item, answering
+from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Grounder, answering
 from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.quality.operators.media import Judged
 from nemo_mm_rank.quality.operators.settings import AgreementSettings, GroundingSettings, column

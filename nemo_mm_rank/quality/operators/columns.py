@@ -14,10 +14,10 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
-from nemo_mm_rank.matching.features import Spoken
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import load_encoder
+from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.quality.operators.settings import ExpertSettings, OperatorSettings, column
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, VECTOR, annotation_column, data_column
 from nemo_mm_rank.steps import Added, Step

@@ -14,8 +14,7 @@ from PIL import Image as PILImage
 from PIL import ImageFilter
 
 from nemo_mm_rank.arrays import Floats
-from nemo_mm_rank.media.segment import Image, Video
-from nemo_mm_rank.models.base import Item
+from nemo_mm_rank.media.segment import Image, Item, Video
 from nemo_mm_rank.models.batching import ahead
 from nemo_mm_rank.models.windows import picture
 from nemo_mm_rank.quality.operators.media import Judged

@@ -16,8 +16,8 @@ from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data, take_apart
+from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Item, Items
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,

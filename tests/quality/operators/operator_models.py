@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.media.segment import Audio, Image
-from nemo_mm_rank.models.base import Encoded, Grounded, Item
+from nemo_mm_rank.media.segment import Audio, Image, Item
+from nemo_mm_rank.models.base import Encoded, Grounded
 
 COLOURS = ("red", "green", "blue")
 

@@ -20,8 +20,7 @@ from nemo_mm_rank.config import MediaSettings, parse
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.io.files import read_table, write_json, write_table
 from nemo_mm_rank.io.owned import Claim
-from nemo_mm_rank.media.segment import Audio, Video
-from nemo_mm_rank.models.base import Item, Items
+from nemo_mm_rank.media.segment import Audio, Item, Items, Video
 from nemo_mm_rank.models.batching import Features
 from nemo_mm_rank.models.chat_encoder import Content, Sight, content
 from nemo_mm_rank.models.windows import pictures, shots

@@ -49,15 +49,6 @@ class SerialEngine:
         """Nothing was started."""
 
 
-def make_engine(settings: EngineSettings) -> Engine:
-    """Return the engine that the settings ask for; Dask is imported only where it is."""
-    if settings.workers or settings.scheduler_address or settings.gpus:
-        from nemo_mm_rank.dask.engine import DaskEngine
-
-        return DaskEngine.from_settings(settings)
-    return SerialEngine(settings.device)
-
-
 @dataclass(frozen=True)
 class Guarded(Generic[T]):
     """A task whose user's mistakes come back as results.
@@ -73,3 +64,12 @@ class Guarded(Generic[T]):
             return self.task(part)
         except UserError as error:
             return error
+
+
+def make_engine(settings: EngineSettings) -> Engine:
+    """Return the engine that the settings ask for; Dask is imported only where it is."""
+    if settings.workers or settings.scheduler_address or settings.gpus:
+        from nemo_mm_rank.engine.dask import DaskEngine
+
+        return DaskEngine.from_settings(settings)
+    return SerialEngine(settings.device)
