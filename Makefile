@@ -23,6 +23,7 @@ test-curator09:
 lint: env
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	.venv/bin/lint-imports --no-cache
 
 types: env
 	$(PY) -m mypy

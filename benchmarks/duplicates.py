@@ -28,7 +28,7 @@ from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import iter_data
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.quality.duplicates import distances
-from nemo_mm_rank.quality.fingerprints import film_hash, phashes, sound_hash
+from nemo_mm_rank.quality.operators.fingerprints import film_hash, phashes, sound_hash
 
 RADII = (0, 2, 4, 8, 12)
 Pictures = Callable[[PILImage.Image], PILImage.Image]

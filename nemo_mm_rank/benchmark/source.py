@@ -24,8 +24,8 @@ from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.measures.selection import Labels
-from nemo_mm_rank.quality.fingerprints import Fingerprints
 from nemo_mm_rank.quality.operators import MediaStep
+from nemo_mm_rank.quality.operators.fingerprints import Fingerprints
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, Stage, digest
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID, Modality

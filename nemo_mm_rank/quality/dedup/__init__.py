@@ -17,7 +17,7 @@ from nemo_mm_rank.arrays import Ints, UInt64s
 from nemo_mm_rank.config import Settings
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.quality.duplicates import Keepers, distances, join, near
-from nemo_mm_rank.quality.fingerprints import ANNOTATION_KEY, DATA_KEY
+from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY
 from nemo_mm_rank.schema import MODALITY, PAIR_ID, Modality, modalities_of
 from nemo_mm_rank.shards import Shards, live
 from nemo_mm_rank.text.ngrams import mix

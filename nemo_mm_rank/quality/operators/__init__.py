@@ -28,10 +28,10 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import ConfigError, nearest
-from nemo_mm_rank.quality.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
 from nemo_mm_rank.quality.operators.agreement import Agreement, Grounding
 from nemo_mm_rank.quality.operators.columns import DATACOMP, ColumnsStep, SentenceStep, shared_experts
 from nemo_mm_rank.quality.operators.datacomp import DataCompStep
+from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
 from nemo_mm_rank.quality.operators.images import PictureScores
 from nemo_mm_rank.quality.operators.media import Judged, MediaStep, Operator
 from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, column

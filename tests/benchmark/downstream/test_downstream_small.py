@@ -13,7 +13,7 @@ from nemo_mm_rank.benchmark.downstream.small import PrefixLM, lay_out, perplexit
 from nemo_mm_rank.config import Settings, parse
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.frames import Vectors
-from tests.downstream.made_up import QUICK, corpus, moved
+from tests.benchmark.downstream.made_up import QUICK, corpus, moved
 
 BLEND, VALIDATION = range(160), range(160, 240)
 

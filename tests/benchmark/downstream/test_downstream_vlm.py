@@ -231,7 +231,7 @@ def test_other_models_that_see_are_trained_too(make: Any, tmp_path: Path) -> Non
 
 
 def test_the_poster_s_set_up_is_written_down() -> None:
-    path = Path(__file__).parents[2] / "configs" / "benchmark_qwen_omni.yaml"
+    path = Path(__file__).parents[3] / "configs" / "benchmark_qwen_omni.yaml"
     config = parse(BenchmarkConfig, read_yaml(path))
     assert config.budget.count == 10_000
     assert config.seeds == (0, 1, 2)
