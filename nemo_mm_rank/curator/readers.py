@@ -145,7 +145,7 @@ class PoolReaderStage(ProcessingStage[FileGroupTask, DocumentBatch]):
         batches = [
             batch
             for manifest in task.reader_config["manifests"]
-            for batch in read_manifest(manifest, source, seen, self.check_files)
+            for batch in read_manifest(manifest, source, seen, self.check_files, faults_as_rows=True)
         ]
         tables = [
             pa.concat_tables(_rows(table, batch.bad), promote_options="default")

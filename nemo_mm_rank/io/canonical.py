@@ -35,6 +35,7 @@ class PoolBatch:
             where there is none to look at.
         bad: the other rows, by line.
         reads_texts: whether text came from files that the manifest names.
+        renamed: columns of the user's that have names of ours -> the names in ``extras``.
     """
 
     rows_in: int
@@ -43,6 +44,7 @@ class PoolBatch:
     stamps: Ints
     bad: list[BadRow]
     reads_texts: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

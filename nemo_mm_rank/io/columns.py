@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.canonical import PoolBatch
-from nemo_mm_rank.io.manifest import MAX_COLUMNS, Column
+from nemo_mm_rank.io.manifest import MAX_COLUMNS, OTHER_FIELDS, Column
 from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, PARTS
 
 MAX_FIELDS = 200
 """A nested value with more distinct keys than this is a mapping, not a record, and is kept as JSON text."""
+
+MAX_DEPTH = 16
+"""Values that are nested deeper are kept as JSON text: not every reader of Parquet follows them further."""
 
 MIXED = pa.dictionary(pa.int8(), pa.string())
 """Stands for "no one type": the column becomes strings, each value its JSON text. (No column has this type itself:
@@ -25,8 +27,8 @@ dictionaries are decoded when they are read.)"""
 def typed(column: Column) -> pa.Array | None:
     """Return a column as an Arrow array of the type its values have, None where they have none in common."""
     if isinstance(column, pa.Array):
-        return column
-    if _too_many_fields(column):
+        return column if _depth(column.type) <= MAX_DEPTH else None
+    if _too_much(column):
         return None
     try:
         return pa.array(column)
@@ -81,20 +83,27 @@ def _as_json(values: Iterable[Any]) -> pa.Array:
     return pa.array(texts, pa.string())
 
 
-def _too_many_fields(values: list[Any]) -> bool:
-    """Whether records among ``values`` have so many keys that a typed column would be mostly nulls."""
+def _depth(kind: pa.DataType) -> int:
+    return 1 + max((_depth(kind.field(i).type) for i in range(kind.num_fields)), default=0)
+
+
+def _too_much(values: list[Any]) -> bool:
+    """Whether values have so many keys that a typed column would be mostly nulls, or are nested too deeply for one."""
     waiting: list[tuple[str, Any]] = [("", value) for value in values if isinstance(value, (dict, list))]
     paths: set[str] = set()
+    depth = 0
     while waiting:
-        path, value = waiting.pop()
-        if isinstance(value, dict):
-            inner = [(f"{path}.{key}", item) for key, item in value.items()]
-            paths.update(name for name, _ in inner)
-            if len(paths) > MAX_FIELDS:
-                return True
-        else:
-            inner = [(path, item) for item in value]
-        waiting.extend((name, item) for name, item in inner if isinstance(item, (dict, list)))
+        inner: list[tuple[str, Any]] = []
+        for path, value in waiting:
+            if isinstance(value, dict):
+                inner += [(f"{path}.{key}", item) for key, item in value.items()]
+            else:
+                inner += [(path, item) for item in value]
+        paths.update(name for name, _ in inner)
+        depth += 1
+        if len(paths) > MAX_FIELDS or depth >= MAX_DEPTH:
+            return True
+        waiting = [(name, item) for name, item in inner if isinstance(item, (dict, list))]
     return False
 
 
@@ -107,23 +116,23 @@ class PoolTypes:
     """The columns that pools bring besides the canonical ones, with the types known so far.
 
     Attributes:
-        types: column -> type; `extras.MIXED` for one that has several.
+        types: column -> type; `MIXED` for one that has several.
+        gathered: whether there are more columns than a table can have, so that all are JSON in `OTHER_FIELDS`.
     """
 
     types: dict[str, pa.DataType] = field(default_factory=dict)
+    gathered: bool = False
 
     def learn(self, batch: PoolBatch) -> bool:
-        """Take in what ``batch`` shows; whether that is anything new.
-
-        Raises:
-            PoolError: there are more columns than anybody can mean.
-        """
+        """Take in what ``batch`` shows; whether that is anything new."""
         before = dict(self.types)
         self.types |= {name: kind for name, kind in OPTIONAL.items() if name in batch.pairs}
-        for name, column in batch.extras.items():
+        for name, column in batch.extras.items() if not self.gathered else ():
             self.types[name] = joined(self.types.get(name), typed(column))
         if len(self.types) > MAX_COLUMNS:
-            raise PoolError(f"the pools have more than {MAX_COLUMNS} different fields; keys of a row are field names")
+            self.gathered = True
+            self.types = {name: kind for name, kind in self.types.items() if name in OPTIONAL}
+            self.types[OTHER_FIELDS] = pa.string()
         return before != self.types
 
     def table(self, batch: PoolBatch) -> pa.Table | None:
@@ -134,10 +143,18 @@ class PoolTypes:
             if name in self.types:
                 columns[name] = batch.pairs.get(name, pa.nulls(n, kind))
         fits = True
+        extras = batch.extras if not self.gathered else {OTHER_FIELDS: _in_one(batch.extras, n)}
         for name, kind in self.types.items():
             if name not in OPTIONAL:
-                column = converted(batch.extras.get(name, [None] * n), settled(kind))
+                column = converted(extras.get(name, [None] * n), settled(kind))
                 if column is None:
                     self.types[name], fits = MIXED, False
                 columns[name] = column
         return pa.table(columns) if fits else None
+
+
+def _in_one(extras: Mapping[str, Column], n: int) -> list[str | None]:
+    """Return all fields of every row as the JSON text of one."""
+    columns = {name: value if isinstance(value, list) else value.to_pylist() for name, value in extras.items()}
+    rows = ({name: column[row] for name, column in columns.items() if column[row] is not None} for row in range(n))
+    return [json.dumps(row, ensure_ascii=False, default=str) if row else None for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,8 @@ class IngestReport:
         rows_in: rows of the manifests; ``good + bad``.
         shards: number of part files.
         digests: of each part's content and of its media files' sizes and modification times.
+        renamed: columns whose names a run adds -> the names that they go by.
+        gathered: whether there were too many columns for a table, so that all are JSON in ``other_fields``.
         fresh: False where an earlier ingest of the same input was found and kept.
     """
 
@@ -43,6 +45,8 @@ class IngestReport:
     shards: int
     digests: tuple[str, ...]
     fresh: bool = True
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    gathered: bool = False
 
 
 def ingest(
@@ -98,7 +102,16 @@ def ingest(
     bad = pa.concat_tables([SCHEMA.empty_table(), *outcome.bad_tables])
     write_table(folder / BAD_ROWS, bad)
     parts = outcome.parts
-    report = IngestReport(outcome.rows_in, outcome.good, outcome.bad, len(parts), tuple(part["key"] for part in parts))
+    keys = tuple(part["key"] for part in parts)
+    report = IngestReport(
+        outcome.rows_in,
+        outcome.good,
+        outcome.bad,
+        len(parts),
+        keys,
+        renamed=outcome.renamed,
+        gathered=work.types.gathered,
+    )
     for path in folder.glob("part-*.parquet"):
         if path.name not in {part["name"] for part in parts} and is_part(path):
             path.unlink()
@@ -117,6 +130,7 @@ class _Outcome:
     first_bad: list[BadRow] = field(default_factory=list)
     written: bool = False
     parts: list[dict[str, Any]] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
     again: bool = False
     """Whether the result depends on files that neither the manifests' digests nor the parts' stamps cover."""
 
@@ -125,6 +139,7 @@ class _Outcome:
         self.good += batch.rows_in - len(batch.bad)
         self.bad += len(batch.bad)
         self.first_bad += batch.bad[: _SHOWN - len(self.first_bad)]
+        self.renamed |= batch.renamed
         self.again |= batch.reads_texts or any(bad.missing_file for bad in batch.bad)
         if batch.bad:
             self.bad_tables.append(bad_rows_table(batch.bad))
@@ -148,7 +163,7 @@ class _Ingest:
         one after others were written, the rest is only looked at, and everything is written in another reading.
         """
         outcome = _Outcome()
-        for batch in read_pools(self.pools, self.check_files):
+        for batch in read_pools(self.pools, self.check_files, faults_as_rows=True):
             outcome.count(batch)
             if self.progress is not None:
                 self.progress(batch.rows_in)

@@ -1,4 +1,4 @@
-"""Manifests as streams of rows: JSONL (also .gz and .zst) and Parquet, local or behind any fsspec URL.
+"""Manifests as streams of rows: JSON (an object a line, or one array; also .gz and .zst) and Parquet, local or remote.
 
 WebDataset tars, the third kind, have a room of their own: `io.webdataset`.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, shown
 from nemo_mm_rank.media.source import lacking
@@ -27,6 +30,26 @@ MAX_LINE_BYTES = 16 * 2**20
 MAX_COLUMNS = 1000
 BATCH_ROWS = 2048  # few enough for the rows, as Python objects, to stay in the processor's cache
 BLOCK_BYTES = 4 * 2**20
+MAX_DEPTH = 200
+"""Lists and records inside each other: more stand in no row that anybody has written by hand or by program."""
+MAX_RATIO, FREE_BYTES = 200, 2**30
+"""A compressed manifest may hold so many times its size, or so many bytes whatever its size."""
+MAX_ROW_BYTES = 2**30
+"""Of one row of Parquet, decoded."""
+OTHER_FIELDS = "other_fields"
+"""Where rows have more different keys than a table can have columns: all but the most frequent, as JSON."""
+FREQUENT = 100
+"""Keys that are columns all the same."""
+
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_PRETENDERS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype html": "an HTML page, most likely what a server answered in the file's place: download it again",
+    b"<html": "an HTML page, most likely what a server answered in the file's place: download it again",
+    codecs.BOM_UTF16_LE: "UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`",
+    codecs.BOM_UTF16_BE: "UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`",
+}
+"""How files begin that are not what their names say."""
 
 JSON_SUFFIXES, PARQUET_SUFFIXES, TAR_SUFFIX = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq"), ".tar"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -74,11 +97,29 @@ def read_rows(file: str) -> Iterator[Rows]:
     Raises:
         PoolError: the file is missing, is no such manifest, or breaks off; naming the file and why.
     """
-    _, kind, compression = split_suffix(file)
+    kind = split_suffix(file)[1]
     if kind not in ("json", "parquet"):
         raise PoolError(f"{file}: a manifest is {KINDS}")
     with opened(file) as handle:
-        yield from _parquet_rows(file, handle) if kind == "parquet" else _json_rows(file, handle, compression)
+        head = handle.read(64)
+        handle.seek(0)
+        refuse_pretender(file, head)
+        if kind == "parquet":
+            yield from _parquet_rows(file, handle)
+        else:  # what a file is compressed by is told by its first bytes, whatever its name
+            known = next((codec for magic, codec in _MAGIC.items() if head.startswith(magic)), None)
+            yield from _json_rows(file, handle, known)
+
+
+def refuse_pretender(file: str, head: bytes) -> None:
+    """Refuse a file whose first bytes show that it is not what its name says.
+
+    Raises:
+        PoolError: naming what it is, and what to do.
+    """
+    for beginning, what in _PRETENDERS.items():
+        if head[: len(beginning)].lower() == beginning.lower():
+            raise PoolError(f"{file}: cannot be read: it is {what}")
 
 
 @contextmanager
@@ -96,9 +137,15 @@ def opened(file: str) -> Iterator[IO[bytes]]:
 
 
 def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterator[Rows]:
-    stream = pa.CompressedInputStream(pa.PythonFile(handle, "r"), compression) if compression else handle
+    stream: Any = _Decompressed(file, handle, compression) if compression else handle
+    first = stream.read(64)
+    if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+        yield from _array_rows(file, first, stream)
+        return
+    if compression:
+        refuse_pretender(file, first)
     line = 1
-    for block in _blocks(stream):
+    for block in _blocks(stream, first):
         if block is None:
             found = f"more than {MAX_LINE_BYTES} bytes"
             yield Rows(file, np.zeros(0, np.int64), {}, (BadRow(file, line, "row", "one JSON object a line", found),))
@@ -116,9 +163,76 @@ def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterato
         line += len(lines) - 1
 
 
-def _blocks(stream: Any) -> Iterator[bytes | None]:
-    """Cut a stream into whole lines, about `BLOCK_BYTES` at a time; None stands for a line that is too long."""
-    rest: bytes = b""
+class _Decompressed:
+    """A compressed stream, read up to what its size allows for."""
+
+    def __init__(self, file: str, handle: IO[bytes], compression: str) -> None:
+        self._file, self._handle = file, handle
+        self._stream = pa.CompressedInputStream(pa.PythonFile(handle, "r"), compression)
+        self._bytes = 0
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        content: bytes = self._stream.read(size)
+        self._bytes += len(content)
+        if self._bytes > max(FREE_BYTES, MAX_RATIO * self._handle.tell()):
+            raise PoolError(
+                f"{self._file}: cannot be read: more than {self._bytes // 2**20:,} MiB come out of "
+                f"{self._handle.tell() / 2**20:,.1f}, which no manifest needs; decompress it first if it is meant"
+            )
+        return content
+
+
+def _array_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
+    """Read one JSON array, an element at a time; a row's line is the element's number from 1.
+
+    Raises:
+        PoolError: the array breaks off, or is no JSON.
+    """
+    decoder, decode = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder().raw_decode
+    text, place, number, ended = decoder.decode(first).lstrip()[1:], 0, 0, False
+    rows: list[dict[str, Any]] = []
+    numbers: list[int] = []
+    bad: list[BadRow] = []
+    while True:
+        while place < len(text) and text[place] in " \t\r\n,":
+            place += 1
+        if place < len(text) and text[place] == "]":
+            break
+        try:
+            element, end = decode(text, place)
+            if end == len(text) and not ended and not isinstance(element, (dict, list)):
+                raise json.JSONDecodeError("more may follow", text, end)  # a number, cut by the block's end
+        except json.JSONDecodeError as error:
+            if ended or len(text) - place > MAX_LINE_BYTES:
+                said = (
+                    "it breaks off"
+                    if ended and error.pos >= len(text.rstrip())
+                    else f"{error.msg} in element {number + 1}"
+                )
+                raise PoolError(f"{file}: cannot be read: a JSON array, but {said}") from error
+            more = stream.read(BLOCK_BYTES)
+            text, place, ended = text[place:] + decoder.decode(more, not more), 0, not more
+            continue
+        number, place = number + 1, end
+        try:
+            rows.append(_whole_object(element))
+            numbers.append(number)
+        except NOT_AN_OBJECT as error:
+            bad.append(BadRow(file, number, "row", "a JSON object in each place of the array", why_not(error)))
+        if len(rows) + len(bad) == BATCH_ROWS:
+            yield gathered(file, rows, numbers, bad)
+            rows, numbers, bad = [], [], []
+    yield gathered(file, rows, numbers, bad)
+
+
+def _blocks(stream: Any, rest: bytes = b"") -> Iterator[bytes | None]:
+    """Cut a stream into whole lines, about `BLOCK_BYTES` at a time; None stands for a line that is too long.
+
+    Args:
+        stream: what is left to read.
+        rest: what has been read of it.
+    """
     skipping = False
     while chunk := stream.read(BLOCK_BYTES):
         if skipping:
@@ -147,6 +261,8 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
     numbers: list[int] = []
     bad: list[BadRow] = []
     for number, line in enumerate(lines, first_line):
+        if not line:
+            continue
         try:
             row = json_object(line)
         except NOT_AN_OBJECT as error:
@@ -160,15 +276,13 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
 
 
 def gathered(file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], bad: Sequence[BadRow]) -> Rows:
-    """Return rows read one by one, with their numbers, as columns.
-
-    Raises:
-        PoolError: they have more fields than anybody can mean.
-    """
-    names = dict.fromkeys(chain.from_iterable(rows))
-    if len(names) > MAX_COLUMNS:
-        raise PoolError(f"{file}: more than {MAX_COLUMNS} different fields; the keys of a row are field names")
-    columns: dict[str, Column] = {name: [row.get(name) for row in rows] for name in names}
+    """Return rows read one by one, with their numbers, as columns; of too many, the rarest as `OTHER_FIELDS`."""
+    names = Counter(chain.from_iterable(rows))
+    frequent = names if len(names) <= MAX_COLUMNS else dict(names.most_common(FREQUENT))
+    columns: dict[str, Column] = {name: [row.get(name) for row in rows] for name in names if name in frequent}
+    if len(frequent) < len(names):
+        others = [{name: value for name, value in row.items() if name not in frequent} for row in rows]
+        columns[OTHER_FIELDS] = [json.dumps(other, ensure_ascii=False) if other else None for other in others]
     return Rows(file, np.array(numbers, dtype=np.int64), columns, tuple(bad))
 
 
@@ -184,16 +298,29 @@ def json_object(content: str | bytes) -> dict[str, Any]:
     row = _decode(text)
     if type(row) is not dict:
         raise TypeError(shown(text.strip()))
-    if "\\ud" in text or "\\uD" in text:
-        # JSON can spell half a character, which no UTF-8 file can hold.
-        json.dumps(row, ensure_ascii=False).encode()
+    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
+        return _whole_object(row)
+    return row
+
+
+def _whole_object(row: Any) -> dict[str, Any]:
+    if type(row) is not dict:
+        raise TypeError(shown(row))
+    waiting, depth = [row], 0
+    while waiting := [item for value in waiting for item in (value.values() if type(value) is dict else value)]:
+        waiting, depth = [item for item in waiting if type(item) in (dict, list)], depth + 1
+        if depth > MAX_DEPTH:
+            raise RecursionError
+    # JSON can spell half a character, which no UTF-8 file can hold.
+    json.dumps(row, ensure_ascii=False).encode()
     return row
 
 
 def why_not(error: Exception) -> str:
     """Say what a content was found to be that `json_object` refused."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        hint = "; one object has to stand on one line" if error.doc.strip() == "{" else ""
+        return f"{error.msg} at column {error.colno}{hint}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte 0x{error.object[error.start]:02x} at {error.start + 1}"
     if isinstance(error, UnicodeEncodeError):
@@ -204,27 +331,77 @@ def why_not(error: Exception) -> str:
 
 
 def _parquet_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
-    parquet = pq.ParquetFile(handle, pre_buffer=False)
-    names = parquet.schema_arrow.names
+    whole = pq.ParquetFile(handle, pre_buffer=False)
+    names = whole.schema_arrow.names
     if len(set(names)) < len(names):
         raise PoolError(f"{file}: two columns have the same name")
-    groups = [parquet.metadata.row_group(i) for i in range(parquet.metadata.num_row_groups)]
+    groups = [whole.metadata.row_group(i) for i in range(whole.metadata.num_row_groups)]
     largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
     batch_rows = int(min(BATCH_ROWS, max(1, 4 * BLOCK_BYTES / max(1.0, largest))))
+    # A value that is said once and meant a million times is a dictionary's: it stays one until its rows are few enough.
+    leaves = [whole.schema.column(i) for i in range(len(whole.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    parquet = pq.ParquetFile(handle, pre_buffer=False, read_dictionary=texts)
     row = 1
     for batch in parquet.iter_batches(batch_size=batch_rows):
-        columns: dict[str, Column] = {name: plain(column) for name, column in zip(names, batch.columns, strict=True)}
-        lines = np.arange(row, row + len(batch), dtype=np.int64)
+        sizes = np.zeros(len(batch), dtype=np.int64)
+        for column in batch.columns:
+            sizes += _decoded_bytes(column)
+        for start, stop in _cuts(sizes):
+            if sizes[start] > MAX_ROW_BYTES:
+                expected, found = f"at most {MAX_ROW_BYTES // 2**20:,} MiB", f"{int(sizes[start]) // 2**20:,} MiB"
+                bad = BadRow(file, row + start, "row", expected, found)
+                yield Rows(file, np.zeros(0, np.int64), {}, (bad,))
+            else:
+                yield _decoded(file, names, batch.slice(start, stop - start), row + start)
         row += len(batch)
-        broken = {i: name for name, column in columns.items() for i in _not_utf8(column)}
-        bad = tuple(
-            BadRow(file, int(lines[i]), "row", "text in UTF-8", f"other bytes in column {name!r}")
-            for i, name in sorted(broken.items())
-        )
-        if broken:
-            keep = np.setdiff1d(np.arange(len(lines)), list(broken))
-            lines, columns = lines[keep], {name: taken(column, keep) for name, column in columns.items()}
-        yield Rows(file, lines, columns, bad)
+
+
+def _cuts(sizes: Ints) -> Iterator[tuple[int, int]]:
+    """Cut rows of these sizes into runs of about `BLOCK_BYTES` times four, a row at least."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + 4 * BLOCK_BYTES, "right")))
+        yield start, stop
+        start = stop
+
+
+def _decoded_bytes(column: pa.Array) -> Ints:
+    """Return how much each row takes without a dictionary, ``(n,)`` bytes."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        known: Ints = np.append(_decoded_bytes(column.dictionary), 0)
+        rows: Ints = known[column.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
+        return rows
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        offsets = column.offsets.to_numpy()
+        inner = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+        total = np.concatenate([[0], np.cumsum(_decoded_bytes(inner))])
+        sums: Ints = np.diff(total[offsets - offsets[0]])
+        return sums
+    if pa.types.is_struct(kind):
+        return sum((_decoded_bytes(inner) for inner in column.flatten()), np.zeros(len(column), np.int64))
+    if any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string)):
+        lengths: Ints = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return lengths
+    return np.full(len(column), column.nbytes // max(1, len(column)), dtype=np.int64)
+
+
+def _decoded(file: str, names: Sequence[str], batch: pa.RecordBatch, first: int) -> Rows:
+    columns: dict[str, Column] = {name: plain(column) for name, column in zip(names, batch.columns, strict=True)}
+    lines = np.arange(first, first + len(batch), dtype=np.int64)
+    broken = {i: name for name, column in columns.items() for i in _not_utf8(column)}
+    bad = tuple(
+        BadRow(file, int(lines[i]), "row", "text in UTF-8", f"other bytes in column {name!r}")
+        for i, name in sorted(broken.items())
+    )
+    if broken:
+        keep = np.setdiff1d(np.arange(len(lines)), list(broken))
+        lines, columns = lines[keep], {name: taken(column, keep) for name, column in columns.items()}
+    return Rows(file, lines, columns, bad)
 
 
 def taken(column: Column, rows: npt.NDArray[np.int64]) -> Column:
@@ -236,14 +413,30 @@ def plain(column: pa.Array) -> pa.Array:
     """Return a column without the encodings that differ from file to file: dictionaries, views, large offsets."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    undone = _without_dictionaries(column.type)
+    if undone != column.type:
+        column = column.cast(undone)
     kind = column.type
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return column.cast(pa.string())
     if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return column.cast(pa.binary())
     return column
+
+
+def _without_dictionaries(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return _without_dictionaries(kind.value_type)
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_without_dictionaries(kind.value_type)))
+    if pa.types.is_map(kind):
+        inner = [field.with_type(_without_dictionaries(field.type)) for field in (kind.key_field, kind.item_field)]
+        return pa.map_(*inner)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in kind])
+    return kind
 
 
 def _not_utf8(column: pa.Array) -> list[int]:

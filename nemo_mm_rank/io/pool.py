@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 from fsspec.core import url_to_fs
 
@@ -16,7 +17,7 @@ from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch, canonical
-from nemo_mm_rank.io.manifest import KINDS, read_rows, split_suffix
+from nemo_mm_rank.io.manifest import KINDS, Rows, read_rows, split_suffix
 from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.source import lacking
@@ -30,7 +31,9 @@ RESERVED_PREFIXES = (
     *("emb_", "sns_", "description__", "cosine__", "score_", "traditional__"),
     *("agreement__", "feedback__", "given__", "fingerprint__", "chance_", "match_"),
 )
-"""Names of columns that steps or the blend add; a pool that brings its own is refused, not overwritten."""
+"""Names of columns that steps or the blend add; a pool's own go by `ORIGINAL` and their name."""
+
+ORIGINAL = "original_"
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,15 @@ def _matching(path: str, files: list[str]) -> list[str]:
     return found
 
 
-def read_pools(pools: Sequence[PoolSource], check_files: bool = True) -> Iterator[PoolBatch]:
+def read_pools(
+    pools: Sequence[PoolSource], check_files: bool = True, faults_as_rows: bool = False
+) -> Iterator[PoolBatch]:
     """Stream the pools' pairs in the order of the manifests, with ids unique over all of them.
 
     Args:
         pools: read one after the other.
         check_files: see that every local media file is there (one ``stat`` a row).
+        faults_as_rows: see `read_manifest`.
 
     Raises:
         PoolError: a manifest cannot be found or read, or a column's name is taken.
@@ -129,28 +135,57 @@ def read_pools(pools: Sequence[PoolSource], check_files: bool = True) -> Iterato
     seen = Seen()
     for source in pools:
         for manifest in manifests(source):
-            yield from read_manifest(manifest, source, seen, check_files)
+            yield from read_manifest(manifest, source, seen, check_files, faults_as_rows)
 
 
-def read_manifest(manifest: Manifest, source: PoolSource, seen: Seen, check_files: bool = True) -> Iterator[PoolBatch]:
+def read_manifest(
+    manifest: Manifest, source: PoolSource, seen: Seen, check_files: bool = True, faults_as_rows: bool = False
+) -> Iterator[PoolBatch]:
     """Stream the pairs of one manifest; ids that are in ``seen`` are taken.
 
+    Columns that have names which a run adds (those of an earlier run's blend, for example) are renamed.
+
+    Args:
+        manifest: a file.
+        source: the pool that it is of.
+        seen: ids of the run so far.
+        check_files: see that every local media file is there.
+        faults_as_rows: what ends the reading of a file (it is empty, breaks off, or is something else) counts as one
+            bad row after those that could be read, so that it does not stop the other files.
+
     Raises:
-        PoolError: the manifest cannot be read, or a column's name is taken.
+        PoolError: the manifest cannot be read, or a column of the user's has a canonical name.
     """
     references = References(manifest.root, check_files)
     is_tar = split_suffix(manifest.file)[1] == "tar"
     batches = tar_rows(manifest.file, source, manifest.pool, manifest.root) if is_tar else read_rows(manifest.file)
-    for rows in batches:
+    for rows in _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches:
         batch = canonical(rows, source, manifest.pool, references, seen)
         taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
         if taken:
-            named = f"column {taken[0]!r} has a name" if len(taken) == 1 else f"columns {taken} have names"
-            raise PoolError(
-                f"{manifest.file}: {named} that a run adds; keep {'it' if len(taken) == 1 else 'them'} under another, "
-                f"with rename: {{{', '.join(f'{name}: my_{name}' for name in taken)}}} in the pool's configuration"
-            )
+            renamed = {name: _free(name, batch.extras) for name in taken}
+            extras = {renamed.get(name, name): column for name, column in batch.extras.items()}
+            batch = replace(batch, extras=extras, renamed=renamed)
         yield batch
+
+
+def _free(name: str, names: Collection[str]) -> str:
+    free = ORIGINAL + name
+    while free in names:
+        free = ORIGINAL + free
+    return free
+
+
+def _whatever_can_be_read(file: str, batches: Iterator[Rows]) -> Iterator[Rows]:
+    line = 0
+    try:
+        for rows in batches:
+            line = max([line, *rows.lines[-1:].tolist(), *(bad.line for bad in rows.bad)])
+            yield rows
+    except PoolError as error:
+        found = str(error).removeprefix(f"{file}: ").removeprefix("cannot be read: ")
+        bad = BadRow(file, line + 1, "file", "a manifest that can be read to its end", found)
+        yield Rows(file, np.zeros(0, np.int64), {}, (bad,))
 
 
 @dataclass
@@ -164,6 +199,7 @@ class Report:
         by_field: bad rows by the field at fault (``row``: cannot be read at all).
         counts: good rows by pool and modality.
         errors: one line for each manifest that cannot be read (to its end).
+        renamed: columns whose names a run adds -> the names that they go by.
     """
 
     rows_in: int = 0
@@ -172,6 +208,7 @@ class Report:
     by_field: Counter[str] = field(default_factory=Counter)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -197,9 +234,18 @@ class Report:
         for name, *cells in table if self.counts else []:
             numbers_right = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
             yield "  ".join([name.ljust(widths[0]), *numbers_right])
+        if self.renamed:
+            yield "note: " + renamed_note(self.renamed)
         faults = ", ".join(f"{number:,} {name}" for name, number in sorted(self.by_field.items()))
         good = self.rows_in - self.bad
         yield f"{self.rows_in:,} rows: {good:,} good, {self.bad:,} bad" + (f" ({faults})" if faults else "")
+
+
+def renamed_note(renamed: Mapping[str, str]) -> str:
+    """Say which columns go by other names."""
+    names = ", ".join(f"{name!r} as {new!r}" for name, new in sorted(renamed.items())[:5])
+    more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
+    return f"columns that have names of ours are kept under others: {names}{more}"
 
 
 def validate(pools: Sequence[PoolSource], check_files: bool = True, most: int = 10_000) -> Report:
@@ -229,6 +275,7 @@ def validate(pools: Sequence[PoolSource], check_files: bool = True, most: int = 
 def _count(report: Report, batch: PoolBatch, most: int) -> None:
     report.rows_in += batch.rows_in
     report.bad += len(batch.bad)
+    report.renamed |= batch.renamed
     report.bad_rows += batch.bad[: most - len(report.bad_rows)]
     report.by_field.update(row.field for row in batch.bad)
     groups = pa.table({name: batch.pairs[name] for name in (POOL, MODALITY)}).group_by([POOL, MODALITY])

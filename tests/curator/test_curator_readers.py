@@ -107,8 +107,8 @@ def test_what_can_be_mended_is_said(tmp_path: Path, through: Any) -> None:
     path = jsonl(tmp_path / "a.jsonl", texts(1))
     with pytest.raises(PoolError, match="is in two pools"):
         through([PoolReader(pools=[path, PoolSource(path=str(tmp_path))])])
-    with pytest.raises(PoolError, match="column 'score' has a name that a run adds"):
-        through([PoolReader(pools=jsonl(tmp_path / "b.jsonl", texts(1, score=3)))])
+    [batch] = through([PoolReader(pools=jsonl(tmp_path / "b.jsonl", texts(1, score=3)))])
+    assert batch.to_pandas()["original_score"].tolist() == [3]
 
 
 def test_its_parts(pool: Path) -> None:

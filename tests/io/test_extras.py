@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.columns import MIXED, converted, joined, settled, typed
 from nemo_mm_rank.io.manifest import read_rows
 
@@ -88,6 +89,10 @@ def test_any_bytes_are_rows_or_bad_rows(lines: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pool.jsonl"
         file.write_bytes(b"\n".join(lines))
-        counted = sum(len(rows.lines) + len(rows.bad) for rows in read_rows(str(file)))
+        try:
+            counted = sum(len(rows.lines) + len(rows.bad) for rows in read_rows(str(file)))
+        except PoolError:  # it begins like something else, or like an array that is none
+            assert lines[0].strip()
+            return
     lines[:1] = [line.removeprefix(b"\xef\xbb\xbf") for line in lines[:1]]
     assert counted == sum(bool(line.strip(b" \t\r")) for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -297,11 +298,11 @@ def test_a_full_disk_leaves_no_record(tmp_path: Path, monkeypatch: pytest.Monkey
     assert ingest([source], tmp_path / "out").good == 2000
 
 
-def test_ever_new_columns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ever_new_columns_are_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columns, "MAX_COLUMNS", 10)
     source = jsonl(tmp_path / "pool.jsonl", [{**row, f"k{i}": 1} for i, row in enumerate(rows(20))])
-    with pytest.raises(PoolError, match="more than 10 different fields"):
-        ingest([source], tmp_path / "out")
+    assert ingest([source], tmp_path / "out").gathered
+    assert whole(tmp_path / "out")["other_fields"].to_pylist() == [f'{{"k{i}": 1}}' for i in range(20)]
 
 
 def test_progress_counts_every_row(tmp_path: Path) -> None:
@@ -327,3 +328,67 @@ def test_a_digest_is_of_values_alone() -> None:
         for values in (["ab", "c"], ["a", "bc"], [None, "abc"], ["", "abc"], [["ab", "c"], []], [["ab"], ["c"]])
     ]
     assert len({table_digest(other) for other in others}) == len(others)
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    jsonl(pool / "a.jsonl", rows(3))
+    (pool / "b.parquet").write_bytes(b"")
+    (pool / "c.jsonl.gz").write_bytes(gzip.compress((pool / "a.jsonl").read_bytes() * 2)[:-12])
+    (pool / "d.jsonl").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    jsonl(pool / "e.jsonl", rows(2, 50))
+    report = ingest([PoolSource(path=str(pool))], tmp_path / "parts")
+    assert (report.good + report.bad, report.rows_in) == (report.rows_in,) * 2
+    bad = pq.read_table(tmp_path / "parts" / "bad_rows.parquet").to_pylist()
+    broken = {Path(row["file"]).name: row["message"] for row in bad if row["message"].startswith("file: ")}
+    assert set(broken) == {"b.parquet", "c.jsonl.gz", "d.jsonl"}
+    assert all(
+        text.startswith("file: expected a manifest that can be read to its end, found ") for text in broken.values()
+    )
+    assert "it is a Git LFS pointer" in broken["d.jsonl"]
+    with pytest.raises(PoolError, match="rows are bad"):
+        ingest([PoolSource(path=str(pool))], tmp_path / "strict", on_bad_row="fail")
+
+
+def test_values_nested_deeply_are_kept_as_json_and_too_deeply_a_bad_row(tmp_path: Path) -> None:
+    good = rows(3)
+    good[0]["n"] = [[["x"]]]
+    lines = [json.dumps(row) for row in good]
+    for depth in (100, 500, 100_000):
+        lines.append(lines[1].replace('"pair_id": "', f'"n": {"[" * depth + "]" * depth}, "pair_id": "{depth}-'))
+    (tmp_path / "pool.jsonl").write_text("\n".join(lines))
+    report = ingest([PoolSource(path=str(tmp_path / "pool.jsonl"))], tmp_path / "parts")
+    assert (report.good, report.bad) == (4, 2)
+    assert pq.read_table(tmp_path / "parts" / "part-00000.parquet")["n"].to_pylist() == [
+        '[[["x"]]]',
+        None,
+        None,
+        "[" * 100 + "]" * 100,
+    ]
+    nested = pa.array([None, [1]])
+    for _ in range(20):
+        nested = pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), nested)
+    table = pa.Table.from_pylist(rows(2)).append_column("deep", nested)
+    pq.write_table(table, tmp_path / "deep.parquet")
+    ingest([PoolSource(path=str(tmp_path / "deep.parquet"))], tmp_path / "deep")
+    assert pq.read_table(tmp_path / "deep" / "part-00000.parquet")["deep"].to_pylist() == [
+        "[" * 20 + "null" + "]" * 20,
+        "[" * 20 + "[1]" + "]" * 20,
+    ]
+
+
+def test_more_keys_than_a_table_has_columns_are_json(tmp_path: Path) -> None:
+    good = rows(4)
+    good[1] |= {f"key{n}": n for n in range(1500)}
+    good[3]["mine"] = "kept"
+    jsonl(tmp_path / "pool.jsonl", good)
+    report = ingest([PoolSource(path=str(tmp_path / "pool.jsonl"))], tmp_path / "parts")
+    assert (report.good, report.bad, report.gathered) == (4, 0, False)
+    table = pq.read_table(tmp_path / "parts" / "part-00000.parquet")
+    assert len(table.column_names) < 110
+    values = table.to_pylist()
+    assert json.loads(values[3]["other_fields"]) == {"mine": "kept"}
+    assert values[0]["other_fields"] is None
+    others = json.loads(values[1].pop("other_fields"))
+    assert {n for n in range(1500) if (values[1].get(f"key{n}") or others.get(f"key{n}")) == n} == set(range(1, 1500))

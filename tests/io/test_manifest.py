@@ -15,7 +15,7 @@ import pytest
 
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io import manifest
-from nemo_mm_rank.io.manifest import read_rows, split_suffix
+from nemo_mm_rank.io.manifest import FREQUENT, OTHER_FIELDS, read_rows, split_suffix
 
 
 def read(file: Path | str) -> tuple[list[int], dict[str, list[Any]], list[str]]:
@@ -158,11 +158,13 @@ def test_encodings_of_arrow_are_undone(tmp_path: Path) -> None:
     }
 
 
-def test_keys_that_are_values_are_refused(tmp_path: Path) -> None:
+def test_keys_that_are_values_are_gathered(tmp_path: Path) -> None:
     path = tmp_path / "pool.jsonl"
-    path.write_text("".join(json.dumps({f"key{n}": n}) + "\n" for n in range(1001)))
-    with pytest.raises(PoolError, match="more than 1000 different fields"):
-        read(path)
+    path.write_text("".join(json.dumps({"x": n, f"key{n}": n}) + "\n" for n in range(1001)))
+    [rows] = read_rows(str(path))
+    assert len(rows.columns) == FREQUENT + 1
+    assert rows.columns["x"] == list(range(1001))
+    assert [value for value in rows.columns[OTHER_FIELDS] if value] == [f'{{"key{n}": {n}}}' for n in range(99, 1001)]
 
 
 def test_what_is_no_manifest(tmp_path: Path) -> None:
@@ -181,3 +183,94 @@ def test_suffixes() -> None:
     assert split_suffix("a/shard-000.tar") == ("shard-000", "tar", None)
     assert split_suffix("pool.parquet.gz")[1] is None
     assert split_suffix("shard-000.tar.gz")[1] is None
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_is_read_element_by_element(tmp_path: Path, suffix: str, indent: int | None) -> None:
+    elements = [{"n": n, "text": "\u00e9" * n} for n in range(3000)]
+    text = json.dumps([*elements[:5], 7, [1], *elements[5:]], indent=indent, ensure_ascii=False)
+    content = b"\xef\xbb\xbf " + text.encode()
+    path = tmp_path / f"pool.json{suffix}"
+    path.write_bytes(gzip.compress(content) if suffix else content)
+    lines, columns, bad = read(path)
+    assert lines == [*range(1, 6), *range(8, 3003)]
+    assert columns["n"] == list(range(3000))
+    assert columns["text"] == [element["text"] for element in elements]
+    expected = "row: expected a JSON object in each place of the array, found"
+    assert bad == [f"{path}:6: {expected} 7", f"{path}:7: {expected} [1]"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'[{"a": 1}, {"a"', "a JSON array, but it breaks off"),
+        (b'[{"a": 1}', "a JSON array, but it breaks off"),
+        (b'[{"a": 1}, {"a": x}]', "a JSON array, but Expecting value in element 2"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "it is an HTML page"),
+        ('{"a": 1}'.encode("utf-16"), "it is UTF-16: save it as UTF-8"),
+    ],
+)
+def test_what_is_something_else_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(PoolError, match=rf"pool\.jsonl: cannot be read: {said}"):
+        read(path)
+
+
+def test_compression_is_told_by_the_content(tmp_path: Path) -> None:
+    (tmp_path / "pool.jsonl").write_bytes(gzip.compress(jsonl()))
+    (tmp_path / "pool.jsonl.gz").write_bytes(jsonl())
+    for name in ("pool.jsonl", "pool.jsonl.gz"):
+        assert read(tmp_path / name)[0] == list(range(1, 5001))
+
+
+def test_what_decompresses_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pool.jsonl.zst"
+    with pa.CompressedOutputStream(str(path), "zstd") as stream:
+        stream.write(b'{"a": 1}\n')
+        for _ in range(1100):
+            stream.write(b" " * 2**20)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(PoolError, match=r"more than 1,02\d MiB come out of 0\.\d, which no manifest needs"):
+        read(path)
+
+
+def test_pretty_printed_objects_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "pool.json"
+    path.write_text(json.dumps({"a": 1}, indent=1))
+    bad = read(path)[2]
+    assert bad[0].endswith("; one object has to stand on one line")
+
+
+@pytest.mark.parametrize("kind", ["string", "list", "struct"])
+def test_a_dictionary_is_decoded_a_few_rows_at_a_time(tmp_path: Path, kind: str) -> None:
+    big, n = "a b " * 250_000, 400
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * (n // 2), pa.int32()), pa.array([big, "small"]))
+    column = {
+        "string": texts,
+        "list": pa.ListArray.from_arrays(pa.array(range(n + 1), pa.int32()), texts),
+        "struct": pa.StructArray.from_arrays([texts], ["text"]),
+    }[kind]
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({"n": range(n), "x": column}), path)
+    assert path.stat().st_size < 2**20
+    seen = 0
+    for rows in read_rows(str(path)):
+        values = rows.columns["x"]
+        assert isinstance(values, pa.Array)
+        assert values.nbytes < 24 * 2**20
+        assert values.to_pylist() == column.slice(seen, len(values)).to_pylist()
+        seen += len(values)
+    assert seen == n
+
+
+def test_a_row_of_parquet_has_a_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(manifest, "BLOCK_BYTES", 2**17)
+    lists = [["x" * 2**19] * 5, ["y"], None]
+    pq.write_table(pa.table({"x": pa.array(lists)}), tmp_path / "pool.parquet")
+    lines, columns, bad = read(tmp_path / "pool.parquet")
+    assert (lines, columns["x"]) == ([2, 3], [["y"], None])
+    assert [row.split("pool.parquet")[1] for row in bad] == [":1: row: expected at most 1 MiB, found 2 MiB"]

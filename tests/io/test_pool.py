@@ -17,7 +17,7 @@ import pytest
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
-from nemo_mm_rank.io.pool import manifests, read_pools
+from nemo_mm_rank.io.pool import manifests, read_pools, validate
 
 GOOD = {"pair_id": "a", "pool": "p", "modality": "text", "data": "some text", "annotation": "a note"}
 
@@ -192,19 +192,22 @@ def test_a_mapped_field_beside_one_with_our_name_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "name", ["error", "media_root", "emb_data__x", "sns_reason", "cosine__x", "score", "rank", "weakest", "feedback__x"]
 )
-def test_a_column_of_ours_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_column_of_ours_goes_by_another_name(tmp_path: Path, name: str) -> None:
     file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, name: 1}])
-    with pytest.raises(PoolError, match=rf"pool\.jsonl: column '{name}' has a name that a run adds; keep it under"):
-        read(file)
+    columns, bad = read(file)
+    assert not bad
+    assert columns[f"original_{name}"] == [1]
 
 
-def test_all_columns_of_ours_are_named_at_once(tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, "score": 1, "mine": 2, "weakest_sentence": "x"}])
-    with pytest.raises(PoolError) as caught:
-        read(file)
-    assert str(caught.value) == (
-        f"{file}: columns ['score', 'weakest_sentence'] have names that a run adds; keep them under another, with "
-        "rename: {score: my_score, weakest_sentence: my_weakest_sentence} in the pool's configuration"
+def test_a_name_that_is_there_twice_is_told_apart(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, "score": 1, "original_score": 2, "weakest_sentence": "x"}])
+    columns, bad = read(file)
+    assert not bad
+    assert (columns["original_original_score"], columns["original_score"]) == ([1], [2])
+    [batch] = read_pools([PoolSource(path=str(file))])
+    assert batch.renamed == {"score": "original_original_score", "weakest_sentence": "original_weakest_sentence"}
+    assert "note: columns that have names of ours are kept under others: 'score' as 'original_original_score', " in (
+        "\n".join(validate([PoolSource(path=str(file))]).lines())
     )
 
 

@@ -117,10 +117,12 @@ def test_configurations_that_cannot_be_meant_are_refused(values: dict[str, Any],
     assert message in str(caught.value)
 
 
-def test_a_pool_column_with_a_name_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_pool_column_with_a_name_of_ours_goes_by_another(tmp_path: Path) -> None:
     manifest = tmp_path / "pool.jsonl"
     pd.DataFrame(
         [{"pair_id": "a", "modality": "text", "data": "x", "annotation": "y", "traditional__urls_ratio": 1.0}]
     ).to_json(manifest, orient="records", lines=True)
-    with pytest.raises(UserError, match="'traditional__urls_ratio' has a name that a run adds"):
-        job(manifest, tmp_path / "run")
+    job(manifest, tmp_path / "run")
+    assert pd.read_parquet(tmp_path / "run" / "pool" / "part-00000.parquet")[
+        "original_traditional__urls_ratio"
+    ].tolist() == [1.0]
