@@ -406,6 +406,7 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     guard_messages()
     errors = SafeConsole(stderr=True, soft_wrap=True)
+    SafeConsole()  # sees that standard output, too, can take every letter
     try:
         status = app(standalone_mode=False)
     except UserError as error:

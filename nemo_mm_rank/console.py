@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
+from io import TextIOWrapper
 from typing import TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -51,6 +52,8 @@ class SafeConsole(Console):
 
     def __init__(self, stderr: bool = False, quiet: bool = False, soft_wrap: bool = False) -> None:
         super().__init__(stderr=stderr, quiet=quiet, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
+        if isinstance(self.file, TextIOWrapper) and self.file.errors == "strict":
+            self.file.reconfigure(errors="replace")  # a terminal that lacks a letter stops no run
 
     def render_str(self, text: str, **settings: object) -> Text:
         """Return ``text`` made printable, before it is measured for the cell it goes into."""

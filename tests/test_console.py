@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import pickle
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -187,3 +189,12 @@ def test_interrupted(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("nemo_mm_rank.io.pool.manifests", stopped)
     said = "stopped; start the same command again to go on from here\n"
     assert command_line("validate", "x.jsonl") == (130, said)
+
+
+def test_a_terminal_that_lacks_letters_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    console = SafeConsole()
+    console.print("gr\u00fcne Wiese \u8349\u5730")
+    sys.stdout.flush()
+    assert written.getvalue().decode("latin-1") == "gr\u00fcne Wiese ??\n"

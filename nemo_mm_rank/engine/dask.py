@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -39,6 +40,26 @@ def _safe_path() -> Iterator[None]:
             del os.environ[_SAFE_PATH]
         else:
             os.environ[_SAFE_PATH] = before
+
+
+class _ScriptRunsOnce:
+    """Keeps workers from running the user's script again, as multiprocessing has new processes do.
+
+    Without ``if __name__ == "__main__":`` a script that is run again would start workers of its own, and so on. What
+    workers need of the script's own classes comes pickled by value.
+    """
+
+    def __init__(self) -> None:
+        self._main = sys.modules["__main__"]
+        self._known: dict[str, Any] = {
+            name: vars(self._main)[name] for name in ("__file__", "__spec__") if name in vars(self._main)
+        }
+        vars(self._main).pop("__file__", None)
+        self._main.__spec__ = None
+
+    def close(self) -> None:
+        """Put things back."""
+        vars(self._main).update(self._known)
 
 
 class DaskEngine:
@@ -82,9 +103,11 @@ class DaskEngine:
             "dashboard_address": "127.0.0.1:0",  # a port of its own: the usual one may be another cluster's
             "scheduler_kwargs": {"dashboard": False},
         }
+        local_cuda = require("dask_cuda", "gpu").LocalCUDACluster if settings.gpus else None
+        script = _ScriptRunsOnce()
         with dask.config.set(_OURS), _safe_path():
-            if settings.gpus:
-                cluster = require("dask_cuda", "gpu").LocalCUDACluster(**private)
+            if local_cuda is not None:
+                cluster = local_cuda(**private)
             else:
                 threads = str(max(1, (os.cpu_count() or 1) // settings.workers))
                 cluster = distributed.LocalCluster(
@@ -97,8 +120,8 @@ class DaskEngine:
                 )
         client = distributed.Client(cluster)
         if settings.gpus:
-            return cls(client, "cudf", settings.device or "cuda", [cluster, client])
-        return cls(client, "pandas", settings.device, [cluster, client])
+            return cls(client, "cudf", settings.device or "cuda", [script, cluster, client])
+        return cls(client, "pandas", settings.device, [script, cluster, client])
 
     def map(self, task: Callable[[int], T], parts: Sequence[int]) -> Iterator[tuple[int, T]]:
         """Yield results as shards finish; what is left is cancelled when the consumer stops or a task fails.

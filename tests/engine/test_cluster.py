@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -51,3 +55,17 @@ def test_a_cluster_of_our_own_is_for_us_alone() -> None:
     finally:
         engine.close()
     assert os.environ.get("PYTHONSAFEPATH") == before
+
+
+def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:
+    rows = [{"modality": "text", "data": f"note {i} on grass", "annotation": f"grass {i}"} for i in range(12)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "script.py").write_text(
+        "from nemo_mm_rank import curate\n"
+        "settings = {'engine': {'workers': 2}}\n"
+        "result = curate('pool.jsonl', 'grass', 3, output='run', config=settings, progress=False)\n"
+        "print('chosen', len(result.blend), __file__)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.splitlines()) == (0, [f"chosen 3 {tmp_path / 'script.py'}"])
+    assert "Traceback" not in done.stderr
