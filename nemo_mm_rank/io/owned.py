@@ -6,10 +6,13 @@ makes or that was empty, and says what the folder holds and which pools or runs 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
 import stat
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -23,7 +26,9 @@ from nemo_mm_rank.io.files import TEMPORARY, temporary_name, write_text
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.io.references import is_url
 
-MARK, LOCK = ".nemo-mm-rank.json", ".lock"
+MARK, LOCK, HOLDER = ".nemo-mm-rank.json", ".lock", ".lock-holder"
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+"""What file systems answer that have no `flock`, as some network mounts do."""
 _FORMAT, _MAX_BYTES = 1, 2**24
 
 KINDS = {
@@ -236,7 +241,7 @@ def empty(folder: Path) -> bool:
 
 def _barren(folder: Path) -> bool:
     """Whether nothing was made in a folder of ours: what began there has failed before it had read its input."""
-    begun = {MARK, LOCK, "config.yaml", "bad_rows.parquet"}
+    begun = {MARK, LOCK, HOLDER, "config.yaml", "bad_rows.parquet"}
     return all(name in begun for _, _, names in os.walk(folder) for name in names)
 
 
@@ -263,6 +268,8 @@ def recognised(folder: Path, kind: str, more: str = "") -> Mark:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder of ours for this process. The lock is a file that is never written to.
 
+    Where the file system knows no locks, a file that is made exclusively says who holds the folder instead.
+
     Raises:
         UserError: another process works in it, or the lock is a link.
         StorageError: it cannot be written.
@@ -279,9 +286,55 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{folder}: another run is at work in this folder") from error
-        yield
+        except OSError as error:
+            if error.errno not in _WITHOUT_LOCKS:
+                raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
+            with _held_by_file(folder / HOLDER):
+                yield
+        else:
+            yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _held_by_file(path: Path) -> Iterator[None]:
+    """Hold a folder by a file that names this machine and process; one of a process that is gone is taken over."""
+    me = f"{socket.gethostname()} {os.getpid()}"
+    for attempt in (1, 2):
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileExistsError as error:
+            holder = path.read_text(encoding="utf-8", errors="replace")[:300] if not path.is_symlink() else ""
+            if attempt == 2 or not _gone(holder):
+                raise UserError(
+                    f"{path.parent}: another run is at work in this folder ({holder or 'unknown'}); "
+                    f"where it is not, remove {path} and start again"
+                ) from error
+            path.unlink(missing_ok=True)
+        else:
+            break
+    warnings.warn(f"{path.parent}: its file system has no locks; {path.name} holds it instead", stacklevel=2)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(me)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _gone(holder: str) -> bool:
+    """Whether the process that a holder's file names ran on this machine, and runs no more."""
+    host, _, process = holder.rpartition(" ")
+    if host != socket.gethostname() or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -383,3 +385,51 @@ def test_a_whole_folder_is_replaced_file_by_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="No such file"):
         fail()
     assert sorted(os.listdir(tmp_path)) == ["out"]
+
+
+NO_LOCKS = """
+#include <errno.h>
+int flock(int handle, int operation) { errno = ENOLCK; return -1; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, to take `flock` away")
+def test_a_file_system_without_locks(tmp_path: Path) -> None:
+    (tmp_path / "no_locks.c").write_text(NO_LOCKS)
+    library = str(tmp_path / "no_locks.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, str(tmp_path / "no_locks.c")], check=True)
+    script = """
+import pathlib, sys
+from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.owned import HOLDER, locked
+folder = pathlib.Path(sys.argv[1])
+holder = folder / HOLDER
+with locked(folder):
+    assert holder.exists()
+    try:
+        with locked(folder):
+            raise AssertionError("held twice")
+    except UserError as error:
+        assert "another run is at work in this folder" in str(error) and str(holder) in str(error)
+assert not holder.exists()
+holder.write_text(sys.argv[2])
+try:
+    with locked(folder):
+        print("taken over")
+except UserError as error:
+    print("refused")
+"""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    for holder, said in (
+        (f"{socket.gethostname()} {gone.stdout.strip()}", "taken over"),
+        (f"elsewhere {gone.stdout.strip()}", "refused"),
+        (f"{socket.gethostname()} {os.getpid()}", "refused"),
+    ):
+        folder = tmp_path / said.replace(" ", "-")
+        folder.mkdir(exist_ok=True)
+        (folder / ".lock-holder").unlink(missing_ok=True)
+        command = [sys.executable, "-c", script, str(folder), holder]
+        env = {**os.environ, "LD_PRELOAD": library}
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60)
+        assert (done.returncode, done.stdout.strip()) == (0, said), done.stderr
+        assert "has no locks; .lock-holder holds it instead" in done.stderr
