@@ -10,17 +10,9 @@ from scipy.fft import dctn
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Item, Video
+from nemo_mm_rank.media.spectrogram import BANDS, frequencies, levels, log_mel, power_frames
 from nemo_mm_rank.models.classical import image as image_module
-from nemo_mm_rank.models.classical.audio import (
-    BANDS,
-    MIDDLE,
-    AudioFeatures,
-    frequencies,
-    levels,
-    log_mel,
-    mel_statistics,
-    power_frames,
-)
+from nemo_mm_rank.models.classical.audio import MIDDLE, AudioFeatures, mel_statistics
 from nemo_mm_rank.models.classical.image import ImageFeatures, luma, picture_features, squares
 from nemo_mm_rank.models.classical.video import VideoFeatures, motion
 

@@ -17,19 +17,9 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data, take_apart
 from nemo_mm_rank.media.segment import Item, Items
+from nemo_mm_rank.modality import known_class, modalities_of, one_of
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    MEDIA_ROOT,
-    MODALITY,
-    Modality,
-    known_class,
-    modalities_of,
-)
+from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, MODALITY
 from nemo_mm_rank.steps import Added, Step, by_value
 from nemo_mm_rank.text.ngrams import mix
 
@@ -62,11 +52,11 @@ class Operator(Protocol):
         """Load what it needs; costs nothing once loaded."""
         ...
 
-    def takes(self, modality: Modality) -> bool:
+    def takes(self, modality: str) -> bool:
         """Whether it judges data of ``modality``; asked after `setup`. Its columns are null for others."""
         ...
 
-    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Judge ``items``, all of one modality, each beside its annotation."""
         ...
 
@@ -130,7 +120,7 @@ class MediaStep(Step):
                 live = [row for row in positions if row not in errors]
                 self._judge(rows, name, live, texts, columns, errors)
             else:
-                error = EmbeddingError(f"modality {name!r} is not one of {', '.join(Modality)}")
+                error = EmbeddingError(one_of(name))
                 errors.update(dict.fromkeys(positions, error))
         return Added({name: column.array(errors) for name, column in columns.items()}, errors)
 
