@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -51,11 +51,34 @@ class ImageMedium(Medium):
         return picture(segment.pixels, spans)
 
 
-class AudioMedium(Medium):
+class _Recording(Medium):
+    """What has a length."""
+
+    parts = "windows"
+    arrays: ClassVar[tuple[str, ...]]
+    """Attributes of a segment that run along its length."""
+
+    def cut(self, segment: Any, spans: Sequence[Span]) -> Any:
+        """Return the windows end to end."""
+        pieces = [segment.part(span) for span in spans]
+        if len(pieces) == 1:
+            return pieces[0]
+        key = part_key(segment.key, *(bound for span in spans for bound in span))
+        joined = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in self.arrays}
+        return replace(pieces[0], key=key, **joined)
+
+    def shown(self, spans: Sequence[Span] | None) -> Sequence[Span]:
+        """Return some seconds."""
+        from nemo_mm_rank.media.preview import played
+
+        return played(spans)
+
+
+class AudioMedium(_Recording):
     """Recordings of sound."""
 
     extensions = "wav flac mp3 ogg oga opus m4a aac wma aif aiff au"
-    parts = "windows"
+    arrays = ("samples",)
 
     def decode(self, file: IO[bytes], settings: MediaSettings, spans: Sequence[Span] | None = None) -> Audio:
         """Decode to mono at the rate of the settings; of several windows the samples stand end to end."""
@@ -74,25 +97,11 @@ class AudioMedium(Medium):
         """Return when it starts and ends."""
         return segment.start, segment.start + segment.duration
 
-    def cut(self, segment: Audio, spans: Sequence[Span]) -> Audio:
-        """Return the windows end to end."""
-        heard = [segment.part(span) for span in spans]
-        if len(heard) == 1:
-            return heard[0]
-        samples = np.concatenate([part.samples for part in heard])
-        return replace(heard[0], key=_key_of(segment.key, spans), samples=samples)
-
     def fingerprint(self, segment: Audio) -> int:
         """Return the perceptual hash."""
         from nemo_mm_rank.media.fingerprint import sound_hash
 
         return int(sound_hash(segment))
-
-    def shown(self, spans: Sequence[Span] | None) -> Sequence[Span]:
-        """Return some seconds."""
-        from nemo_mm_rank.media.preview import played
-
-        return played(spans)
 
     def preview(self, segment: Audio, spans: Sequence[Span] | None) -> Preview:
         """Return these seconds, to be heard."""
@@ -101,11 +110,11 @@ class AudioMedium(Medium):
         return sound(segment, spans)
 
 
-class VideoMedium(Medium):
+class VideoMedium(_Recording):
     """Moving pictures, as frames sampled evenly; their sound is no part of them."""
 
     extensions = "mp4 m4v mov mkv webm avi mpg mpeg ogv flv wmv 3gp"
-    parts = "windows"
+    arrays = ("frames", "times")
 
     def decode(self, file: IO[bytes], settings: MediaSettings, spans: Sequence[Span] | None = None) -> Video:
         """Decode as many frames as the settings say, over the windows laid end to end."""
@@ -123,35 +132,17 @@ class VideoMedium(Medium):
         """Return 0 and how long it is."""
         return 0.0, segment.duration
 
-    def cut(self, segment: Video, spans: Sequence[Span]) -> Video:
-        """Return the frames of the windows, one after the other."""
-        seen = [segment.part(span) for span in spans]
-        if len(seen) == 1:
-            return seen[0]
-        frames, times = (np.concatenate([getattr(part, name) for part in seen]) for name in ("frames", "times"))
-        return replace(segment, key=_key_of(segment.key, spans), frames=frames, times=times)
-
     def fingerprint(self, segment: Video) -> int:
         """Return the perceptual hash."""
         from nemo_mm_rank.media.fingerprint import film_hash
 
         return int(film_hash(segment.frames))
 
-    def shown(self, spans: Sequence[Span] | None) -> Sequence[Span]:
-        """Return some seconds."""
-        from nemo_mm_rank.media.preview import played
-
-        return played(spans)
-
     def preview(self, segment: Video, spans: Sequence[Span] | None) -> Preview:
         """Return these seconds, to be seen."""
         from nemo_mm_rank.media.preview import film
 
         return film(segment, spans)
-
-
-def _key_of(key: str, windows: Sequence[Span]) -> str:
-    return part_key(key, *(bound for window in windows for bound in window))
 
 
 def _bounds(ranges: Sequence[tuple[int, int]], total: int) -> list[int]:

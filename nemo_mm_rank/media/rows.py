@@ -31,6 +31,7 @@ from nemo_mm_rank.schema import (
     MODALITY,
     SPANS,
 )
+from nemo_mm_rank.steps import by_value
 
 
 def iter_data(
@@ -200,6 +201,15 @@ class Apart:
     def named(self, number: int, error: PairError) -> PairError:
         """Return the error of a part as the row's own, with the part in its message."""
         return type(error)(f"{self.kinds[number]} part: {error}")
+
+
+def by_class(rows: Frame, errors: dict[int, PairError]) -> Iterator[tuple[str, list[int]]]:
+    """Yield the classes of the data of ``rows`` with their positions; to ``errors`` go those that are none."""
+    for name, positions in by_value([str(value) for value in frames.strings(rows, MODALITY)]).items():
+        if known_class(name):
+            yield name, positions
+        else:
+            errors.update(dict.fromkeys(positions, EmbeddingError(one_of(name))))
 
 
 def iter_class(

@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec, SNSSettings
-from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
+from nemo_mm_rank.errors import PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import Apart, annotation_texts, iter_data, take_apart
+from nemo_mm_rank.media.rows import Apart, annotation_texts, by_class, iter_data, take_apart
 from nemo_mm_rank.media.segment import Item
-from nemo_mm_rank.modality import is_media, known_class, modalities_of, of, one_of
+from nemo_mm_rank.modality import is_media, modalities_of, of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoder, Grounder, support
 from nemo_mm_rank.models.expert import Expert, build
@@ -30,7 +29,6 @@ from nemo_mm_rank.schema import (
     DATA_PARTS,
     DATA_SPANS,
     MEDIA_ROOT,
-    MODALITY,
     SNS_REASON,
     SPANS,
     Modality,
@@ -39,7 +37,7 @@ from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
 from nemo_mm_rank.sns.selection import gate
 from nemo_mm_rank.sns.sides import Cut, Parts, Selector, Side, cosines, embed_parts
 from nemo_mm_rank.sns.trimming import Texts, media_side
-from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.text.phrases import components, load_parser, parser_revision
 from nemo_mm_rank.text.split import CharSpan, sentence_spans, text_medium
 
@@ -182,11 +180,8 @@ class SNSStep(Step):
         """Trim ``rows``, modality by modality; media are decoded once, ahead in threads."""
         decisions = Decisions(len(rows))
         annotations = annotation_texts(rows, self.media, use_spans=False)
-        for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            if not known_class(modality):
-                error = EmbeddingError(one_of(modality))
-                decisions.errors.update(dict.fromkeys(positions, error))
-            elif self.settings.mode == "off":
+        for modality, positions in by_class(rows, decisions.errors):
+            if self.settings.mode == "off":
                 decisions.leave(positions, "mode is off")
             elif (encoder := self._shared_encoder(modality)) is None:
                 decisions.leave(positions, f"expert {self.expert.name} has no space for {modality} and text")

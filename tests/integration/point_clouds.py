@@ -1,4 +1,4 @@
-"""A modality of a user's own, found by import path: point clouds as ``.npy`` of n x 3, and an encoder that takes them."""
+"""A modality of a user's own, found by import path: point clouds as ``.npy`` of n x 3, and an encoder of them."""
 
 from __future__ import annotations
 

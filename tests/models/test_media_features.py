@@ -142,7 +142,7 @@ def test_levels_of_a_sine_and_of_noise_of_the_same_power(rate: int) -> None:
 def test_statistics_do_not_depend_on_how_frames_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     audio = Audio("n", np.random.default_rng(0).standard_normal(RATE).astype(np.float32), RATE)
     mel = np.concatenate(list(log_mel(audio)))
-    monkeypatch.setattr("nemo_mm_rank.models.classical.audio.FRAMES_AT_ONCE", 7)
+    monkeypatch.setattr("nemo_mm_rank.media.spectrogram.FRAMES_AT_ONCE", 7)
     mean, spread, change = mel_statistics(audio)
     assert np.allclose(mean, (mel.mean(axis=0) - MIDDLE) / 2)
     assert np.allclose(spread, mel.std(axis=0))
