@@ -114,6 +114,11 @@ class Importing(Settings):
             declare(values["modalities"])  # before anything is read that may name one of them
         return values
 
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name != "modalities" or value}
+
     def register(self) -> None:
         """Let this process import what these settings name.
 

@@ -229,7 +229,9 @@ def test_names_in_settings() -> None:
     config: dict[str, Any] = {"pools": [{"path": "x", "modality": "plain"}], "queries": "x"}
     with pytest.raises(ConfigError, match=r"pools\.0\.modality: Input should be 'text', .*, not 'plain'"):
         parse(Config, config)
-    parse(Config, {**config, "modalities": {"plain": "point_clouds:PlainCloud"}})
+    named = parse(Config, {**config, "modalities": {"plain": "point_clouds:PlainCloud"}})
+    assert named.model_dump()["modalities"] == {"plain": "point_clouds:PlainCloud"}
+    assert "modalities" not in parse(Config, {"pools": "x", "queries": "x"}).model_dump()
 
 
 def test_what_is_pickled_takes_it_along() -> None:
