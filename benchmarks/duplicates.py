@@ -24,11 +24,11 @@ from rich.table import Table
 from benchmarks import real_pool
 from nemo_mm_rank.arrays import UInt64s
 from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.media.fingerprint import film_hash, phashes, sound_hash
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import iter_data
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.quality.duplicates import distances
-from nemo_mm_rank.quality.operators.fingerprints import film_hash, phashes, sound_hash
 
 RADII = (0, 2, 4, 8, 12)
 Pictures = Callable[[PILImage.Image], PILImage.Image]

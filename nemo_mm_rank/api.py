@@ -9,7 +9,6 @@ from typing import Any
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
-from nemo_mm_rank.imports import import_from as name_folders
 from nemo_mm_rank.run import curation
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.trust import Trust
@@ -98,7 +97,7 @@ def settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapp
     if "output" in values:
         values["output"] = str(values["output"])
     checked = parse(Config, values)
-    name_folders(checked.import_from)
+    checked.register()
     return checked
 
 

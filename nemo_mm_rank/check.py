@@ -21,6 +21,7 @@ from nemo_mm_rank.demo import pictures, sounds, words
 from nemo_mm_rank.demo.pictures import Landscape
 from nemo_mm_rank.errors import ModelError, PairError, UserError
 from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.modality import names
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Describer, Encoder, Grounder, answering, told, usable
 from nemo_mm_rank.schema import Modality
@@ -82,10 +83,10 @@ def check(models: Mapping[str, ModelSpec], device: str | None, settings: MediaSe
                 torch.cuda.empty_cache()
 
 
-def _tried(name: str, spec: ModelSpec, device: str, samples: Mapping[Modality, Item]) -> Checked:
+def _tried(name: str, spec: ModelSpec, device: str, samples: Mapping[str, Item]) -> Checked:
     before = _memory(device, start=True)
     model = _fulfilled(name, loader.load(name, spec.class_, spec.arguments, device))
-    taken = [modality for modality in Modality if modality in model.modalities]
+    taken = [modality for modality in names() if modality in model.modalities and modality in samples]
     if isinstance(model, Encoder):  # what a first call sets up is no part of its pace
         for modality in taken:
             _try(name, model, samples[modality], modality)
@@ -99,7 +100,7 @@ def _tried(name: str, spec: ModelSpec, device: str, samples: Mapping[Modality, I
         name,
         type(model).__name__,
         str(model.revision),
-        tuple(map(str, taken)),
+        tuple(taken),
         str(weights.device) if weights is not None else "cpu",
         str(weights.dtype).removeprefix("torch.") if weights is not None else None,
         model.dim if isinstance(model, Encoder) else None,
@@ -115,7 +116,7 @@ def _fulfilled(name: str, model: Any) -> Encoder | Describer | Grounder:
     return loader.as_describer(name, model) if hasattr(model, "describe") else loader.as_grounder(name, model)
 
 
-def _try(name: str, model: Encoder | Describer | Grounder, item: Item, modality: Modality) -> None:
+def _try(name: str, model: Encoder | Describer | Grounder, item: Item, modality: str) -> None:
     """Embed, describe or ground one sample; that a describer finds no words for it is no fault of its."""
     errors: Mapping[int, PairError]
     with answering(name):
@@ -132,7 +133,7 @@ def _try(name: str, model: Encoder | Describer | Grounder, item: Item, modality:
         raise ModelError(f"{name} fails on the sample of {modality}: {type(errors[0]).__name__}: {errors[0]}")
 
 
-def _samples(settings: MediaSettings) -> dict[Modality, Item]:
+def _samples(settings: MediaSettings) -> dict[str, Item]:
     """Return one item of each modality: a landscape, a film of it, the sound of waves, a passage, a function."""
     random = Random(0)  # noqa: S311 (nothing secret)
     scene = Landscape.at_random(random)
@@ -141,7 +142,7 @@ def _samples(settings: MediaSettings) -> dict[Modality, Item]:
         Modality.VIDEO: ("sample.mp4", pictures.film(scene)),
         Modality.AUDIO: ("sample.wav", sounds.sound(random, True, 0)[0]),
     }
-    made: dict[Modality, Item] = {
+    made: dict[str, Item] = {
         Modality.TEXT: words.text(random, True, 0)[0],
         Modality.CODE: words.code(random, 0)[0],
     }

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from nemo_mm_rank import __version__
-from nemo_mm_rank.config import Config, PoolSource, parse, read_yaml
+from nemo_mm_rank.config import Config, Importing, PoolSource, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole, guard_messages, printable
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.mix import MIXES
@@ -40,7 +40,7 @@ PresetName = Annotated[
 ]
 ImportFrom = Annotated[
     list[str] | None,
-    typer.Option("--import-from", help="A folder with model classes of yours, looked up after all else; repeatable."),
+    typer.Option("--import-from", help="A folder with classes of yours, looked up after all else; repeatable."),
 ]
 TrustRun = Annotated[
     bool, typer.Option("--trust-run", help="Load whatever classes the run's folder names: code from there runs.")
@@ -273,11 +273,17 @@ def adapt(
 def report(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of a benchmark.")],
     output: Annotated[str | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
+    import_from: ImportFrom = None,
+    trust_run: TrustRun = False,
 ) -> None:
     """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
     from nemo_mm_rank.benchmark import page
     from nemo_mm_rank.report import write_report
+    from nemo_mm_rank.run.folder import RunFolder
+    from nemo_mm_rank.run.trust import Trust
 
+    if import_from or trust_run:  # by modalities of the run's own their data is shown
+        Trust(tuple(import_from or ()), trust_run).admit({}, RunFolder.at(run))
     write = page.write_benchmark_report if (run / page.RESULTS).exists() else write_report
     typer.echo(printable(write(run, output)))
 
@@ -290,10 +296,14 @@ def validate(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
+    config: ConfigFile = None,
+    import_from: ImportFrom = None,
 ) -> None:
     """Report every bad row of a pool; exit status 1 where there is one, or where a manifest cannot be read."""
     from nemo_mm_rank.io.pool import validate as check
 
+    values = _configured(config, None, import_from)
+    parse(Importing, {key: values[key] for key in Importing.model_fields if key in values}).register()
     sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root)]
     report = check(sources)
     console = SafeConsole()
@@ -351,9 +361,8 @@ def check_models(
     # What is to be ranked is no part of the check, and may be missing.
     settings = parse(Config, {"pools": "unused", "queries": "unused", **values})
     from nemo_mm_rank.check import check, print_checks
-    from nemo_mm_rank.imports import import_from as name_folders
 
-    name_folders(settings.import_from)
+    settings.register()
     checks = check(settings.models, device or settings.engine.device, settings.media)
     if not print_checks(checks, SafeConsole()):
         raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,12 +19,15 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from nemo_mm_rank.console import printable, without_passwords
 from nemo_mm_rank.errors import ConfigError, nearest
-from nemo_mm_rank.imports import named, take_up
+from nemo_mm_rank.imports import import_from, named, take_up
 from nemo_mm_rank.mix import canonical_type, find_mix
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, Modality, known_class
+from nemo_mm_rank.modality import declare, is_media, known_class, names, register, registered
+from nemo_mm_rank.modality import take_up as take_up_modalities
+from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, Modality
 
 
 class Settings(BaseModel):
@@ -55,6 +59,76 @@ def refuse_passwords(value: Any) -> None:
             refuse_passwords(one)
 
 
+class _Carrying(BaseModel):
+    """Settings that take along, where they are pickled, what a worker finds classes of the user's own by."""
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Add the folders that classes are imported from, and the modalities that are registered."""
+        return {**super().__getstate__(), "import_from": named(), "modalities": registered()}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Name those folders and modalities here."""
+        state = dict(state)
+        take_up(state.pop("import_from"))
+        take_up_modalities(state.pop("modalities"))
+        super().__setstate__(state)
+
+
+def _modality(name: Any) -> str:
+    if name not in names():
+        there = [f"'{known}'" for known in names()]
+        raise PydanticCustomError("modality", f"Input should be {', '.join(there[:-1])} or {there[-1]}")
+    return str(name)
+
+
+ModalityName = Annotated[str, AfterValidator(_modality)]
+"""The name of one modality: built in, or declared in ``modalities``."""
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _folders(value: Any) -> Any:
+    folders = [str(one) for one in _listed(value)]
+    refuse_passwords(folders)
+    return [str(Path(one).expanduser().absolute()) for one in folders]
+
+
+Folders = Annotated[tuple[str, ...], BeforeValidator(_folders)]
+"""Folders to import classes from, after all that is installed; those in a file are relative to where it lies."""
+
+
+class Importing(Settings):
+    """Settings that name classes of the user's own."""
+
+    import_from: Folders = Field((), description="folders with classes of yours; '.': where this file lies")
+    modalities: dict[str, str] = Field(
+        default_factory=dict, description="modalities of yours: name -> import path like 'my_module:PointCloud'"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _declare(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("modalities"):
+            declare(values["modalities"])  # before anything is read that may name one of them
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {name: value for name, value in values.items() if name != "modalities" or value}
+
+    def register(self) -> None:
+        """Let this process import what these settings name.
+
+        Raises:
+            ConfigError: a folder that is none, or a class that is no modality.
+        """
+        import_from(self.import_from)
+        register(self.modalities)
+
+
 OFF = BeforeValidator(lambda value: "off" if value is False else value)
 """YAML reads a bare ``off`` as false."""
 
@@ -69,7 +143,7 @@ class PoolSource(Settings):
 
     path: str
     fields: dict[str, str] = Field(default_factory=dict, description="ours -> the manifest's own name")
-    modality: Modality | None = Field(None, description="for pools whose rows do not say")
+    modality: ModalityName | None = Field(None, description="for pools whose rows do not say")
     name: str | None = Field(None, description="the `pool` of rows that do not say; default: the manifest's stem")
     rename: dict[str, str] = Field(default_factory=dict, description="your own columns: name -> name to keep it under")
     root: str | None = Field(None, description="what media references are relative to; default: the manifest's folder")
@@ -82,7 +156,7 @@ class PoolSource(Settings):
         return self
 
 
-class MediaSettings(Settings):
+class MediaSettings(_Carrying, Settings):
     """How media are opened, and the bounds that protect a run from hostile files."""
 
     max_pixels: int = Field(100_000_000, gt=0, description="an image with more is refused before it is decoded")
@@ -96,7 +170,7 @@ class MediaSettings(Settings):
     threads: int = Field(2, ge=1, le=64, description="threads that decode ahead of the models")
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(_Carrying, BaseModel):
     """A model: a short name or import path as ``class``, and its keyword arguments beside it."""
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, hide_input_in_errors=True)
@@ -107,15 +181,6 @@ class ModelSpec(BaseModel):
     def _no_passwords(self) -> Self:
         refuse_passwords([self.class_, self.arguments])
         return self
-
-    def __getstate__(self) -> dict[Any, Any]:
-        """Take the folders along that classes are imported from: a worker has to find them, too."""
-        return {**super().__getstate__(), "import_from": named()}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        """Name those folders here."""
-        take_up(state["import_from"])
-        super().__setstate__({name: value for name, value in state.items() if name != "import_from"})
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -134,8 +199,8 @@ class ExpertSpec(Settings):
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
     kind: Literal["text-based", "fusion", "end-to-end"]
     encoder: str | None = None
-    encoders: dict[Modality, str] = Field(default_factory=dict)
-    describers: dict[Modality, str] = Field(default_factory=dict)
+    encoders: dict[ModalityName, str] = Field(default_factory=dict)
+    describers: dict[ModalityName, str] = Field(default_factory=dict)
 
     @property
     def models(self) -> frozenset[str]:
@@ -166,14 +231,14 @@ class SNSSettings(Settings):
     select: Literal["nucleus", "threshold"] = "nucleus"
     nucleus: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="softmax mass that the kept parts reach")
     temperature: float = Field(0.05, gt=0, description="of that softmax")
-    tau: dict[Modality, float] = Field(default_factory=dict, description="threshold mode: by modality")
+    tau: dict[ModalityName, float] = Field(default_factory=dict, description="threshold mode: by modality")
     tau_forward: float = Field(0.35, ge=-1, le=1, description="threshold mode, data side, other modalities")
     tau_backward: float = Field(0.35, ge=-1, le=1, description="threshold mode, annotation side")
     components: Literal["phrases", "sentences", "whole"] = Field("phrases", description="what looks for segments")
     spacy_model: str | None = Field(None, description="used for phrases where installed; default: rules")
     gate_ratio: float = Field(1.0, ge=0, description="accept iff similarity(candidate) >= ratio * similarity(original)")
     gate_eps: float = Field(1e-6, gt=0)
-    grounders: dict[Modality, str] = Field(
+    grounders: dict[ModalityName, str] = Field(
         default_factory=dict,
         description="models that find what phrases speak of; default: parts that the expert likens",
     )
@@ -186,7 +251,7 @@ class SNSSettings(Settings):
     @model_validator(mode="after")
     def _grounders_find_in_media(self) -> SNSSettings:
         for modality in self.grounders:
-            if not modality.is_media:
+            if not is_media(modality):
                 raise ValueError(f"grounders: {str(modality)!r} is divided by its sentences, not by a model")
         return self
 
@@ -336,7 +401,7 @@ class RankingSettings(Settings):
             raise ValueError(f"quotas: the shares {shares} sum to more than 1")
         for name in self.quotas if self.quota_by == "modality" else ():
             if not known_class(name):
-                raise ValueError(f"quotas: no modality {name!r}{nearest(name, list(Modality))}")
+                raise ValueError(f"quotas: no modality {name!r}{nearest(name, names())}")
         for name in self.quotas if self.quota_by == "type" else ():
             if name != canonical_type(name):
                 raise ValueError(f"quotas: write {name!r} as {canonical_type(name)!r}")
@@ -359,10 +424,6 @@ class EngineSettings(Settings):
     device: str | None = Field(None, description="cpu, cuda ...; default: cuda where there is one")
 
 
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
 def _queries(value: Any) -> Any:
     return [{"text": item} if isinstance(item, str) else item for item in _listed(value)]
 
@@ -373,16 +434,6 @@ def _pools(value: Any) -> Any:
 
 Pools = Annotated[tuple[PoolSource, ...], BeforeValidator(_pools)]
 """One pool or several; a plain path is a pool."""
-
-
-def _folders(value: Any) -> Any:
-    folders = [str(one) for one in _listed(value)]
-    refuse_passwords(folders)
-    return [str(Path(one).expanduser().absolute()) for one in folders]
-
-
-Folders = Annotated[tuple[str, ...], BeforeValidator(_folders)]
-"""Folders to import classes from, after all that is installed; those in a file are relative to where it lies."""
 
 
 class Budget(Settings):
@@ -421,7 +472,7 @@ class Budget(Settings):
         return ranked
 
 
-class Config(Settings):
+class Config(Importing):
     """A whole run. Only ``pools`` and ``queries`` have no default; the default models need no download."""
 
     pools: Annotated[Pools, Field(min_length=1)]
@@ -432,7 +483,6 @@ class Config(Settings):
     on_bad_row: Literal["fail", "quarantine"] = "quarantine"
     rows_per_shard: int = Field(1024, ge=1)
     jsonl: bool = Field(False, description="write blend.jsonl beside blend.parquet")
-    import_from: Folders = Field((), description="folders with model classes of yours; '.': where this file lies")
     shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))

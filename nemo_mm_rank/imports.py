@@ -6,12 +6,14 @@ What is named stands at the end of the import path, so that no file in it hides 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.errors import ConfigError, nearest
 
 _named: list[str] = []
 
@@ -56,3 +58,28 @@ def lies_in(module: str, folders: Iterable[str | Path]) -> bool:
     places = list(found.submodule_search_locations or ([found.origin] if found.origin else []))
     homes = [Path(folder).expanduser().resolve() for folder in folders]
     return bool(places) and all(any(Path(place).resolve().is_relative_to(home) for home in homes) for place in places)
+
+
+def find_class(path: str, what: str) -> type[Any]:
+    """Return the class at an import path ``package.module:Class``.
+
+    Args:
+        path: of the class.
+        what: the class is to be, for messages.
+
+    Raises:
+        ConfigError: where there is no such module or class.
+    """
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{what} {path!r}: cannot import {module_name!r} ({error}); where it is a file of yours, name its "
+            "folder with --import-from FOLDER, or with import_from in the configuration"
+        ) from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type):
+        known = [key for key, value in vars(module).items() if isinstance(value, type)]
+        raise ConfigError(f"module {module_name!r} has no class {class_name!r}{nearest(class_name, known)}")
+    return found

@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 
 import pyarrow as pa
 
 
 class Modality(StrEnum):
-    """What the data side of a pair is made of. The annotation is always text."""
+    """The names of the built-in modalities: what the data side of a pair is made of. The annotation is always text."""
 
     TEXT = "text"
     CODE = "code"
     IMAGE = "image"
     AUDIO = "audio"
     VIDEO = "video"
-
-    @property
-    def is_media(self) -> bool:
-        """Whether ``data`` is a reference to a file rather than the content itself."""
-        return self in (Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
-
-
-def combined(modalities: Iterable[str]) -> str:
-    """Return what data of several parts is called, whatever their order: a class of its own, such as ``text+image``.
-
-    Raises:
-        ValueError: a modality that there is none of.
-    """
-    there = {Modality(name) for name in modalities}
-    return "+".join(one for one in Modality if one in there)
-
-
-def modalities_of(name: str) -> tuple[Modality, ...]:
-    """Return what data of a class is made of: one modality, or those of its parts.
-
-    Raises:
-        ValueError: it is no class of data.
-    """
-    found = tuple(Modality(part) for part in name.split("+"))
-    if combined(found) != name:
-        raise ValueError(f"{name!r} is no class of data: {combined(found)!r} is")
-    return found
-
-
-def known_class(name: str) -> bool:
-    """Whether data can be of this class."""
-    try:
-        return bool(modalities_of(name))
-    except ValueError:
-        return False
 
 
 PAIR_ID, POOL, MODALITY, DATA, ANNOTATION = "pair_id", "pool", "modality", "data", "annotation"
@@ -61,8 +25,9 @@ DATA_BYTES = "data_bytes"
 """Optional: media content carried in the row itself (binary); ``data`` is then only its name."""
 
 DATA_PARTS = "data_parts"
-"""Optional: the parts of data that has several, one of each modality, in the order of `Modality`; null for any other.
-``modality`` is then `combined`, and ``data`` the parts' own, line by line, for people and to tell pairs apart."""
+"""Optional: the parts of data that has several, one of each modality, in the order of `modality.names`; null for any
+other. ``modality`` is then `modality.combined`, and ``data`` the parts' own, line by line, for people and to tell pairs
+apart."""
 
 PARTS = pa.list_(pa.struct([("modality", pa.string()), ("data", pa.string())]))
 

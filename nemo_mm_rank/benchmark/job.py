@@ -19,7 +19,6 @@ from nemo_mm_rank.benchmark.training import VALIDATION, train_all
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.files import write_json, write_table, write_text
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.models import loader
@@ -72,7 +71,7 @@ def benchmark(
     Raises:
         UserError: anything that the user can mend, in one line.
     """
-    import_from(config.import_from)
+    config.register()
     loader.check_models(config.models)
     if isinstance(config.downstream, SmallSettings) and isinstance(config.downstream.features, dict):
         loader.check_models({str(modality): spec for modality, spec in config.downstream.features.items()})

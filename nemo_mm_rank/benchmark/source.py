@@ -24,11 +24,12 @@ from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.measures.selection import Labels
+from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.quality.operators import MediaStep
 from nemo_mm_rank.quality.operators.fingerprints import Fingerprints
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, Stage, digest
-from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
 
 FINGERPRINT = "fingerprint__data"
@@ -43,7 +44,6 @@ annotations are short."""
 RADIUS = 3
 """Media are near where at most so many of the 64 bits of their perceptual hashes differ."""
 
-_MEDIA = [str(modality) for modality in Modality if modality.is_media]
 _CELLS = 1 << 22
 _SPACES = re.compile(r"[\W_]+")
 
@@ -66,7 +66,7 @@ def leaks(pool: pa.Table, held_out: pa.Table) -> pa.Table:
     found.append(_table(pool, held_out, "annotation", _near_texts(pool[ANNOTATION], held_out[ANNOTATION])))
     for modality in pc.unique(pool[MODALITY]).to_pylist():
         ours, theirs = (table.filter(pc.equal(table[MODALITY], modality)) for table in (pool, held_out))
-        if modality in _MEDIA:
+        if is_media(modality):
             found.append(_table(ours, theirs, "data", _near_media(ours[FINGERPRINT], theirs[FINGERPRINT])))
         else:
             found.append(_table(ours, theirs, "data", _near_texts(ours[DATA], theirs[DATA])))

@@ -12,6 +12,7 @@ from nemo_mm_rank.demo import pictures, sounds, words
 from nemo_mm_rank.demo.pictures import Landscape, Shapes
 from nemo_mm_rank.io.files import write_bytes, write_text
 from nemo_mm_rank.io.owned import Claim
+from nemo_mm_rank.modality import of
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, Modality
 
 QUERY = "natural outdoor scenes with sky, sea, grass or sun"
@@ -53,7 +54,7 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
                 annotation, fault = f"{annotation} {random.choice(_FOREIGN)}", "foreign sentence"
             name = f"{modality}-{number:03d}"
             if isinstance(data, bytes):
-                data = _put(folder, f"{modality}/{name}{_SUFFIXES[modality]}", data)
+                data = _put(folder, f"{modality}/{name}{_suffix(modality)}", data)
             rows.append(_row(name, modality, data, annotation, on_topic, fault))
     rows[len(rows) // 3 : len(rows) // 3] = _faulty(folder, rows)
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -61,14 +62,19 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
     return folder / "pool.jsonl"
 
 
-def make_pair(modality: Modality, random: Random, number: int) -> tuple[str | bytes, str, str]:
+def make_pair(modality: str, random: Random, number: int) -> tuple[str | bytes, str, str]:
     """Make one pair that is not about what `QUERY` asks for.
 
     Returns:
         The text or the file's content, the annotation, and the suffix of the file's name ("" for text and code).
     """
     data, annotation, _ = _MAKERS[modality](random, 2 * number + 1)
-    return data, annotation, _SUFFIXES.get(modality, "")
+    return data, annotation, _suffix(modality)
+
+
+def _suffix(modality: str) -> str:
+    """Return how the names of its files end: the usual way; "" for text and code."""
+    return "".join(f".{extension}" for extension in of(modality).extensions.split()[:1])
 
 
 def _row(name: str, modality: str, data: str, annotation: str, on_topic: bool, fault: str | None) -> dict[str, Any]:
@@ -120,11 +126,10 @@ def _video(random: Random, number: int) -> tuple[bytes, str, bool]:
 
 
 _Maker = Callable[[Random, int], tuple[str, str, bool] | tuple[bytes, str, bool]]
-_MAKERS: dict[Modality, _Maker] = {
+_MAKERS: dict[str, _Maker] = {
     Modality.TEXT: _text,
     Modality.CODE: _code,
     Modality.IMAGE: _image,
     Modality.AUDIO: _audio,
     Modality.VIDEO: _video,
 }
-_SUFFIXES = {Modality.IMAGE: ".jpg", Modality.AUDIO: ".wav", Modality.VIDEO: ".mp4"}

@@ -10,13 +10,13 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank import frames
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import Apart, annotation_texts, in_chunks, iter_data, take_apart
+from nemo_mm_rank.media.rows import Apart, annotation_texts, by_class, in_chunks, iter_data, take_apart
 from nemo_mm_rank.media.segment import Items
+from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import Expert, build, load_encoder, sources, text_models
@@ -27,15 +27,11 @@ from nemo_mm_rank.schema import (
     DATA_PARTS,
     DATA_SPANS,
     MEDIA_ROOT,
-    MODALITY,
     VECTOR,
-    Modality,
     annotation_column,
     description_column,
-    known_class,
-    modalities_of,
 )
-from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.steps import Added, Step
 
 LEAST = 1e-6
 """A shorter mean is that of parts whose vectors cancel each other out."""
@@ -62,7 +58,7 @@ def mean_of_parts(apart: Apart, items: Sequence[Items], encoders: Mapping[int, E
         for row, error in encoded.errors.items():
             errors.setdefault(row, apart.named(number, error))
         for row, text in enumerate(encoded.texts or ()):
-            if text is not None and apart.kinds[number].is_media:
+            if text is not None and is_media(apart.kinds[number]):
                 said[row].append(text)
     if len(vectors) == 1:
         mean = vectors[0]
@@ -158,12 +154,8 @@ class ExpertStep(Step):
         columns = {name: VectorColumn(n) for name in self._vector_columns}
         descriptions: dict[str, list[str | None]] = {name: [None] * n for name in self._descriptions}
         errors: dict[int, PairError] = {}
-        for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            if not known_class(modality):
-                known = ", ".join(Modality)
-                error = EmbeddingError(f"modality {modality!r} is not one of {known}")
-                errors.update(dict.fromkeys(positions, error))
-            elif len(modalities_of(modality)) > 1:
+        for modality, positions in by_class(rows, errors):
+            if len(modalities_of(modality)) > 1:
                 self._embed_parts(rows, modality, positions, columns, descriptions, errors)
             else:
                 self._embed_data(rows, modality, positions, columns, descriptions, errors)
@@ -198,7 +190,7 @@ class ExpertStep(Step):
                 assert encoder is not None  # noqa: S101 (it has a column)
                 encoded = encoder.encode(chunk, modality)
                 columns[column].put(chunk_rows, encoded, errors)
-                if encoded.texts is not None and Modality(modality).is_media:
+                if encoded.texts is not None and is_media(modality):
                     said = descriptions[description_column(expert.name)]
                     for row, text in zip(chunk_rows, encoded.texts, strict=True):
                         said[row] = text

@@ -17,9 +17,8 @@ from nemo_mm_rank.io.bad_rows import BadRow, Seen, shown
 from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, Several, contents, mask, read_parts, strings
 from nemo_mm_rank.io.manifest import Column, Rows, taken
 from nemo_mm_rank.io.references import References, folded
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, Modality
-
-MEDIA = [str(modality) for modality in Modality if modality.is_media]
+from nemo_mm_rank.modality import is_media, media_names, names
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,15 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
         modality = several.modality(modality, faults.add)
     if source.modality is not None:
         modality = modality.fill_null(str(source.modality))
-    unknown = _rows(pc.invert(pc.is_in(modality, pa.array([str(known) for known in Modality]))))
+    unknown = _rows(pc.invert(pc.is_in(modality, pa.array(names()))))
     if several is not None:
         unknown = [row for row in unknown if row not in several.rows]
-    faults.add(unknown, MODALITY, f"one of {', '.join(Modality)}", _unknown(modality, unknown, table.absence(MODALITY)))
+    faults.add(unknown, MODALITY, f"one of {', '.join(names())}", _unknown(modality, unknown, table.absence(MODALITY)))
 
     pools = _read(table, POOL, n, faults).fill_null(pool)
     _check_blank(pools, POOL, faults)
 
-    media = mask(pc.is_in(modality, pa.array(MEDIA)))
+    media = mask(pc.is_in(modality, pa.array(media_names())))
     data, payload, wrong = contents(table, n, media)
     faults.add(wrong, DATA, "a string or bytes", wrong)
     if several is not None:
@@ -225,7 +224,7 @@ def _stamp_parts(several: Several, stamps: Ints, references: References, faults:
     for row, parts in several.rows.items() if references.check_files else ():
         found: list[tuple[int, int]] = []
         for kind, data in parts:
-            if kind.is_media and len(parts) > 1 and row not in faults.found:
+            if is_media(kind) and len(parts) > 1 and row not in faults.found:
                 try:
                     found.append(references.stamp(data))
                 except MediaError as error:
@@ -237,9 +236,8 @@ def _stamp_parts(several: Several, stamps: Ints, references: References, faults:
 
 def _unknown(modality: pa.Array, rows: list[int], absence: str) -> dict[int, str]:
     values = {row: modality[row].as_py() for row in rows}
-    known = [str(name) for name in Modality]
     return {
-        row: absence if value is None else f"{shown(value)}{nearest(value.lower(), known)}"
+        row: absence if value is None else f"{shown(value)}{nearest(value.lower(), names())}"
         for row, value in values.items()
     }
 

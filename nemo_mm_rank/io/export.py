@@ -23,7 +23,8 @@ from nemo_mm_rank.io.files import write_atomically, write_table
 from nemo_mm_rank.io.owned import Claim, whole
 from nemo_mm_rank.io.webdataset import JSON, TEXTS, kind_of
 from nemo_mm_rank.media.source import open_source
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, modalities_of
+from nemo_mm_rank.modality import is_media, modalities_of
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID
 
 _LINES_AT_ONCE = 1024
 
@@ -200,11 +201,11 @@ def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, r
     kinds = modalities_of(row[MODALITY])
     if len(kinds) > 1:
         for number, (kind, part) in enumerate(zip(kinds, row[DATA_PARTS], strict=True), 1):
-            if kind.is_media:
+            if is_media(kind):
                 extension = f"{number}.{_extension(part[DATA], kind)}"
                 members[extension] = opened(part[DATA])
                 part[DATA] = extension
-    elif kinds[0].is_media:
+    elif is_media(kinds[0]):
         reference = row.pop(DATA)
         members[_extension(reference, row[MODALITY])] = opened(reference)
     members["json"] = BytesIO(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode())

@@ -16,18 +16,8 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError, nearest
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.manifest import Column, Rows, plain
-from nemo_mm_rank.schema import (
-    ANNOTATION,
-    DATA,
-    DATA_BYTES,
-    DATA_PARTS,
-    MODALITY,
-    PAIR_ID,
-    PARTS,
-    POOL,
-    Modality,
-    combined,
-)
+from nemo_mm_rank.modality import combined, names
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MODALITY, PAIR_ID, PARTS, POOL, Modality
 
 DATA_PATH, ANNOTATION_PATH = "data_path", "annotation_path"
 
@@ -142,7 +132,7 @@ def mask(array: pa.Array) -> Bools:
 Fault = Callable[[list[int], str, str, str], None]
 """Takes the rows, the field at fault, what was expected, and what was found."""
 
-Part = tuple[Modality, str]
+Part = tuple[str, str]  # modality, data
 
 EXPECTED = "a list of parts {modality, data}"
 
@@ -152,7 +142,7 @@ class Several:
     """The rows of a batch whose data is given in parts.
 
     Attributes:
-        rows: position -> its parts, at least one, in the order of `Modality`.
+        rows: position -> its parts, at least one, in the order of `modality.names`.
     """
 
     rows: dict[int, list[Part]] = field(default_factory=dict)
@@ -179,7 +169,7 @@ class Several:
         values: list[Any] = [None] * n
         for row, parts in self.rows.items():
             if len(parts) > 1:
-                values[row] = [{"modality": str(kind), "data": data} for kind, data in parts]
+                values[row] = [{"modality": kind, "data": data} for kind, data in parts]
         return pa.array(values, PARTS) if any(values) else None
 
 
@@ -214,7 +204,7 @@ def read_parts(table: Fields, fault: Fault) -> Several | None:
             several.rows[row] = _parts(value)
         except _FaultError as error:
             fault([row], *error.args)
-            several.rows[row] = [(Modality.TEXT, "")]
+            several.rows[row] = [(str(Modality.TEXT), "")]
     return several if found else None
 
 
@@ -223,7 +213,7 @@ class _FaultError(Exception):
 
 
 def _parts(values: list[Any]) -> list[Part]:
-    found: dict[Modality, str] = {}
+    found: dict[str, str] = {}
     for number, value in enumerate(values, 1):
         kind, data = _part(value, number)
         if kind in found:
@@ -231,7 +221,7 @@ def _parts(values: list[Any]) -> list[Part]:
         found[kind] = data
     if not found:
         raise _FaultError(DATA, EXPECTED, "none")
-    return [(kind, found[kind]) for kind in Modality if kind in found]
+    return [(kind, found[kind]) for kind in names() if kind in found]
 
 
 def _part(value: Any, number: int) -> Part:
@@ -241,12 +231,12 @@ def _part(value: Any, number: int) -> Part:
         if key not in (MODALITY, DATA) and value[key] is not None:
             raise _FaultError(DATA, EXPECTED, f"a key {shown(key)} (part {number}){nearest(key, (MODALITY, DATA))}")
     kind, data = value.get(MODALITY), value.get(DATA)
-    if not isinstance(kind, str) or kind not in list(Modality):
-        close = nearest(kind.lower(), Modality) if isinstance(kind, str) else ""
-        raise _FaultError(MODALITY, f"one of {', '.join(Modality)}", f"{shown(kind)} (part {number}){close}")
+    if not isinstance(kind, str) or kind not in names():
+        close = nearest(kind.lower(), names()) if isinstance(kind, str) else ""
+        raise _FaultError(MODALITY, f"one of {', '.join(names())}", f"{shown(kind)} (part {number}){close}")
     if not isinstance(data, str) or not data.strip():
         raise _FaultError(DATA, "a non-empty string", f"{shown(data)} ({kind} part)")
-    return Modality(kind), data
+    return kind, data
 
 
 def _there(value: Any) -> bool:

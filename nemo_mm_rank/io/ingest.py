@@ -20,6 +20,7 @@ from nemo_mm_rank.io.files import file_digest, write_json, write_table
 from nemo_mm_rank.io.owned import Claim, clear
 from nemo_mm_rank.io.part_files import PartWriter, files_unchanged, is_part
 from nemo_mm_rank.io.pool import manifests, read_pools
+from nemo_mm_rank.modality import registered
 
 RECORD, BAD_ROWS = "ingest.json", "bad_rows.parquet"
 _FORMAT = 1
@@ -201,11 +202,12 @@ def _equal_sizes(rows: int, shards: int) -> list[int]:
 
 
 def _fingerprint(pools: Sequence[PoolSource], settings: dict[str, Any]) -> str:
-    read = [
+    read: list[Any] = [
         [asdict(manifest), file_digest(manifest.file), pool.model_dump(mode="json")]
         for pool in pools
         for manifest in manifests(pool)
     ]
+    read += [registered()] if registered() else []
     return hashlib.blake2b(json.dumps([_FORMAT, settings, read]).encode(), digest_size=16).hexdigest()
 
 

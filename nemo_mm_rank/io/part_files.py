@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import MediaError
-from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.files import read_note, read_table, table_digest, write_table
 from nemo_mm_rank.io.references import References, folded
+from nemo_mm_rank.modality import identity, is_media
 from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY
 
 MAX_PART_BYTES = 256 * 2**20
@@ -77,7 +77,8 @@ class PartWriter:
         # The place of the pool on this machine is no content: a copy of a pool has the same digests.
         table = pa.concat_tables(self._tables).combine_chunks()
         files = _stamps_digest(np.concatenate(self._stamps))
-        key = table_digest(table.drop_columns([MEDIA_ROOT]), files.encode())
+        decoded_by = identity(table[MODALITY].unique().to_pylist())
+        key = table_digest(table.drop_columns([MEDIA_ROOT]), f"{files}{decoded_by}".encode())
         note = {"key": key, "rows": table.num_rows, "files": files}
         write_table(self._folder / name, table, note)
         self._parts.append({"name": name, **note})
@@ -100,10 +101,10 @@ def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
     references = {root: References(root) for root in set(columns[MEDIA_ROOT])}
     for row, (modality, data, root, *parts) in enumerate(zip(*columns.values(), strict=True)):
         try:
-            if modality in MEDIA:
+            if is_media(modality):
                 stamps[row] = references[root].stamp(data)
             elif parts and parts[0] is not None:
-                files = [one[DATA] for one in parts[0] if one[MODALITY] in MEDIA]
+                files = [one[DATA] for one in parts[0] if is_media(one[MODALITY])]
                 stamps[row] = folded([references[root].stamp(file) for file in files])
         except MediaError:
             return False

@@ -21,7 +21,8 @@ from nemo_mm_rank.io.manifest import KINDS, Rows, read_rows, split_suffix
 from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.source import lacking
-from nemo_mm_rank.schema import ERROR, MEDIA_ROOT, MODALITY, POOL, WEAKEST, WEAKEST_SENTENCE, Modality
+from nemo_mm_rank.modality import names
+from nemo_mm_rank.schema import ERROR, MEDIA_ROOT, MODALITY, POOL, WEAKEST, WEAKEST_SENTENCE
 
 RESERVED = frozenset(
     {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE}
@@ -224,8 +225,8 @@ class Report:
         yield from map(str, self.bad_rows)
         if self.bad > len(self.bad_rows):
             yield f"... and {self.bad - len(self.bad_rows):,} more bad rows"
-        several = sorted({modality for _, modality in self.counts} - set(Modality))
-        modalities = [*map(str, Modality), *several]
+        several = sorted({modality for _, modality in self.counts} - set(names()))
+        modalities = [*names(), *several]
         table = [["pool", *modalities, "all"]]
         for pool in sorted({pool for pool, _ in self.counts}):
             numbers = [self.counts[pool, modality] for modality in modalities]

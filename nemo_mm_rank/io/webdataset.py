@@ -5,8 +5,8 @@ The row's fields are the keys of the sample's ``.json``, and beside them its oth
 pool's field map can name either, and what it does not name, and no rule below uses, is a column of the user's own.
 
 * annotation: the field ``annotation``, else the first of `ANNOTATIONS` that the sample has;
-* data: the field ``data``, else the one member of the pair's modality: by its extension (`EXTENSIONS`), or, where the
-  modality is given, any one member of an extension that says nothing;
+* data: the field ``data``, else the one member of the pair's modality: by its extension (`Medium.extensions`), or,
+  where the modality is given, any one member of an extension that says nothing;
 * modality: the field ``modality``, the pool's, or else what the data's extension says;
 * pair_id: the field ``pair_id``, else ``pool/archive/key`` (``archive/key`` where the pool has the archive's name).
 """
@@ -36,7 +36,8 @@ from nemo_mm_rank.io.manifest import (
 )
 from nemo_mm_rank.io.references import MAX_TEXT_BYTES, is_url
 from nemo_mm_rank.media.tar import Place, place_of, walk
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, PAIR_ID, POOL, Modality
+from nemo_mm_rank.modality import by_extension, is_media, names
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, PAIR_ID, POOL
 
 JSON = ("json", "jsn")
 TEXTS = ("txt", "text", "transcript")
@@ -45,17 +46,9 @@ TEXTS = ("txt", "text", "transcript")
 ANNOTATIONS = ("txt", "caption", "text", "transcript")
 """Fields, each a key of the json or a member, that are taken for the annotation where none has that name."""
 
-EXTENSIONS = {
-    Modality.IMAGE: "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 ppm pgm pbm",
-    Modality.AUDIO: "wav flac mp3 ogg oga opus m4a aac wma aif aiff au",
-    Modality.VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ogv flv wmv 3gp",
-}
-"""What a member is by its extension; written down here, since `mimetypes` differs from machine to machine."""
-
 MAX_MEMBERS = 100
 
 _WHOLE = "whole members"
-_KINDS = {extension: modality for modality, names in EXTENSIONS.items() for extension in names.split()}
 
 
 class _FaultError(Exception):
@@ -144,9 +137,9 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
-def kind_of(extension: str) -> Modality | None:
+def kind_of(extension: str) -> str | None:
     """Return the modality that an extension stands for (of ``seg.png``: that of ``png``), None where it says none."""
-    return _KINDS.get(extension.rpartition(".")[2])
+    return by_extension(extension.rpartition(".")[2])
 
 
 def _samples(handle: IO[bytes], file: str) -> Iterator[_Sample]:
@@ -273,11 +266,12 @@ class _Reader:
         else:
             extension = _only([one for one in members if one in row and one not in TEXTS], modality)
         if modality is None and (modality := kind_of(extension)) is not None:
-            row[self._theirs(MODALITY)] = str(modality)
+            row[self._theirs(MODALITY)] = modality
         member = members[extension]
         if not member.size:
             raise _FaultError(DATA, "a member with content", f"{shown(member.name)}, which is empty")
-        row[name] = self._text(member) if modality in (Modality.TEXT, Modality.CODE) else self._reference(member)
+        written = modality in names() and not is_media(modality)
+        row[name] = self._text(member) if written else self._reference(member)
         if name != extension:
             del row[extension]
 
@@ -309,7 +303,7 @@ class _Reader:
 def _only(extensions: list[str], modality: Any) -> str:
     """Return the one extension that is the data's."""
     kinds = {extension: kind_of(extension) for extension in extensions}
-    if modality in list(Modality):
+    if modality in names():
         fitting = [one for one, kind in kinds.items() if kind == modality]
         fitting = fitting or [one for one, kind in kinds.items() if kind is None]
     else:

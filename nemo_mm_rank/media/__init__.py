@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import mimetypes
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.segment import Segment, Span
+from nemo_mm_rank.modality import by_extension, media_names
 
 if TYPE_CHECKING:
     from nemo_mm_rank.config import MediaSettings
@@ -25,7 +27,7 @@ def open(  # noqa: A001 (reads as media.open)
     Args:
         ref: a path below ``root``, or an fsspec URL where the settings allow it.
         spans: ``[x, y, w, h]`` boxes in pixels (image) or ``[start, end]`` windows in seconds (audio, video).
-        modality: image, audio or video; default: what the file's name says.
+        modality: one that comes as files, such as image; default: what the file's name says.
         root: the folder or URL that ``ref`` is below.
         settings: bounds, rate and sampling; default: `MediaSettings`.
 
@@ -38,7 +40,7 @@ def open(  # noqa: A001 (reads as media.open)
 
     if modality is None:
         kind = (mimetypes.guess_type(ref)[0] or "").split("/")[0]
-        if kind not in ("image", "audio", "video"):
+        modality = kind if kind in media_names() else by_extension(os.path.splitext(ref)[1].removeprefix(".").lower())
+        if modality is None:
             raise MediaError(f"{ref!r}: its name does not say whether it is image, audio or video: pass modality")
-        modality = kind
     return Opener(settings or MediaSettings(), root).open(ref, modality, spans)

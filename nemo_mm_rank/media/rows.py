@@ -19,6 +19,7 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.segment import Item, Items, Span
 from nemo_mm_rank.media.spans import kept_text
+from nemo_mm_rank.modality import is_media, known_class, modalities_of, names, one_of
 from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,
@@ -29,10 +30,8 @@ from nemo_mm_rank.schema import (
     MEDIA_ROOT,
     MODALITY,
     SPANS,
-    Modality,
-    known_class,
-    modalities_of,
 )
+from nemo_mm_rank.steps import by_value
 
 
 def iter_data(
@@ -66,23 +65,24 @@ def iter_data(
         ref, modality = references[position], modalities[position]
         kept = spans[position]
         try:
-            if modality in (Modality.TEXT, Modality.CODE):
+            if as_files[modality] is None:
+                raise PairError(one_of(modality))
+            if not as_files[modality]:
                 return kept_text(ref, kept, "\n", opener.settings.max_text_chars)
-            if modality not in set(Modality):
-                raise PairError(f"modality {modality!r} is not one of {', '.join(Modality)}")
             if not ref and content is None:
                 raise MediaError("the media reference is missing")
-            return opener.open(ref or "data_bytes", modality, kept, roots[position] if roots else None, content)
+            return opener.open(ref or "data_bytes", str(modality), kept, roots[position] if roots else None, content)
         except PairError as error:
             return error
 
+    as_files = {modality: is_media(modality) if modality in names() else None for modality in set(modalities)}
     order = range(len(references)) if positions is None else positions
     waiting: deque[Callable[[], Item | PairError]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         for position in order:
             content = None if contents is None else _content(contents.iloc[position])
-            ahead = modalities[position] not in (Modality.TEXT, Modality.CODE)
+            ahead = as_files[modalities[position]]
             waiting.append(pool.submit(decode, position, content).result if ahead else partial(decode, position, None))
             if len(waiting) > 2 * threads:
                 yield waiting.popleft()()
@@ -186,7 +186,7 @@ class Apart:
         errors: position -> why this row cannot be taken apart.
     """
 
-    kinds: tuple[Modality, ...]
+    kinds: tuple[str, ...]
     rows: list[int]
     frames: list[Frame]
     errors: dict[int, PairError]
@@ -201,6 +201,15 @@ class Apart:
     def named(self, number: int, error: PairError) -> PairError:
         """Return the error of a part as the row's own, with the part in its message."""
         return type(error)(f"{self.kinds[number]} part: {error}")
+
+
+def by_class(rows: Frame, errors: dict[int, PairError]) -> Iterator[tuple[str, list[int]]]:
+    """Yield the classes of the data of ``rows`` with their positions; to ``errors`` go those that are none."""
+    for name, positions in by_value([str(value) for value in frames.strings(rows, MODALITY)]).items():
+        if known_class(name):
+            yield name, positions
+        else:
+            errors.update(dict.fromkeys(positions, EmbeddingError(one_of(name))))
 
 
 def iter_class(
@@ -239,11 +248,11 @@ def take_apart(rows: Frame, modality: str, positions: Sequence[int]) -> Apart:
     wanted = pa.array(positions, pa.int64())
     lists = frames.array(rows, DATA_PARTS).take(wanted)
     found = [None if parts is None else [part["modality"] for part in parts] for parts in lists.to_pylist()]
-    good = [at for at, names in enumerate(found) if names == [str(kind) for kind in kinds]]
+    good = [at for at, kinds_there in enumerate(found) if kinds_there == list(kinds)]
     errors: dict[int, PairError] = {
         positions[at]: EmbeddingError(f"parts of {names} are no data of class {modality}")
         for at, names in enumerate(found)
-        if names != [str(kind) for kind in kinds]
+        if names != list(kinds)
     }
     kept = pa.array([positions[at] for at in good], pa.int64())
     flat = pc.struct_field(lists.take(pa.array(good, pa.int64())).flatten(), DATA)
@@ -252,7 +261,7 @@ def take_apart(rows: Frame, modality: str, positions: Sequence[int]) -> Apart:
     parts = []
     for number, kind in enumerate(kinds):
         columns = {
-            MODALITY: pa.array([str(kind)] * len(good), pa.string()),
+            MODALITY: pa.array([kind] * len(good), pa.string()),
             DATA: flat.take(pa.array(range(number, len(flat), len(kinds)), pa.int64())),
             **shared,
         }

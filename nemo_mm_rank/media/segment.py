@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,15 @@ Span: TypeAlias = Sequence[float]
 def part_key(key: str, *bounds: float | str) -> str:
     """Return the key of the part of ``key``'s segment that ``bounds`` describe: 32 hexadecimal digits (BLAKE2b)."""
     return hashlib.blake2b(f"{key}@{','.join(map(str, bounds))}".encode(), digest_size=16).hexdigest()
+
+
+def content_key(file: IO[bytes], *decoding: Any) -> str:
+    """Return the digest of a file, read in blocks, and of what decoding depends on; the file is at its start again."""
+    file.seek(0)
+    digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))  # type: ignore[arg-type]
+    digest.update(f"|{decoding}".encode())
+    file.seek(0)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -142,11 +151,22 @@ class Video:
         )
 
 
-Segment: TypeAlias = Image | Audio | Video
+class Segment(Protocol):
+    """What a modality's files are decoded to: `Image`, `Audio`, `Video`, or what a user's own modality returns."""
+
+    @property
+    def key(self) -> str:
+        """Digest of the content and of what decoding depends on: 32 hexadecimal digits (see `content_key`)."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Size in memory."""
+        ...
 
 
-Item: TypeAlias = str | Image | Audio | Video
+Item: TypeAlias = str | Segment
 """One side of a pair, decoded: text and code are plain strings."""
 
 Items: TypeAlias = tuple[Item, ...]
-"""Data of several parts, in the order of `Modality`."""
+"""Data of several parts, in the order of `modality.names`."""

@@ -96,7 +96,7 @@ def encode_queries(encoder: Encoder, texts: Sequence[str]) -> Encoded:
 def taken_together(encoder: Encoder) -> frozenset[str]:
     """Return the classes of several parts (``text+image``) that ``encoder`` embeds as one, by its ``together``.
 
-    It is then given a tuple of items for each, in the order of `Modality`.
+    It is then given a tuple of items for each, in the order of `modality.names`.
     """
     return frozenset(getattr(encoder, "together", ()))
 

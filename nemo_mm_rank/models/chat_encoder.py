@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
-from nemo_mm_rank.media.segment import Audio, Image, Item, Items, Video
+from nemo_mm_rank.media.segment import Audio, Image, Item, Items, Segment, Video
+from nemo_mm_rank.modality import combined
 from nemo_mm_rank.models.base import Encoded, support, usable
 from nemo_mm_rank.models.batching import EqualShapes, Features, FixedRows, ahead, by_length, joined, text_rows
 from nemo_mm_rank.models.lora import adapter_revision, merge_adapter
@@ -30,7 +31,7 @@ from nemo_mm_rank.models.weights import (
     resolve,
 )
 from nemo_mm_rank.models.windows import at_rate, picture, shots
-from nemo_mm_rank.schema import Modality, combined
+from nemo_mm_rank.schema import Modality
 
 SHORTEST_SOUND = 0.1
 """Seconds; of less the audio tower makes no token, and silence is added up to this."""
@@ -58,7 +59,7 @@ class Sight:
     frames: tuple[int, int] = (4, 12)
 
 
-def content(media: Image | Video | Audio, sight: Sight, sampling_rate: int) -> Content:
+def content(media: Segment, sight: Sight, sampling_rate: int) -> Content:
     """Return how a message shows ``media``.
 
     Args:
@@ -73,6 +74,8 @@ def content(media: Image | Video | Audio, sight: Sight, sampling_rate: int) -> C
     if isinstance(media, Image):
         size = {"images_kwargs": _size(sight.image)} if sight.image else {}
         return [{"type": "image", "image": ""}], {"images": [picture(media.pixels)], **size}
+    if not isinstance(media, Video):
+        raise ModelError(f"images, videos and sound are expected, not {type(media).__name__}")
     chosen, rate = choose_frames(media, sight.rate, *sight.frames)
     frames = torch.from_numpy(media.frames[chosen]).permute(0, 3, 1, 2)
     settings: dict[str, Any] = {"do_sample_frames": False, "fps": rate, "cap_pixels_per_frame": False}

@@ -13,6 +13,7 @@ import torch
 from nemo_mm_rank.config import ExpertSpec, ModelSpec
 from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.media.segment import Item, Items
+from nemo_mm_rank.modality import modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import (
     Described,
@@ -26,7 +27,7 @@ from nemo_mm_rank.models.base import (
     told,
     usable,
 )
-from nemo_mm_rank.schema import Modality, data_column, modalities_of
+from nemo_mm_rank.schema import Modality, data_column
 
 Key: TypeAlias = tuple[str, bytes]
 V = TypeVar("V")
@@ -279,7 +280,7 @@ class Source:
     column: str
     expert: str
     model: str
-    modalities: frozenset[Modality] | None
+    modalities: frozenset[str] | None
 
 
 def sources(expert: ExpertSpec) -> list[Source]:
@@ -288,7 +289,7 @@ def sources(expert: ExpertSpec) -> list[Source]:
     A fusion expert has one for each of its models, because their spaces have nothing in common but the pairs.
     """
     if expert.kind == "fusion":
-        by_model: dict[str, list[Modality]] = {}
+        by_model: dict[str, list[str]] = {}
         for modality, model in expert.encoders.items():
             by_model.setdefault(model, []).append(modality)
         return [
@@ -316,7 +317,7 @@ class Expert:
     def __init__(self, spec: ExpertSpec, models: Models, device: str = "cpu") -> None:
         self.name = spec.name
         self._in_columns = spec.kind == "fusion"
-        self._encoders: dict[Modality, tuple[str, Encoder]] = {}
+        self._encoders: dict[str, tuple[str, Encoder]] = {}
         text_models = set()
         for source in sources(spec):
             encoder = load_encoder(source.model, models, device)
@@ -327,7 +328,7 @@ class Expert:
                     _check(spec.name, name, describers[modality].modalities, modality)
                 if describers:
                     encoder = DescribedEncoder(describers, encoder)
-            for modality in source.modalities or (Modality(name) for name in encoder.modalities):
+            for modality in source.modalities or map(str, encoder.modalities):
                 _check(spec.name, source.model, encoder.modalities, modality)
                 self._encoders[modality] = (source.column, encoder)
             if Modality.TEXT in encoder.modalities:
@@ -338,7 +339,7 @@ class Expert:
 
     def encoder(self, modality: str) -> Encoder | None:
         """Return the encoder for data of ``modality``, or None where the expert has none."""
-        found = self._encoders.get(Modality(modality))
+        found = self._encoders.get(modality)
         return found[1] if found else None
 
     def taking_together(self, modality: str) -> tuple[str, Encoder] | None:
@@ -364,7 +365,7 @@ class Expert:
 
     def column(self, modality: str) -> str | None:
         """Return the column that holds the embeddings of data of ``modality``."""
-        found = self._encoders.get(Modality(modality))
+        found = self._encoders.get(modality)
         return found[0] if found else None
 
 

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
 from nemo_mm_rank.media.encode import wav
-from nemo_mm_rank.media.segment import Audio, Image, Item, Segment, Video
+from nemo_mm_rank.media.segment import Audio, Item, Segment, Video
+from nemo_mm_rank.modality import Medium, media_names, of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, support, usable
 from nemo_mm_rank.models.batching import EqualShapes, Features, ahead, padded_lengths
@@ -58,7 +59,8 @@ class PartsGrounder:
         support(encoder, Modality.TEXT)
         self.name = f"parts of {encoder.name}"
         self.revision = encoder.revision
-        self.modalities = encoder.modalities & {Modality.IMAGE, Modality.AUDIO, Modality.VIDEO}
+        cuttable = (name for name in media_names() if name in encoder.modalities and of(name).parts is not None)
+        self.modalities = frozenset(cuttable)
         if not self.modalities:
             raise ModelError(f"{encoder.name} takes no media, so it cannot say where a phrase is spoken of")
         self._encoder = encoder
@@ -82,7 +84,7 @@ class PartsGrounder:
         """
         support(self, modality)
         segments = [_segment(item) for item in items]
-        candidates = [self._candidates(segment) for segment in segments]
+        candidates = [self._candidates(segment, of(modality)) for segment in segments]
         parts = self._embed_parts(segments, candidates, modality)
         distinct = {phrase: row for row, phrase in enumerate(dict.fromkeys(p for own in phrases for p in own))}
         words = usable(self._encoder.encode(list(distinct), Modality.TEXT), self._encoder, len(distinct))
@@ -99,11 +101,11 @@ class PartsGrounder:
             grounded.append(Grounded(torch.tensor(spans, dtype=torch.float64), scores))
         return grounded
 
-    def _candidates(self, segment: Segment) -> list[tuple[float, ...]]:
-        if isinstance(segment, Image):
-            return [*regions(*segment.pixels.size, self._grid)]
-        start = segment.start if isinstance(segment, Audio) else 0.0
-        return [*windows(start, start + segment.duration, self._window, self._max_windows)]
+    def _candidates(self, segment: Segment, medium: Medium) -> list[tuple[float, ...]]:
+        first, second = medium.extent(segment)
+        if medium.parts == "boxes":
+            return [*regions(int(first), int(second), self._grid)]
+        return [*windows(first, second, self._window, self._max_windows)]
 
     def _embed_parts(
         self, segments: Sequence[Segment], candidates: Sequence[Sequence[tuple[float, ...]]], modality: str
@@ -111,7 +113,8 @@ class PartsGrounder:
         vectors = [torch.empty((0, self._encoder.dim))]
         errors: dict[int, PairError] = {}
         done = 0
-        parts = (segment.part(span) for segment, spans in zip(segments, candidates, strict=True) for span in spans)
+        cut = of(modality).cut
+        parts = (cut(segment, [span]) for segment, spans in zip(segments, candidates, strict=True) for span in spans)
         for chunk in _chunks(parts):
             encoded = usable(self._encoder.encode(chunk, modality), self._encoder, len(chunk))
             vectors.append(encoded.vectors)

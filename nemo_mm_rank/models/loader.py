@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 import threading
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from nemo_mm_rank import imports
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import ConfigError, ModelError, PairError, UserError, nearest
 from nemo_mm_rank.models.base import Describer, Encoder, Grounder, fulfil
@@ -55,24 +55,12 @@ def find_class(name: str) -> type[Any]:
         ConfigError: where there is no such module or class.
     """
     path = SHORT_NAMES.get(name, name)
-    module_name, separator, class_name = path.partition(":")
-    if not separator:
+    if ":" not in path:
         raise ConfigError(
             f"model class {name!r} is neither a short name ({', '.join(sorted(SHORT_NAMES))}) "
             f"nor an import path like 'package.module:Class'{nearest(name, SHORT_NAMES)}"
         )
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"model class {name!r}: cannot import {module_name!r} ({error}); where it is a file of yours, name its "
-            "folder with --import-from FOLDER, or with import_from in the configuration"
-        ) from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type):
-        known = [key for key, value in vars(module).items() if isinstance(value, type)]
-        raise ConfigError(f"module {module_name!r} has no class {class_name!r}{nearest(class_name, known)}")
-    return found
+    return imports.find_class(path, "model class")
 
 
 def check_models(models: Mapping[str, ModelSpec]) -> None:

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.media.preview import copy
 from nemo_mm_rank.media.segment import Span
+from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.ranking.query_scores import PREFIX
 from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.report.media import copy
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import (
@@ -31,7 +32,6 @@ from nemo_mm_rank.schema import (
     POOL,
     SNS_REASON,
     WEAKEST_SENTENCE,
-    Modality,
     description_column,
 )
 from nemo_mm_rank.shards import attach_rows
@@ -188,7 +188,7 @@ class Details:
 
     def _side(self, row: Mapping[str, Any], modality: str, data: str, spans: list[list[float]] | None) -> Detail:
         """Return one part of the data."""
-        if modality in (Modality.TEXT, Modality.CODE):
+        if not is_media(modality):
             return {"kind": modality, "pieces": pieces(data, spans, _DATA)}
         name = {"name": excerpt(data, _VALUE)}
         if self.copies >= MAX_MEDIA or self._bytes >= MAX_MEDIA_BYTES:

@@ -18,7 +18,6 @@ from nemo_mm_rank.console import SafeConsole, printable
 from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.step import ExpertStep
-from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.files import read_table, write_json
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.owned import Claim, remove
@@ -163,7 +162,7 @@ def _check(config: Config) -> list[str]:
         UserError: a pool that is not there, or a model class or argument that does not exist.
     """
     found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
-    import_from(config.import_from)
+    config.register()
     loader.check_models(config.models)
     return found
 

@@ -28,7 +28,6 @@ from nemo_mm_rank.config import (
     OFF,
     Budget,
     ExpertSpec,
-    Folders,
     GivenScore,
     MediaSettings,
     ModelSpec,
@@ -40,7 +39,6 @@ from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
-from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.files import read_note, write_json, write_table
 from nemo_mm_rank.io.owned import drop, take
 from nemo_mm_rank.io.part_files import part_name
@@ -181,7 +179,6 @@ class EcoDatumConfig(StrategyConfig):
 
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.4), description="the paper keeps 40 %")
     output: str = "ecodatum-run"
-    import_from: Folders = Field((), description="folders with model classes of yours; '.': where this file lies")
     trust_run: bool = Field(False, description="load whatever classes the run's folder names: code from there runs")
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
@@ -271,7 +268,7 @@ def curate(
     Raises:
         UserError: anything that the user can mend, in one line.
     """
-    import_from(config.import_from)
+    config.register()
     loader.check_models(config.models)
     if config.run is not None:
         _admitted(config, RunFolder.at(config.run))  # before anything is written

@@ -21,6 +21,7 @@ from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import JUDGES, Matcher, Sample
 from nemo_mm_rank.media.rows import annotation_texts
+from nemo_mm_rank.modality import is_media, names
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import has_text, load_encoder, sources
 from nemo_mm_rank.ranking.query_scores import PREFIX, score_column
@@ -36,7 +37,6 @@ from nemo_mm_rank.schema import (
     FUSED,
     MODALITY,
     PAIR_ID,
-    Modality,
     annotation_column,
 )
 from nemo_mm_rank.shards import Shards
@@ -159,7 +159,7 @@ class _Count:
 
 def _textual(modality: pa.ChunkedArray, data: pa.ChunkedArray) -> list[str]:
     """Return the data that is text or code."""
-    words = pa.array([str(Modality.TEXT), str(Modality.CODE)])
+    words = pa.array([name for name in names() if not is_media(name)])
     texts: list[str] = data.filter(pc.is_in(modality, value_set=words)).to_pylist()
     return texts
 

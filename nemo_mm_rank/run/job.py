@@ -16,7 +16,7 @@ from rich.console import Console
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.config import Budget, EngineSettings, Pools, Settings
+from nemo_mm_rank.config import Budget, EngineSettings, Importing, Pools
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, make_engine
 from nemo_mm_rank.errors import UserError
@@ -35,7 +35,7 @@ from nemo_mm_rank.schema import ANNOTATION, DATA, MEDIA_ROOT, MODALITY, PAIR_ID,
 from nemo_mm_rank.steps import Step
 
 
-class StrategyConfig(Settings):
+class StrategyConfig(Importing):
     """A whole job. Either ``pools`` or ``run`` has to be given."""
 
     pools: Pools = ()

@@ -67,6 +67,7 @@ def curate(
     Raises:
         UserError: anything that the user can mend, in one line.
     """
+    config.register()
     step = TraditionalStep(config.traditional)
     settings = step.identity()["settings"]
     with at_work("traditional", config, console, engine, overwrite) as job:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nemo_mm_rank.config import ModelSpec, read_yaml
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.imports import import_from, lies_in, take_up
+from nemo_mm_rank.modality import register
 from nemo_mm_rank.models.loader import SHORT_NAMES
 from nemo_mm_rank.run.folder import RunFolder
 
@@ -38,7 +39,9 @@ class Trust:
     def admit(
         self, models: Mapping[str, ModelSpec], folder: RunFolder, describing: bool = False
     ) -> dict[str, ModelSpec]:
-        """Return the models that a run's folder names, once nothing of them is foreign; none is imported before.
+        """Return the models that a run's folder names, once nothing of them is foreign, its modalities registered.
+
+        Nothing is imported before.
 
         Args:
             models: by name.
@@ -46,20 +49,29 @@ class Trust:
             describing: describers are going to be asked, too, which may send data and a key to an address.
 
         Raises:
-            UserError: naming the model, and what would run.
+            UserError: naming the model or modality, and what would run.
         """
         import_from(self.import_from)
+        config = read_yaml(folder.config) if folder.config.exists() else {}
+        modalities = config.get("modalities", {})
         if self.run:
-            take_up(read_yaml(folder.config).get("import_from", ()))  # some may be gone
+            take_up(config.get("import_from", ()))  # some may be gone
+            register(modalities)
             return dict(models)
+        for name, path in modalities.items():
+            if not self._knows(path):
+                self._refuse(folder, f"modality {name!r} of this run is the class {path!r}, none of this package's")
         for name, spec in models.items():
             for found in self._foreign(spec, describing):
-                raise UserError(
-                    f"{folder.path}: model {name!r} of this run {found}, and a run's folder may be anybody's: where "
-                    "you trust this one, say so with --trust-run (trust_run in Python), or name the folder of the "
-                    "class with --import-from"
-                )
+                self._refuse(folder, f"model {name!r} of this run {found}")
+        register(modalities)
         return dict(models)
+
+    def _refuse(self, folder: RunFolder, found: str) -> NoReturn:
+        raise UserError(
+            f"{folder.path}: {found}, and a run's folder may be anybody's: where you trust this one, say so with "
+            "--trust-run (trust_run in Python), or name the folder of the class with --import-from"
+        )
 
     def _foreign(self, spec: ModelSpec, describing: bool) -> Iterator[str]:
         arguments = spec.arguments

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec, SNSSettings
-from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
+from nemo_mm_rank.errors import PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import Apart, annotation_texts, iter_data, take_apart
+from nemo_mm_rank.media.rows import Apart, annotation_texts, by_class, iter_data, take_apart
 from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.modality import is_media, modalities_of, of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoder, Grounder, support
 from nemo_mm_rank.models.expert import Expert, build
@@ -29,20 +29,17 @@ from nemo_mm_rank.schema import (
     DATA_PARTS,
     DATA_SPANS,
     MEDIA_ROOT,
-    MODALITY,
     SNS_REASON,
     SPANS,
     Modality,
-    known_class,
-    modalities_of,
 )
 from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
 from nemo_mm_rank.sns.selection import gate
 from nemo_mm_rank.sns.sides import Cut, Parts, Selector, Side, cosines, embed_parts
 from nemo_mm_rank.sns.trimming import Texts, media_side
-from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.text.phrases import components, load_parser, parser_revision
-from nemo_mm_rank.text.split import CharSpan, block_spans, sentence_spans
+from nemo_mm_rank.text.split import CharSpan, sentence_spans, text_medium
 
 
 def together(apart: Apart, sides: Sequence[Side], annotations: Vectors, settings: SNSSettings) -> Side:
@@ -183,11 +180,8 @@ class SNSStep(Step):
         """Trim ``rows``, modality by modality; media are decoded once, ahead in threads."""
         decisions = Decisions(len(rows))
         annotations = annotation_texts(rows, self.media, use_spans=False)
-        for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            if not known_class(modality):
-                error = EmbeddingError(f"modality {modality!r} is not one of {', '.join(Modality)}")
-                decisions.errors.update(dict.fromkeys(positions, error))
-            elif self.settings.mode == "off":
+        for modality, positions in by_class(rows, decisions.errors):
+            if self.settings.mode == "off":
                 decisions.leave(positions, "mode is off")
             elif (encoder := self._shared_encoder(modality)) is None:
                 decisions.leave(positions, f"expert {self.expert.name} has no space for {modality} and text")
@@ -218,7 +212,7 @@ class SNSStep(Step):
         opener = Opener(self.media, frames=DENSITY * self.media.video_frames)
         decoded = iter_data(rows, opener, [row for row, _ in pairs], use_spans=False, threads=self.media.threads)
         documents: list[str] = []
-        if not Modality(modality).is_media:
+        if not is_media(modality):
             data = list(zip(pairs, decoded, strict=True))
             decisions.errors.update((row, item) for (row, _), item in data if isinstance(item, PairError))
             pairs = [pair for pair, item in data if isinstance(item, str)]
@@ -228,7 +222,7 @@ class SNSStep(Step):
 
         texts = [text for _, text in pairs]
         sentences = self._sentences(texts, encoder)
-        items: Iterable[Item | PairError] = decoded if Modality(modality).is_media else documents
+        items: Iterable[Item | PairError] = decoded if is_media(modality) else documents
         data_side, parts = self._cut_data(items, texts, modality, encoder)
         annotation_side = self._cut_annotations(sentences, parts, encoder)
         decisions.take([row for row, _ in pairs], data_side, annotation_side, self.settings)
@@ -253,7 +247,7 @@ class SNSStep(Step):
         documents = {
             number: list(iter_data(apart.frames[number], opener, use_spans=False))
             for number, kind in enumerate(apart.kinds)
-            if not kind.is_media
+            if not is_media(kind)
         }
         for number, read in documents.items():
             for row, item in zip(apart.rows, read, strict=True):
@@ -271,7 +265,7 @@ class SNSStep(Step):
             frame, threads = apart.frames[number], self.media.threads
             items: Iterable[Item | PairError] = (
                 iter_data(frame, opener, kept, use_spans=False, threads=threads)
-                if kind.is_media
+                if is_media(kind)
                 else [documents[number][at] for at in kept]
             )
             side, own = self._cut_data(items, texts, kind, encoder)
@@ -295,12 +289,12 @@ class SNSStep(Step):
         self, items: Iterable[Item | PairError], annotations: Sequence[str], modality: str, encoder: Encoder
     ) -> tuple[Side, Parts]:
         """Keep what the annotations find of data of one modality; return that, and what the data consists of."""
-        select = Selector(self.settings, self.settings.tau.get(Modality(modality), self.settings.tau_forward))
-        if Modality(modality).is_media:
+        select = Selector(self.settings, self.settings.tau.get(modality, self.settings.tau_forward))
+        if is_media(modality):
             side = self._cut_media(items, annotations, modality, encoder, select)
             return side, Parts(side.whole, np.ones(len(annotations), dtype=np.int64))
-        split = block_spans if modality == Modality.CODE else sentence_spans
-        document = Texts.embed([item for item in items if isinstance(item, str)], split, encoder, modality)
+        texts = [item for item in items if isinstance(item, str)]
+        document = Texts.embed(texts, text_medium(modality).split, encoder, modality)
         return self._cut_texts(document, annotations, modality, encoder, select), document.parts
 
     def _cut_media(
@@ -312,9 +306,9 @@ class SNSStep(Step):
         select: Selector,
     ) -> Side:
         settings = self.settings
-        if not self._forward:
+        if not self._forward or of(modality).parts is None:
             return media_side(decoded, [[]] * len(annotations), modality, encoder, None, select)
-        grounder = self._grounders.get(Modality(modality))
+        grounder = self._grounders.get(modality)
         if grounder is None:
             grounder = PartsGrounder(encoder, settings.region_grid, settings.window)
         phrases = components(annotations, settings.components, self._parser)
@@ -329,8 +323,7 @@ class SNSStep(Step):
         counts = document.parts.counts
         sought = [text if count > 1 else "" for text, count in zip(annotations, counts, strict=True)]
         phrases = embed_parts(components(sought, self.settings.components, self._parser), encoder)
-        noun = "blocks" if modality == Modality.CODE else "sentences"
-        return document.trim(phrases, select, noun, "\n", encoder, modality)
+        return document.trim(phrases, select, text_medium(modality).noun, "\n", encoder, modality)
 
     @property
     def _forward(self) -> bool:
@@ -341,7 +334,7 @@ class SNSStep(Step):
         return self.settings.mode in ("backward", "bidirectional")
 
 
-def _load_grounder(name: str, modality: Modality, models: Mapping[str, ModelSpec], device: str) -> Grounder:
+def _load_grounder(name: str, modality: str, models: Mapping[str, ModelSpec], device: str) -> Grounder:
     spec = models[name]
     grounder = loader.as_grounder(name, loader.load(name, spec.class_, spec.arguments, device))
     support(grounder, modality)

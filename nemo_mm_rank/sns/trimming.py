@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,8 +11,9 @@ from nemo_mm_rank.arrays import Bools, Vectors
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.rows import in_chunks
-from nemo_mm_rank.media.segment import Audio, Image, Item, Segment, Video, part_key
+from nemo_mm_rank.media.segment import Item, Segment
 from nemo_mm_rank.media.spans import kept_text, merge
+from nemo_mm_rank.modality import Medium, of
 from nemo_mm_rank.models.base import Encoder, Grounded, Grounder
 from nemo_mm_rank.sns.selection import select_windows, union_box
 from nemo_mm_rank.sns.sides import (
@@ -112,7 +113,7 @@ def media_side(
     Args:
         decoded: the media, or why one cannot be decoded.
         phrases: what each one's annotation speaks of (for the grounder).
-        modality: image, audio or video.
+        modality: one that comes as files.
         encoder: shares a space with text.
         grounder: scores parts against phrases, or finds what they speak of; None leaves all media whole.
         select: which parts to keep.
@@ -130,8 +131,10 @@ def media_side(
         if grounder is None:
             continue
         grounded = grounder.ground(items, [phrases[row] for row in rows], modality)
-        found = _cut_media(items, grounded, select)
-        lefts = [(row, _left(item, cut.spans)) for row, item, cut in zip(rows, items, found, strict=True) if cut.spans]
+        medium = of(modality)
+        found = _cut_media(items, grounded, select, medium)
+        trio = zip(rows, items, found, strict=True)
+        lefts = [(row, medium.cut(item, cut.spans)) for row, item, cut in trio if cut.spans]
         for row, cut in zip(rows, found, strict=True):
             cuts[row] = cut
         if lefts:
@@ -139,7 +142,9 @@ def media_side(
     return Side(whole, cuts, trimmed, errors)
 
 
-def _cut_media(items: Sequence[Segment], grounded: Sequence[Grounded | PairError], select: Selector) -> list[Cut]:
+def _cut_media(
+    items: Sequence[Segment], grounded: Sequence[Grounded | PairError], select: Selector, medium: Medium
+) -> list[Cut]:
     """Select among the candidate parts of all ``items`` at once; where grounding failed, there is nothing to cut."""
     found = [one for one in grounded if isinstance(one, Grounded)]
     counts = np.array([len(one.spans) if isinstance(one, Grounded) else 0 for one in grounded], dtype=np.int64)
@@ -149,27 +154,28 @@ def _cut_media(items: Sequence[Segment], grounded: Sequence[Grounded | PairError
     return [
         Cut(None, f"{type(one).__name__}: {one}")
         if isinstance(one, PairError)
-        else _cut(item, one, scores, keep | one.found, select.settings)
+        else _cut(item, one, scores, keep | one.found, select.settings, medium)
         for item, one, scores, keep in zip(
             items, grounded, per_pair(relevance, counts), per_pair(mask, counts), strict=True
         )
     ]
 
 
-def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: SNSSettings) -> Cut:
+def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: SNSSettings, medium: Medium) -> Cut:
     """Return what the candidates to keep leave of ``item``; their scores are ``(c,)``."""
     if len(one.spans) < 2 and not one.found:
         return ONE
     if not keep.any():
         return NONE
     candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
-    if isinstance(item, Image):
-        return _cut_image(item, candidates, len(one.spans), settings)
-    return _cut_recording(item, candidates, scores[keep].tolist(), len(one.spans), settings)
+    if medium.parts == "boxes":
+        width, height = medium.extent(item)
+        return _cut_boxes(int(width), int(height), candidates, len(one.spans), settings)
+    start, end = medium.extent(item)
+    return _cut_windows(end - start, candidates, scores[keep].tolist(), len(one.spans), settings)
 
 
-def _cut_image(image: Image, boxes: Spans, of: int, settings: SNSSettings) -> Cut:
-    width, height = image.pixels.size
+def _cut_boxes(width: int, height: int, boxes: Spans, candidates: int, settings: SNSSettings) -> Cut:
     tight = union_box(boxes, width, height, 0)
     if tight is None:
         return NONE
@@ -177,11 +183,11 @@ def _cut_image(image: Image, boxes: Spans, of: int, settings: SNSSettings) -> Cu
     left, upper, right, lower = union_box(boxes, width, height, padding) or tight
     if (left, upper, right, lower) == (0, 0, width, height):
         return ALL
-    return Cut([[left, upper, right - left, lower - upper]], _share(len(boxes), of, "region"))
+    return Cut([[left, upper, right - left, lower - upper]], _share(len(boxes), candidates, "region"))
 
 
-def _cut_recording(
-    recording: Audio | Video, windows: Spans, scores: Sequence[float], of: int, settings: SNSSettings
+def _cut_windows(
+    duration: float, windows: Spans, scores: Sequence[float], candidates: int, settings: SNSSettings
 ) -> Cut:
     """Keep runs of relevant windows: those that touch or overlap are one, as relevant as the best of them."""
     runs = [
@@ -192,25 +198,12 @@ def _cut_recording(
     chosen = select_windows(runs, settings.max_segments, settings.min_duration - 1e-9)
     if not chosen:
         return NONE
-    if sum(end - start for start, end in chosen) >= recording.duration - 1e-6:
+    if sum(end - start for start, end in chosen) >= duration - 1e-6:
         return ALL
     kept = sum(any(start <= window[0] < end for start, end in chosen) for window in windows)
-    return Cut([list(window) for window in chosen], _share(kept, of, "window"))
+    return Cut([list(window) for window in chosen], _share(kept, candidates, "window"))
 
 
 def _share(kept: int, of: int, noun: str) -> str:
     """Say how much is kept; of what a detector has found that may be all."""
     return f"{kept} of {of} {noun}s" if kept < of else f"{of} {noun}{'s' if of > 1 else ''}"
-
-
-def _left(item: Segment, spans: Spans) -> Segment:
-    """Return what is left of ``item``: kept windows end to end."""
-    if isinstance(item, Image):
-        return item.part(spans[0])
-    key = part_key(item.key, *(bound for span in spans for bound in span))
-    if isinstance(item, Audio):
-        heard = [item.part(span) for span in spans]
-        return replace(heard[0], key=key, samples=np.concatenate([part.samples for part in heard]))
-    seen = [item.part(span) for span in spans]
-    frames, times = (np.concatenate([getattr(part, name) for part in seen]) for name in ("frames", "times"))
-    return replace(item, key=key, frames=frames, times=times)

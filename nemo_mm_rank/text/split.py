@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+
+from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.modality import Medium, of
 
 CharSpan = tuple[int, int]
 
@@ -133,3 +137,37 @@ def merge_neighbours(spans: Sequence[CharSpan], most: int) -> list[CharSpan]:
     if step <= 1:
         return list(spans)
     return [(spans[i][0], spans[min(i + step, len(spans)) - 1][1]) for i in range(0, len(spans), step)]
+
+
+class Text(Medium):
+    """Plain text, which is the content of the row itself; derive from it for another modality that is text."""
+
+    is_text = True
+    noun: ClassVar[str] = "sentences"
+    """What its parts are called."""
+
+    def split(self, text: str) -> list[CharSpan]:
+        """Return the spans of the parts that it can be cut to."""
+        return sentence_spans(text)
+
+
+class Code(Text):
+    """Program text, cut between statements of the top level."""
+
+    noun = "blocks"
+
+    def split(self, text: str) -> list[CharSpan]:
+        """Return the spans of the blocks."""
+        return block_spans(text)
+
+
+def text_medium(name: str) -> Text:
+    """Return the object of a modality that is text.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    medium = of(name)
+    if not isinstance(medium, Text):
+        raise ConfigError(f"modality {name!r} is no text")
+    return medium

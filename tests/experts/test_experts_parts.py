@@ -16,10 +16,11 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, ExpertSpec, ModelSpec, parse
 from nemo_mm_rank.experts import ExpertStep
 from nemo_mm_rank.media.segment import Image, Item
+from nemo_mm_rank.modality import combined
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import taken_together
 from nemo_mm_rank.models.expert import item_key
-from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, ERROR, PARTS, SPANS, combined
+from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, ERROR, PARTS, SPANS
 from tests.models import tiny_writers
 
 TEXT = "The sea is blue. Nobody is there."

@@ -16,7 +16,8 @@ from nemo_mm_rank.io.export import write_webdataset
 from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.pool import read_pools, validate
-from nemo_mm_rank.schema import DATA_PARTS, PARTS, combined, known_class, modalities_of
+from nemo_mm_rank.modality import combined, known_class, modalities_of
+from nemo_mm_rank.schema import DATA_PARTS, PARTS
 from tests.parts_pool import write
 
 TEXT = {"modality": "text", "data": "a cat"}

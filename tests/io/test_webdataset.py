@@ -24,8 +24,9 @@ from nemo_mm_rank.io import webdataset as reader
 from nemo_mm_rank.io.bad_rows import BadRow
 from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.io.pool import manifests, read_pools, validate
-from nemo_mm_rank.io.webdataset import EXTENSIONS, kind_of, split_name
+from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.modality import media_names, of
 from nemo_mm_rank.schema import Modality
 from tests.tars import Member, damage, header_at, member, png, write_tar
 
@@ -137,8 +138,8 @@ def test_where_the_data_is(tmp_path: Path) -> None:
         value = row["data"]
         return row["modality"], content(value, row["media_root"]) if "@" in value else value
 
-    for modality, names in EXTENSIONS.items():
-        for extension in names.split():
+    for modality in media_names():
+        for extension in of(modality).extensions.split():
             assert kind_of(extension) == modality
             assert data((f"k.{extension.upper()}", b"media")) == (modality, b"media")
     # Any extension, where the modality is known.
@@ -477,8 +478,8 @@ def test_an_archive_behind_a_url(url: str) -> None:
 
 
 def test_modalities_that_have_extensions() -> None:
-    assert set(EXTENSIONS) == {modality for modality in Modality if modality.is_media}
-    names = " ".join(EXTENSIONS.values()).split()
+    names = [extension for modality in media_names() for extension in of(modality).extensions.split()]
+    assert not any(of(modality).extensions for modality in ("text", "code"))
     assert len(names) == len(set(names))
     assert kind_of("seg.PNG".lower()) == Modality.IMAGE
     assert kind_of("npy") is None

@@ -10,17 +10,9 @@ from scipy.fft import dctn
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Item, Video
+from nemo_mm_rank.media.spectrogram import BANDS, frequencies, levels, log_mel, power_frames
 from nemo_mm_rank.models.classical import image as image_module
-from nemo_mm_rank.models.classical.audio import (
-    BANDS,
-    MIDDLE,
-    AudioFeatures,
-    frequencies,
-    levels,
-    log_mel,
-    mel_statistics,
-    power_frames,
-)
+from nemo_mm_rank.models.classical.audio import MIDDLE, AudioFeatures, mel_statistics
 from nemo_mm_rank.models.classical.image import ImageFeatures, luma, picture_features, squares
 from nemo_mm_rank.models.classical.video import VideoFeatures, motion
 
@@ -150,7 +142,7 @@ def test_levels_of_a_sine_and_of_noise_of_the_same_power(rate: int) -> None:
 def test_statistics_do_not_depend_on_how_frames_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     audio = Audio("n", np.random.default_rng(0).standard_normal(RATE).astype(np.float32), RATE)
     mel = np.concatenate(list(log_mel(audio)))
-    monkeypatch.setattr("nemo_mm_rank.models.classical.audio.FRAMES_AT_ONCE", 7)
+    monkeypatch.setattr("nemo_mm_rank.media.spectrogram.FRAMES_AT_ONCE", 7)
     mean, spread, change = mel_statistics(audio)
     assert np.allclose(mean, (mel.mean(axis=0) - MIDDLE) / 2)
     assert np.allclose(spread, mel.std(axis=0))

@@ -96,6 +96,7 @@ def content(item: Segment, family: str) -> list[dict[str, Any]]:
         return [{"type": "image", "image": item.pixels}]
     if isinstance(item, Audio):
         return [{"type": "audio", "audio": item.samples}]
+    assert isinstance(item, Video)
     if family == "qwen2_vl":
         return [{"type": "video", "video": item.frames}]
     return [{"type": "image", "image": PILImage.fromarray(frame)} for frame in item.frames]

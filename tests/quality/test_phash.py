@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from nemo_mm_rank.media.fingerprint import film_hash, phash, phashes, sound_hash
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.quality.duplicates import distances
-from nemo_mm_rank.quality.operators.fingerprints import film_hash, phash, phashes, sound_hash
 
 POOL = Path(__file__).parents[3] / "shared" / "data" / "real_pool"
 RANDOM = np.random.default_rng(11)

@@ -19,12 +19,11 @@ from nemo_mm_rank.config import Budget, Config, RankingSettings, parse
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.mix import MIXES, Mix, advice, canonical_type, find_mix, type_of
-from nemo_mm_rank.modality import MODALITY_CODES, code_of, name_of
+from nemo_mm_rank.modality import MODALITY_CODES, code_of, combined, name_of
 from nemo_mm_rank.ranking import Files, quota_counts, rank
 from nemo_mm_rank.ranking.explain import explain
 from nemo_mm_rank.run.outcome import mix_entry
 from nemo_mm_rank.run.summary import mix_lines, mix_table
-from nemo_mm_rank.schema import combined
 
 THOUSANDS = {
     "unite-adaptation": {"text->text": 1379.6, "image->text": 2500.0, "video->text": 2500.0},

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.media.preview import copy
 from nemo_mm_rank.report.content import Page, Section, Widget
-from nemo_mm_rank.report.media import copy
 from nemo_mm_rank.report.page import render
 from tests.report.pages import HOSTILE, Opened, data_of
 

@@ -13,24 +13,24 @@ import pytest
 from PIL import Image
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.report import media
-from nemo_mm_rank.report.media import Copy, copy
+from nemo_mm_rank.media import preview as media
+from nemo_mm_rank.media.preview import Preview, copy
 from tests.media_files import level, write_video, write_wav
 
 SETTINGS = MediaSettings()
 
 
-def made(folder: Path, name: str, modality: str, spans: list[list[float]] | None = None) -> Copy:
+def made(folder: Path, name: str, modality: str, spans: list[list[float]] | None = None) -> Preview:
     found = copy(name, modality, spans, str(folder), None, SETTINGS)
     assert found == copy(name, modality, spans, str(folder), None, SETTINGS)
     return found
 
 
-def decoded(found: Copy) -> Any:
+def decoded(found: Preview) -> Any:
     return av.open(content(found))
 
 
-def content(found: Copy) -> BytesIO:
+def content(found: Preview) -> BytesIO:
     return BytesIO(base64.b64decode(found["src"].split(",", 1)[1]))
 
 

@@ -75,8 +75,8 @@ class PlainSense:
             blocks = item.samples[: len(item.samples) // 800 * 800].reshape(-1, 800)
             loud = float((np.abs(blocks).max(axis=1) > 0.1).mean())
             return [("tone", loud), ("silence", 1 - loud)]
-        pixels = np.asarray(item.pixels)[None] if isinstance(item, Image) else item.frames
         assert isinstance(item, Image | Video)
+        pixels = np.asarray(item.pixels)[None] if isinstance(item, Image) else item.frames
         brightest = np.where(pixels.max(axis=-1) < 100, 3, pixels.argmax(axis=-1))
         return [(colour, float((brightest == i).mean())) for i, colour in enumerate(COLOURS)]
 

@@ -23,9 +23,10 @@ from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.media.spectrogram import BANDS, log_mel
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, encoded, support
-from nemo_mm_rank.models.classical.audio import BANDS, MIDDLE, SCALE, log_mel, sound
+from nemo_mm_rank.models.classical.audio import MIDDLE, SCALE, sound
 from nemo_mm_rank.models.classical.image import luma, squares
 from nemo_mm_rank.models.expert import sources
 from nemo_mm_rank.models.windows import pictures
@@ -33,7 +34,7 @@ from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import MODALITY, Modality
 
-Encoders = dict[Modality, ModelSpec]
+Encoders = dict[str, ModelSpec]
 """Models by what they take."""
 
 
@@ -62,7 +63,7 @@ PLAIN: Encoders = {
 """Who puts media in words where nobody is named."""
 
 
-def frozen_encoders(wanted: str | Mapping[Modality, ModelSpec], config: Config) -> Encoders:
+def frozen_encoders(wanted: str | Mapping[str, ModelSpec], config: Config) -> Encoders:
     """Return the encoders to make features with, none of them of the models that rank by ``config``.
 
     A strategy that ranks by a model would be judged by how well that model's own view of the data predicts the
@@ -89,7 +90,7 @@ def frozen_encoders(wanted: str | Mapping[Modality, ModelSpec], config: Config) 
     return encoders
 
 
-def frozen_describers(wanted: str | Mapping[Modality, ModelSpec], config: Config) -> Encoders:
+def frozen_describers(wanted: str | Mapping[str, ModelSpec], config: Config) -> Encoders:
     """Return who puts media in words, none of them of the models that rank by ``config``; see `frozen_encoders`.
 
     Args:
@@ -113,7 +114,7 @@ def _ranking(config: Config) -> list[str]:
     return sorted({config.anchor}.union(*(expert.models for expert in config.experts)))
 
 
-def _shared(encoders: Mapping[Modality, ModelSpec], ranking: Mapping[str, ModelSpec]) -> tuple[Modality, str] | None:
+def _shared(encoders: Mapping[str, ModelSpec], ranking: Mapping[str, ModelSpec]) -> tuple[str, str] | None:
     known = {_identity(spec): model for model, spec in ranking.items()}
     for modality, spec in encoders.items():
         if _identity(spec) in known:
@@ -191,7 +192,7 @@ def feature_step(settings: SmallSettings, config: Config) -> tuple[ExpertStep, l
     by hashed n-grams, costs next to nothing.
     """
     models = {str(modality): spec for modality, spec in frozen_encoders(settings.features, config).items()}
-    expert = ExpertSpec(name="frozen", kind="fusion", encoders={Modality(name): name for name in models})
+    expert = ExpertSpec(name="frozen", kind="fusion", encoders={name: name for name in models})
     models[_BESIDE] = ModelSpec.model_validate({"class": "hashed-text", "dim": 8})
     step = ExpertStep([expert], models, _BESIDE, config.media, name="features")
     return step, [source.column for source in sources(expert)]

@@ -6,16 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from nemo_mm_rank.config import ModelSpec, Settings
+from nemo_mm_rank.config import ModalityName, ModelSpec, Settings
 from nemo_mm_rank.models.lora import AdapterSettings
-from nemo_mm_rank.schema import Modality
 
 
 class SmallSettings(Settings):
     """A compact causal language model of the annotation, from scratch, after a prefix made of frozen data features."""
 
     kind: Literal["small"] = "small"
-    features: Literal["auto", "classical", "signals"] | dict[Modality, ModelSpec] = Field(
+    features: Literal["auto", "classical", "signals"] | dict[ModalityName, ModelSpec] = Field(
         "auto", description="frozen encoders of the data, none of which may rank; auto: a built-in set that does not"
     )
     components: int = Field(16, ge=1, description="principal components of the features that are kept")
@@ -69,7 +68,7 @@ class LMSettings(AdapterSettings):
 
     kind: Literal["lm"] = "lm"
     path: str = Field(description="a local folder, or a name on the Hugging Face hub")
-    describers: Literal["auto"] | dict[Modality, ModelSpec] = Field(
+    describers: Literal["auto"] | dict[ModalityName, ModelSpec] = Field(
         "auto", description="who puts media in words, none of which may rank; auto: plain words of colours and sounds"
     )
     prompt: str = Field(

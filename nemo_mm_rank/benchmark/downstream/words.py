@@ -20,26 +20,16 @@ from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.experts.step import CHUNK_BYTES, CHUNK_ITEMS
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import in_chunks, iter_class
+from nemo_mm_rank.media.rows import by_class, in_chunks, iter_class
 from nemo_mm_rank.media.segment import Item, Items
+from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Described, told
 from nemo_mm_rank.models.expert import load_describer
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.schema import (
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    ERROR,
-    MEDIA_ROOT,
-    MODALITY,
-    Modality,
-    known_class,
-    modalities_of,
-)
-from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, ERROR, MEDIA_ROOT, MODALITY
+from nemo_mm_rank.steps import Added, Step
 
 _WORDS = "words"
 
@@ -100,7 +90,7 @@ class WordsStep(Step):
         media: how media are opened.
     """
 
-    describers: Mapping[Modality, ModelSpec]
+    describers: Mapping[str, ModelSpec]
     media: MediaSettings
     name: str = "words"
 
@@ -143,9 +133,9 @@ class WordsStep(Step):
         words: list[str | None] = [None] * len(rows)
         errors: dict[int, PairError] = {}
         opener = Opener(self.media)
-        for modality, positions in by_value([str(one) for one in frames.strings(rows, MODALITY)]).items():
-            kinds = modalities_of(modality) if known_class(modality) else ()
-            if silent := [kind for kind in kinds if kind.is_media and kind not in self._loaded]:
+        for modality, positions in by_class(rows, errors):
+            kinds = modalities_of(modality)
+            if silent := [kind for kind in kinds if is_media(kind) and kind not in self._loaded]:
                 lacking = EmbeddingError(f"nobody puts {silent[0]} in words")
                 errors.update(dict.fromkeys(positions, lacking))
                 continue
@@ -162,10 +152,10 @@ class WordsStep(Step):
                         words[row] = "\n".join(part.texts[place] or "" for part in said)
         return Added({_WORDS: pa.array(words, pa.string())}, errors)
 
-    def _said(self, items: Sequence[Item], kind: Modality) -> Described:
-        if not kind.is_media:
+    def _said(self, items: Sequence[Item], kind: str) -> Described:
+        if not is_media(kind):
             return Described([str(item) for item in items])
-        describer = self._loaded[str(kind)]
+        describer = self._loaded[kind]
         return told(describer.describe(items, kind), describer.name, len(items))
 
 

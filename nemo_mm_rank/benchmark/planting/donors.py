@@ -11,7 +11,7 @@ import numpy as np
 
 from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.schema import Modality
-from nemo_mm_rank.text.split import block_spans, sentence_spans
+from nemo_mm_rank.text.split import text_medium
 
 _ROUNDS = 1000
 """Trades among those that still meet their like; what is left then gets something from elsewhere."""
@@ -234,8 +234,7 @@ def _joined(sentences: Sequence[str]) -> str:
 
 def parts(text: str, modality: str) -> list[str]:
     """Return the sentences of a text, the blocks of code."""
-    spans = block_spans(text) if modality == Modality.CODE else sentence_spans(text)
-    return [text[start:end] for start, end in spans]
+    return [text[start:end] for start, end in text_medium(modality).split(text)]
 
 
 def divisible(modality: str, data: str) -> bool:

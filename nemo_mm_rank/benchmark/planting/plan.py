@@ -31,8 +31,8 @@ from nemo_mm_rank.benchmark.planting.donors import (
     words,
 )
 from nemo_mm_rank.config import Settings, Share
-from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.measures.statistics import apportion
+from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.steps import by_value
 from nemo_mm_rank.text.split import split_sentences
@@ -293,8 +293,8 @@ class _Planner:
 
     def _able(self, kind: Kind) -> Bools:
         """Return ``(n,)`` whether each pair can have a kind."""
-        alone = np.array([name in list(Modality) for name in self.modality], dtype=bool)
-        media = np.array([name in MEDIA for name in self.modality], dtype=bool)
+        made = np.array([name in list(Modality) for name in self.modality], dtype=bool)
+        media = np.array([is_media(name) for name in self.modality], dtype=bool)
         several = np.array([len(own) > 1 for own in self.sentences], dtype=bool)
         peers, twins = counted(self.class_), counted(joint(self.class_, self.text))
         found: Bools
@@ -312,15 +312,17 @@ class _Planner:
             case Kind.EXCHANGED_WORD:
                 found = self.word_pieces.foreign(self.n) & np.isin(np.arange(self.n), self.word_pieces.owner)
             case Kind.KEY_SENTENCE:
-                found = alone & self.divisible
+                found = made & self.divisible
             case Kind.PADDED:
-                found = media & (counted(joint(self.class_, self.data)) < peers)
+                found = made & media & (counted(joint(self.class_, self.data)) < peers)
             case Kind.NEAR_DUPLICATE:
-                found = alone & (counted(joint(self.class_, self.content)) < peers)
-            case Kind.CROPPED | Kind.CORRUPT:
+                found = made & (counted(joint(self.class_, self.content)) < peers)
+            case Kind.CROPPED:
+                found = made & media
+            case Kind.CORRUPT:
                 found = media
             case Kind.OFF_TOPIC:
-                found = alone
+                found = made
         return found
 
     def _draw(

@@ -26,7 +26,6 @@ from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_pair
 from nemo_mm_rank.demo.pictures import mp4
 from nemo_mm_rank.errors import MediaError, UserError
-from nemo_mm_rank.io.canonical import MEDIA
 from nemo_mm_rank.io.files import (
     file_digest,
     read_note,
@@ -44,8 +43,9 @@ from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.segment import Audio, Image, Segment, Video
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.media.tar import place_of
+from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.run.store import digest
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID
 
 HEAD = 16
 """Bytes that are left of a corrupt file: enough to say what it is, too few to decode anything (a WAV of 44 bytes and
@@ -58,7 +58,13 @@ def encoded(segment: Segment) -> tuple[bytes, str]:
         return _jpeg(segment.pixels, 90), ".jpg"
     if isinstance(segment, Audio):
         return wav(segment.samples, segment.rate), ".wav"
-    return mp4(_even(segment.frames), _rate(segment)), ".mp4"
+    return mp4(_even(_video(segment).frames), _rate(_video(segment))), ".mp4"
+
+
+def _video(segment: Segment) -> Video:
+    if not isinstance(segment, Video):
+        raise TypeError(f"{type(segment).__name__} cannot be written as a file")
+    return segment
 
 
 def cropped(segment: Segment, keep: float, rng: np.random.Generator) -> tuple[bytes, str]:
@@ -68,9 +74,10 @@ def cropped(segment: Segment, keep: float, rng: np.random.Generator) -> tuple[by
         width, height = (max(8, round(keep * side)) for side in size)
         left, upper = (int(rng.integers(max(1, side - part))) for side, part in zip(size, (width, height), strict=True))
         return encoded(segment.part((left, upper, width, height)))
-    length = keep * segment.duration
-    start = rng.uniform(0, segment.duration - length)
-    return encoded(segment.part((start, start + length)))
+    recording = segment if isinstance(segment, Audio) else _video(segment)
+    length = keep * recording.duration
+    start = rng.uniform(0, recording.duration - length)
+    return encoded(recording.part((start, start + length)))
 
 
 def padded(segment: Segment, other: Segment) -> tuple[bytes, str]:
@@ -261,7 +268,7 @@ class _Planting:
         divisible = None
         if Kind.KEY_SENTENCE in self.settings.weights:
             divisible = np.array([is_divisible(row[MODALITY], row[DATA]) for row in self.was], dtype=bool)
-        data = [(row[MEDIA_ROOT] if row[MODALITY] in MEDIA else "", str(row[DATA])) for row in self.was]
+        data = [(row[MEDIA_ROOT] if is_media(row[MODALITY]) else "", str(row[DATA])) for row in self.was]
         self.plan = make_plan(modality, annotation, self.settings, self.rng, data, divisible)
 
     def spoil(self) -> None:
@@ -345,14 +352,14 @@ class _Planting:
         for row in rows.tolist():
             copied = self.was[self.plan.donor[row]]
             self.rows[row] = {**copied, PAIR_ID: self.was[row][PAIR_ID]}
-            if Modality(copied[MODALITY]).is_media:
+            if is_media(copied[MODALITY]):
                 self._change(row, nearly)
             else:
                 self.rows[row][DATA] = nearly_text(copied[MODALITY], copied[DATA], self.rng)
 
     def _replace(self, rows: Ints) -> None:
         for number, row in enumerate(rows.tolist()):
-            modality = Modality(self.was[row][MODALITY])
+            modality = self.was[row][MODALITY]
             random = Random(f"{self.seed} off-topic {number}")  # noqa: S311 (nothing secret)
             content, annotation, suffix = make_pair(modality, random, number)
             self.rows[row][ANNOTATION] = annotation
@@ -380,7 +387,7 @@ class _Planting:
     def _kept(self, place: int, row: dict[str, Any], below: str) -> str:
         """Return the row's own data; a file is put below the new folder."""
         root, ref = row[MEDIA_ROOT], str(row[DATA])
-        if row[MODALITY] not in MEDIA or is_url(ref):
+        if not is_media(row[MODALITY]) or is_url(ref):
             return ref
         if row.get(DATA_BYTES) is not None or is_url(root) or place_of(ref) is not None:
             name = f"{below}/{place:06d}{os.path.splitext(ref)[1]}"

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from nemo_mm_rank.arrays import Floats, Pixels
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.media.segment import Audio, Item
+from nemo_mm_rank.media.spectrogram import FLOOR, frequencies, levels, power_frames
 from nemo_mm_rank.models.base import Described, support
-from nemo_mm_rank.models.classical.audio import FLOOR, frequencies, levels, power_frames, sound
+from nemo_mm_rank.models.classical.audio import sound
 from nemo_mm_rank.models.classical.image import luma, picture, squares
 from nemo_mm_rank.models.classical.video import frames, motion
 from nemo_mm_rank.schema import Modality

@@ -16,9 +16,10 @@ from pydantic import Field
 from nemo_mm_rank.arrays import Ints, UInt64s
 from nemo_mm_rank.config import Settings
 from nemo_mm_rank.errors import MissingColumnError
+from nemo_mm_rank.modality import is_media, media_names, modalities_of
 from nemo_mm_rank.quality.duplicates import Keepers, distances, join, near
 from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY
-from nemo_mm_rank.schema import MODALITY, PAIR_ID, Modality, modalities_of
+from nemo_mm_rank.schema import MODALITY, PAIR_ID
 from nemo_mm_rank.shards import Shards, live
 from nemo_mm_rank.text.ngrams import mix
 
@@ -134,7 +135,7 @@ def _keys(shards: Shards, settings: DuplicateSettings) -> _Keys:
         with_text = np.flatnonzero(_with_text(modality, settings))
         if len(with_text):
             salt[with_text] = mix(salt[with_text] ^ _whole(table.take(with_text), ANNOTATION_KEY, part))
-        is_media = pc.is_in(modality, pa.array([one for one in Modality if one.is_media], pa.string())).to_numpy()
+        is_media = pc.is_in(modality, pa.array(media_names(), pa.string())).to_numpy()
         codes.append(np.where(is_media, code, np.uint64(0)))
         salts.append(np.where(is_media, salt, mix(salt ^ code)))
         media.append(is_media)
@@ -146,7 +147,7 @@ def _with_text(modality: pa.ChunkedArray, settings: DuplicateSettings) -> npt.ND
     """Return ``(rows,)`` whether the annotation counts: where the settings leave it open, if no part of it is media."""
     if settings.text is not None:
         return np.full(len(modality), settings.text)
-    plain = [one for one in pc.unique(modality).to_pylist() if not any(kind.is_media for kind in modalities_of(one))]
+    plain = [one for one in pc.unique(modality).to_pylist() if not any(map(is_media, modalities_of(one)))]
     return np.array(pc.is_in(modality, pa.array(plain, pa.string())))
 
 

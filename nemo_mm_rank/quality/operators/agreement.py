@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.media.segment import Image, Item, Video, part_key
+from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Grounder, answering
 from nemo_mm_rank.models.expert import load_encoder
@@ -71,11 +72,11 @@ class Agreement:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_encoder": None}
 
-    def takes(self, modality: Modality) -> bool:
+    def takes(self, modality: str) -> bool:
         """What the settings say, or else the media that the encoder takes."""
         if self.settings.modalities is not None:
             return modality in self.settings.modalities
-        return modality.is_media and self._encoder is not None and modality in self._encoder.modalities
+        return is_media(modality) and self._encoder is not None and modality in self._encoder.modalities
 
     def identity(self) -> dict[str, Any]:
         """Settings, and the model with its revision."""
@@ -87,7 +88,7 @@ class Agreement:
             "models": loader.identities({model: self.models[model]}),
         }
 
-    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Embed annotations once, and the data in each of its ways; sound and text have no mirror image."""
         assert self._encoder is not None, "setup runs before every frame"  # noqa: S101
         annotations = self._encoder.encode(texts, Modality.TEXT)
@@ -156,7 +157,7 @@ class Grounding:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_grounder": None}
 
-    def takes(self, modality: Modality) -> bool:
+    def takes(self, modality: str) -> bool:
         """What the grounder lists."""
         return self._grounder is not None and modality in self._grounder.modalities
 
@@ -170,7 +171,7 @@ class Grounding:
             "models": loader.identities({model: self.models[model]}),
         }
 
-    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Look for the phrases of each annotation in its own data, all of them in one go."""
         assert self._grounder is not None, "setup runs before every frame"  # noqa: S101
         phrases = components(texts, self.settings.phrases)

@@ -121,7 +121,7 @@ class PictureScores:
     def setup(self, device: str) -> None:
         """Nothing to load."""
 
-    def takes(self, modality: Modality) -> bool:
+    def takes(self, modality: str) -> bool:
         """Images and videos."""
         return modality in (Modality.IMAGE, Modality.VIDEO)
 
@@ -129,7 +129,7 @@ class PictureScores:
         """The scores."""
         return {"pictures": list(self.scores), "version": 1}
 
-    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Look at each picture, and at each frame of a video."""
         seen = list(ahead(partial(_look, self.scores), items, self.threads, 2 * self.threads))
         values = np.array(seen, dtype=np.float32).reshape(len(items), len(self.scores))

@@ -10,27 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import EmbeddingError, PairError, TextError
+from nemo_mm_rank.errors import PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data, take_apart
+from nemo_mm_rank.media.rows import annotation_texts, by_class, in_chunks, iter_data, take_apart
 from nemo_mm_rank.media.segment import Item, Items
+from nemo_mm_rank.modality import modalities_of
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    MEDIA_ROOT,
-    MODALITY,
-    Modality,
-    known_class,
-    modalities_of,
-)
-from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT
+from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.text.ngrams import mix
 
 CHUNK_ITEMS, CHUNK_BYTES = 256, 256 * 2**20
@@ -62,11 +51,11 @@ class Operator(Protocol):
         """Load what it needs; costs nothing once loaded."""
         ...
 
-    def takes(self, modality: Modality) -> bool:
+    def takes(self, modality: str) -> bool:
         """Whether it judges data of ``modality``; asked after `setup`. Its columns are null for others."""
         ...
 
-    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Judge ``items``, all of one modality, each beside its annotation."""
         ...
 
@@ -125,13 +114,9 @@ class MediaStep(Step):
         texts = annotation_texts(rows, self.media)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
         columns = {name: _Column(len(rows), dtype) for name, dtype in self.provides.items()}
-        for name, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            if known_class(name):
-                live = [row for row in positions if row not in errors]
-                self._judge(rows, name, live, texts, columns, errors)
-            else:
-                error = EmbeddingError(f"modality {name!r} is not one of {', '.join(Modality)}")
-                errors.update(dict.fromkeys(positions, error))
+        for name, positions in by_class(rows, errors):
+            live = [row for row in positions if row not in errors]
+            self._judge(rows, name, live, texts, columns, errors)
         return Added({name: column.array(errors) for name, column in columns.items()}, errors)
 
     def _judge(

@@ -6,9 +6,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nemo_mm_rank.config import Settings, Share
+from nemo_mm_rank.config import ModalityName, Settings, Share
 from nemo_mm_rank.quality.text_filters import existing_file
-from nemo_mm_rank.schema import Modality
 
 PREFIX = "quality__"
 """How the names of all columns begin that operators add."""
@@ -53,7 +52,7 @@ class AgreementSettings(Settings):
 
     model: str = Field(description="of the configuration")
     mirrored: bool = Field(False, description="also <name>_h and <name>_v: mirrored, and upside down")
-    modalities: tuple[Modality, ...] | None = Field(None, description="default: the media that the model takes")
+    modalities: tuple[ModalityName, ...] | None = Field(None, description="default: the media that the model takes")
 
 
 class GroundingSettings(Settings):

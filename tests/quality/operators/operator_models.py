@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.media.segment import Audio, Image, Item
+from nemo_mm_rank.media.segment import Image, Item, Video
 from nemo_mm_rank.models.base import Encoded, Grounded
 
 COLOURS = ("red", "green", "blue")
@@ -40,7 +40,7 @@ class Colours:
         if isinstance(item, str):
             self.texts.append(item)
             return [float(item.lower().count(colour)) for colour in COLOURS]
-        assert not isinstance(item, Audio)
+        assert isinstance(item, Image | Video)
         self.pictures += 1
         frames = np.asarray(item.pixels)[None] if isinstance(item, Image) else item.frames
         quarter = frames[:, : frames.shape[1] // 2, : frames.shape[2] // 2]

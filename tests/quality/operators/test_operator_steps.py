@@ -20,6 +20,7 @@ from nemo_mm_rank.config import ExpertSpec, ModelSpec, parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, ModelError
 from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.media.fingerprint import phash
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.quality.operators import (
     ANNOTATION_KEY,
@@ -33,7 +34,6 @@ from nemo_mm_rank.quality.operators import (
     shared_experts,
     steps,
 )
-from nemo_mm_rank.quality.operators.fingerprints import phash
 from nemo_mm_rank.quality.operators.settings import PICTURES, TEXTS
 from nemo_mm_rank.schema import DATA_PARTS, ERROR, PARTS
 from tests.media_files import write_video, write_wav

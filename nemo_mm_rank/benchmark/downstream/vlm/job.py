@@ -21,6 +21,7 @@ from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.io.files import read_table, write_json, write_table
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.media.segment import Audio, Item, Items, Video
+from nemo_mm_rank.modality import of
 from nemo_mm_rank.models.batching import Features
 from nemo_mm_rank.models.chat_encoder import Content, Sight, content
 from nemo_mm_rank.models.windows import pictures, shots
@@ -175,7 +176,8 @@ class Reader:
         shown = [self._shown(part) for part in (item if isinstance(item, tuple) else (item,))]
         parts = [part for own, _ in shown for part in own]
         media = {key: value for _, own in shown for key, value in own.items()}
-        asked = {"type": "text", "text": self._prompt.replace("{modality}", " and ".join(modality.split("+")))}
+        called = " and ".join(of(kind).word for kind in modality.split("+"))
+        asked = {"type": "text", "text": self._prompt.replace("{modality}", called)}
         chat = self._processor.apply_chat_template(
             [{"role": "user", "content": [*parts, asked]}], tokenize=False, add_generation_prompt=True
         )

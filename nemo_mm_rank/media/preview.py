@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image as PILImage
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.errors import ConfigError, MediaError
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.segment import Audio, Image, Span, Video
-from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.media.segment import Audio, Span, Video
+from nemo_mm_rank.modality import of
 
 SIDE = 240
 """Pixels of the longer side of a thumbnail and of a film."""
@@ -39,7 +39,7 @@ _PICTURES: tuple[tuple[str, str, str, dict[str, str]], ...] = (
 """Codings that browsers play, the most widely understood first: encoder, container, type, and its settings."""
 
 
-class Copy(TypedDict, total=False):
+class Preview(TypedDict, total=False):
     """What a page shows of one file.
 
     ``kind`` (image, audio, video) and ``src``, the ``data:`` URI; of an image, ``boxes`` are the kept parts as
@@ -58,15 +58,15 @@ class Copy(TypedDict, total=False):
 
 def copy(
     ref: str, modality: str, spans: Sequence[Span] | None, root: str, content: bytes | None, settings: MediaSettings
-) -> Copy:
+) -> Preview:
     """Return a small copy of one file, its kept parts marked.
 
-    A picture is scaled down; of a recording a few seconds are taken, from shortly before the first kept part, a film
+    An image is scaled down; of a recording a few seconds are taken, from shortly before the first kept part, a video
     without its sound. The same file gives the same bytes. What cannot be opened says why.
 
     Args:
         ref: as the pair names it.
-        modality: image, audio or video.
+        modality: one that comes as files.
         spans: what SNS kept of it; None is all.
         root: what ``ref`` is below.
         content: the bytes themselves, where the row has them.
@@ -75,63 +75,67 @@ def copy(
     small = settings.model_copy(
         update={"sample_rate": RATE, "video_frames": round(SECONDS * FRAMES_PER_SECOND), "video_side": SIDE}
     )
-    start = 0.0
-    if spans and modality != Modality.IMAGE:
-        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
-        start = max(0.0, first - _LEAD_IN) if last > SECONDS else 0.0
     try:
-        # An image whole, so that what was cut off can be seen.
-        window = None if modality == Modality.IMAGE else [[start, start + SECONDS]]
-        segment = Opener(small).open(ref, modality, window, root, content)
-        if isinstance(segment, Image):
-            return _checked(_image(segment.pixels, spans))
-        found = _audio(segment) if isinstance(segment, Audio) else _video(segment)
-        played = found["end"] if isinstance(segment, Audio) else min(SECONDS, segment.duration - start)
-        found |= {"start": start, "end": round(start + played, 2)}
-        if spans:
-            found["windows"] = [[round(float(edge), 2) for edge in span] for span in spans]
-        return _checked(found)
-    except MediaError as error:
+        medium = of(modality)
+        segment = Opener(small).open(ref, modality, medium.shown(spans), root, content)
+        return _checked(medium.preview(segment, spans))
+    except (MediaError, ConfigError) as error:
         return {"missing": str(error)}
 
 
-def _checked(found: Copy) -> Copy:
-    if len(found["src"]) > MAX_BYTES * 4 // 3:
+def _checked(found: Preview) -> Preview:
+    if len(found.get("src", "")) > MAX_BYTES * 4 // 3:
         return {"missing": f"a copy of it would take more than {MAX_BYTES:,} bytes of this page"}
     return found
 
 
-def _image(pixels: PILImage.Image, spans: Sequence[Span] | None) -> Copy:
+def picture(pixels: PILImage.Image, spans: Sequence[Span] | None = None) -> Preview:
+    """Return a picture scaled down, as a JPEG.
+
+    Args:
+        pixels: RGB.
+        spans: boxes that were kept of it, to be marked; None is all.
+    """
     width, height = pixels.size
     thumbnail = pixels.copy()
     thumbnail.thumbnail((SIDE, SIDE))
     file = BytesIO()
     thumbnail.save(file, "JPEG", quality=72, optimize=True)
-    found: Copy = {"kind": "image", "src": _uri("image/jpeg", file)}
+    found: Preview = {"kind": "image", "src": _uri("image/jpeg", file)}
     if spans:
         sides = (width, height, width, height)
         found["boxes"] = [[round(edge / side, 4) for edge, side in zip(box, sides, strict=True)] for box in spans]
     return found
 
 
-def _audio(sound: Audio) -> Copy:
-    coding = _first([coding[0] for coding in _SOUND])
-    codec, container, kind, rate = _SOUND[coding]
+def played(spans: Sequence[Span] | None) -> list[list[float]]:
+    """Return the window of a recording that is played: from shortly before what was kept, where that ends late."""
+    start = 0.0
+    if spans:
+        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+        start = max(0.0, first - _LEAD_IN) if last > SECONDS else 0.0
+    return [[start, start + SECONDS]]
+
+
+def sound(audio: Audio, spans: Sequence[Span] | None) -> Preview:
+    """Return the played window of a recording, in a coding that browsers know."""
+    codec, container, kind, rate = _SOUND[_first([coding[0] for coding in _SOUND])]
     file = BytesIO()
     with _written(file, container) as out:
         stream: Any = out.add_stream(codec, rate=RATE, layout="mono")
         stream.bit_rate = rate
         context = stream.codec_context
         resampler = av.AudioResampler(context.format, "mono", RATE, context.frame_size)
-        frame = av.AudioFrame.from_ndarray(sound.samples[None], format="flt", layout="mono")
-        frame.sample_rate = sound.rate
+        frame = av.AudioFrame.from_ndarray(audio.samples[None], format="flt", layout="mono")
+        frame.sample_rate = audio.rate
         _mux(out, stream, [*resampler.resample(frame), *resampler.resample(None)])
-    return {"kind": "audio", "src": _uri(kind, file), "end": sound.duration}
+    return _timed({"kind": "audio", "src": _uri(kind, file), "end": audio.duration}, audio.duration, spans)
 
 
-def _video(film: Video) -> Copy:
+def film(video: Video, spans: Sequence[Span] | None) -> Preview:
+    """Return the played window of a video without its sound, in a coding that browsers know."""
     codec, container, kind, options = _PICTURES[_first([coding[0] for coding in _PICTURES])]
-    height, width = (side - side % 2 for side in film.frames.shape[1:3])  # both must be even
+    height, width = (side - side % 2 for side in video.frames.shape[1:3])  # both must be even
     if not height or not width:
         raise MediaError("its frames are a single line")
     file = BytesIO()
@@ -141,15 +145,24 @@ def _video(film: Video) -> Copy:
         stream.codec_context.thread_count = 1  # or else the bytes may differ
         stream.codec_context.time_base = Fraction(1, 1000)
         out.start_encoding()
-        _mux(out, stream, _pictures(film, height, width))
-    return {"kind": "video", "src": _uri(kind, file)}
+        _mux(out, stream, _pictures(video, height, width))
+    seconds = min(SECONDS, video.duration - played(spans)[0][0])
+    return _timed({"kind": "video", "src": _uri(kind, file)}, seconds, spans)
 
 
-def _pictures(film: Video, height: int, width: int) -> Iterable[Any]:
+def _timed(found: Preview, seconds: float, spans: Sequence[Span] | None) -> Preview:
+    start = played(spans)[0][0]
+    found |= {"start": start, "end": round(start + seconds, 2)}
+    if spans:
+        found["windows"] = [[round(float(edge), 2) for edge in span] for span in spans]
+    return found
+
+
+def _pictures(video: Video, height: int, width: int) -> Iterable[Any]:
     """Yield frames at their times from the first; a short recording has its frames several times, shown once."""
-    ticks = np.round((film.times - film.times[0]) * 1000).astype(int)
+    ticks = np.round((video.times - video.times[0]) * 1000).astype(int)
     for number in np.unique(ticks, return_index=True)[1].tolist():
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(film.frames[number, :height, :width]), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(video.frames[number, :height, :width]), format="rgb24")
         frame.pts, frame.time_base = int(ticks[number]), Fraction(1, 1000)
         yield frame
 
