@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.files import read_table, write_json, write_table
 from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups, pool_ranks
-from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of
+from nemo_mm_rank.ranking.conditions import percent
+from nemo_mm_rank.ranking.feedback import FeedbackStep, Means, means_of
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
 from nemo_mm_rank.ranking.select import REST, BestFirst, DistinctFirst, check_shortage, quota_counts
 from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, POOL
@@ -48,11 +49,6 @@ class Ranking:
     duplicates: pa.Table
     summary: dict[str, Any]
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it was made of: what `scoring.Scoring.fit` is to be given."""
-        return list(self.summary["columns"])
-
     def save(self, folder: Path) -> None:
         """Write ``chosen.parquet``, ``duplicates.parquet`` and, last, ``ranking.json``."""
         chosen = self.chosen.append_column(_PLACE[0], pa.array(self.places[:, 0]))
@@ -77,18 +73,21 @@ class Ranking:
 
 
 def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budget: Budget) -> Ranking:
-    """Choose the blend from shards that have been through `score.ScoreStep`.
+    """Fit a `Scoring` on shards that have been through `ScoreStep`, and `choose` by it; arguments as for both."""
+    return choose(shards, Scoring.fit(shards, columns, settings), settings, budget)
 
-    Streams over the small columns: two or three times for the statistics, once for calibration where there is one,
-    once to choose, and once for the places in the pool, where quotas or duplicates make them differ from those in the
-    blend.
+
+def choose(shards: Shards, scoring: Scoring, settings: RankingSettings, budget: Budget) -> Ranking:
+    """Choose the blend from shards that have been through `ScoreStep`.
+
+    Streams over the small columns once to choose, and once for the places in the pool, where quotas or duplicates make
+    them differ from those in the blend.
     Memory: one shard's small columns, and three times the blend's rows at most. Only near-duplicates need embeddings,
     and only those of candidates near the top: twice the blend's number, doubled until the budget is filled.
 
     Args:
         shards: with ``pair_id, pool, modality, error``, the columns, and ``emb_fused`` where duplicates collapse.
-        columns: of cosines and of scores from elsewhere (`score.ScoreStep.scores`), of feedback, and
-            ``match_probability``.
+        scoring: what was fitted on the same shards with the same settings.
         settings: weights, conditions, calibration, quotas, duplicates.
         budget: how many, or from which score on.
 
@@ -96,7 +95,6 @@ def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budg
         ConfigError: weights or quotas that do not fit the pool.
         UserError: a group is too small for its quota, and the settings say ``fail``.
     """
-    scoring = Scoring.fit(shards, columns, settings)
     _check_names(settings, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
     there = _rows_by_group(scoring, shards, groups, budget.threshold)
@@ -107,32 +105,45 @@ def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budg
     if settings.shortage == "fail":
         got = groups.count(picked.candidates.codes[picked.taken]).tolist()
         check_shortage(wanted, dict(zip(groups.names, got, strict=True)))
-    return _result(shards, scoring, groups, room, settings, budget, picked, columns)
+    return _result(shards, scoring, groups, room, settings, budget, picked)
 
 
-def closeness_to_best(
-    shards: Shards, columns: Sequence[str], settings: RankingSettings, spaces: Mapping[str, str]
-) -> FeedbackStep | None:
-    """Return the step that adds each pair's closeness to the best ones, where the objective is broad; or None.
+def fit_scoring(
+    shards: Shards,
+    columns: Sequence[str],
+    settings: RankingSettings,
+    spaces: Mapping[str, str],
+    add: Callable[[FeedbackStep], Shards],
+) -> Scoring:
+    """Fit a `Scoring` and, where the objective is broad, what closeness to the best pairs is made with.
 
     Args:
-        shards: as for `rank`, with the embeddings.
-        columns: as for `rank`, without feedback.
-        settings: as for `rank`.
+        shards: with ``pair_id, pool, modality, error``, the columns, and the embeddings.
+        columns: of cosines and of scores from elsewhere (`ScoreStep.scores`), and of chances.
+        settings: weights, conditions and calibration.
         spaces: column of cosines -> column of embeddings.
+        add: takes the shards through the step that adds closeness to the best pairs.
+
+    Raises:
+        ConfigError: weights or conditions that do not fit the pool.
     """
-    broad = settings.broad
-    if broad is None or not broad.feedback or not broad.feedback_weight:
-        return None
     scoring = Scoring.fit(shards, columns, settings)
-    topic = scoring.topic
-    if topic.broad is None or not topic.breadth:
-        return None
+    feedback = FeedbackStep(spaces, _best(shards, scoring, settings, spaces))
+    if not feedback.columns:
+        return scoring
+    return replace(Scoring.fit(add(feedback), [*columns, *feedback.provides], settings), means=feedback.means)
+
+
+def _best(shards: Shards, scoring: Scoring, settings: RankingSettings, spaces: Mapping[str, str]) -> Means:
+    """Return the means of the best pairs, by what counts for broad objectives; none where it is a narrow one."""
+    broad, topic = settings.broad, scoring.topic
+    if broad is None or not broad.feedback or not broad.feedback_weight or topic.broad is None or not topic.breadth:
+        return {}
     plain: dict[str, Any] = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
     alone = settings.model_copy(update={**plain, "weights": dict(topic.broad.weights)})
-    best = rank(shards, columns, alone, Budget(count=max(1, min(broad.feedback, scoring.ranked // _SHARE))))
-    step = FeedbackStep(spaces, means_of(best.places, shards, spaces))
-    return step if step.columns else None
+    budget = Budget(count=max(1, min(broad.feedback, scoring.ranked // _SHARE)))
+    columns = scoring.reads
+    return means_of(rank(shards, columns, alone, budget).places, shards, spaces)
 
 
 @dataclass(frozen=True)
@@ -216,7 +227,6 @@ def _result(
     settings: RankingSettings,
     budget: Budget,
     picked: _Picked,
-    columns: Sequence[str],
 ) -> Ranking:
     found = picked.candidates
     ranks = np.flatnonzero(picked.taken)
@@ -245,7 +255,7 @@ def _result(
         table.append_column("reason", pa.array(reasons, pa.string())),
         found.places[ranks],
         duplicates,
-        {**_summary(scoring, groups, room, settings, budget, picked), "columns": sorted(columns)},
+        {**_summary(scoring, groups, room, settings, budget, picked), "columns": sorted(scoring.reads)},
     )
 
 
@@ -281,11 +291,6 @@ def _reasons(
     return lines
 
 
-def percent(chance: float | None) -> str:
-    """Return what a person reads for a chance."""
-    return "not known" if chance is None else f"{chance:.0%}".replace("%", " %")
-
-
 def label(group: str, quotas: Mapping[str, float]) -> str:
     """Return what a person reads for a group."""
     return group if group != REST else "others" if quotas else "all"
@@ -318,14 +323,14 @@ def _summary(
             for name, moments in scoring.topic.narrow.moments.items()
         },
         "conditions": {
-            name: {"strength": strength, "known": scoring.logarithms[name].count}
-            for name, strength in scoring.conditions.items()
+            name: {"strength": condition.strength, "known": scoring.logarithms[name].count}
+            for name, condition in scoring.conditions.items()
         },
         "topic": {
             "weights": {name: scoring.topic.weight(name) for name in scoring.topic.narrow.weights},
             "breadth": scoring.topic.breadth,
             "skewness": scoring.topic.skewness,
         },
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", by_alias=True),
         "budget": budget.model_dump(mode="json", exclude_none=True),
     }

@@ -36,14 +36,15 @@ class Trust:
         return cls(tuple(map(str, folders)), run)
 
     def admit(
-        self, models: Mapping[str, ModelSpec], folder: RunFolder, describing: bool = False
+        self, models: Mapping[str, ModelSpec], folder: RunFolder, describing: bool = False, kind: str = "model"
     ) -> dict[str, ModelSpec]:
         """Return the models that a run's folder names, once nothing of them is foreign; none is imported before.
 
         Args:
-            models: by name.
+            models: by name; or conditions.
             folder: of the run.
             describing: describers are going to be asked, too, which may send data and a key to an address.
+            kind: what they are.
 
         Raises:
             UserError: naming the model, and what would run.
@@ -55,7 +56,7 @@ class Trust:
         for name, spec in models.items():
             for found in self._foreign(spec, describing):
                 raise UserError(
-                    f"{folder.path}: model {name!r} of this run {found}, and a run's folder may be anybody's: where "
+                    f"{folder.path}: {kind} {name!r} of this run {found}, and a run's folder may be anybody's: where "
                     "you trust this one, say so with --trust-run (trust_run in Python), or name the folder of the "
                     "class with --import-from"
                 )
