@@ -106,7 +106,7 @@ class Operated:
             if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
                 spec[STATISTICS] = folder.relative(path)
         values = {
-            "operators": self.operators.model_dump(mode="json", exclude_none=True),
+            "operators": self.operators.model_dump(mode="json", by_alias=True, exclude_none=True),
             "experts": [expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts],
             "anchor": self.anchor,
             "models": models,
@@ -272,7 +272,7 @@ def curate(
         UserError: anything that the user can mend, in one line.
     """
     import_from(config.import_from)
-    loader.check_models(config.models)
+    loader.check_models({**config.models, **config.operators.own})
     if config.run is not None:
         _admitted(config, RunFolder.at(config.run))  # before anything is written
     with at_work("ecodatum", config, console, engine, overwrite) as job:
