@@ -224,9 +224,13 @@ class Scoring:
             for name, values in chances.items()
         }
 
+    def as_json(self) -> bytes:
+        """Return it as JSON: what is read back gives the same scores to the bit."""
+        return _JSON.dump_json(self)
+
     def save(self, file: Path) -> None:
-        """Write it as JSON, atomically: what is read back gives the same scores to the bit."""
-        write_bytes(file, _JSON.dump_json(self))
+        """Write it as JSON, atomically."""
+        write_bytes(file, self.as_json())
 
     @classmethod
     def load(cls, file: Path) -> Scoring:
