@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,17 +95,19 @@ def choose(shards: Shards, scoring: Scoring, settings: RankingSettings, budget: 
         ConfigError: weights or quotas that do not fit the pool.
         UserError: a group is too small for its quota, and the settings say ``fail``.
     """
-    _check_names(settings, shards)
+    if settings.quota_by == POOL:
+        _check_pools(settings.quotas, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
     there = _rows_by_group(scoring, shards, groups, budget.threshold)
     total = int(there.sum()) if budget.threshold is not None else budget.pairs(scoring.ranked)
     wanted = quota_counts(total, settings.quotas)
     room = np.array([wanted.get(name, 0) for name in groups.names], dtype=np.int64)
-    picked = _pick(shards, scoring, groups, there, room, settings, budget)
+    choice = _Choice(shards, scoring, settings, budget, groups, there, room)
+    picked = choice.pick()
     if settings.shortage == "fail":
         got = groups.count(picked.candidates.codes[picked.taken]).tolist()
         check_shortage(wanted, dict(zip(groups.names, got, strict=True)))
-    return _result(shards, scoring, groups, room, settings, budget, picked)
+    return choice.ranking(picked)
 
 
 def fit_scoring(
@@ -142,8 +144,7 @@ def _best(shards: Shards, scoring: Scoring, settings: RankingSettings, spaces: M
     plain: dict[str, Any] = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
     alone = settings.model_copy(update={**plain, "weights": dict(topic.broad.weights)})
     budget = Budget(count=max(1, min(broad.feedback, scoring.ranked // _SHARE)))
-    columns = scoring.reads
-    return means_of(rank(shards, columns, alone, budget).places, shards, spaces)
+    return means_of(rank(shards, scoring.reads, alone, budget).places, shards, spaces)
 
 
 @dataclass(frozen=True)
@@ -163,44 +164,10 @@ class _Picked:
     double_of: Ints
 
 
-def _pick(
-    shards: Shards, scoring: Scoring, groups: Groups, there: Ints, room: Ints, settings: RankingSettings, budget: Budget
-) -> _Picked:
-    total, pool = int(room.sum()), int(there.sum())
-    # Whatever fills a shortage is among the pool's best `total`: those chosen and those filling are no more than that.
-    leading = total if settings.quotas and settings.shortage == "fill" else 0
-    threshold = -np.inf if budget.threshold is None else budget.threshold
-    depth = 2 if settings.collapse_duplicates else 1
-    while True:
-        limits = np.minimum(room * depth, there)
-        found = Candidates.collect(scoring, shards, groups, limits, min(leading * depth, pool), threshold)
-        picker = _picker(found, shards, settings)
-        picker.take(np.arange(len(found.scores)), found.codes, room)
-        by_quota = picker.taken.copy()
-        missing = total - int(by_quota.sum())
-        if leading and missing:
-            rest = np.flatnonzero(~by_quota[: found.leading])
-            picker.take(rest, np.zeros_like(rest), np.array([missing]))
-        double_of = picker.double_of if isinstance(picker, DistinctFirst) else np.full(len(by_quota), -1)
-        unread = (groups.count(found.codes[by_quota]) < room) & (limits < there)
-        unfilled = leading and int(picker.taken.sum()) < total and found.leading < pool
-        if not settings.collapse_duplicates or not (unread.any() or unfilled):
-            return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of)
-        depth *= 2
-
-
-def _picker(found: Candidates, shards: Shards, settings: RankingSettings) -> BestFirst | DistinctFirst:
-    if not settings.collapse_duplicates:
-        return BestFirst(len(found.scores))
-    return DistinctFirst(read_vectors(found.places, shards, FUSED), settings.duplicate_similarity)
-
-
-def _check_names(settings: RankingSettings, shards: Shards) -> None:
+def _check_pools(names: Iterable[str], shards: Shards) -> None:
     """Refuse quotas for pools that are not there (a quarantined one is only short); the settings know modalities."""
-    if settings.quota_by != POOL:
-        return
     known = {name for part in range(shards.count) for name in shards.read(part, [POOL])[POOL].unique().to_pylist()}
-    for name in settings.quotas:
+    for name in names:
         if name not in known:
             raise ConfigError(f"ranking.quotas: no pool {name!r} here{nearest(name, known)}")
 
@@ -219,118 +186,130 @@ def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: 
     return there
 
 
-def _result(
-    shards: Shards,
-    scoring: Scoring,
-    groups: Groups,
-    room: Ints,
-    settings: RankingSettings,
-    budget: Budget,
-    picked: _Picked,
-) -> Ranking:
-    found = picked.candidates
-    ranks = np.flatnonzero(picked.taken)
-    rows = found.rows.take(pa.array(ranks))
-    scores = found.scores[ranks]
-    ids = rows[PAIR_ID].to_pylist()
-    in_order = not settings.quotas and not settings.collapse_duplicates
-    places = np.arange(1, len(ranks) + 1)
-    chosen = {name: rows[name] for name in WORDS} | {
-        "rank": pa.array(places),
-        "pool_rank": pa.array(places if in_order else pool_ranks(scoring.batches(shards), scores, ids)),
-        "score": pa.array(scores),
-        **{SCORE + name: rows[SCORE + name] for name in scoring.topic.narrow.weights},
-        **{CHANCE + name: rows[CHANCE + name] for name in scoring.conditions},
-    }
-    table = pa.table(chosen)
-    reasons = _reasons(table, scoring, groups, room, settings, found.codes[ranks], picked.filling[ranks])
-    doubles = np.flatnonzero(picked.double_of >= 0)
-    duplicates = pa.table(
-        {
-            PAIR_ID: found.rows[PAIR_ID].take(pa.array(doubles)),
-            "kept": found.rows[PAIR_ID].take(pa.array(picked.double_of[doubles])),
-        }
-    )
-    return Ranking(
-        table.append_column("reason", pa.array(reasons, pa.string())),
-        found.places[ranks],
-        duplicates,
-        {**_summary(scoring, groups, room, settings, budget, picked), "columns": sorted(scoring.reads)},
-    )
-
-
-def _reasons(
-    chosen: pa.Table,
-    scoring: Scoring,
-    groups: Groups,
-    room: Ints,
-    settings: RankingSettings,
-    codes: Ints,
-    filling: npt.NDArray[np.bool_],
-) -> list[str]:
-    """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; match 97 %; quota image 12/40``."""
-    chances = {name: chosen[CHANCE + name].to_pylist() for name in scoring.conditions}
-    components = [
-        [f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()] for name in scoring.topic.narrow.weights
-    ]
-    taken = [0] * len(groups.names)
-    lines = []
-    columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
-    for row, (place, score, modality) in enumerate(zip(*columns, strict=True)):
-        line = f"rank {place:,} of {scoring.ranked:,}: {', '.join(values[row] for values in components)}"
-        line += "".join(f"; {name} {percent(values[row])}" for name, values in chances.items())
-        if scoring.calibration:
-            line += f"; {settings.calibration} within {modality} {score:+.2f}"
-        if filling[row]:
-            line += "; fills a quota that others left short"
-        elif settings.quotas:
-            code = int(codes[row])
-            taken[code] += 1
-            line += f"; quota {label(groups.names[code], settings.quotas)} {taken[code]:,}/{room[code]:,}"
-        lines.append(line)
-    return lines
-
-
 def label(group: str, quotas: Mapping[str, float]) -> str:
     """Return what a person reads for a group."""
     return group if group != REST else "others" if quotas else "all"
 
 
-def _summary(
-    scoring: Scoring, groups: Groups, room: Ints, settings: RankingSettings, budget: Budget, picked: _Picked
-) -> dict[str, Any]:
-    def last(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
-        ranks = np.flatnonzero(mask)
-        if not len(ranks):
-            return None
-        row = int(ranks[-1])
-        return {"score": float(picked.candidates.scores[row]), PAIR_ID: picked.candidates.rows[PAIR_ID][row].as_py()}
+@dataclass(frozen=True)
+class _Choice:
+    """What is chosen from, and by what.
 
-    entries = []
-    by_quota = picked.taken & ~picked.filling
-    for code, (name, quota) in enumerate(zip(groups.names, room.tolist(), strict=True)):
-        mine = by_quota & (picked.candidates.codes == code)
-        if quota or name != REST:
-            entries.append({"group": name, "quota": quota, "chosen": int(mine.sum()), "cut": last(mine)})
-    return {
-        "ranked": scoring.ranked,
-        "chosen": int(picked.taken.sum()),
-        "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
-        "groups": entries,
-        "duplicates": int((picked.double_of >= 0).sum()),
-        "statistics": {
-            name: {"pairs": moments.count, "mean": moments.mean, "std": moments.std}
-            for name, moments in scoring.topic.narrow.moments.items()
-        },
-        "conditions": {
-            name: {"strength": condition.strength, "known": scoring.logarithms[name].count}
-            for name, condition in scoring.conditions.items()
-        },
-        "topic": {
-            "weights": {name: scoring.topic.weight(name) for name in scoring.topic.narrow.weights},
-            "breadth": scoring.topic.breadth,
-            "skewness": scoring.topic.skewness,
-        },
-        "settings": settings.model_dump(mode="json", by_alias=True),
-        "budget": budget.model_dump(mode="json", exclude_none=True),
-    }
+    Attributes:
+        shards, scoring, settings, budget: see `choose`.
+        groups: those that have a quota, and the rest.
+        there: ``(g,)`` how many pairs each group offers.
+        room: ``(g,)`` how many pairs of each group the quotas allow.
+    """
+
+    shards: Shards
+    scoring: Scoring
+    settings: RankingSettings
+    budget: Budget
+    groups: Groups
+    there: Ints
+    room: Ints
+
+    def pick(self) -> _Picked:
+        """Take the best of every group, and what fills up where groups are short."""
+        settings, there, room = self.settings, self.there, self.room
+        total, pool = int(room.sum()), int(there.sum())
+        # Whatever fills a shortage is among the pool's best `total`: those chosen and those filling are no more.
+        leading = total if settings.quotas and settings.shortage == "fill" else 0
+        threshold = -np.inf if self.budget.threshold is None else self.budget.threshold
+        depth = 2 if settings.collapse_duplicates else 1
+        while True:
+            limits, most = np.minimum(room * depth, there), min(leading * depth, pool)
+            found = Candidates.collect(self.scoring, self.shards, self.groups, limits, most, threshold)
+            picker = self._picker(found)
+            picker.take(np.arange(len(found.scores)), found.codes, room)
+            by_quota = picker.taken.copy()
+            missing = total - int(by_quota.sum())
+            if leading and missing:
+                rest = np.flatnonzero(~by_quota[: found.leading])
+                picker.take(rest, np.zeros_like(rest), np.array([missing]))
+            double_of = picker.double_of if isinstance(picker, DistinctFirst) else np.full(len(by_quota), -1)
+            unread = (self.groups.count(found.codes[by_quota]) < room) & (limits < there)
+            unfilled = leading and int(picker.taken.sum()) < total and found.leading < pool
+            if not settings.collapse_duplicates or not (unread.any() or unfilled):
+                return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of)
+            depth *= 2
+
+    def _picker(self, found: Candidates) -> BestFirst | DistinctFirst:
+        if not self.settings.collapse_duplicates:
+            return BestFirst(len(found.scores))
+        return DistinctFirst(read_vectors(found.places, self.shards, FUSED), self.settings.duplicate_similarity)
+
+    def ranking(self, picked: _Picked) -> Ranking:
+        """Return the blend of what was picked."""
+        found, scoring = picked.candidates, self.scoring
+        ranks = np.flatnonzero(picked.taken)
+        rows, scores = found.rows.take(pa.array(ranks)), found.scores[ranks]
+        in_order = not self.settings.quotas and not self.settings.collapse_duplicates
+        places = np.arange(1, len(ranks) + 1)
+        in_pool = places if in_order else pool_ranks(scoring.batches(self.shards), scores, rows[PAIR_ID].to_pylist())
+        beside = [SCORE + name for name in scoring.topic.narrow.weights]
+        beside += [CHANCE + name for name in scoring.conditions]
+        named = {"rank": pa.array(places), "pool_rank": pa.array(in_pool), "score": pa.array(scores)}
+        table = pa.table({**{name: rows[name] for name in WORDS}, **named, **{name: rows[name] for name in beside}})
+        reasons = self._reasons(table, found.codes[ranks], picked.filling[ranks])
+        doubles = np.flatnonzero(picked.double_of >= 0)
+        pairs = {PAIR_ID: doubles, "kept": picked.double_of[doubles]}
+        return Ranking(
+            table.append_column("reason", pa.array(reasons, pa.string())),
+            found.places[ranks],
+            pa.table({name: found.rows[PAIR_ID].take(pa.array(positions)) for name, positions in pairs.items()}),
+            self._summary(picked),
+        )
+
+    def _reasons(self, chosen: pa.Table, codes: Ints, filling: npt.NDArray[np.bool_]) -> list[str]:
+        """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; match 97 %; quota image 12/40``."""
+        scoring, quotas = self.scoring, self.settings.quotas
+        chances = {name: chosen[CHANCE + name].to_pylist() for name in scoring.conditions}
+        components = [
+            [f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()]
+            for name in scoring.topic.narrow.weights
+        ]
+        taken = [0] * len(self.groups.names)
+        lines = []
+        columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
+        for row, (place, score, modality) in enumerate(zip(*columns, strict=True)):
+            line = f"rank {place:,} of {scoring.ranked:,}: {', '.join(values[row] for values in components)}"
+            line += "".join(f"; {name} {percent(values[row])}" for name, values in chances.items())
+            if scoring.calibration:
+                line += f"; {self.settings.calibration} within {modality} {score:+.2f}"
+            if filling[row]:
+                line += "; fills a quota that others left short"
+            elif quotas:
+                code = int(codes[row])
+                taken[code] += 1
+                line += f"; quota {label(self.groups.names[code], quotas)} {taken[code]:,}/{self.room[code]:,}"
+            lines.append(line)
+        return lines
+
+    def _summary(self, picked: _Picked) -> dict[str, Any]:
+        scoring, found = self.scoring, picked.candidates
+
+        def last(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
+            ranks = np.flatnonzero(mask)
+            if not len(ranks):
+                return None
+            return {"score": float(found.scores[ranks[-1]]), PAIR_ID: found.rows[PAIR_ID][int(ranks[-1])].as_py()}
+
+        entries = []
+        by_quota = picked.taken & ~picked.filling
+        for code, (name, quota) in enumerate(zip(self.groups.names, self.room.tolist(), strict=True)):
+            mine = by_quota & (found.codes == code)
+            if quota or name != REST:
+                entries.append({"group": name, "quota": quota, "chosen": int(mine.sum()), "cut": last(mine)})
+        return {
+            "ranked": scoring.ranked,
+            "chosen": int(picked.taken.sum()),
+            "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
+            "groups": entries,
+            "duplicates": int((picked.double_of >= 0).sum()),
+            **scoring.about(),
+            "settings": self.settings.model_dump(mode="json", by_alias=True),
+            "budget": self.budget.model_dump(mode="json", exclude_none=True),
+            "columns": sorted(scoring.reads),
+        }

@@ -224,6 +224,25 @@ class Scoring:
             for name, values in chances.items()
         }
 
+    def about(self) -> dict[str, Any]:
+        """Return statistics, conditions and weights, for the manifest."""
+        topic = self.topic
+        return {
+            "statistics": {
+                name: {"pairs": moments.count, "mean": moments.mean, "std": moments.std}
+                for name, moments in topic.narrow.moments.items()
+            },
+            "conditions": {
+                name: {"strength": condition.strength, "known": self.logarithms[name].count}
+                for name, condition in self.conditions.items()
+            },
+            "topic": {
+                "weights": {name: topic.weight(name) for name in topic.narrow.weights},
+                "breadth": topic.breadth,
+                "skewness": topic.skewness,
+            },
+        }
+
     def as_json(self) -> bytes:
         """Return it as JSON: what is read back gives the same scores to the bit."""
         return _JSON.dump_json(self)
