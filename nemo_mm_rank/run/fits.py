@@ -190,7 +190,7 @@ def whole(path: Path) -> bool:
 
 
 def _seal(path: Path) -> Path:
-    return path.with_name(f".{path.name}.json")
+    return path.with_name(f".{path.name}.seal")
 
 
 def _content(path: Path) -> dict[str, str]:
@@ -231,7 +231,7 @@ class Fits:
 
     def forget(self, name: str, but: Path) -> None:
         """Remove the files of one kind of fit but for one."""
-        own = re.compile(rf"\.?{re.escape(name)}-[0-9a-f]{{12}}\.json(\.json)?")
+        own = re.compile(rf"\.?{re.escape(name)}-[0-9a-f]{{12}}\.json(\.seal)?")
         for path in self.folder.iterdir():
             if own.fullmatch(path.name) and path not in (but, _seal(but)):
                 path.unlink()

@@ -50,8 +50,9 @@ class Trust:
             UserError: naming the model, and what would run.
         """
         import_from(self.import_from)
-        if self.run:
+        if self.run and folder.config.exists():
             take_up(read_yaml(folder.config).get("import_from", ()))  # some may be gone
+        if self.run:
             return dict(models)
         for name, spec in models.items():
             for found in self._foreign(spec, describing):

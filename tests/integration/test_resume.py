@@ -215,7 +215,7 @@ def test_damaged_fits_are_made_again(config: dict[str, Any]) -> None:
                 path.unlink()
             else:
                 of = path if path.parent.name == "fitted" else path.parent
-                of.with_name(f".{of.name}.json").unlink(missing_ok=True)
+                of.with_name(f".{of.name}.seal").unlink(missing_ok=True)
         curate(config=config, progress=False)
         assert digests(run) == first, damage
         assert tree(run / "fitted") == fitted, damage
