@@ -45,10 +45,10 @@ from nemo_mm_rank.measures import average_precision
 from nemo_mm_rank.models.expert import load_encoder, sources
 from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.projection import FitSample, fit
-from nemo_mm_rank.ranking.blend import closeness_to_best
+from nemo_mm_rank.ranking.blend import fit_scoring
+from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.queries import embed_queries, targets
 from nemo_mm_rank.ranking.query_scores import ScoreStep, Space
-from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.fits import gather, matching_spaces
 from nemo_mm_rank.run.folder import RunFolder
@@ -431,14 +431,17 @@ def scores(
         table = table.append_column(name, cosines[name])
     spaces = {space.score: space.column for space in step.spaces}
     for way, changes in ways.items():
-        ranking, shards, columns = parse(RankingSettings, changes), Whole(table), [*step.scores, MATCH]
-        if (feedback := closeness_to_best(shards, columns, ranking, spaces)) is not None:
+        ranking, wide = parse(RankingSettings, changes), table
+
+        def add(feedback: FeedbackStep) -> Whole:
+            nonlocal wide
             added = columns_added(feedback, table)
-            wide = table
             for name in feedback.provides:
                 wide = wide.append_column(name, added[name])
-            shards, columns = Whole(wide), [*columns, *feedback.provides]
-        batch = next(Scoring.fit(shards, columns, ranking).batches(shards))
+            return Whole(wide)
+
+        scoring = fit_scoring(Whole(table), [*step.scores, MATCH], ranking, spaces, add)
+        batch = next(scoring.batches(Whole(wide)))
         found = np.full(table.num_rows, -np.inf)
         found[batch.rows] = batch.scores
         yield way, found

@@ -9,6 +9,7 @@ from typing import Any
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
+from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.run import curation
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.trust import Trust
@@ -23,6 +24,7 @@ def curate(
     output: str | Path | None = None,
     import_from: str | Path | Sequence[str | Path] | None = None,
     client: Any = None,
+    engine: Engine | None = None,
     progress: bool = True,
     overwrite: bool = False,
 ) -> Result:
@@ -39,6 +41,7 @@ def curate(
         output: the run's folder: a new or empty one, or one with a run of the same pools, which is taken up.
         import_from: folders with model classes of your own; what this process can import already needs none.
         client: a ``distributed.Client`` to work on; default: what ``config.engine`` says.
+        engine: an `engine.Engine` of your own to work on, instead of a client; it is left open.
         progress: whether to show it.
         overwrite: replace a run of other pools in that folder; what no run has made is never replaced.
 
@@ -48,7 +51,7 @@ def curate(
     given = {"pools": pool, "queries": query, "budget": budget, "output": output, "import_from": import_from}
     chosen = settings(config, given)
     console = SafeConsole() if progress else None
-    return curation.curate(chosen, console, _engine(client), overwrite)
+    return curation.curate(chosen, console, _engine(client, engine), overwrite)
 
 
 def rank(
@@ -60,6 +63,7 @@ def rank(
     import_from: str | Path | Sequence[str | Path] = (),
     trust_run: bool = False,
     client: Any = None,
+    engine: Engine | None = None,
 ) -> Result:
     """Rank a finished run against another objective; nothing is embedded again.
 
@@ -70,7 +74,8 @@ def rank(
         ranking: settings of `config.RankingSettings` to change.
         import_from: folders whose classes the run may name as its models.
         trust_run: load whatever classes the run names; without it, those of this package and of ``import_from``.
-        client: a ``distributed.Client`` to work on.
+        client: a ``distributed.Client`` to work on; default: what the run's ``engine`` says.
+        engine: an `engine.Engine` of your own to work on, instead of a client; it is left open.
 
     Raises:
         UserError: the folder is no finished run, or names code that is not trusted; or a setting is impossible.
@@ -80,7 +85,7 @@ def rank(
         run,
         {key: value for key, value in changes.items() if value is not None},
         None,
-        _engine(client),
+        _engine(client, engine),
         Trust.of(import_from, trust_run),
     )
 
@@ -101,7 +106,18 @@ def settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapp
     return checked
 
 
-def _engine(client: Any) -> Engine | None:
+def _engine(client: Any, engine: Engine | None) -> Engine | None:
+    """Return what the work is done on; None for what the configuration says.
+
+    Raises:
+        ConfigError: a client and an engine, or something that is no engine.
+    """
+    if engine is not None:
+        missing = [name for name in ("backend", "device", "map") if not hasattr(engine, name)]
+        if client is not None or missing:
+            lacks = f"{type(engine).__name__} is no engine: it lacks {', '.join(missing)}"
+            raise ConfigError(lacks if missing else "give either a client or an engine to work on")
+        return engine
     if client is None:
         return None
     from nemo_mm_rank.engine.dask import DaskEngine

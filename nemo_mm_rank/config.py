@@ -13,8 +13,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     model_serializer,
     model_validator,
@@ -188,6 +190,12 @@ class ModelSpec(_Carrying, BaseModel):
         return dict(self.model_extra or {})
 
 
+class ConditionSpec(ModelSpec):
+    """A condition of your own (`ranking.conditions.Condition`): its import path, its strength, and its arguments."""
+
+    strength: float = Field(1.0, ge=0, description="how much the logarithm of the chance counts")
+
+
 class ExpertSpec(Settings):
     """One expert, put together from models by name.
 
@@ -337,6 +345,17 @@ def _broad(value: Any) -> Any:
     return None if value in (False, "off") else value
 
 
+def _kind_of_condition(value: Any) -> str:
+    return "class" if isinstance(value, (dict, ConditionSpec)) else "strength"
+
+
+Strength = Annotated[
+    Annotated[Annotated[float, Field(ge=0)], Tag("strength")] | Annotated[ConditionSpec, Tag("class")],
+    Discriminator(_kind_of_condition),
+]
+"""How much a condition counts that is there, or one of the user's own with its strength."""
+
+
 class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
@@ -349,10 +368,11 @@ class RankingSettings(Settings):
         description="what counts for objectives that ask for much of the pool; off: the weights alone, as where you "
         "give weights of your own",
     )
-    conditions: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"match": 3.0},
-        description="what must hold besides: match (the annotation is the data's own), scores in [0, 1]; how much the "
-        "logarithm counts, in standard deviations of the topic; 0: nothing",
+    conditions: dict[str, Strength] = Field(
+        default_factory=lambda: dict[str, float | ConditionSpec](match=3.0),
+        description="what must hold besides: match (the annotation is the data's own), scores in [0, 1], or a `class` "
+        "of yours with its `strength` and arguments; how much the logarithm counts, in standard deviations of the "
+        "topic; 0: nothing",
     )
     scores: Annotated[dict[str, GivenScore], BeforeValidator(_given)] = Field(
         default_factory=dict, description="name -> Parquet file with a score for each pair_id, used by that name"
@@ -406,6 +426,16 @@ class RankingSettings(Settings):
             if name != canonical_type(name):
                 raise ValueError(f"quotas: write {name!r} as {canonical_type(name)!r}")
         return self
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """How much each condition counts."""
+        return {k: v.strength if isinstance(v, ConditionSpec) else v for k, v in self.conditions.items()}
+
+    @property
+    def computed(self) -> dict[str, ConditionSpec]:
+        """The conditions of the user's own that count."""
+        return {k: v for k, v in self.conditions.items() if isinstance(v, ConditionSpec) and v.strength}
 
     def by_type(self) -> RankingSettings:
         """Return these settings with the mix, where there is one, written as quotas by type."""
@@ -538,15 +568,18 @@ class Config(Importing):
         for name in names:
             if name in own:
                 raise ValueError(f"experts: {name!r} is the name of a score of ours; give the expert another")
-        for name in given:
-            if name in (*own, *names) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or "__" in name:
-                raise ValueError(f"ranking.scores: {name!r} is taken or no name; letters, digits, - and single _")
+        computed = [k for k, v in self.ranking.conditions.items() if isinstance(v, ConditionSpec)]
+        for where, mine, others in (("scores", given, ()), ("conditions", computed, given)):
+            for name in mine:
+                taken = name in (*own, *names, *others)
+                if taken or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or "__" in name:
+                    raise ValueError(f"ranking.{where}: {name!r} is taken or no name; letters, digits, - and single _")
         scores = (*own[:3], *names, *given)
         for where, weights in (("weights", self.ranking.weights), ("broad.weights", broad.weights if broad else {})):
             for score in weights:
                 if score not in scores:
                     raise ValueError(f"ranking.{where}: no score {score!r}{nearest(score, scores)}")
-        conditions = ("match", *given)
+        conditions = ("match", *given, *computed)
         for name in self.ranking.conditions:
             if name not in conditions:
                 raise ValueError(f"ranking.conditions: no condition {name!r}{nearest(name, conditions)}")

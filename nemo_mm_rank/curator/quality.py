@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,8 @@ from nemo_mm_rank.quality.ensemble.fit import Ensemble
 from nemo_mm_rank.quality.ensemble.step import EnsembleStep
 from nemo_mm_rank.quality.operators import ColumnsStep, MediaStep, OperatorSettings, SentenceStep, TextStep, steps
 from nemo_mm_rank.run.ecodatum import ENSEMBLE, Operated
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.steps import Step
 
 
@@ -45,7 +47,8 @@ class OperatorStage(StepStage):
         named = {name: _spec(spec) for name, spec in self.models.items()}
         for step in steps(operators, named, checked(media=self.media).media):
             if isinstance(step, self.kind):
-                return step, {name: named[name] for name in sorted(_used(operators, self.kind))}
+                own = operators.own if self.kind is MediaStep else {}
+                return step, {name: named[name] for name in sorted(_used(operators, self.kind))} | own
         raise ConfigError(f"{type(self).__name__}: the settings name no operator of this kind")
 
 
@@ -115,11 +118,15 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
 
     Args:
         run: the folder of the job.
+        import_from: folders whose classes the job may name as its models and operators.
+        trust_run: load whatever classes the job names; a folder may be anybody's.
         quarantine: the folder for pairs that fail; default: they stay, with the reason in ``error``.
         resources: of one worker of the stages that have models.
     """
 
     run: str | Path
+    import_from: str | Path | Sequence[str | Path] = ()
+    trust_run: bool = False
     quarantine: str | Path | None = None
     resources: Resources = field(default_factory=Resources)
     name: str = "ecodatum"
@@ -128,11 +135,14 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
         """Check everything and make the stages; no model is loaded.
 
         Raises:
-            UserError: the folder holds no finished job.
+            UserError: the folder holds no finished job, or names code that is not trusted.
         """
         super().__init__()
         run = Path(self.run).absolute()
         done, _ = Operated.load(run)
+        trust = Trust.of(self.import_from, self.trust_run)
+        trust.admit(done.models, RunFolder(run), describing=True)
+        trust.admit(done.operators.own, RunFolder(run), kind="operator")
         self._stages: list[ProcessingStage[Any, Any]] = []
         if done.experts:
             embed: dict[str, Any] = {"models": done.models, "anchor": done.anchor, "media": done.media}

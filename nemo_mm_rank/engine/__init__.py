@@ -15,6 +15,26 @@ T = TypeVar("T")
 class Engine(Protocol):
     """Maps tasks over shards; never changes what comes out of them.
 
+    Anything that has these attributes and methods can be given to `nemo_mm_rank.curate` and `nemo_mm_rank.rank`, which
+    leave it open. `SerialEngine` is all of one. Where an engine has several processes, tasks and results are pickled,
+    and the run's folder must be one that all of them see; a task that is done twice does no harm. `Guarded` takes a
+    user's mistakes home from a worker. Four shards at a time, on threads of this process:
+
+    >>> from concurrent.futures import ThreadPoolExecutor, as_completed
+    >>> class Threads:
+    ...     backend, device = "pandas", None
+    ...
+    ...     def map(self, task, parts):
+    ...         with ThreadPoolExecutor(4) as pool:
+    ...             shards = {pool.submit(task, part): part for part in parts}
+    ...             for done in as_completed(shards):
+    ...                 yield shards[done], done.result()
+    ...
+    ...     def close(self):
+    ...         pass
+    >>> sorted(Threads().map(lambda part: part * part, range(4)))
+    [(0, 0), (1, 1), (2, 4), (3, 9)]
+
     Attributes:
         backend: ``pandas`` or ``cudf``, the frames that tasks are to work on.
         device: where models run; None leaves it to the worker.

@@ -145,7 +145,8 @@ def fulfil(name: str, model: object, protocol: Any) -> None:
         ModelError: naming the attributes and methods that it lacks.
     """
     methods = [method for method, value in vars(protocol).items() if callable(value) and not method.startswith("_")]
-    missing = [attribute for attribute in protocol.__annotations__ if not hasattr(model, attribute)]
+    properties = [name for name, value in vars(protocol).items() if isinstance(value, property)]
+    missing = [name for name in (*protocol.__annotations__, *properties) if not hasattr(model, name)]
     missing += [f"{method}()" for method in methods if not callable(getattr(model, method, None))]
     if missing:
         kind = protocol.__name__.lower()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.files import read_table, write_json, write_table
 from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups, pool_ranks
-from nemo_mm_rank.ranking.feedback import FeedbackStep, means_of
+from nemo_mm_rank.ranking.conditions import percent
+from nemo_mm_rank.ranking.feedback import FeedbackStep, Means, means_of
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
 from nemo_mm_rank.ranking.select import REST, BestFirst, DistinctFirst, check_shortage, quota_counts
 from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, POOL
@@ -48,11 +49,6 @@ class Ranking:
     duplicates: pa.Table
     summary: dict[str, Any]
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it was made of: what `scoring.Scoring.fit` is to be given."""
-        return list(self.summary["columns"])
-
     def save(self, folder: Path) -> None:
         """Write ``chosen.parquet``, ``duplicates.parquet`` and, last, ``ranking.json``."""
         chosen = self.chosen.append_column(_PLACE[0], pa.array(self.places[:, 0]))
@@ -77,18 +73,21 @@ class Ranking:
 
 
 def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budget: Budget) -> Ranking:
-    """Choose the blend from shards that have been through `score.ScoreStep`.
+    """Fit a `Scoring` on shards that have been through `ScoreStep`, and `choose` by it; arguments as for both."""
+    return choose(shards, Scoring.fit(shards, columns, settings), settings, budget)
 
-    Streams over the small columns: two or three times for the statistics, once for calibration where there is one,
-    once to choose, and once for the places in the pool, where quotas or duplicates make them differ from those in the
-    blend.
+
+def choose(shards: Shards, scoring: Scoring, settings: RankingSettings, budget: Budget) -> Ranking:
+    """Choose the blend from shards that have been through `ScoreStep`.
+
+    Streams over the small columns once to choose, and once for the places in the pool, where quotas or duplicates make
+    them differ from those in the blend.
     Memory: one shard's small columns, and three times the blend's rows at most. Only near-duplicates need embeddings,
     and only those of candidates near the top: twice the blend's number, doubled until the budget is filled.
 
     Args:
         shards: with ``pair_id, pool, modality, error``, the columns, and ``emb_fused`` where duplicates collapse.
-        columns: of cosines and of scores from elsewhere (`score.ScoreStep.scores`), of feedback, and
-            ``match_probability``.
+        scoring: what was fitted on the same shards with the same settings.
         settings: weights, conditions, calibration, quotas, duplicates.
         budget: how many, or from which score on.
 
@@ -96,43 +95,56 @@ def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budg
         ConfigError: weights or quotas that do not fit the pool.
         UserError: a group is too small for its quota, and the settings say ``fail``.
     """
-    scoring = Scoring.fit(shards, columns, settings)
-    _check_names(settings, shards)
+    if settings.quota_by == POOL:
+        _check_pools(settings.quotas, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
     there = _rows_by_group(scoring, shards, groups, budget.threshold)
     total = int(there.sum()) if budget.threshold is not None else budget.pairs(scoring.ranked)
     wanted = quota_counts(total, settings.quotas)
     room = np.array([wanted.get(name, 0) for name in groups.names], dtype=np.int64)
-    picked = _pick(shards, scoring, groups, there, room, settings, budget)
+    choice = _Choice(shards, scoring, settings, budget, groups, there, room)
+    picked = choice.pick()
     if settings.shortage == "fail":
         got = groups.count(picked.candidates.codes[picked.taken]).tolist()
         check_shortage(wanted, dict(zip(groups.names, got, strict=True)))
-    return _result(shards, scoring, groups, room, settings, budget, picked, columns)
+    return choice.ranking(picked)
 
 
-def closeness_to_best(
-    shards: Shards, columns: Sequence[str], settings: RankingSettings, spaces: Mapping[str, str]
-) -> FeedbackStep | None:
-    """Return the step that adds each pair's closeness to the best ones, where the objective is broad; or None.
+def fit_scoring(
+    shards: Shards,
+    columns: Sequence[str],
+    settings: RankingSettings,
+    spaces: Mapping[str, str],
+    add: Callable[[FeedbackStep], Shards],
+) -> Scoring:
+    """Fit a `Scoring` and, where the objective is broad, what closeness to the best pairs is made with.
 
     Args:
-        shards: as for `rank`, with the embeddings.
-        columns: as for `rank`, without feedback.
-        settings: as for `rank`.
+        shards: with ``pair_id, pool, modality, error``, the columns, and the embeddings.
+        columns: of cosines and of scores from elsewhere (`ScoreStep.scores`), and of chances.
+        settings: weights, conditions and calibration.
         spaces: column of cosines -> column of embeddings.
+        add: takes the shards through the step that adds closeness to the best pairs.
+
+    Raises:
+        ConfigError: weights or conditions that do not fit the pool.
     """
-    broad = settings.broad
-    if broad is None or not broad.feedback or not broad.feedback_weight:
-        return None
     scoring = Scoring.fit(shards, columns, settings)
-    topic = scoring.topic
-    if topic.broad is None or not topic.breadth:
-        return None
+    feedback = FeedbackStep(spaces, _best(shards, scoring, settings, spaces))
+    if not feedback.columns:
+        return scoring
+    return replace(Scoring.fit(add(feedback), [*columns, *feedback.provides], settings), means=feedback.means)
+
+
+def _best(shards: Shards, scoring: Scoring, settings: RankingSettings, spaces: Mapping[str, str]) -> Means:
+    """Return the means of the best pairs, by what counts for broad objectives; none where it is a narrow one."""
+    broad, topic = settings.broad, scoring.topic
+    if broad is None or not broad.feedback or not broad.feedback_weight or topic.broad is None or not topic.breadth:
+        return {}
     plain: dict[str, Any] = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
     alone = settings.model_copy(update={**plain, "weights": dict(topic.broad.weights)})
-    best = rank(shards, columns, alone, Budget(count=max(1, min(broad.feedback, scoring.ranked // _SHARE))))
-    step = FeedbackStep(spaces, means_of(best.places, shards, spaces))
-    return step if step.columns else None
+    budget = Budget(count=max(1, min(broad.feedback, scoring.ranked // _SHARE)))
+    return means_of(rank(shards, scoring.reads, alone, budget).places, shards, spaces)
 
 
 @dataclass(frozen=True)
@@ -152,44 +164,10 @@ class _Picked:
     double_of: Ints
 
 
-def _pick(
-    shards: Shards, scoring: Scoring, groups: Groups, there: Ints, room: Ints, settings: RankingSettings, budget: Budget
-) -> _Picked:
-    total, pool = int(room.sum()), int(there.sum())
-    # Whatever fills a shortage is among the pool's best `total`: those chosen and those filling are no more than that.
-    leading = total if settings.quotas and settings.shortage == "fill" else 0
-    threshold = -np.inf if budget.threshold is None else budget.threshold
-    depth = 2 if settings.collapse_duplicates else 1
-    while True:
-        limits = np.minimum(room * depth, there)
-        found = Candidates.collect(scoring, shards, groups, limits, min(leading * depth, pool), threshold)
-        picker = _picker(found, shards, settings)
-        picker.take(np.arange(len(found.scores)), found.codes, room)
-        by_quota = picker.taken.copy()
-        missing = total - int(by_quota.sum())
-        if leading and missing:
-            rest = np.flatnonzero(~by_quota[: found.leading])
-            picker.take(rest, np.zeros_like(rest), np.array([missing]))
-        double_of = picker.double_of if isinstance(picker, DistinctFirst) else np.full(len(by_quota), -1)
-        unread = (groups.count(found.codes[by_quota]) < room) & (limits < there)
-        unfilled = leading and int(picker.taken.sum()) < total and found.leading < pool
-        if not settings.collapse_duplicates or not (unread.any() or unfilled):
-            return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of)
-        depth *= 2
-
-
-def _picker(found: Candidates, shards: Shards, settings: RankingSettings) -> BestFirst | DistinctFirst:
-    if not settings.collapse_duplicates:
-        return BestFirst(len(found.scores))
-    return DistinctFirst(read_vectors(found.places, shards, FUSED), settings.duplicate_similarity)
-
-
-def _check_names(settings: RankingSettings, shards: Shards) -> None:
+def _check_pools(names: Iterable[str], shards: Shards) -> None:
     """Refuse quotas for pools that are not there (a quarantined one is only short); the settings know modalities."""
-    if settings.quota_by != POOL:
-        return
     known = {name for part in range(shards.count) for name in shards.read(part, [POOL])[POOL].unique().to_pylist()}
-    for name in settings.quotas:
+    for name in names:
         if name not in known:
             raise ConfigError(f"ranking.quotas: no pool {name!r} here{nearest(name, known)}")
 
@@ -208,124 +186,130 @@ def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: 
     return there
 
 
-def _result(
-    shards: Shards,
-    scoring: Scoring,
-    groups: Groups,
-    room: Ints,
-    settings: RankingSettings,
-    budget: Budget,
-    picked: _Picked,
-    columns: Sequence[str],
-) -> Ranking:
-    found = picked.candidates
-    ranks = np.flatnonzero(picked.taken)
-    rows = found.rows.take(pa.array(ranks))
-    scores = found.scores[ranks]
-    ids = rows[PAIR_ID].to_pylist()
-    in_order = not settings.quotas and not settings.collapse_duplicates
-    places = np.arange(1, len(ranks) + 1)
-    chosen = {name: rows[name] for name in WORDS} | {
-        "rank": pa.array(places),
-        "pool_rank": pa.array(places if in_order else pool_ranks(scoring.batches(shards), scores, ids)),
-        "score": pa.array(scores),
-        **{SCORE + name: rows[SCORE + name] for name in scoring.topic.narrow.weights},
-        **{CHANCE + name: rows[CHANCE + name] for name in scoring.conditions},
-    }
-    table = pa.table(chosen)
-    reasons = _reasons(table, scoring, groups, room, settings, found.codes[ranks], picked.filling[ranks])
-    doubles = np.flatnonzero(picked.double_of >= 0)
-    duplicates = pa.table(
-        {
-            PAIR_ID: found.rows[PAIR_ID].take(pa.array(doubles)),
-            "kept": found.rows[PAIR_ID].take(pa.array(picked.double_of[doubles])),
-        }
-    )
-    return Ranking(
-        table.append_column("reason", pa.array(reasons, pa.string())),
-        found.places[ranks],
-        duplicates,
-        {**_summary(scoring, groups, room, settings, budget, picked), "columns": sorted(columns)},
-    )
-
-
-def _reasons(
-    chosen: pa.Table,
-    scoring: Scoring,
-    groups: Groups,
-    room: Ints,
-    settings: RankingSettings,
-    codes: Ints,
-    filling: npt.NDArray[np.bool_],
-) -> list[str]:
-    """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; match 97 %; quota image 12/40``."""
-    chances = {name: chosen[CHANCE + name].to_pylist() for name in scoring.conditions}
-    components = [
-        [f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()] for name in scoring.topic.narrow.weights
-    ]
-    taken = [0] * len(groups.names)
-    lines = []
-    columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
-    for row, (place, score, modality) in enumerate(zip(*columns, strict=True)):
-        line = f"rank {place:,} of {scoring.ranked:,}: {', '.join(values[row] for values in components)}"
-        line += "".join(f"; {name} {percent(values[row])}" for name, values in chances.items())
-        if scoring.calibration:
-            line += f"; {settings.calibration} within {modality} {score:+.2f}"
-        if filling[row]:
-            line += "; fills a quota that others left short"
-        elif settings.quotas:
-            code = int(codes[row])
-            taken[code] += 1
-            line += f"; quota {label(groups.names[code], settings.quotas)} {taken[code]:,}/{room[code]:,}"
-        lines.append(line)
-    return lines
-
-
-def percent(chance: float | None) -> str:
-    """Return what a person reads for a chance."""
-    return "not known" if chance is None else f"{chance:.0%}".replace("%", " %")
-
-
 def label(group: str, quotas: Mapping[str, float]) -> str:
     """Return what a person reads for a group."""
     return group if group != REST else "others" if quotas else "all"
 
 
-def _summary(
-    scoring: Scoring, groups: Groups, room: Ints, settings: RankingSettings, budget: Budget, picked: _Picked
-) -> dict[str, Any]:
-    def last(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
-        ranks = np.flatnonzero(mask)
-        if not len(ranks):
-            return None
-        row = int(ranks[-1])
-        return {"score": float(picked.candidates.scores[row]), PAIR_ID: picked.candidates.rows[PAIR_ID][row].as_py()}
+@dataclass(frozen=True)
+class _Choice:
+    """What is chosen from, and by what.
 
-    entries = []
-    by_quota = picked.taken & ~picked.filling
-    for code, (name, quota) in enumerate(zip(groups.names, room.tolist(), strict=True)):
-        mine = by_quota & (picked.candidates.codes == code)
-        if quota or name != REST:
-            entries.append({"group": name, "quota": quota, "chosen": int(mine.sum()), "cut": last(mine)})
-    return {
-        "ranked": scoring.ranked,
-        "chosen": int(picked.taken.sum()),
-        "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
-        "groups": entries,
-        "duplicates": int((picked.double_of >= 0).sum()),
-        "statistics": {
-            name: {"pairs": moments.count, "mean": moments.mean, "std": moments.std}
-            for name, moments in scoring.topic.narrow.moments.items()
-        },
-        "conditions": {
-            name: {"strength": strength, "known": scoring.logarithms[name].count}
-            for name, strength in scoring.conditions.items()
-        },
-        "topic": {
-            "weights": {name: scoring.topic.weight(name) for name in scoring.topic.narrow.weights},
-            "breadth": scoring.topic.breadth,
-            "skewness": scoring.topic.skewness,
-        },
-        "settings": settings.model_dump(mode="json"),
-        "budget": budget.model_dump(mode="json", exclude_none=True),
-    }
+    Attributes:
+        shards, scoring, settings, budget: see `choose`.
+        groups: those that have a quota, and the rest.
+        there: ``(g,)`` how many pairs each group offers.
+        room: ``(g,)`` how many pairs of each group the quotas allow.
+    """
+
+    shards: Shards
+    scoring: Scoring
+    settings: RankingSettings
+    budget: Budget
+    groups: Groups
+    there: Ints
+    room: Ints
+
+    def pick(self) -> _Picked:
+        """Take the best of every group, and what fills up where groups are short."""
+        settings, there, room = self.settings, self.there, self.room
+        total, pool = int(room.sum()), int(there.sum())
+        # Whatever fills a shortage is among the pool's best `total`: those chosen and those filling are no more.
+        leading = total if settings.quotas and settings.shortage == "fill" else 0
+        threshold = -np.inf if self.budget.threshold is None else self.budget.threshold
+        depth = 2 if settings.collapse_duplicates else 1
+        while True:
+            limits, most = np.minimum(room * depth, there), min(leading * depth, pool)
+            found = Candidates.collect(self.scoring, self.shards, self.groups, limits, most, threshold)
+            picker = self._picker(found)
+            picker.take(np.arange(len(found.scores)), found.codes, room)
+            by_quota = picker.taken.copy()
+            missing = total - int(by_quota.sum())
+            if leading and missing:
+                rest = np.flatnonzero(~by_quota[: found.leading])
+                picker.take(rest, np.zeros_like(rest), np.array([missing]))
+            double_of = picker.double_of if isinstance(picker, DistinctFirst) else np.full(len(by_quota), -1)
+            unread = (self.groups.count(found.codes[by_quota]) < room) & (limits < there)
+            unfilled = leading and int(picker.taken.sum()) < total and found.leading < pool
+            if not settings.collapse_duplicates or not (unread.any() or unfilled):
+                return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of)
+            depth *= 2
+
+    def _picker(self, found: Candidates) -> BestFirst | DistinctFirst:
+        if not self.settings.collapse_duplicates:
+            return BestFirst(len(found.scores))
+        return DistinctFirst(read_vectors(found.places, self.shards, FUSED), self.settings.duplicate_similarity)
+
+    def ranking(self, picked: _Picked) -> Ranking:
+        """Return the blend of what was picked."""
+        found, scoring = picked.candidates, self.scoring
+        ranks = np.flatnonzero(picked.taken)
+        rows, scores = found.rows.take(pa.array(ranks)), found.scores[ranks]
+        in_order = not self.settings.quotas and not self.settings.collapse_duplicates
+        places = np.arange(1, len(ranks) + 1)
+        in_pool = places if in_order else pool_ranks(scoring.batches(self.shards), scores, rows[PAIR_ID].to_pylist())
+        beside = [SCORE + name for name in scoring.topic.narrow.weights]
+        beside += [CHANCE + name for name in scoring.conditions]
+        named = {"rank": pa.array(places), "pool_rank": pa.array(in_pool), "score": pa.array(scores)}
+        table = pa.table({**{name: rows[name] for name in WORDS}, **named, **{name: rows[name] for name in beside}})
+        reasons = self._reasons(table, found.codes[ranks], picked.filling[ranks])
+        doubles = np.flatnonzero(picked.double_of >= 0)
+        pairs = {PAIR_ID: doubles, "kept": picked.double_of[doubles]}
+        return Ranking(
+            table.append_column("reason", pa.array(reasons, pa.string())),
+            found.places[ranks],
+            pa.table({name: found.rows[PAIR_ID].take(pa.array(positions)) for name, positions in pairs.items()}),
+            self._summary(picked),
+        )
+
+    def _reasons(self, chosen: pa.Table, codes: Ints, filling: npt.NDArray[np.bool_]) -> list[str]:
+        """Return lines like ``rank 3 of 3,230: fused +2.1, experts +1.3; match 97 %; quota image 12/40``."""
+        scoring, quotas = self.scoring, self.settings.quotas
+        chances = {name: chosen[CHANCE + name].to_pylist() for name in scoring.conditions}
+        components = [
+            [f"{name} {value:+.1f}" for value in chosen[SCORE + name].to_pylist()]
+            for name in scoring.topic.narrow.weights
+        ]
+        taken = [0] * len(self.groups.names)
+        lines = []
+        columns = (chosen[name].to_pylist() for name in ("pool_rank", "score", MODALITY))
+        for row, (place, score, modality) in enumerate(zip(*columns, strict=True)):
+            line = f"rank {place:,} of {scoring.ranked:,}: {', '.join(values[row] for values in components)}"
+            line += "".join(f"; {name} {percent(values[row])}" for name, values in chances.items())
+            if scoring.calibration:
+                line += f"; {self.settings.calibration} within {modality} {score:+.2f}"
+            if filling[row]:
+                line += "; fills a quota that others left short"
+            elif quotas:
+                code = int(codes[row])
+                taken[code] += 1
+                line += f"; quota {label(self.groups.names[code], quotas)} {taken[code]:,}/{self.room[code]:,}"
+            lines.append(line)
+        return lines
+
+    def _summary(self, picked: _Picked) -> dict[str, Any]:
+        scoring, found = self.scoring, picked.candidates
+
+        def last(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
+            ranks = np.flatnonzero(mask)
+            if not len(ranks):
+                return None
+            return {"score": float(found.scores[ranks[-1]]), PAIR_ID: found.rows[PAIR_ID][int(ranks[-1])].as_py()}
+
+        entries = []
+        by_quota = picked.taken & ~picked.filling
+        for code, (name, quota) in enumerate(zip(self.groups.names, self.room.tolist(), strict=True)):
+            mine = by_quota & (found.codes == code)
+            if quota or name != REST:
+                entries.append({"group": name, "quota": quota, "chosen": int(mine.sum()), "cut": last(mine)})
+        return {
+            "ranked": scoring.ranked,
+            "chosen": int(picked.taken.sum()),
+            "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
+            "groups": entries,
+            "duplicates": int((picked.double_of >= 0).sum()),
+            **scoring.about(),
+            "settings": self.settings.model_dump(mode="json", by_alias=True),
+            "budget": self.budget.model_dump(mode="json", exclude_none=True),
+            "columns": sorted(scoring.reads),
+        }

@@ -10,15 +10,22 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import PlainSerializer, PlainValidator
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.ranking.query_scores import PREFIX
 
 Values: TypeAlias = npt.NDArray[np.floating[Any]]
+
+Counts: TypeAlias = Annotated[
+    Ints, PlainValidator(lambda values: np.asarray(values, np.int64)), PlainSerializer(lambda counts: counts.tolist())
+]
+"""Whole numbers that can be written as JSON."""
 
 _UNIT = 1 << 20
 _LARGEST = 1 << 20
@@ -130,7 +137,7 @@ class Quantiles:
         counts: ``(16384,)`` int64.
     """
 
-    counts: npt.NDArray[np.int64] = field(default_factory=_empty)
+    counts: Counts = field(default_factory=_empty)
 
     @classmethod
     def of(cls, values: Values) -> Quantiles:

@@ -12,38 +12,28 @@ import pyarrow.compute as pc
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import UserError, nearest
-from nemo_mm_rank.ranking.blend import Ranking, label, percent
+from nemo_mm_rank.ranking.blend import Ranking, label
 from nemo_mm_rank.ranking.candidates import Groups, pool_ranks
+from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.ranking.feedback import feedback_column
 from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
-from nemo_mm_rank.ranking.scoring import MATCHES, WORDS, Scoring
+from nemo_mm_rank.ranking.scoring import WORDS, Scoring
 from nemo_mm_rank.ranking.topic import EXPERTS
-from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    DATA_SPANS,
-    ERROR,
-    MATCH,
-    MATCH_SENTENCE,
-    MATCH_WHOLE,
-    MODALITY,
-    PAIR_ID,
-    POOL,
-    SNS_REASON,
-    WEAKEST_SENTENCE,
-)
+from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, SNS_REASON
 from nemo_mm_rank.shards import Shards
 
 _TRIMMED = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 _SIMILAR = 1000
 
 
-def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table | None = None) -> str:
+def explain(pair_id: str, shards: Shards, ranking: Ranking, scoring: Scoring, bad_rows: pa.Table | None = None) -> str:
     """Return what became of a pair: chosen or not, its rank, its score against the pool and the cut, what was kept.
 
     Args:
         pair_id: the pair.
         shards: as the ranking was made from; with the SNS columns where there are any.
         ranking: what was chosen from them.
+        scoring: by what it was chosen.
         bad_rows: rows that never became pairs: ``pair_id, step, error, message``.
 
     Raises:
@@ -52,7 +42,7 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table |
     for part in range(shards.count):
         row = pc.index(shards.read(part, [PAIR_ID])[PAIR_ID], pair_id).as_py()
         if row >= 0:
-            return _explain_row(part, row, shards, ranking)
+            return _explain_row(part, row, shards, ranking, scoring)
     if bad_rows is not None:
         for bad in bad_rows.filter(pc.equal(bad_rows[PAIR_ID], pair_id)).to_pylist():
             why = f"{bad['step']}: {bad['error']}: {bad['message']}"
@@ -60,15 +50,14 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, bad_rows: pa.Table |
     raise UserError(f"no pair {pair_id!r} in this run{nearest(pair_id, _similar(pair_id, shards))}")
 
 
-def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking) -> str:
-    columns, judged = ranking.columns, (MATCH, MATCH_WHOLE, MATCH_SENTENCE, WEAKEST_SENTENCE)
-    table = shards.read(part, list(dict.fromkeys([*WORDS, ERROR, *columns, *judged, *_TRIMMED]))).slice(row, 1)
+def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking, scoring: Scoring) -> str:
+    beside = [name for condition in scoring.conditions.values() for name in condition.beside]
+    table = shards.read(part, [*WORDS, ERROR, *scoring.reads, *beside, *_TRIMMED]).slice(row, 1)
     values = table.to_pylist()[0]
     title = printable(f"{values[PAIR_ID]} ({values[MODALITY]}, pool {values[POOL]})")
     if values.get(ERROR) is not None:
         return "\n".join([f"{title}: not ranked", f"  {printable(values[ERROR])}", *_kept(values)])
     settings = RankingSettings.model_validate(ranking.summary["settings"])
-    scoring = Scoring.fit(shards, columns, settings)
     batch = next(batch for batch in scoring.batches(shards) if batch.part == part)
     score = float(batch.scores[np.searchsorted(batch.rows, row)])
     place = int(pool_ranks(scoring.batches(shards), np.array([score]), [values[PAIR_ID]])[0])
@@ -113,18 +102,15 @@ def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> It
     chances = scoring.chances(table)
     for name, chance in chances.items():
         known = None if np.isnan(chance[0]) else float(chance[0])
-        yield f"  {name:<12} {percent(known)} likely x weight {scoring.conditions[name]:g} of its logarithm"
+        yield f"  {name:<12} {percent(known)} likely x weight {scoring.conditions[name].strength:g} of its logarithm"
     weights = scoring.topic.narrow.weights
     for column, moments in scoring.topic.narrow.moments.items():
         used = component(column) in weights or (EXPERTS in weights and column.startswith(PREFIX))
         if used or component(column) in chances:
             of = f"(pool {moments.mean:.3f} +- {moments.std:.3f})"
             yield f"  {_named(column)}: {_number(values[column])}{_near(values, column, scoring)} {of}"
-    if MATCHES in chances:
-        yield f"  the annotation as a whole is the data's own: {percent(values.get(MATCH_WHOLE))} likely"
-        yield f"  none of its sentences is another pair's: {percent(values.get(MATCH_SENTENCE))} likely"
-        if sentence := values.get(WEAKEST_SENTENCE):
-            yield f"  the least likely sentence: {sentence!r}"
+    for condition in scoring.conditions.values():
+        yield from (f"  {line}" for line in condition.told(values))
 
 
 def _named(column: str) -> str:

@@ -8,19 +8,17 @@ once, its best pairs are taken for relevant, and closeness to their mean counts 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import torch
-from safetensors.torch import load, save
+from pydantic import PlainSerializer, PlainValidator
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.files import write_atomically
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.ranking.query_scores import PREFIX
 from nemo_mm_rank.schema import VECTOR
@@ -31,7 +29,14 @@ from nemo_mm_rank.vectors import cosines
 FEEDBACK = "feedback__"
 """Columns of cosines with the mean of the best pairs: ``feedback__<...>`` beside ``cosine__<...>``."""
 
-Means = Mapping[str, torch.Tensor]
+Mean: TypeAlias = Annotated[
+    torch.Tensor,
+    PlainValidator(lambda values: torch.tensor(values, dtype=torch.float32)),
+    PlainSerializer(lambda mean: mean.tolist()),
+]
+"""Float32 that can be written as JSON, and is the same to the bit when it is read."""
+
+Means: TypeAlias = Mapping[str, Mean]
 """Column of embeddings -> ``(d,)`` float32, the normalised mean of the best pairs' normalised vectors."""
 
 
@@ -107,18 +112,3 @@ class FeedbackStep(Step):
                 found = torch.where(vectors.valid, product, float("nan")).cpu().numpy()
             added[feedback_column(score)] = pa.array(found, pa.float32(), mask=~np.isfinite(found))
         return Added(added)
-
-
-def save_means(means: Means, file: Path) -> None:
-    """Write means as safetensors, atomically."""
-    content = save({name: mean.contiguous() for name, mean in means.items()})
-
-    def write(path: Path) -> None:
-        path.write_bytes(content)
-
-    write_atomically(file, write)
-
-
-def load_means(file: Path) -> dict[str, torch.Tensor]:
-    """Read what `save_means` wrote."""
-    return load(file.read_bytes())

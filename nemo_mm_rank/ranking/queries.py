@@ -16,10 +16,11 @@ from nemo_mm_rank.errors import EmbeddingError, PairError, UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.models.base import encode_queries
 from nemo_mm_rank.models.expert import has_text, load_encoder, sources
+from nemo_mm_rank.ranking.conditions import ConditionStep
 from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.query_scores import GIVEN, Given, ScoreStep, Space, score_column
-from nemo_mm_rank.ranking.scoring import MATCHES, Scoring
-from nemo_mm_rank.schema import FUSED, MATCH, MODALITY, PAIR_ID, VECTOR, annotation_column
+from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, VECTOR, annotation_column
 from nemo_mm_rank.steps import Added, Step
 
 SCORE = "score"
@@ -112,7 +113,11 @@ class QueryStep(Step):
         self.config, self.models, self.scoring = config, dict(models), scoring
         self._targets = targets(config, models)
         self._cosines: ScoreStep | None = None
-        self._feedback = FeedbackStep(self._columns, scoring.means) if scoring and scoring.means else None
+        self._more: list[Step] = []
+        if scoring and scoring.means:
+            self._more.append(FeedbackStep(self._columns, scoring.means))
+        if scoring and config.ranking.computed:
+            self._more.append(ConditionStep(config.ranking.computed))
 
     @property
     def _columns(self) -> dict[str, str]:
@@ -125,20 +130,26 @@ class QueryStep(Step):
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
-        """The embeddings of every space, and the modality where scores are calibrated by it."""
+        """The embeddings of every space, what conditions read, and the modality where there is a score."""
         columns = dict.fromkeys((target.column for target in self._targets), VECTOR)
         given = {PAIR_ID: pa.string()} if self.config.ranking.scores else {}
-        match = {MATCH: pa.float64()} if self.scoring and MATCHES in self.scoring.conditions else {}
-        return {**columns, **given, **match, **({MODALITY: pa.string()} if self.scoring else {})}
+        read = {name: kind for step in self._more for name, kind in step.requires.items()}
+        grouped = {MODALITY: pa.string()} if self.scoring else {}
+        return {**read, **dict.fromkeys(self._chances, pa.float64()), **given, **columns, **grouped}
+
+    @property
+    def _chances(self) -> list[str]:
+        """The columns of chances that are to be there already."""
+        return [name for name in self.scoring.reads if name not in self.provides] if self.scoring else []
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
-        """One column of cosines for every space, what feedback needs, and the score."""
+        """One column of cosines for every space, what feedback and conditions need, and the score."""
         given = [GIVEN + name for name in sorted(self.config.ranking.scores)]
         return {
             **dict.fromkeys(self._columns, pa.float32()),
             **dict.fromkeys(given, pa.float64()),
-            **(self._feedback.provides if self._feedback else {}),
+            **{name: kind for step in self._more for name, kind in step.provides.items()},
             **({SCORE: pa.float64()} if self.scoring else {}),
         }
 
@@ -148,8 +159,8 @@ class QueryStep(Step):
             columns = [target.column for target in self._targets]
             self._cosines = score_step(self.config, self.models, columns)
         self._cosines.setup(device)
-        if self._feedback:
-            self._feedback.setup(device)
+        for step in self._more:
+            step.setup(device)
 
     def identity(self) -> dict[str, Any]:
         """Those of the cosines; they say nothing of the statistics, so a score is not to be kept by them."""
@@ -163,8 +174,8 @@ class QueryStep(Step):
         added = self._cosines.process(rows)
         if self.scoring is None:
             return added
-        if self._feedback:
-            added.columns.update(self._feedback.process(rows).columns)
+        for step in self._more:
+            added.columns.update(step.process(rows).columns)
         modalities = frames.array(rows, MODALITY).cast(pa.string())
         errors: dict[int, PairError] = dict(added.errors)
         if self.scoring.by_modality:
@@ -172,8 +183,8 @@ class QueryStep(Step):
                 if modality not in self.scoring.counts[MODALITY]:
                     errors.setdefault(row, EmbeddingError(f"the run has ranked no {modality} to compare it with"))
         known = np.setdiff1d(np.arange(len(rows)), list(errors))
-        match = {MATCH: frames.array(rows, MATCH)} if MATCH in self.requires else {}
-        table = pa.table({MODALITY: modalities, **match, **added.columns}).take(pa.array(known))
+        there = {name: frames.array(rows, name) for name in self._chances}
+        table = pa.table({MODALITY: modalities, **there, **added.columns}).take(pa.array(known))
         scores = np.full(len(rows), np.nan)
         scores[known] = self.scoring.scores(table, self.scoring.chances(table))
         column = pa.array(scores, pa.float64(), mask=np.isnan(scores))

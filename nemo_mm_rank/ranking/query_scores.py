@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ import pyarrow.parquet as pq
 import torch
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.errors import ConfigError, EmbeddingError, MissingColumnError, PairError
+from nemo_mm_rank.errors import ConfigError, EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
-from nemo_mm_rank.io.files import file_digest, write_table
+from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.models.loader import pick_device
-from nemo_mm_rank.schema import ERROR, FUSED, MODALITY, PAIR_ID, POOL, VECTOR, annotation_column, data_column
+from nemo_mm_rank.schema import FUSED, PAIR_ID, VECTOR, annotation_column, data_column
 from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.vectors import Combine, combine, cosines
 
@@ -244,22 +243,3 @@ def along(vectors: torch.Tensor, best: torch.Tensor, rest: torch.Tensor) -> torc
     products = cosines(vectors, torch.cat([best, rest]))
     scores = products[:, : len(best)].amax(1) if len(best) > 1 else products[:, 0]
     return scores + products[:, -1] if len(rest) else scores
-
-
-def score_shard(shard: Path, part: Path, step: ScoreStep) -> None:
-    """Score one shard: write ``part`` with the shard's rows in their order, quarantined ones too, without embeddings.
-
-    Columns: ``pair_id, pool, modality, error`` and the step's scores. Independent of every other shard, so that an
-    engine can map it.
-
-    Raises:
-        MissingColumnError: the shard lacks an embedding that is to be scored.
-    """
-    there = pq.read_schema(shard).names
-    words = (PAIR_ID, POOL, MODALITY, ERROR)
-    missing = [name for name in (PAIR_ID, POOL, MODALITY, *step.requires) if name not in there]
-    if missing:
-        raise MissingColumnError(f"{shard.name} lacks {', '.join(map(repr, missing))}")
-    wanted = [name for name in dict.fromkeys((*words, *step.requires)) if name in there]
-    frame = step(frames.from_table(pq.read_table(shard, columns=wanted, partitioning=None)))
-    write_table(part, frames.to_table(frame[[*words, *step.provides]]))

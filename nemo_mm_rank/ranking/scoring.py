@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import RankingSettings
-from nemo_mm_rank.errors import ConfigError, MissingColumnError, nearest
+from nemo_mm_rank.errors import ConfigError, MissingColumnError, ModelError
+from nemo_mm_rank.io.files import write_bytes
 from nemo_mm_rank.ranking.calibrate import ANNOTATION_COSINE, FUSED_COSINE, Comoments, Matched, Moments, Quantiles
-from nemo_mm_rank.ranking.feedback import FEEDBACK, Means, feedback_column
+from nemo_mm_rank.ranking.conditions import Stored, chances_of, stored
+from nemo_mm_rank.ranking.feedback import Means, feedback_column
 from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights, experts_among, tells_of
-from nemo_mm_rank.schema import LEAST_CHANCE, MATCH, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.shards import Shards, live
-
-MATCHES = "match"
-"""The condition that the annotation is the data's own."""
 
 WORDS = (PAIR_ID, POOL, MODALITY)
 
@@ -42,7 +43,7 @@ class Scoring:
         matched: what puts fused cosines on their annotations' scale within each modality; None for nothing.
         counts: ``modality`` and ``pool`` -> value -> ranked pairs.
         ranked: number of pairs without an error.
-        conditions: name -> strength; those without are left out.
+        conditions: by name; those without strength are left out.
         logarithms: name of a condition -> statistics of the logarithms of its known chances.
         feedback: column of cosines -> weight of the feedback beside it.
         means: what feedback columns are made with, for pairs that are yet to be scored.
@@ -52,7 +53,7 @@ class Scoring:
     calibration: Mapping[str, Moments | Quantiles] = field(default_factory=dict)
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     ranked: int = 0
-    conditions: Mapping[str, float] = field(default_factory=dict)
+    conditions: Mapping[str, Stored] = field(default_factory=dict)
     logarithms: Mapping[str, Moments] = field(default_factory=dict)
     feedback: Mapping[str, float] = field(default_factory=dict)
     means: Means = field(default_factory=dict)
@@ -63,21 +64,21 @@ class Scoring:
         """Take the statistics of all shards: two passes over the small columns, three where scores are calibrated.
 
         Args:
-            shards: with ``pair_id, pool, modality``, the columns, and ``match_probability`` where that is a condition.
-            columns: the columns of cosines, of feedback, of scores from elsewhere, and ``match_probability``.
+            shards: with ``pair_id, pool, modality``, and the columns.
+            columns: the columns of cosines, of feedback, of scores from elsewhere, and of chances.
             settings: weights, conditions and calibration.
 
         Raises:
             ConfigError: a weight or condition for a component that has no column; a condition out of [0, 1].
             MissingColumnError: a shard lacks a column.
         """
-        names = sorted(name for name in columns if name != MATCH and not name.startswith(FEEDBACK))
+        names = sorted(name for name in columns if name.startswith((PREFIX, GIVEN)))
         beside = [name for name in names if feedback_column(name) in columns]
         near = settings.broad.feedback_weight if settings.broad is not None else 0.0
         none = Mixture({}, dict.fromkeys(names, Moments()))
         scoring = cls(
             Topic(none, none if beside else None),
-            conditions=_conditions(settings.conditions, columns),
+            conditions=stored(settings, columns),
             feedback=dict.fromkeys(beside, near),
         )
         together = {}
@@ -168,8 +169,8 @@ class Scoring:
     @property
     def reads(self) -> list[str]:
         """The columns that scores are made of."""
-        judged = [MATCH] if MATCHES in self.conditions else []
-        return [*self.topic.narrow.moments, *map(feedback_column, self.feedback), *judged]
+        judged = (condition.column for condition in self.conditions.values())
+        return list(dict.fromkeys([*self.topic.narrow.moments, *map(feedback_column, self.feedback), *judged]))
 
     def columns(self, table: pa.Table) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Return the columns as numbers, NaN where there is none: as they are, and with feedback added."""
@@ -200,8 +201,8 @@ class Scoring:
         Where scores go `by_modality`, every modality must be one that was ranked.
         """
         total = self.topic(*self.columns(table))
-        for name, strength in self.conditions.items():
-            total = total + strength * self._logarithms(name, chances[name])
+        for cost in self.costs(chances).values():
+            total = total + cost
         if self.calibration:
             for value, inside in _by_value(table[MODALITY]).items():
                 total[inside] = self.calibration[value].standardise(total[inside])
@@ -212,17 +213,58 @@ class Scoring:
         return self.topic.narrow.components(self.columns(table)[0])
 
     def chances(self, table: pa.Table) -> dict[str, Floats]:
-        """Return the chance by each condition, ``(n,)``, at least `schema.LEAST_CHANCE`; NaN where it is not known."""
-        found: dict[str, Floats] = {}
-        for name in self.conditions:
-            values = _numbers(table, MATCH if name == MATCHES else GIVEN + name)
-            if ((values < 0) | (values > 1)).any():
-                raise ConfigError(f"ranking.conditions: {name!r} has values out of [0, 1], which are no chances")
-            found[name] = np.where(np.isnan(values), np.nan, np.maximum(values, LEAST_CHANCE))
-        return found
+        """Return the chance by each condition, ``(n,)``, at least its least one; NaN where it is not known."""
+        return {name: chances_of(condition, table) for name, condition in self.conditions.items()}
 
-    def _logarithms(self, name: str, chances: Floats) -> Floats:
-        return np.where(np.isnan(chances), self.logarithms[name].mean, np.log(chances))
+    def costs(self, chances: Mapping[str, Floats]) -> dict[str, Floats]:
+        """Return what each condition adds to the scores, ``(n,)`` and mostly below 0, given the chances."""
+        return {
+            name: self.conditions[name].strength
+            * np.where(np.isnan(values), self.logarithms[name].mean, np.log(values))
+            for name, values in chances.items()
+        }
+
+    def about(self) -> dict[str, Any]:
+        """Return statistics, conditions and weights, for the manifest."""
+        topic = self.topic
+        return {
+            "statistics": {
+                name: {"pairs": moments.count, "mean": moments.mean, "std": moments.std}
+                for name, moments in topic.narrow.moments.items()
+            },
+            "conditions": {
+                name: {"strength": condition.strength, "known": self.logarithms[name].count}
+                for name, condition in self.conditions.items()
+            },
+            "topic": {
+                "weights": {name: topic.weight(name) for name in topic.narrow.weights},
+                "breadth": topic.breadth,
+                "skewness": topic.skewness,
+            },
+        }
+
+    def as_json(self) -> bytes:
+        """Return it as JSON: what is read back gives the same scores to the bit."""
+        return _JSON.dump_json(self)
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON, atomically."""
+        write_bytes(file, self.as_json())
+
+    @classmethod
+    def load(cls, file: Path) -> Scoring:
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: there is no such file, or it holds something else.
+        """
+        try:
+            return _JSON.validate_json(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{file} holds no scoring: {type(error).__name__}") from error
+
+
+_JSON = TypeAdapter(Scoring)
 
 
 @dataclass(frozen=True)
@@ -273,16 +315,3 @@ def _matched(settings: RankingSettings, columns: Sequence[str]) -> Matched | Non
         if name not in columns:
             raise ConfigError(f"ranking.calibration: matched needs {name!r}, which nothing made here")
     return Matched()
-
-
-def _conditions(strengths: Mapping[str, float], columns: Sequence[str]) -> dict[str, float]:
-    """Return the conditions by name that count, refusing one that is not there.
-
-    ``match`` without ``match_probability`` is left out: it is in the default settings.
-    """
-    there = {component(name) for name in columns if name.startswith(GIVEN)}
-    for name, strength in strengths.items():
-        if strength and name not in {*there, MATCHES}:
-            raise ConfigError(f"ranking.conditions: nothing says {name!r} here{nearest(name, {*there, MATCHES})}")
-    known = there | ({MATCHES} if MATCH in columns else set())
-    return {name: strength for name, strength in sorted(strengths.items()) if strength and name in known}

@@ -225,10 +225,8 @@ def contributions(scoring: Scoring, table: pa.Table) -> dict[str, Floats]:
         table: what it reads, of ``n`` pairs.
     """
     found = scoring.topic.contributions(*scoring.columns(table))
-    for name, chances in scoring.chances(table).items():
-        logarithms = np.where(np.isnan(chances), scoring.logarithms[name].mean, np.log(chances))
-        found[f"if {name}"] = scoring.conditions[name] * logarithms
-    return found
+    costs = scoring.costs(scoring.chances(table))
+    return {**found, **{f"if {name}": cost for name, cost in costs.items()}}
 
 
 def _facts(

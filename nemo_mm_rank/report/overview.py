@@ -13,7 +13,8 @@ import yaml
 from nemo_mm_rank.io.files import read_table, table_digest
 from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.measures.gaps import gap_text
-from nemo_mm_rank.ranking.blend import label, percent
+from nemo_mm_rank.ranking.blend import label
+from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.report.charts import colour, distributions, mixes
 from nemo_mm_rank.report.content import (
     Chart,
@@ -282,10 +283,8 @@ def _weights(run: Run) -> Table:
         Row((name, number(asked[name], 2) if name in asked else "", number(topic.weight(name), 2)))
         for name in topic.narrow.weights
     ]
-    conditions = run.config.ranking.conditions
-    lines += [
-        Row((f"if {name}", number(conditions[name], 2), number(conditions[name], 2))) for name in run.scoring.conditions
-    ]
+    strengths = {name: number(one.strength, 2) for name, one in run.scoring.conditions.items()}
+    lines += [Row((f"if {name}", strength, strength)) for name, strength in strengths.items()]
     note = "A component that the objective does not spread the pool in counts for less than its weight."
     if topic.breadth:
         note += (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,22 +26,21 @@ from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.expert import sources
-from nemo_mm_rank.projection.fit import VERSION, fit
-from nemo_mm_rank.projection.step import CONFIG, Projection, ProjectionStep
+from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
-from nemo_mm_rank.ranking import rank as rank_shards
-from nemo_mm_rank.ranking.blend import Ranking, closeness_to_best
-from nemo_mm_rank.ranking.feedback import FeedbackStep, save_means
+from nemo_mm_rank.ranking.blend import Ranking, choose
+from nemo_mm_rank.ranking.conditions import ConditionStep
+from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.queries import score_step
 from nemo_mm_rank.ranking.query_scores import GIVEN, ScoreStep
+from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run import outcome
 from nemo_mm_rank.run.finished import State, inputs
-from nemo_mm_rank.run.fits import fit_matcher, fit_statistics, read_sample
+from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.outcome import notes
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore, digest, take_through
+from nemo_mm_rank.run.store import ShardStore, take_through
 from nemo_mm_rank.run.summary import count_steps, print_summary
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import MATCH
@@ -164,6 +163,7 @@ def _check(config: Config) -> list[str]:
     found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
     config.register()
     loader.check_models(config.models)
+    loader.check_models(config.ranking.computed)
     return found
 
 
@@ -206,8 +206,9 @@ def explain(run: str | Path, pair_id: str) -> str:
     """
     folder = RunFolder.at(run)
     folder.load_config()
-    shards = State.load(folder).scored(folder)
-    return explain_pair(pair_id, shards, Ranking.load(folder.ranking), read_table(folder.bad_rows))
+    state = State.load(folder)
+    shards, scoring = state.scored(folder), state.scored_by(folder)
+    return explain_pair(pair_id, shards, Ranking.load(folder.ranking), scoring, read_table(folder.bad_rows))
 
 
 def _embedding_steps(config: Config, models: Mapping[str, ModelSpec]) -> list[Step]:
@@ -240,25 +241,30 @@ class _Curation:
         """Take the pool through all steps, or as many as an earlier run has left, and choose."""
         config = self.config
         report, pool = self._ingest()
-        models = fit_statistics(config.models, pool, self.folder.fitted, self.engine, self.reporter, report.good)
+        fits = self._fits(report.good)
+        models = fits.statistics(config.models, pool)
         embedded = self._through(_embedding_steps(config, models), pool, report.good)
-        projection = self._fit(embedded, report.good)
+        projection = fits.projection(config, embedded)
         project = ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
         fused = self._through([project], embedded, report.good)
-        device = loader.pick_device(self.engine.device)
-        matcher = fit_matcher(config, models, fused, report.good, self.folder.fitted, device, self.reporter)
-        score = score_step(config, models, fused.columns())
-        scored = self._through([MatchStep(matcher, models, config.media), score], fused, report.good)
-        state = self._state(report, scored.without_last(), models, projection, matcher)
+        matcher = fits.matcher(config, models, fused)
+        matched = self._through([MatchStep(matcher, models, config.media)], fused, report.good)
+        state = self._state(report, matched, models, projection, matcher)
         state.save(self.folder)
-        return self._choose(state, models, scored, score)
+        return self._rank(state, models, matched, fits)
 
     def rank_again(self, trust: Trust) -> Result:
         """Rank what an earlier run has embedded."""
         state = State.load(self.folder)
-        models, fused = trust.admit(state.specs(self.folder), self.folder), state.open(self.folder)
-        score = score_step(self.config, models, fused.columns())
-        return self._choose(state, models, self._through([score], fused, state.pairs), score)
+        models = trust.admit(state.specs(self.folder), self.folder)
+        # Conditions that the caller names are the caller's; those that the folder names may be anybody's.
+        theirs = self.folder.load_config().ranking.conditions
+        conditions = {k: spec for k, spec in self.config.ranking.computed.items() if spec == theirs.get(k)}
+        trust.admit(conditions, self.folder, kind="condition")
+        return self._rank(state, models, state.open(self.folder), self._fits(state.pairs))
+
+    def _fits(self, pairs: int) -> Fits:
+        return Fits(self.folder.fitted, self.engine, self.reporter, pairs)
 
     def _ingest(self) -> tuple[IngestReport, ShardStore]:
         config = self.config
@@ -276,29 +282,6 @@ class _Curation:
 
     def _through(self, steps: Sequence[Step], shards: ShardStore, pairs: int) -> ShardStore:
         return take_through(steps, shards, pairs, self.folder, self.engine, self.reporter)
-
-    def _fit(self, shards: ShardStore, pairs: int) -> Path:
-        """Fit the projection where that has not been done, and return its folder."""
-        config = self.config
-        used = [source for expert in config.experts for source in sources(expert)]
-        settings = config.projection
-        key = digest(
-            [
-                VERSION,
-                settings.model_dump(exclude={"threads"}),
-                config.seed,
-                [source.column for source in used],
-                config.anchor,
-                [shards.key(part) for part in range(shards.count)],
-            ]
-        )
-        folder = self.folder.fitted / f"projection-{key[:12]}"
-        if not (folder / CONFIG).exists():
-            with self.reporter.step("fit", pairs) as advance:
-                sample = read_sample(shards, config)
-                fit(sample, settings, config.seed, loader.pick_device(self.engine.device)).save(folder)
-                advance(pairs)
-        return folder
 
     def _state(
         self, report: IngestReport, fused: ShardStore, models: Mapping[str, ModelSpec], projection: Path, matcher: Path
@@ -321,26 +304,37 @@ class _Curation:
             matcher=self.folder.relative(matcher),
         )
 
-    def _choose(self, state: State, models: Mapping[str, ModelSpec], scored: ShardStore, score: ScoreStep) -> Result:
-        """Choose among the scored pairs, and write the blend, the quarantine and the manifest."""
-        config = self.config
-        columns = [*score.scores, MATCH]
+    def _rank(self, state: State, models: Mapping[str, ModelSpec], shards: ShardStore, fits: Fits) -> Result:
+        """Score the pairs, fit how scores are put together, choose, and write blend, quarantine and manifest."""
+        config, settings = self.config, self.config.ranked_by
+        score = score_step(config, models, shards.columns())
+        conditions = [ConditionStep(settings.computed)] if settings.computed else []
+        scored = self._through([score, *conditions], shards, state.pairs)
+        columns = [*score.scores, MATCH, *(name for step in conditions for name in step.provides)]
         spaces = {space.score: space.column for space in score.spaces}
-        feedback = closeness_to_best(scored, columns, config.ranked_by, spaces)
-        if feedback is not None:
-            scored = self._through([feedback], scored, state.pairs)
-            columns += feedback.provides
-        ranking = rank_shards(scored, columns, config.ranked_by, config.budget)
+        near = scored
+
+        def add(feedback: FeedbackStep) -> ShardStore:
+            nonlocal near
+            near = self._through([feedback], scored, state.pairs)
+            return near
+
+        fitted = fits.scoring(settings, columns, spaces, scored, add)
+        scoring = Scoring.load(fitted)
+        if scoring.means and near is scored:  # an earlier ranking has fitted it
+            add(FeedbackStep(spaces, scoring.means))
+        ranking = choose(near, scoring, settings, config.budget)
         self._tell(ranking)
         # The manifest vouches for the files beside it, so it goes first and comes last.
         self.folder.manifest.unlink(missing_ok=True)
         ranking.save(self.folder.ranking)
-        save_means(feedback.means if feedback else {}, self.folder.feedback)
-        blend = outcome.write_blends(self.folder, ranking, scored, config.jsonl)
-        quarantine = outcome.write_quarantine(self.folder, scored)
-        steps = count_steps(scored)
-        manifest = outcome.manifest(config, state, models, self.folder, steps, ranking, blend, quarantine)
-        self._forget_rankings_but(scored.stages)
+        blend = outcome.write_blends(self.folder, ranking, near, config.jsonl)
+        quarantine = outcome.write_quarantine(self.folder, near)
+        manifest = outcome.manifest(config, state, models, self.folder, count_steps(near), ranking, blend, quarantine)
+        added = tuple(map(self.folder.relative, near.stages[len(state.stages) :]))
+        replace(state, ranked=added, scoring=self.folder.relative(fitted)).save(self.folder)
+        self._forget_rankings_but(near.stages)
+        fits.forget("scoring", fitted)
         write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
         write_json(self.folder.manifest, manifest)
         return Result(self.folder.path, manifest)
@@ -354,7 +348,7 @@ class _Curation:
 
     def _forget_rankings_but(self, stages: Sequence[Path]) -> None:
         """Remove the scores of earlier queries: they are made anew in no time, and every query would leave some."""
-        for name in (ScoreStep.name, FeedbackStep.name):
+        for name in (ScoreStep.name, ConditionStep.name, FeedbackStep.name):
             for stage in self.folder.stages(name):
                 if stage not in stages:
                     remove(stage, is_part)

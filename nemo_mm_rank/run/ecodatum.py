@@ -55,7 +55,7 @@ from nemo_mm_rank.quality.operators import OperatorSettings, agreements, column,
 from nemo_mm_rank.quality.text_filters import existing_file
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.finished import State
-from nemo_mm_rank.run.fits import fit_statistics
+from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job, StrategyConfig, at_work
 from nemo_mm_rank.run.store import ShardStore, digest
@@ -104,7 +104,7 @@ class Operated:
             if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
                 spec[STATISTICS] = folder.relative(path)
         values = {
-            "operators": self.operators.model_dump(mode="json", exclude_none=True),
+            "operators": self.operators.model_dump(mode="json", by_alias=True, exclude_none=True),
             "experts": [expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts],
             "anchor": self.anchor,
             "models": models,
@@ -269,7 +269,7 @@ def curate(
         UserError: anything that the user can mend, in one line.
     """
     config.register()
-    loader.check_models(config.models)
+    loader.check_models({**config.models, **config.operators.own})
     if config.run is not None:
         _admitted(config, RunFolder.at(config.run))  # before anything is written
     with at_work("ecodatum", config, console, engine, overwrite) as job:
@@ -343,8 +343,8 @@ class _EcoDatum:
         used = {one.expert for one in (*operators.experts.values(), *operators.weakest.values())}
         embedding = tuple(expert for expert in experts if expert.name in used) if config.run is None else ()
         if embedding:
-            fitted = self.job.folder.fitted
-            models = fit_statistics(models, pool.shards, fitted, self.job.engine, self.job.reporter, pool.pairs)
+            fits = Fits(self.job.folder.fitted, self.job.engine, self.job.reporter, pool.pairs)
+            models = fits.statistics(models, pool.shards)
         return Operated(operators, embedding, config.anchor, models, config.media)
 
     def _ensemble(self, shards: ShardStore, scores: list[str]) -> EnsembleSettings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,8 @@ from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import file_digest, read_table, write_json
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
-from nemo_mm_rank.ranking.blend import Ranking
-from nemo_mm_rank.ranking.feedback import FeedbackStep, load_means
-from nemo_mm_rank.ranking.query_scores import ScoreStep
 from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.run.fits import whole
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.trust import NOTHING, Trust
@@ -40,6 +38,8 @@ class State:
         statistics: model -> file of what it counted in this pool.
         projection: folder of the fitted projection.
         matcher: folder of what tells own annotations from others.
+        ranked: folders of the shards' files that the last ranking added; none while it is not finished.
+        scoring: file of how the last ranking put scores together.
     """
 
     stages: tuple[str, ...]
@@ -52,6 +52,8 @@ class State:
     statistics: dict[str, str]
     projection: str
     matcher: str
+    ranked: tuple[str, ...] = ()
+    scoring: str = ""
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder."""
@@ -68,7 +70,7 @@ class State:
             values = json.loads(folder.state.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{folder.path} holds no finished run: start it again with curate") from error
-        return cls(**{**values, "stages": tuple(values["stages"])})
+        return cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
 
     def open(self, folder: RunFolder) -> ShardStore:
         """Return the embedded shards."""
@@ -80,10 +82,20 @@ class State:
         Raises:
             UserError: that ranking is not finished.
         """
-        scores, feedback = (folder.stages(step.name) for step in (ScoreStep, FeedbackStep))
-        if len(scores) != 1 or len(feedback) > 1 or not folder.manifest.exists():
+        if not self.ranked or not folder.manifest.exists():
             raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
-        return ShardStore((*self.open(folder).stages, *scores, *feedback), self.shards)
+        return ShardStore(tuple(folder.path / stage for stage in (*self.stages, *self.ranked)), self.shards)
+
+    def scored_by(self, folder: RunFolder) -> Scoring:
+        """Return how the last ranking put scores together.
+
+        Raises:
+            UserError: that ranking is not finished, or its file is damaged.
+        """
+        self.scored(folder)
+        if not whole(folder.path / self.scoring):
+            raise UserError(f"{folder.path}: {self.scoring} is gone or damaged; rank the run again")
+        return Scoring.load(folder.path / self.scoring)
 
     def specs(self, folder: RunFolder) -> dict[str, ModelSpec]:
         """Return the models as they were used, with their statistics."""
@@ -117,11 +129,12 @@ class FinishedRun:
 
     @classmethod
     def load(cls, run: str | Path, trust: Trust | None = NOTHING) -> FinishedRun:
-        """Read a run's folder; the statistics are taken anew from its scored shards, in one pass.
+        """Read a run's folder: what it has fitted, and none of its shards.
 
         Args:
             run: the folder.
-            trust: which code it may have executed by the models that it names; None where nobody will load them.
+            trust: which code it may have executed by the models and conditions that it names; None where nobody will
+                load them.
 
         Raises:
             UserError: it is no run, or not finished, or names code that is not trusted.
@@ -129,14 +142,12 @@ class FinishedRun:
         folder = RunFolder.at(run)
         folder.load_config()
         state = State.load(folder)
-        models = state.specs(folder)
-        if trust is not None:
-            models = trust.admit(models, folder, describing=True)
-        scored = state.scored(folder)
+        models, scoring = state.specs(folder), state.scored_by(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
         config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
-        columns = Ranking.load(folder.ranking).columns
-        scoring = replace(Scoring.fit(scored, columns, config.ranked_by), means=load_means(folder.feedback))
+        if trust is not None:
+            trust.admit(models, folder, describing=True)
+            trust.admit(config.ranking.computed, folder, kind="condition")
         return cls(config, models, folder.path / state.projection, folder.path / state.matcher, scoring)
 
 

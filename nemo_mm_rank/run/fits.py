@@ -1,11 +1,16 @@
-"""What a run fits on its pool: statistics that add over shards; projection and matcher from bounded samples."""
+"""What a run fits on its pool, each an artifact that is made once: statistics that add over shards; projection and
+matcher, from bounded samples; and how scores are put together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +19,21 @@ import pyarrow.compute as pc
 import torch
 
 from nemo_mm_rank import frames, matching
-from nemo_mm_rank.config import Config, ModelSpec
+from nemo_mm_rank.config import Config, ModelSpec, RankingSettings
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.io.files import write_json
 from nemo_mm_rank.matching.features import Pairs
-from nemo_mm_rank.matching.matcher import JUDGES, Matcher, Sample
+from nemo_mm_rank.matching.matcher import Matcher, Sample
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.modality import is_media, names
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import has_text, load_encoder, sources
+from nemo_mm_rank.projection.fit import VERSION as FIT
+from nemo_mm_rank.projection.fit import fit
+from nemo_mm_rank.ranking.blend import fit_scoring
+from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.query_scores import PREFIX, score_column
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
@@ -164,89 +174,166 @@ def _textual(modality: pa.ChunkedArray, data: pa.ChunkedArray) -> list[str]:
     return texts
 
 
-def fit_statistics(
-    models: Mapping[str, ModelSpec], shards: ShardStore, folder: Path, engine: Engine, reporter: Reporter, pairs: int
-) -> dict[str, ModelSpec]:
-    """Return ``models`` with ``statistics`` filled in for those that can count and were given none.
-
-    A class can count where it has ``count(texts) -> int64 array`` and ``save_statistics(path, counts, n)``.
-    """
-    fitted = dict(models)
-    for name, spec in models.items():
-        found = loader.find_class(spec.class_)
-        if not hasattr(found, "count") or spec.arguments.get(loader.STATISTICS):
-            continue
-        keys = [shards.key(part) for part in range(shards.count)]
-        path = folder / f"{name}-{digest([spec.model_dump(mode='json', by_alias=True), keys])[:12]}.safetensors"
-        if not path.exists():
-            total, texts = None, 0
-            with reporter.step(f"count {name}", pairs) as advance:
-                for _, (counts, n, rows) in engine.map(_Count(name, spec, shards), range(shards.count)):
-                    total = counts if total is None else total + counts
-                    texts += n
-                    advance(rows)
-            found.save_statistics(path, total, texts)
-        fitted[name] = ModelSpec.model_validate({**spec.model_dump(by_alias=True), loader.STATISTICS: str(path)})
-    return fitted
-
-
-PAIRS = 2048
-"""Bound on the pairs of each modality that are read."""
-
 VERSION = 1
 """Of what a fit does: one that is kept from another version is made anew."""
 
+MATCHING_PAIRS = 2048
+"""Bound on the pairs of each modality that a matcher is fitted on."""
 
-def fit_matcher(
-    config: Config,
-    models: Mapping[str, ModelSpec],
-    shards: ShardStore,
-    pairs: int,
-    folder: Path,
-    device: str,
-    reporter: Reporter,
-) -> Path:
-    """Fit the matcher where that has not been done, and return its folder.
 
-    Args:
-        config: experts, anchor, bounds on texts, and the seed, which enters the hash that chooses the sample.
-        models: as the pairs were embedded with.
-        shards: with both sides' embeddings and the fused one.
-        pairs: how many they hold.
-        folder: what is fitted goes below it.
-        device: where sentences are embedded.
+def whole(path: Path) -> bool:
+    """Whether what was fitted is there as it was made: what is damaged, or was never finished, counts as not there."""
+    try:
+        return bool(json.loads(_seal(path).read_text(encoding="utf-8")) == _content(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(f".{path.name}.seal")
+
+
+def _content(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    return {file.name: hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files}
+
+
+@dataclass(frozen=True)
+class Fits:
+    """What a run fits on its pool. Each fit is made once: files that only what they were made from gives a name.
+
+    Attributes:
+        folder: where they are kept (`RunFolder.fitted`).
+        engine: where shards are counted, and on which device networks are fitted.
         reporter: where progress goes.
+        pairs: how many the pool holds.
     """
-    spaces = matching_spaces(config, models)
-    keys = [shards.key(part) for part in range(shards.count)]
-    of = [[space.name, space.data, space.model] for space in spaces]
-    target = folder / f"matching-{digest([VERSION, of, config.seed, keys])[:12]}"
-    if (target / JUDGES).exists():
-        return target
+
+    folder: Path
+    engine: Engine
+    reporter: Reporter
+    pairs: int
+
+    def kept(self, name: str, made_from: Any, make: Callable[[Path], None], suffix: str = "") -> Path:
+        """Return a fit's file or folder, ``<name>-<key><suffix>``, which ``make`` fills unless it is there and whole.
+
+        Args:
+            name: what is fitted.
+            made_from: what it depends on, JSON-able: the key is its digest.
+            make: fits, and writes the file or folder of this path.
+            suffix: of a file.
+        """
+        path = self.folder / f"{name}-{digest(made_from)[:12]}{suffix}"
+        if not whole(path):
+            make(path)
+            write_json(_seal(path), _content(path))
+        return path
+
+    def forget(self, name: str, but: Path) -> None:
+        """Remove the files of one kind of fit but for one."""
+        own = re.compile(rf"\.?{re.escape(name)}-[0-9a-f]{{12}}\.json(\.seal)?")
+        for path in self.folder.iterdir():
+            if own.fullmatch(path.name) and path not in (but, _seal(but)):
+                path.unlink()
+
+    def statistics(self, models: Mapping[str, ModelSpec], shards: ShardStore) -> dict[str, ModelSpec]:
+        """Return ``models`` with ``statistics`` filled in for those that can count and were given none.
+
+        A class can count where it has ``count(texts) -> int64 array`` and ``save_statistics(path, counts, n)``.
+        """
+        fitted = dict(models)
+        for name, spec in models.items():
+            found = loader.find_class(spec.class_)
+            if not hasattr(found, "count") or spec.arguments.get(loader.STATISTICS):
+                continue
+            values = spec.model_dump(mode="json", by_alias=True)
+            count = partial(self._count, _Count(name, spec, shards), found)
+            path = self.kept(name, [values, shards.keys], count, ".safetensors")
+            values = spec.model_dump(by_alias=True)
+            fitted[name] = ModelSpec.model_validate({**values, loader.STATISTICS: str(path)})
+        return fitted
+
+    def _count(self, task: _Count, counting: Any, path: Path) -> None:
+        total, texts = None, 0
+        with self.reporter.step(f"count {task.model}", self.pairs) as advance:
+            for _, (counts, n, rows) in self.engine.map(task, range(task.shards.count)):
+                total = counts if total is None else total + counts
+                texts += n
+                advance(rows)
+        counting.save_statistics(path, total, texts)
+
+    def projection(self, config: Config, shards: ShardStore) -> Path:
+        """Return the folder of the projection, fitted on a sample of embedded pairs."""
+        settings = config.projection
+
+        def make(folder: Path) -> None:
+            with self.reporter.step("fit", self.pairs) as advance:
+                fit(read_sample(shards, config), settings, config.seed, self._device).save(folder)
+                advance(self.pairs)
+
+        used = [source.column for expert in config.experts for source in sources(expert)]
+        fixed = settings.model_dump(exclude={"threads"})
+        return self.kept("projection", [FIT, fixed, config.seed, used, config.anchor, shards.keys], make)
+
+    def matcher(self, config: Config, models: Mapping[str, ModelSpec], shards: ShardStore) -> Path:
+        """Return the folder of the matcher, fitted on a sample of each modality's pairs.
+
+        Args:
+            config: experts, anchor, bounds on texts, and the seed, which enters the hash that chooses the sample.
+            models: as the pairs were embedded with.
+            shards: with both sides' embeddings and the fused one.
+        """
+        spaces = matching_spaces(config, models)
+
+        def make(folder: Path) -> None:
+            with self.reporter.step("match fit", self.pairs) as advance:
+                sample, used = _matching_sample(config, spaces, shards)
+                encoder = load_encoder(config.anchor, models, self._device)
+                Matcher.fit(sample, used, config.anchor, encoder, config.seed).save(folder)
+                advance(self.pairs)
+
+        of = [[space.name, space.data, space.model] for space in spaces]
+        return self.kept("matching", [VERSION, of, config.seed, shards.keys], make)
+
+    def scoring(
+        self,
+        settings: RankingSettings,
+        columns: Sequence[str],
+        spaces: Mapping[str, str],
+        shards: ShardStore,
+        add: Callable[[FeedbackStep], Shards],
+    ) -> Path:
+        """Return the file of how scores are put together (`Scoring`); arguments as for `fit_scoring`."""
+
+        def make(path: Path) -> None:
+            fit_scoring(shards, columns, settings, spaces, add).save(path)
+
+        of = {"weights", "broad", "conditions", "spread", "calibration"}
+        fixed = settings.model_dump(mode="json", by_alias=True, include=of)
+        return self.kept("scoring", [VERSION, fixed, list(columns), dict(spaces), shards.keys], make, ".json")
+
+    @property
+    def _device(self) -> str:
+        return loader.pick_device(self.engine.device)
+
+
+def _matching_sample(
+    config: Config, spaces: Sequence[matching.Space], shards: ShardStore
+) -> tuple[Sample, list[matching.Space]]:
+    """Return pairs of every modality, and the spaces in which some of them have both sides."""
     text_models = list(dict.fromkeys([config.anchor, *(space.model for space in spaces)]))
     names = [*(space.data for space in spaces), *map(annotation_column, text_models)]
     texts = [MODALITY, ANNOTATION, *([ANNOTATION_SPANS] if ANNOTATION_SPANS in shards.columns() else [])]
-    with reporter.step("match fit", pairs) as advance:
-        words, columns = gather(shards, texts, list(dict.fromkeys(names)), PAIRS, config.seed, by=MODALITY)
-        table = pa.table({name: pa.array(words[name].tolist(), shards.columns()[name]) for name in texts[1:]})
-        read = annotation_texts(frames.from_table(table), config.media)
-        used = [space for space in spaces if space.data in columns and annotation_column(space.model) in columns]
-        sample = Sample(
-            words[MODALITY],
-            ["" if isinstance(text, PairError) else str(text) for text in read],
-            Pairs(
-                {space.name: columns[space.data] for space in used},
-                {
-                    model: columns[annotation_column(model)]
-                    for model in text_models
-                    if annotation_column(model) in columns
-                },
-            ),
-        )
-        encoder = load_encoder(config.anchor, models, device)
-        Matcher.fit(sample, used, config.anchor, encoder, config.seed).save(target)
-        advance(pairs)
-    return target
+    words, columns = gather(shards, texts, list(dict.fromkeys(names)), MATCHING_PAIRS, config.seed, by=MODALITY)
+    table = pa.table({name: pa.array(words[name].tolist(), shards.columns()[name]) for name in texts[1:]})
+    read = annotation_texts(frames.from_table(table), config.media)
+    used = [space for space in spaces if space.data in columns and annotation_column(space.model) in columns]
+    pairs = Pairs(
+        {space.name: columns[space.data] for space in used},
+        {model: columns[name] for model in text_models if (name := annotation_column(model)) in columns},
+    )
+    annotations = ["" if isinstance(text, PairError) else str(text) for text in read]
+    return Sample(words[MODALITY], annotations, pairs), used
 
 
 def matching_spaces(config: Config, models: Mapping[str, ModelSpec]) -> list[matching.Space]:

@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def fitted(self) -> Path:
-        """Statistics and projections that were fitted on this pool."""
+        """What was fitted on this pool (`run.fits.Fits`)."""
         return self.path / "fitted"
 
     @property
@@ -68,11 +68,6 @@ class RunFolder:
     def ranking(self) -> Path:
         """Scores of the last ranking."""
         return self.path / "ranking"
-
-    @property
-    def feedback(self) -> Path:
-        """The means of the best pairs, which the last ranking counted closeness to."""
-        return self.ranking / "feedback.safetensors"
 
     @property
     def state(self) -> Path:

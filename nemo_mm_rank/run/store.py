@@ -49,6 +49,11 @@ class ShardStore:
         note = read_note(self.stages[-1] / part_name(part))
         return str(note["key"]) if note else ""
 
+    @property
+    def keys(self) -> list[str]:
+        """The fingerprints of all shards."""
+        return [self.key(part) for part in range(self.count)]
+
     def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one shard; each column from the last stage that has it. Unknown names are left out."""
         source: dict[str, Path] = {}
@@ -80,10 +85,6 @@ class ShardStore:
     def then(self, stage: Path) -> ShardStore:
         """Return these shards with one more stage."""
         return ShardStore((*self.stages, stage), self.count)
-
-    def without_last(self) -> ShardStore:
-        """Return these shards as they were before their last stage."""
-        return ShardStore(self.stages[:-1], self.count)
 
 
 @dataclass(frozen=True)

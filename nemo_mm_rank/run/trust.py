@@ -37,16 +37,17 @@ class Trust:
         return cls(tuple(map(str, folders)), run)
 
     def admit(
-        self, models: Mapping[str, ModelSpec], folder: RunFolder, describing: bool = False
+        self, models: Mapping[str, ModelSpec], folder: RunFolder, describing: bool = False, kind: str = "model"
     ) -> dict[str, ModelSpec]:
         """Return the models that a run's folder names, once nothing of them is foreign, its modalities registered.
 
         Nothing is imported before.
 
         Args:
-            models: by name.
+            models: by name; or conditions.
             folder: of the run.
             describing: describers are going to be asked, too, which may send data and a key to an address.
+            kind: what they are.
 
         Raises:
             UserError: naming the model or modality, and what would run.
@@ -63,7 +64,7 @@ class Trust:
                 self._refuse(folder, f"modality {name!r} of this run is the class {path!r}, none of this package's")
         for name, spec in models.items():
             for found in self._foreign(spec, describing):
-                self._refuse(folder, f"model {name!r} of this run {found}")
+                self._refuse(folder, f"{kind} {name!r} of this run {found}")
         register(modalities)
         return dict(models)
 

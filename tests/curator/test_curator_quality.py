@@ -98,3 +98,16 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
         TextQualityStage(operators={"texts": []})
     with pytest.raises(ConfigError, match="no model 'clip'"):
         MediaQualityStage(operators={"agreement": {"clip": {"model": "clip"}}})
+
+
+def test_classes_that_a_job_names_are_loaded_where_trusted(pool: Path, batch: DocumentBatch, tmp_path: Path) -> None:
+    own = {"red": {"class": "tests.quality.operators.operator_models:Redness"}}
+    settings = {"pictures": ["dark"], "texts": ["words"], "own": own}
+    output = str(tmp_path / "run")
+    config = {"pools": str(pool), "output": output, "duplicates": "off", "operators": settings}
+    job = curate(parse(EcoDatumConfig, config))
+    with pytest.raises(UserError, match="operator 'red' of this run is the class"):
+        EcoDatumStage(run=job.folder)
+    stages = {one.name: one for one in EcoDatumStage(run=job.folder, trust_run=True).decompose()}
+    scored = to_table(pickle.loads(pickle.dumps(stages["quality-media"])).process(batch))
+    assert scored["quality__red"].null_count < len(scored)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +10,7 @@ import pytest
 from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank import curate, rank
-from nemo_mm_rank.curator import RankScoreStage
+from nemo_mm_rank.curator import MultimodalRankStage, RankScoreStage
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.curation import Result
@@ -105,3 +107,38 @@ def test_a_run_that_was_ranked_again_scores_by_its_last_queries(run: Result, tmp
         FinishedRun.load(copy)
     with pytest.raises(UserError, match="is not a run"):
         FinishedRun.load(tmp_path)
+
+
+CODE = """
+import numpy as np
+
+
+class Short:
+    columns, least = ("annotation",), 0.1
+
+    def __init__(self, name):
+        self.name = name
+
+    def chances(self, table):
+        return np.array([1 / len(text.split()) for text in table["annotation"].to_pylist()])
+"""
+
+
+def test_a_condition_of_one_s_own_is_asked_of_new_pairs_where_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "short_of_mine.py").write_text(CODE, encoding="utf-8")
+    ranking = {"conditions": {"match": 3.0, "short": {"class": "short_of_mine:Short"}}}
+    config = settings(many_texts(tmp_path / "pool.jsonl"), tmp_path / "run", budget=120, shards=2, ranking=ranking)
+    run = curate(config=config, import_from=tmp_path, progress=False)
+    with pytest.raises(UserError, match="condition 'short' of this run is the class 'short_of_mine:Short'"):
+        MultimodalRankStage(run=run.folder)
+    stages = MultimodalRankStage(run=run.folder, import_from=tmp_path).decompose()
+    stage = pickle.loads(pickle.dumps(stages[-1]))
+    assert "annotation" in stage.inputs()[1]
+    folder = RunFolder(run.folder)
+    done = stage.process(DocumentBatch("demo", State.load(folder).open(folder).read(1))).data
+    blend = dict(zip(run.blend[PAIR_ID], run.blend["score"], strict=True))
+    assert done["score"].to_pylist() == [blend[name] for name in done[PAIR_ID].to_pylist()]
+    assert set(done["condition__short"].to_pylist()) <= {1 / 4, 1 / 5}

@@ -88,7 +88,7 @@ def test_the_same_by_every_way(way: str, pool: Path, plain: Result, tmp_path: Pa
     else:
         outcome = MultimodalRankWorkflow(config=config).run(EXECUTORS[way]())
         assert outcome.get_metadata("manifest") == plain.manifest
-        assert sorted(outcome.pipeline_tasks) == ["count", "match + rank", "projection", "sns + experts"]
+        assert sorted(outcome.pipeline_tasks) == ["count", "match", "projection", "rank", "sns + experts"]
         assert sorted(task.data for task in outcome.pipeline_tasks["sns + experts"]) == [0, 1, 2, 3]
     assert digests(tmp_path / "run") == digests(plain.folder)
     assert_same_pairs(rows(tmp_path / "run"), rows(plain.folder))

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from nemo_mm_rank import curate, rank
+from nemo_mm_rank import curate, frames, rank
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ModelError, UserError
+from nemo_mm_rank.io.files import read_note, write_table
+from nemo_mm_rank.ranking.queries import QueryStep
+from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run.curation import explain
-from tests.integration.runs import BROAD, digests, many_texts, settings
+from nemo_mm_rank.run.finished import FinishedRun, State
+from nemo_mm_rank.run.folder import RunFolder
+from tests.integration.runs import BROAD, digests, many_texts, settings, tree
 
 SHARDS = 4
 
@@ -48,7 +58,11 @@ def done_again(config: dict[str, Any], **changes: Any) -> dict[str, int]:
     before = made(run)
     curate(config={**config, **changes}, progress=False)
     fresh = [name for name, inode in made(run).items() if before.get(name) != inode]
-    kinds = [name.split("/")[1].split("-")[0] if name.startswith("steps/") else "fitted" for name in fresh]
+    first = [name.split("/")[1].split("-")[0] for name in fresh]
+    kinds = [
+        kind if kind == "scoring" or name.startswith("steps/") else "fitted"
+        for name, kind in zip(fresh, first, strict=True)
+    ]
     return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
@@ -59,7 +73,8 @@ def test_nothing_changed(config: dict[str, Any]) -> None:
 
 
 QUICK = {"max_epochs": 3, "folds": 2}
-RANKED = {"rank": SHARDS}
+SCORING = {"scoring": 1}
+RANKED = {"rank": SHARDS, **SCORING}
 PROJECTED = {"fitted": 4, "match": SHARDS, "projection": SHARDS, **RANKED}
 EMBEDDED = {"experts": SHARDS, **PROJECTED}
 
@@ -68,10 +83,10 @@ EMBEDDED = {"experts": SHARDS, **PROJECTED}
     ("changes", "again"),
     [
         ({"budget": 3}, {}),
-        ({"ranking": {"weights": {"fused": 1}}}, {}),
+        ({"ranking": {"weights": {"fused": 1}}}, SCORING),
         ({"queries": "beeps"}, RANKED),
-        ({"ranking": {"broad": "off"}}, {}),
-        ({"ranking": {"conditions": {}}}, {}),
+        ({"ranking": {"broad": "off"}}, SCORING),
+        ({"ranking": {"conditions": {}}}, SCORING),
         ({"engine": {"device": "cpu"}, "media": {"threads": 1}, "projection": {**QUICK, "threads": 2}}, {}),
         ({"projection": {"max_epochs": 2, "folds": 2}}, PROJECTED),
         ({"seed": 1}, PROJECTED),
@@ -92,9 +107,9 @@ def test_only_what_a_change_touches(config: dict[str, Any], changes: dict[str, A
 @pytest.mark.parametrize(
     ("changes", "again"),
     [
-        ({"feedback": 3}, {"feedback": SHARDS}),  # fewer pairs say what the query means
-        ({"feedback": 0}, {}),
-        ({"weights": {"fused": 1.0}}, {"feedback": SHARDS}),  # other pairs are the best
+        ({"feedback": 3}, {"feedback": SHARDS, **SCORING}),  # fewer pairs say what the query means
+        ({"feedback": 0}, SCORING),
+        ({"weights": {"fused": 1.0}}, {"feedback": SHARDS, **SCORING}),  # other pairs are the best
     ],
 )
 def test_only_closeness_to_the_best_is_made_again(
@@ -181,3 +196,73 @@ def test_damaged_files_are_made_again(config: dict[str, Any]) -> None:
         part.write_bytes(part.read_bytes()[:-100])
     curate(config=config, progress=False)
     assert digests(run) == first
+
+
+def test_damaged_fits_are_made_again(config: dict[str, Any]) -> None:
+    run = Path(config["output"])
+    first, fitted = digests(run), tree(run / "fitted")
+    files = [path for path in sorted((run / "fitted").rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    kinds = [str(path.relative_to(run / "fitted")).split("-")[0] for path in files]
+    assert kinds == ["matching", "matching", "projection", "projection", "scoring", "text"]
+    for damage in ("cut short", "a bit", "gone", "never finished"):
+        for path in files:
+            content = path.read_bytes()
+            if damage == "cut short":
+                path.write_bytes(content[:-1])
+            elif damage == "a bit":
+                path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+            elif damage == "gone":
+                path.unlink()
+            else:
+                of = path if path.parent.name == "fitted" else path.parent
+                of.with_name(f".{of.name}.seal").unlink(missing_ok=True)
+        curate(config=config, progress=False)
+        assert digests(run) == first, damage
+        assert tree(run / "fitted") == fitted, damage
+
+
+def test_a_ranking_has_a_fit_of_its_own_and_a_damaged_one_is_not_read(config: dict[str, Any]) -> None:
+    run = Path(config["output"])
+    first = json.loads((run / "state.json").read_text("utf-8"))
+    told = explain(run, "text-001")
+    rank(run, "beeps")
+    other = json.loads((run / "state.json").read_text("utf-8"))
+    assert other["scoring"] != first["scoring"]
+    assert [path.name for path in run.glob("fitted/scoring-*")] == [Path(other["scoring"]).name]
+    (run / other["scoring"]).write_text("{", encoding="utf-8")
+    for read in (partial(explain, run, "text-001"), partial(FinishedRun.load, run)):
+        with pytest.raises(UserError, match="is gone or damaged; rank the run again"):
+            read()
+    rank(run, config["queries"])
+    assert explain(run, "text-001") == told
+    assert json.loads((run / "state.json").read_text("utf-8")) == first
+
+
+@pytest.mark.parametrize("ranking", [{}, {"broad": BROAD, "calibration": "quantile"}, {"calibration": "matched"}])
+def test_nothing_is_fitted_when_a_run_is_read(tmp_path: Path, ranking: dict[str, Any]) -> None:
+    pool = many_texts(tmp_path / "pool.jsonl")
+    values = settings(pool, tmp_path / "run", shards=SHARDS, budget=30, ranking=ranking)
+    run = curate(config=values, progress=False).folder
+    known = [f"p{number:03d}" for number in range(10)]
+    told, finished, opened = [explain(run, name) for name in known], FinishedRun.load(run), Run.open(run)
+    # The others' cosines change, and with them whatever would be fitted on them now.
+    for part in sorted(run.glob("steps/rank-*/part-*"))[1:]:
+        table = pq.read_table(part)
+        for place, name in enumerate(table.column_names):
+            if name.startswith("cosine__"):
+                table = table.set_column(place, name, pc.subtract(table[name], pa.scalar(9.0, pa.float32())))
+        write_table(part, table, read_note(part))
+    again = [explain(run, name) for name in known]
+    rank_in_pool = re.compile(r"rank [\d,]+ of")
+    assert [rank_in_pool.sub("", one) for one in again] == [rank_in_pool.sub("", one) for one in told]
+    mine = opened.scored.places[:, 0] == 0
+    assert Run.open(run).scored.scores[mine].tolist() == opened.scored.scores[mine].tolist()
+    assert Run.open(run).scored.scores[~mine].tolist() != opened.scored.scores[~mine].tolist()
+    # New pairs need no shard at all.
+    state = State.load(RunFolder(run))
+    rows = state.open(RunFolder(run)).read(0)
+    shutil.rmtree(run / "steps")
+    read = FinishedRun.load(run)
+    assert read.scoring.as_json() == finished.scoring.as_json()
+    scores = QueryStep(read.config, read.models, read.scoring)(frames.from_table(rows))["score"].tolist()
+    assert scores == opened.scored.scores[mine].tolist()

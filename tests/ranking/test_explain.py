@@ -11,7 +11,9 @@ import pytest
 
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.ranking import explain, rank
+from nemo_mm_rank.ranking import explain
+from nemo_mm_rank.ranking.blend import choose
+from nemo_mm_rank.ranking.scoring import Scoring
 
 SPANS = pa.list_(pa.list_(pa.float64()))
 
@@ -53,7 +55,8 @@ COSINES = ["cosine__clip__a", "cosine__fused"]
 
 def told(pair_id: str, budget: int = 2, bad_rows: pa.Table | None = None, **options: Any) -> str:
     settings = RankingSettings(**{"weights": {"fused": 2.0}, **options})
-    return explain(pair_id, shards(), rank(shards(), COSINES, settings, Budget(count=budget)), bad_rows)
+    scoring = Scoring.fit(shards(), COSINES, settings)
+    return explain(pair_id, shards(), choose(shards(), scoring, settings, Budget(count=budget)), scoring, bad_rows)
 
 
 def test_chosen() -> None:

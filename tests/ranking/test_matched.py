@@ -86,8 +86,11 @@ def test_explain_tells_the_same_score(tmp_path: Path) -> None:
     pool = files(tmp_path, made_up({"image": -0.5, "text": 0.0, "audio": 0.4}))
     found = rank(pool, COLUMNS, ONLY_FUSED, Budget(count=60))
     first = found.chosen["pair_id"][0].as_py()
-    assert "chosen, rank 1 of 300" in explain(first, pool, found)
-    assert f"score {found.chosen['score'][0].as_py():+.3f}" in explain(first, pool, found)
+    scoring = Scoring.fit(pool, COLUMNS, ONLY_FUSED)
+    scoring.save(tmp_path / "scoring.json")
+    for one in (scoring, Scoring.load(tmp_path / "scoring.json")):
+        assert "chosen, rank 1 of 300" in explain(first, pool, found, one)
+        assert f"score {found.chosen['score'][0].as_py():+.3f}" in explain(first, pool, found, one)
 
 
 def test_it_needs_both_cosines(tmp_path: Path) -> None:

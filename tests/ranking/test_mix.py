@@ -22,6 +22,7 @@ from nemo_mm_rank.mix import MIXES, Mix, advice, canonical_type, find_mix, type_
 from nemo_mm_rank.modality import MODALITY_CODES, code_of, combined, name_of
 from nemo_mm_rank.ranking import Files, quota_counts, rank
 from nemo_mm_rank.ranking.explain import explain
+from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.outcome import mix_entry
 from nemo_mm_rank.run.summary import mix_lines, mix_table
 
@@ -111,9 +112,10 @@ def test_quotas_are_exact(tmp_path: Path) -> None:
     assert wanted == {"image->text": 40, "text->text": 22, "video->text": 39}  # 39.592, 21.816, 39.592: by name
     assert Counter(map(type_of, found.chosen["modality"].to_pylist())) == wanted
     assert found.chosen["reason"][-1].as_py().endswith("; quota image->text 40/40")
-    assert "quota image->text, chosen" not in explain("p200", pool, found)
-    assert "the last one chosen from text->text" in explain("p169", pool, found)
-    assert "the quotas leave no room for others" in explain("p000", pool, found)
+    scoring = Scoring.fit(pool, ["cosine__fused"], mixed("unite-adaptation"))
+    assert "quota image->text, chosen" not in explain("p200", pool, found, scoring)
+    assert "the last one chosen from text->text" in explain("p169", pool, found, scoring)
+    assert "the quotas leave no room for others" in explain("p000", pool, found, scoring)
 
 
 @pytest.mark.parametrize(("policy", "others"), [("fill", 11), ("leave", 0)])

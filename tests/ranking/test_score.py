@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +12,8 @@ import torch
 from nemo_mm_rank import frames
 from nemo_mm_rank.errors import ConfigError, MissingColumnError
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.io.files import read_table, write_table
-from nemo_mm_rank.ranking import ScoreStep, Space, score_shard
+from nemo_mm_rank.ranking import ScoreStep, Space
+from nemo_mm_rank.steps import columns_added
 
 QUERY = torch.tensor([[2.0, 0.0, 0.0]])
 
@@ -94,29 +93,23 @@ def test_a_column_without_any_vector_is_missing_everywhere() -> None:
     assert found["error"].null_count == 2
 
 
-def test_shards_give_the_bits_of_the_whole(tmp_path: Path) -> None:
+def test_shards_give_the_bits_of_the_whole() -> None:
     values = torch.randn(5000, 37, generator=torch.Generator().manual_seed(0))
     queries = torch.randn(3, 37, generator=torch.Generator().manual_seed(1))
     table = pool(5000, emb_fused=frames.to_arrow(Vectors.full(values)))
     step = pickle.loads(pickle.dumps(ScoreStep([Space.fused(queries)], [1.0, 0.5, -1.0], "max")))
-    whole, found = tmp_path / "whole.parquet", []
-    write_table(tmp_path / "shard.parquet", table)
-    score_shard(tmp_path / "shard.parquet", whole, step)
-    for start in range(0, 5000, 733):
-        write_table(tmp_path / "shard.parquet", table.slice(start, 733))
-        score_shard(tmp_path / "shard.parquet", tmp_path / "part.parquet", step)
-        found.append(read_table(tmp_path / "part.parquet"))
-    assert pa.concat_tables(found).equals(read_table(whole))
-    assert read_table(whole).column_names == ["pair_id", "pool", "modality", "error", "cosine__fused"]
+    whole = columns_added(step, table)
+    found = [columns_added(step, table.slice(start, 733)) for start in range(0, 5000, 733)]
+    assert pa.concat_tables(found).equals(whole)
+    assert whole.column_names == ["cosine__fused", "error"]
 
 
-def test_an_empty_shard(tmp_path: Path) -> None:
-    write_table(tmp_path / "shard.parquet", pool(0, emb_fused=vectors([])))
-    score_shard(tmp_path / "shard.parquet", tmp_path / "part.parquet", ScoreStep([Space.fused(QUERY)], [1.0]))
-    assert read_table(tmp_path / "part.parquet").num_rows == 0
+def test_an_empty_shard() -> None:
+    step = ScoreStep([Space.fused(QUERY)], [1.0])
+    assert columns_added(step, pool(0, emb_fused=vectors([]))).num_rows == 0
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused() -> None:
     table = pool(1, emb_fused=vectors([[1.0, 0.0]]))
     with pytest.raises(ConfigError, match="3 dimensions, the embeddings 2"):
         ScoreStep([Space.fused(QUERY)], [1.0])(frames.from_table(table))
@@ -124,9 +117,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         ScoreStep([], [1.0])
     with pytest.raises(ConfigError, match="must differ"):
         ScoreStep([Space.fused(QUERY)] * 2, [1.0])
-    write_table(tmp_path / "shard.parquet", table)
-    with pytest.raises(MissingColumnError, match="lacks 'emb_data__clip'"):
-        score_shard(tmp_path / "shard.parquet", tmp_path / "part", ScoreStep([Space.expert("clip", QUERY)], [1.0]))
+    with pytest.raises(MissingColumnError, match="'emb_data__clip'"):
+        columns_added(ScoreStep([Space.expert("clip", QUERY)], [1.0]), table)
 
 
 def test_identity_follows_the_queries() -> None:

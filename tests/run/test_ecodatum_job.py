@@ -269,3 +269,15 @@ def test_a_column_that_there_is_not_is_refused_with_the_nearest_that_is(pool: Pa
         job(pool, tmp_path / "run", ensemble={"functions": functions})
     with pytest.raises(ConfigError, match=r"tie_break: no column 'nothing'"):
         job(pool, tmp_path / "run", tie_break="nothing")
+
+
+def test_an_operator_of_one_s_own_votes(pool: Path, tmp_path: Path) -> None:
+    own = {"red": {"class": "tests.quality.operators.operator_models:Redness", "times": 0.5}}
+    found = job(pool, tmp_path / "run", shards=2, operators={"own": own})
+    assert "red" in found.manifest["ensemble"]["functions"]
+    assert found.manifest["config"]["operators"]["own"] == own
+    operated, _ = Operated.load(found.folder)
+    assert operated.operators.own["red"].arguments == {"times": 0.5}
+    with pytest.raises(ConfigError, match="takes no 'tims'"):
+        job(pool, tmp_path / "other", operators={"own": {"red": {**own["red"], "tims": 1}}})
+    assert not (tmp_path / "other").exists()

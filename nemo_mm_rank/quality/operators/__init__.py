@@ -15,6 +15,7 @@ apply to a modality.
 | <name>_count, _mean, _best, _coverage (``grounding``)        | what the model takes  | a grounder                    |
 | agreement_<expert> (``experts``)                             | all                   | the expert's embeddings       |
 | <name> (``given``)                                           | all                   | a column that is there        |
+| <name> (``own``)                                             | what the class takes  | a `PairScorer` of yours       |
 | datacomp_basic, _clip_score, _laion2b, _image_based          | image                 | language, scores, centroids   |
 
 Of a video, scores are the mean over its frames; what looks at data decodes it once for all of them.
@@ -33,7 +34,7 @@ from nemo_mm_rank.quality.operators.columns import DATACOMP, ColumnsStep, Senten
 from nemo_mm_rank.quality.operators.datacomp import DataCompStep
 from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
 from nemo_mm_rank.quality.operators.images import PictureScores
-from nemo_mm_rank.quality.operators.media import Judged, MediaStep, Operator
+from nemo_mm_rank.quality.operators.media import Judged, MediaStep, Operator, OwnOperator, PairScorer
 from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, column
 from nemo_mm_rank.quality.operators.text import LANGUAGE_LABEL, TextScorer, TextStep
 from nemo_mm_rank.schema import AGREEMENT
@@ -54,6 +55,7 @@ __all__ = [
     "MediaStep",
     "Operator",
     "OperatorSettings",
+    "PairScorer",
     "PictureScores",
     "SentenceStep",
     "TextScorer",
@@ -86,6 +88,7 @@ def steps(
         PictureScores([name for name in settings.pictures if name not in given], media.threads),
         *(Agreement(name, own, models, given) for name, own in settings.agreement.items()),
         *(Grounding(name, own, models, given) for name, own in settings.grounding.items()),
+        *(OwnOperator(name, spec) for name, spec in settings.own.items() if name not in given),
     ]
     if settings.fingerprints:
         operators.append(Fingerprints(media.threads))

@@ -10,15 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import PairError, TextError
+from nemo_mm_rank.config import MediaSettings, ModelSpec
+from nemo_mm_rank.errors import ModelError, PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_texts, by_class, in_chunks, iter_data, take_apart
 from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.modality import modalities_of
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT
+from nemo_mm_rank.models.base import answering, fulfil
+from nemo_mm_rank.quality.operators.settings import column
+from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, Modality
 from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.text.ngrams import mix
 
@@ -62,6 +64,104 @@ class Operator(Protocol):
     def identity(self) -> dict[str, Any]:
         """Return what its scores depend on, as JSON-able values."""
         ...
+
+
+class PairScorer(Protocol):
+    """An operator of the user's own: looks at decoded data beside its annotation, and says one number of each pair.
+
+    A configuration names a class by its import path, with arguments beside it:
+    ``operators.own: {bright: {class: "my_module:Bright", side: 32}}`` adds a column ``quality__bright``. Where the
+    class takes ``name`` or ``device`` it is given what the configuration calls it and where models run.
+
+    >>> import numpy as np
+    >>> class Bright:
+    ...     revision = "1"
+    ...     modalities = frozenset({"image"})
+    ...
+    ...     def __init__(self, name: str, side: int = 32) -> None:
+    ...         self.name, self.side = name, side
+    ...
+    ...     def score(self, items, texts, modality):
+    ...         small = [item.pixels.convert("L").resize((self.side, self.side)) for item in items]
+    ...         return np.array([np.asarray(grey).mean() / 255 for grey in small])
+    >>> from PIL import Image as PILImage
+    >>> from nemo_mm_rank.media.segment import Image
+    >>> pictures = [Image("a", PILImage.new("RGB", (60, 40), "white")), Image("b", PILImage.new("RGB", (9, 9)))]
+    >>> Bright("bright").score(pictures, ["A white card.", "Night."], "image").tolist()
+    [1.0, 0.0]
+
+    Attributes:
+        name: what the configuration calls it.
+        revision: what its scores depend on besides its arguments: pairs that another one has scored are scored anew.
+        modalities: of the data that it takes; the column is null for others.
+    """
+
+    name: str
+    revision: str
+    modalities: frozenset[str]
+
+    def score(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> npt.NDArray[np.floating[Any]]:
+        """Return ``(n,)`` scores, higher is better, NaN for an item without one; none depends on its neighbours.
+
+        Args:
+            items: ``n`` decoded data, all of one modality (`media.segment`; text and code are plain strings).
+            texts: ``n`` annotations.
+            modality: the items'.
+        """
+        ...
+
+
+@dataclass
+class OwnOperator:
+    """Adds the scores of a `PairScorer`, as ``quality__<name>``.
+
+    Args:
+        name: of the operator.
+        spec: class and arguments.
+    """
+
+    name: str
+    spec: ModelSpec
+    device: str = "cpu"
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """One column."""
+        return {column(self.name): pa.float32()}
+
+    def setup(self, device: str) -> None:
+        """Load it (nothing happens where this process has it).
+
+        Raises:
+            UserError: it cannot be loaded, or lacks what an operator needs.
+        """
+        self.device = device
+        fulfil(self.name, self._scorer, PairScorer)
+
+    @property
+    def _scorer(self) -> PairScorer:
+        scorer: PairScorer = loader.load(self.name, self.spec.class_, self.spec.arguments, self.device)
+        return scorer
+
+    def takes(self, modality: Modality) -> bool:
+        """The modalities that it lists."""
+        return modality in self._scorer.modalities
+
+    def identity(self) -> dict[str, Any]:
+        """Class, arguments and revision."""
+        return {"own": loader.identities({self.name: self.spec})}
+
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+        """Ask it.
+
+        Raises:
+            ModelError: it fails, or does not return one number for each item.
+        """
+        with answering(f"operator {self.name!r}"):
+            scores = np.asarray(self._scorer.score(items, texts, modality), dtype=np.float32)
+        if scores.shape != (len(items),):
+            raise ModelError(f"operator {self.name!r} returned scores of shape {scores.shape} for {len(items)} items")
+        return Judged({column(self.name): pa.array(scores, from_pandas=True)})
 
 
 @dataclass
@@ -117,7 +217,7 @@ class MediaStep(Step):
         for name, positions in by_class(rows, errors):
             live = [row for row in positions if row not in errors]
             self._judge(rows, name, live, texts, columns, errors)
-        return Added({name: column.array(errors) for name, column in columns.items()}, errors)
+        return Added({name: filled.array(errors) for name, filled in columns.items()}, errors)
 
     def _judge(
         self,
@@ -145,10 +245,10 @@ class MediaStep(Step):
                 for part, one in zip(parts, judged, strict=True):
                     for item, error in one.errors.items():
                         errors.setdefault(here[item], named(part, error))
-                for column in operator.provides:
-                    said = [one.columns[column] for one in judged if column in one.columns]
+                for added in operator.provides:
+                    said = [one.columns[added] for one in judged if added in one.columns]
                     if said:
-                        columns[column].put(here, _of_parts(said))
+                        columns[added].put(here, _of_parts(said))
 
     def _decoded(
         self, rows: Frame, name: str, positions: list[int], errors: dict[int, PairError]

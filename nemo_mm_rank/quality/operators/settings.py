@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nemo_mm_rank.config import ModalityName, Settings, Share
+from nemo_mm_rank.config import ModalityName, ModelSpec, Settings, Share
 from nemo_mm_rank.quality.text_filters import existing_file
 
 PREFIX = "quality__"
@@ -110,8 +110,18 @@ class OperatorSettings(Settings):
         default_factory=dict,
         description="operator -> a column that the pool or an earlier step has (nothing is computed for it)",
     )
+    own: dict[Name, ModelSpec] = Field(
+        default_factory=dict, description="operator -> `class` of yours by import path, and its arguments (PairScorer)"
+    )
     datacomp: DataCompSettings = DataCompSettings()
     fingerprints: bool = Field(True, description="keys by which duplicates are found, from the same decoding")
+
+    @model_validator(mode="after")
+    def _own_names_are_free(self) -> OperatorSettings:
+        ours = {*PICTURES, *TEXTS, "language", "concreteness", "icc", *self.agreement, *self.experts, *self.weakest}
+        if taken := sorted(ours & self.own.keys()):
+            raise ValueError(f"own: {taken[0]!r} is the name of another operator; give yours another")
+        return self
 
     @model_validator(mode="after")
     def _languages_are_known(self) -> OperatorSettings:

@@ -84,3 +84,18 @@ class Lengths:
         self.seen += texts
         lengths = np.array([float(len(text)) for text in texts])
         return lengths if self._shape == 1 else lengths[:, None]
+
+
+class Redness:
+    """Says how red a picture or film is, and nothing of one that is said to be blue."""
+
+    modalities: frozenset[str] = frozenset({"image", "video"})
+
+    def __init__(self, name: str, revision: str = "1", times: float = 1.0, shape: int = 1) -> None:
+        self.name, self.revision, self._times, self._shape = name, revision, times, shape
+
+    def score(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> npt.NDArray[np.float64]:
+        reds = [np.asarray(item.pixels if isinstance(item, Image) else item.frames) for item in items]  # type: ignore[union-attr]
+        scores = np.array([red[..., 0].mean() / 250 * self._times for red in reds])
+        scores[["blue" in text for text in texts]] = np.nan
+        return scores if self._shape == 1 else scores[:, None]

@@ -342,3 +342,44 @@ def test_the_demo_pool_whole_and_in_parts(tmp_path: Path) -> None:
     assert sorted(failed["pair_id"]) == ["bad-corrupt", "bad-empty", "bad-missing"]
     again = whole["pair_id"].duplicated(keep=False)
     assert whole.loc[again, DATA_KEY].nunique() == 1
+
+
+RED = {"class": f"{HERE}:Redness"}
+
+
+def test_an_operator_of_one_s_own(rows: pd.DataFrame) -> None:
+    settings: dict[str, Any] = {**PLAIN, "own": {"red": RED, "twice": {**RED, "times": 2}}}
+    out = run(rows, settings, {})
+    red = values(out, "red")
+    assert [None if one is None else round(one, 2) for one in red] == [0.5, 0.25, *[None] * 2, 0.8, *[None] * 5]
+    assert values(out, "twice") == [None if one is None else pytest.approx(2 * one) for one in red]
+    assert out[ERROR].tolist()[2].startswith("quality-media: MediaError")
+    assert columns(steps(parse(OperatorSettings, settings))) == [column("red"), column("twice")]
+    whole = frames.to_table(out[[column("red")]])
+    for place in range(len(rows)):
+        assert frames.to_table(run(rows.iloc[[place]], settings, {})[[column("red")]]).equals(whole.slice(place, 1))
+    (step,) = steps(parse(OperatorSettings, {**PLAIN, "own": {"red": RED}}))
+    (other,) = steps(parse(OperatorSettings, {**PLAIN, "own": {"red": {**RED, "revision": "2"}}}))
+    assert step.identity() != other.identity()
+    (given,) = steps(parse(OperatorSettings, {**PLAIN, "own": {"red": RED}, "given": {"red": "r"}}))
+    assert given.name != step.name
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({**RED, "shape": 2}, r"operator 'red' returned scores of shape \(\d, 1\) for \d items"),
+        ({**RED, "times": "much"}, "operator 'red' failed with"),
+        ({**RED, "tims": 2}, "takes no 'tims'; did you mean 'times'"),
+        ({"class": f"{HERE}:Lengths"}, "is no pairscorer: it lacks modalities"),
+        ({"class": f"{HERE}:Blueness"}, "has no class 'Blueness'"),
+    ],
+)
+def test_what_is_no_operator(rows: pd.DataFrame, spec: dict[str, Any], said: str) -> None:
+    with pytest.raises((ConfigError, ModelError), match=said):
+        run(rows, {**PLAIN, "own": {"red": spec}}, {})
+
+
+def test_an_operator_of_one_s_own_has_a_name_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="own: 'dark' is the name of another operator"):
+        parse(OperatorSettings, {"own": {"dark": RED}})
