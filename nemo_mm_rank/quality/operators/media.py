@@ -20,7 +20,7 @@ from nemo_mm_rank.modality import modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import answering, fulfil
 from nemo_mm_rank.quality.operators.settings import column
-from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, Modality
+from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT
 from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.text.ngrams import mix
 
@@ -100,7 +100,7 @@ class PairScorer(Protocol):
     revision: str
     modalities: frozenset[str]
 
-    def score(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> npt.NDArray[np.floating[Any]]:
+    def score(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> npt.NDArray[np.floating[Any]]:
         """Return ``(n,)`` scores, higher is better, NaN for an item without one; none depends on its neighbours.
 
         Args:
@@ -143,7 +143,7 @@ class OwnOperator:
         scorer: PairScorer = loader.load(self.name, self.spec.class_, self.spec.arguments, self.device)
         return scorer
 
-    def takes(self, modality: Modality) -> bool:
+    def takes(self, modality: str) -> bool:
         """The modalities that it lists."""
         return modality in self._scorer.modalities
 
@@ -151,7 +151,7 @@ class OwnOperator:
         """Class, arguments and revision."""
         return {"own": loader.identities({self.name: self.spec})}
 
-    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: Modality) -> Judged:
+    def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Ask it.
 
         Raises:
