@@ -17,8 +17,8 @@ from rich.table import Table
 
 from nemo_mm_rank import media
 from nemo_mm_rank.config import MediaSettings, ModelSpec
-from nemo_mm_rank.demo import pictures, sounds, words
-from nemo_mm_rank.demo.pictures import Landscape
+from nemo_mm_rank.demo import audio, images, words
+from nemo_mm_rank.demo.images import Landscape
 from nemo_mm_rank.errors import ModelError, PairError, UserError
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models import loader
@@ -133,13 +133,13 @@ def _try(name: str, model: Encoder | Describer | Grounder, item: Item, modality:
 
 
 def _samples(settings: MediaSettings) -> dict[Modality, Item]:
-    """Return one item of each modality: a landscape, a film of it, the sound of waves, a passage, a function."""
+    """Return one item of each modality: a landscape, a video of it, the sound of waves, a passage, a function."""
     random = Random(0)  # noqa: S311 (nothing secret)
     scene = Landscape.at_random(random)
     files = {
-        Modality.IMAGE: ("sample.jpg", pictures.jpeg(scene.draw())),
-        Modality.VIDEO: ("sample.mp4", pictures.film(scene)),
-        Modality.AUDIO: ("sample.wav", sounds.sound(random, True, 0)[0]),
+        Modality.IMAGE: ("sample.jpg", images.jpeg(scene.draw())),
+        Modality.VIDEO: ("sample.mp4", images.video(scene)),
+        Modality.AUDIO: ("sample.wav", audio.sound(random, True, 0)[0]),
     }
     made: dict[Modality, Item] = {
         Modality.TEXT: words.text(random, True, 0)[0],

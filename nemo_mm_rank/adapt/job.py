@@ -23,10 +23,10 @@ from nemo_mm_rank.measures.geometry import recalls
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
 from nemo_mm_rank.models.lora import (
+    adapter_settings,
     attach,
     get_weights,
     joined,
-    language_layers,
     merge_adapter,
     read_adapter,
     write_adapter,
@@ -187,10 +187,8 @@ class _Adaptation:
         if len(learnt) < 2:
             raise UserError(f"stage {stage.name!r}: fewer than two pairs are left to learn from")
         before = measure(encoder, pairs, held_out)
-        configured = lora(encoder.model, stage)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(settings.seed)
-            adapted = attach(encoder.model, configured)
+        configured = adapter_settings(encoder.model, stage.rank, stage.alpha, stage.dropout)
+        adapted = attach(encoder.model, configured, settings.seed)
         checkpoint = Checkpoint(folder / "checkpoint.safetensors", key)
         with self.reporter.step(f"adapt: {stage.name}", stage.epochs * len(learnt)) as advance:
             losses = train(encoder, adapted, pairs, learnt, stage, settings, checkpoint, advance)
@@ -210,16 +208,6 @@ class _Adaptation:
         write_json(folder / RECORD, record)
         checkpoint.path.unlink(missing_ok=True)
         return record
-
-
-def lora(model: Any, stage: StageSettings) -> dict[str, Any]:
-    """Return a stage's settings of ``peft.LoraConfig``."""
-    return {
-        "r": stage.rank,
-        "lora_alpha": stage.alpha,
-        "lora_dropout": stage.dropout,
-        "target_modules": language_layers(model),
-    }
 
 
 def _read(path: Path) -> Mapping[str, Any]:
