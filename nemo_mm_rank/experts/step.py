@@ -102,6 +102,7 @@ class ExpertStep(Step):
     anchor: str
     media: MediaSettings = field(default_factory=MediaSettings)
     name: str = "experts"
+    loaded = ("_experts", "_device")
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
@@ -136,10 +137,6 @@ class ExpertStep(Step):
         """Load every model (nothing happens where this process has them)."""
         self._device = loader.pick_device(device)
         self._experts = [build(expert, self.models, self._device) for expert in self.experts]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the loaded models."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_experts", "_device")}
 
     def identity(self) -> dict[str, Any]:
         """Experts, models with their revisions, and how media are decoded."""

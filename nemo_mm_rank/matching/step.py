@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +12,9 @@ import pyarrow as pa
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings, ModelSpec
-from nemo_mm_rank.errors import ModelError, PairError
+from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.io.files import folder_digest
 from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import BANKS, JUDGES, Matcher
 from nemo_mm_rank.media.rows import annotation_texts
@@ -83,10 +83,8 @@ class MatchStep(Step):
 
     def process(self, rows: Frame) -> Added:
         """Judge ``rows``, modality by modality; a pair without an annotation that can be read fails."""
-        matcher, encoder = (
-            _load(self.folder, _digest(self.folder)),
-            load_encoder(self.anchor, self.models, self._device),
-        )
+        matcher = _load(self.folder, _digest(self.folder))
+        encoder = load_encoder(self.anchor, self.models, self._device)
         texts = annotation_texts(rows, self.media)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
         annotations = ["" if row in errors else str(text) for row, text in enumerate(texts)]
@@ -139,15 +137,4 @@ def _load(folder: str, digest: str) -> Matcher:
 
 
 def _digest(folder: str) -> str:
-    """Return a digest of the files that make a matcher.
-
-    Raises:
-        ModelError: one of them is missing.
-    """
-    total = hashlib.blake2b(digest_size=16)
-    for name in (JUDGES, BANKS):
-        try:
-            total.update(hashlib.blake2b((Path(folder) / name).read_bytes()).digest())
-        except OSError as error:
-            raise ModelError(f"{folder} holds no matcher: {error}") from error
-    return total.hexdigest()
+    return folder_digest(folder, (JUDGES, BANKS), "matcher")

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from nemo_mm_rank.config import Settings
 from nemo_mm_rank.errors import ModelError, nearest, require
-from nemo_mm_rank.io.files import write_atomically, write_json
+from nemo_mm_rank.io.files import write_json, write_tensors
 from nemo_mm_rank.models.weights import folder_revision, opening, resolve
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -129,19 +129,10 @@ def write_adapter(folder: Path, weights: Weights, settings: Mapping[str, Any], b
         settings: of ``peft.LoraConfig``.
         base: what the model is called that it belongs to.
     """
-    write_tensors(folder / WEIGHTS, weights)
+    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     write_json(
         folder / CONFIG, {"peft_type": "LORA", "base_model_name_or_path": base, "bias": "none", **dict(settings)}
     )
-
-
-def write_tensors(path: Path, tensors: Weights, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that is there whole or not at all."""
-
-    def write(target: Path) -> None:
-        target.write_bytes(save(dict(tensors), metadata={"format": "pt", **(metadata or {})}))
-
-    write_atomically(path, write)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
-from nemo_mm_rank.io.files import write_atomically
+from nemo_mm_rank.io.files import write_tensors
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.base import Encoded, support
 from nemo_mm_rank.schema import Modality
@@ -88,13 +88,7 @@ class HashedText:
     @staticmethod
     def save_statistics(path: str | Path, counts: npt.NDArray[np.int64], n: int) -> None:
         """Save the document frequencies ``counts`` of ``n`` texts as safetensors, atomically."""
-        tensors = {"counts": np.ascontiguousarray(counts, dtype=np.int64), "n": np.array([n], dtype=np.int64)}
-        content = save(tensors)
-
-        def write(target: Path) -> None:
-            target.write_bytes(content)
-
-        write_atomically(Path(path), write)
+        write_tensors(Path(path), {"counts": torch.from_numpy(counts.astype(np.int64)), "n": torch.tensor([n])})
 
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
         """Embed texts; one without a letter, digit or pictograph fails."""
