@@ -181,17 +181,17 @@ COLUMNS = ("name", "class", "revision", "modalities", "device", "dtype", "dim", 
 def print_checks(checks: Iterable[Checked | Refused], console: Console) -> bool:
     """Print the models that work as a table and each that does not as one line; return whether all of them work."""
     done = list(checks)
-    refused = [one for one in done if isinstance(one, Refused)]
     table = Table(title="Models")
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
-    for one in done:
-        if isinstance(one, Checked):
-            table.add_row(*_row(one))
+    for model in done:
+        if isinstance(model, Checked):
+            table.add_row(*_row(model))
     if table.row_count:
         console.print(table, highlight=False, markup=False)
-    for one in refused:
-        console.print(f"failed   {one.name}: {one.reason}", highlight=False, markup=False, soft_wrap=True)
+    refused = [model for model in done if isinstance(model, Refused)]
+    for model in refused:
+        console.print(f"failed   {model.name}: {model.reason}", highlight=False, markup=False, soft_wrap=True)
     return not refused
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +128,21 @@ class Grounder(Protocol):
     ) -> list[Grounded | PairError]:
         """For each item, score its candidate parts against its own phrases, all in as few model calls as possible."""
         ...
+
+
+R = TypeVar("R")
+
+
+def attempt(make: Callable[[Any], R], items: Iterable[tuple[int, Any]]) -> tuple[dict[int, R], dict[int, PairError]]:
+    """Make something of items by their positions; return position -> what was made, and position -> why it cannot."""
+    made: dict[int, R] = {}
+    errors: dict[int, PairError] = {}
+    for row, item in items:
+        try:
+            made[row] = make(item)
+        except PairError as error:
+            errors[row] = error
+    return made, errors
 
 
 NORM_TOLERANCE = 1e-2

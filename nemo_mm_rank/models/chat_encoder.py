@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
+from nemo_mm_rank.errors import EmbeddingError, ModelError, nearest, require
 from nemo_mm_rank.media.segment import Audio, Image, Item, Items, Video
-from nemo_mm_rank.models.base import Encoded, support, usable
+from nemo_mm_rank.models.base import Encoded, attempt, support, usable
 from nemo_mm_rank.models.batching import EqualShapes, Features, FixedRows, ahead, by_length, joined, text_rows
 from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.lora import adapter_revision, merge_adapter
@@ -234,15 +234,9 @@ class ChatEncoder(HubModel):
         for kind in {kind for item in items for kind in _kinds(item)}:
             support(self, kind)
         vectors = torch.full((len(items), self.dim), float("nan"), device=self._device)
-        errors: dict[int, PairError] = {}
-        shown: dict[int, Callable[[], Features]] = {}
         texts = {row: item for row, item in enumerate(items) if isinstance(item, str)}
-        for row, item in enumerate(items):
-            try:
-                if not isinstance(item, str):
-                    shown[row] = self._reading(item, before)
-            except PairError as error:
-                errors[row] = error
+        media = ((row, item) for row, item in enumerate(items) if row not in texts)
+        shown, errors = attempt(lambda item: self._reading(item, before), media)
         if texts:
             vectors[list(texts)] = self._embed_texts([before + text for text in texts.values()])
         if shown:

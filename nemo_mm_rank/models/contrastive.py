@@ -6,13 +6,14 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 
-from nemo_mm_rank.errors import ModelError, PairError, nearest
+from nemo_mm_rank.errors import ModelError, nearest
 from nemo_mm_rank.media.segment import Audio, Item
-from nemo_mm_rank.models.base import Encoded, support, usable
+from nemo_mm_rank.models.base import Encoded, attempt, support, usable
 from nemo_mm_rank.models.batching import Features, FixedRows, ahead, by_length, stacked, text_rows
 from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.windows import POOLINGS, Pixels, at_rate, picture, pool, shots, windows
@@ -85,21 +86,11 @@ class TwoTowers(HubModel, ABC):
         """Run the media tower: ``(rows, dim)``."""
 
     def _embed_media(self, items: Sequence[Item]) -> Encoded:
-        errors: dict[int, PairError] = {}
-        parts: list[Any] = []
-        counts: list[int] = []
-        for row, item in enumerate(items):
-            try:
-                own = self._parts(item)
-            except PairError as error:
-                errors[row] = error
-            else:
-                parts.extend(own)
-                counts.append(len(own))
+        parts, errors = attempt(self._parts, enumerate(items))
         vectors = torch.full((len(items), self.dim), float("nan"), device=self._device)
         if parts:
-            embedded = pool(self._embed_parts(parts), counts, self._pooling)
-            vectors[[row for row in range(len(items)) if row not in errors]] = embedded
+            embedded = self._embed_parts(chain.from_iterable(parts.values()))
+            vectors[list(parts)] = pool(embedded, list(map(len, parts.values())), self._pooling)
         return Encoded(vectors, errors)
 
     def _embed_parts(self, parts: Iterable[Any]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -20,8 +20,8 @@ from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest
 from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.media.segment import Audio, Image, Item, Segment, Video
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, support, usable
-from nemo_mm_rank.models.batching import EqualShapes, Features, ahead, padded_lengths
+from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, attempt, support, usable
+from nemo_mm_rank.models.batching import EqualShapes, Features, ahead, gathered, padded_lengths
 from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.weights import PICKLES
 from nemo_mm_rank.models.windows import pictures
@@ -105,7 +105,7 @@ class PartsGrounder:
         errors: dict[int, PairError] = {}
         done = 0
         parts = (segment.part(span) for segment, spans in zip(segments, candidates, strict=True) for span in spans)
-        for chunk in _chunks(parts):
+        for chunk in gathered(parts, lambda part: part.nbytes, PARTS_AT_ONCE, BYTES_AT_ONCE):
             encoded = usable(self._encoder.encode(chunk, modality), self._encoder, len(chunk))
             vectors.append(encoded.vectors)
             errors.update({done + row: error for row, error in encoded.errors.items()})
@@ -156,20 +156,6 @@ def _fault(encoded: Encoded, rows: Sequence[int]) -> PairError | None:
     if rows and all(row in encoded.errors for row in rows):
         return EmbeddingError(f"nothing to compare: {encoded.errors[rows[0]]}")
     return None
-
-
-def _chunks(parts: Iterable[Segment]) -> Iterator[list[Item]]:
-    """Gather parts until they are many or heavy."""
-    chunk: list[Item] = []
-    weight = 0
-    for part in parts:
-        chunk.append(part)
-        weight += part.nbytes
-        if len(chunk) == PARTS_AT_ONCE or weight >= BYTES_AT_ONCE:
-            yield chunk
-            chunk, weight = [], 0
-    if chunk:
-        yield chunk
 
 
 SEPARATORS = re.compile(r"[.?]+")
@@ -406,15 +392,11 @@ class MomentGrounder:
             ModelError: a modality that it was not made for.
         """
         support(self, modality)
-        results: list[Grounded | PairError] = []
-        for item, own in zip(items, phrases, strict=True):
-            try:
-                results.append(self._ground(item, own))
-            except PairError as error:
-                results.append(error)
-        return results
+        found, errors = attempt(self._ground, enumerate(zip(items, phrases, strict=True)))
+        return [errors[row] if row in errors else found[row] for row in range(len(items))]
 
-    def _ground(self, item: Item, phrases: Sequence[str]) -> Grounded:
+    def _ground(self, asked: tuple[Item, Sequence[str]]) -> Grounded:
+        item, phrases = asked
         if not isinstance(item, Audio | Video):
             raise ModelError(f"sound or a video is expected, not {type(item).__name__}")
         if item.duration > self._max_seconds:

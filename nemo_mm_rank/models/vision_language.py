@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image as PILImage
 
-from nemo_mm_rank.errors import EmbeddingError, PairError
+from nemo_mm_rank.errors import EmbeddingError
 from nemo_mm_rank.media.segment import Audio, Item, Video
-from nemo_mm_rank.models.base import Described, support
+from nemo_mm_rank.models.base import Described, attempt, support
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.generation import Prompt, Writer, prompts
 from nemo_mm_rank.models.hub import HubModel
@@ -79,13 +79,7 @@ class VisionLanguageDescriber(HubModel):
             ModelError: a modality that is not listed.
         """
         support(self, modality)
-        errors: dict[int, PairError] = {}
-        shown: dict[int, Callable[[], list[Part]]] = {}
-        for row, item in enumerate(items):
-            try:
-                shown[row] = self._content(item)
-            except PairError as error:
-                errors[row] = error
+        shown, errors = attempt(self._content, enumerate(items))
         prepare = partial(self._prepare, self._prompts[modality])
         written = self._write(ahead(prepare, shown.values(), 1, self._ahead))
         texts: list[str | None] = [None] * len(items)
