@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank import frames
+from nemo_mm_rank import frames, schema
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
@@ -20,21 +20,6 @@ from nemo_mm_rank.media.segment import Items
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import Expert, build, load_encoder, sources, text_models
-from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    MEDIA_ROOT,
-    MODALITY,
-    VECTOR,
-    Modality,
-    annotation_column,
-    description_column,
-    known_class,
-    modalities_of,
-)
 from nemo_mm_rank.steps import Added, Step, by_value
 
 LEAST = 1e-6
@@ -107,26 +92,26 @@ class ExpertStep(Step):
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The canonical columns."""
-        return CANONICAL
+        return schema.CANONICAL
 
     @property
     def uses(self) -> tuple[str, ...]:
         """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
+        return (schema.DATA_SPANS, schema.ANNOTATION_SPANS, schema.DATA_BYTES, schema.DATA_PARTS, schema.MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
         """One vector column per source and per text space, and what describers said where there are any."""
-        return {**dict.fromkeys(self._vector_columns, VECTOR), **dict.fromkeys(self._descriptions, pa.string())}
+        return {**dict.fromkeys(self._vector_columns, schema.VECTOR), **dict.fromkeys(self._descriptions, pa.string())}
 
     @property
     def _vector_columns(self) -> list[str]:
         data = [source.column for expert in self.experts for source in sources(expert)]
-        return [*data, *(annotation_column(model) for model in self.text_models)]
+        return [*data, *(schema.annotation_column(model) for model in self.text_models)]
 
     @property
     def _descriptions(self) -> list[str]:
-        return [description_column(expert.name) for expert in self.experts if expert.describers]
+        return [schema.description_column(expert.name) for expert in self.experts if expert.describers]
 
     @property
     def text_models(self) -> list[str]:
@@ -155,12 +140,12 @@ class ExpertStep(Step):
         columns = {name: VectorColumn(n) for name in self._vector_columns}
         descriptions: dict[str, list[str | None]] = {name: [None] * n for name in self._descriptions}
         errors: dict[int, PairError] = {}
-        for modality, positions in by_value([str(m) for m in frames.strings(rows, MODALITY)]).items():
-            if not known_class(modality):
-                known = ", ".join(Modality)
+        for modality, positions in by_value([str(m) for m in frames.strings(rows, schema.MODALITY)]).items():
+            if not schema.known_class(modality):
+                known = ", ".join(schema.Modality)
                 error = EmbeddingError(f"modality {modality!r} is not one of {known}")
                 errors.update(dict.fromkeys(positions, error))
-            elif len(modalities_of(modality)) > 1:
+            elif len(schema.modalities_of(modality)) > 1:
                 self._embed_parts(rows, modality, positions, columns, descriptions, errors)
             else:
                 self._embed_data(rows, modality, positions, columns, descriptions, errors)
@@ -195,8 +180,8 @@ class ExpertStep(Step):
                 assert encoder is not None  # noqa: S101 (it has a column)
                 encoded = encoder.encode(chunk, modality)
                 columns[column].put(chunk_rows, encoded, errors)
-                if encoded.texts is not None and Modality(modality).is_media:
-                    said = descriptions[description_column(expert.name)]
+                if encoded.texts is not None and schema.Modality(modality).is_media:
+                    said = descriptions[schema.description_column(expert.name)]
                     for row, text in zip(chunk_rows, encoded.texts, strict=True):
                         said[row] = text
 
@@ -212,7 +197,7 @@ class ExpertStep(Step):
         """Embed data of several parts: as one by experts that can, otherwise as the mean of its parts' vectors."""
         ways = [(expert, expert.taking_together(modality), expert.taking_parts(modality)) for expert in self._experts]
         taken = {number for _, _, parts in ways for own in parts.values() for number in own}
-        for number, kind in enumerate(modalities_of(modality)):
+        for number, kind in enumerate(schema.modalities_of(modality)):
             if number not in taken and not any(one for _, one, _ in ways):
                 error = EmbeddingError(f"{kind} part: no expert takes {kind}")
                 errors.update(dict.fromkeys(positions, error))
@@ -230,7 +215,7 @@ class ExpertStep(Step):
                     encoded = mean_of_parts(apart, chunk, encoders)
                     columns[column].put(chunk_rows, encoded, errors)
                     if encoded.texts is not None:
-                        said = descriptions[description_column(expert.name)]
+                        said = descriptions[schema.description_column(expert.name)]
                         for row, text in zip(chunk_rows, encoded.texts, strict=True):
                             said[row] = text
 
@@ -241,7 +226,7 @@ class ExpertStep(Step):
         items = [text for row in live if isinstance(text := texts[row], str)]
         for model in self.text_models:
             encoder = load_encoder(model, self.models, self._device)
-            columns[annotation_column(model)].put(live, encoder.encode(items, "text"), errors)
+            columns[schema.annotation_column(model)].put(live, encoder.encode(items, "text"), errors)
 
 
 class VectorColumn:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nemo_mm_rank import frames
+from nemo_mm_rank import frames, schema
 from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.frames import Frame, Vectors
@@ -21,18 +21,6 @@ from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.models.sentences import Spoken
-from nemo_mm_rank.schema import (
-    ANNOTATION,
-    ANNOTATION_SPANS,
-    MATCH,
-    MATCH_SENTENCE,
-    MATCH_WHOLE,
-    MODALITY,
-    VECTOR,
-    WEAKEST,
-    WEAKEST_SENTENCE,
-    annotation_column,
-)
 from nemo_mm_rank.steps import Added, Step, by_value
 from nemo_mm_rank.vectors import take
 
@@ -57,19 +45,19 @@ class MatchStep(Step):
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The annotation, the modality, and both sides' embeddings."""
-        columns = [name for one in self.spaces for name in (one.data, annotation_column(one.model))]
-        return {ANNOTATION: pa.string(), MODALITY: pa.string(), **dict.fromkeys(columns, VECTOR)}
+        columns = [name for one in self.spaces for name in (one.data, schema.annotation_column(one.model))]
+        return {schema.ANNOTATION: pa.string(), schema.MODALITY: pa.string(), **dict.fromkeys(columns, schema.VECTOR)}
 
     @property
     def uses(self) -> tuple[str, ...]:
         """What SNS kept of the annotation."""
-        return (ANNOTATION_SPANS,)
+        return (schema.ANNOTATION_SPANS,)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
         """The chances, the lowest cosine of a sentence with the fused data, and the least likely sentence."""
-        chances = dict.fromkeys((MATCH, MATCH_WHOLE, MATCH_SENTENCE), pa.float64())
-        return {**chances, WEAKEST: pa.float32(), WEAKEST_SENTENCE: pa.string()}
+        chances = dict.fromkeys((schema.MATCH, schema.MATCH_WHOLE, schema.MATCH_SENTENCE), pa.float64())
+        return {**chances, schema.WEAKEST: pa.float32(), schema.WEAKEST_SENTENCE: pa.string()}
 
     def setup(self, device: str | None = None) -> None:
         """Load the anchor (nothing happens where this process has it)."""
@@ -89,18 +77,21 @@ class MatchStep(Step):
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
         annotations = ["" if row in errors else str(text) for row, text in enumerate(texts)]
         pairs = pairs_of(rows, matcher, self._device)
-        found = {name: np.full(len(rows), np.nan) for name in (MATCH, MATCH_WHOLE, MATCH_SENTENCE, WEAKEST)}
+        found = {
+            name: np.full(len(rows), np.nan)
+            for name in (schema.MATCH, schema.MATCH_WHOLE, schema.MATCH_SENTENCE, schema.WEAKEST)
+        }
         said = np.full(len(rows), None, dtype=object)
-        for modality, positions in by_value([str(name) for name in frames.strings(rows, MODALITY)]).items():
+        for modality, positions in by_value([str(name) for name in frames.strings(rows, schema.MODALITY)]).items():
             mine = np.array([row for row in positions if row not in errors], dtype=np.int64)
             own, sides = [annotations[row] for row in mine.tolist()], _rows(pairs, mine)
             spoken = Spoken.of(own, encoder)
             chances = matcher.judge(modality, own, sides, spoken)
-            found[MATCH][mine], found[MATCH_WHOLE][mine] = chances.both, chances.whole
-            found[MATCH_SENTENCE][mine] = chances.sentence
+            found[schema.MATCH][mine], found[schema.MATCH_WHOLE][mine] = chances.both, chances.whole
+            found[schema.MATCH_SENTENCE][mine] = chances.sentence
             cosines = spoken.cosines(sides.data[matcher.spaces[0].name])
             owners, lowest = spoken.lowest(cosines)
-            found[WEAKEST][mine[owners]] = cosines[lowest]
+            found[schema.WEAKEST][mine[owners]] = cosines[lowest]
             owners, lowest = spoken.lowest(np.where(np.isnan(chances.likely), cosines, chances.likely))
             several = np.bincount(spoken.owner, minlength=len(own))[owners] > 1
             sentences = np.array(spoken.texts, dtype=object)
@@ -109,7 +100,7 @@ class MatchStep(Step):
             name: pa.array(values, dtype, from_pandas=True)
             for (name, values), dtype in zip(found.items(), self.provides.values(), strict=False)
         }
-        return Added({**columns, WEAKEST_SENTENCE: pa.array(said, pa.string())}, errors)
+        return Added({**columns, schema.WEAKEST_SENTENCE: pa.array(said, pa.string())}, errors)
 
 
 def pairs_of(rows: Frame, matcher: Matcher, device: str = "cpu") -> Pairs:
@@ -117,7 +108,7 @@ def pairs_of(rows: Frame, matcher: Matcher, device: str = "cpu") -> Pairs:
     return Pairs(
         {one.name: frames.vectors(rows, one.data, device) for one in matcher.spaces},
         {
-            model: frames.vectors(rows, annotation_column(model), device)
+            model: frames.vectors(rows, schema.annotation_column(model), device)
             for model in dict.fromkeys([matcher.anchor, *(one.model for one in matcher.spaces)])
         },
     )
