@@ -1,8 +1,8 @@
 """Multimodal language models as encoders: a chat with the item in it is read, and its tokens' last states are pooled.
 
 What UNITE, Qwen2.5-Omni and Omni-Embed have in common; each says in a `Chat` and a `Sight` how it differs.
-sentence-transformers 6 gives an item of Qwen2.5-Omni the same vector, but knows neither UNITE's prompt and positions nor
-vectors that are the same bytes in any batch.
+sentence-transformers 6 gives an item of Qwen2.5-Omni the same vector, but knows neither UNITE's prompt and positions,
+nor vectors that are the same bytes in any batch.
 """
 
 from __future__ import annotations
