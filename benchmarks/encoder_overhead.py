@@ -106,7 +106,7 @@ def of_pictures(folder: Path, paths: list[Path]) -> dict[str, Way]:
         assert not errors
         return vectors
 
-    own = encoder._rows
+    own = encoder._batch_rows
     return {
         f"bare loop, batches of {own}": lambda: bare(own),
         "bare loop, batches of 32": lambda: bare(32),

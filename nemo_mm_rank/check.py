@@ -17,8 +17,8 @@ from rich.table import Table
 
 from nemo_mm_rank import media
 from nemo_mm_rank.config import MediaSettings, ModelSpec
-from nemo_mm_rank.demo import pictures, sounds, words
-from nemo_mm_rank.demo.pictures import Landscape
+from nemo_mm_rank.demo import audio, images, words
+from nemo_mm_rank.demo.images import Landscape
 from nemo_mm_rank.errors import ModelError, PairError, UserError
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.modality import names
@@ -134,13 +134,13 @@ def _try(name: str, model: Encoder | Describer | Grounder, item: Item, modality:
 
 
 def _samples(settings: MediaSettings) -> dict[str, Item]:
-    """Return one item of each modality: a landscape, a film of it, the sound of waves, a passage, a function."""
+    """Return one item of each modality: a landscape, a video of it, the sound of waves, a passage, a function."""
     random = Random(0)  # noqa: S311 (nothing secret)
     scene = Landscape.at_random(random)
     files = {
-        Modality.IMAGE: ("sample.jpg", pictures.jpeg(scene.draw())),
-        Modality.VIDEO: ("sample.mp4", pictures.film(scene)),
-        Modality.AUDIO: ("sample.wav", sounds.sound(random, True, 0)[0]),
+        Modality.IMAGE: ("sample.jpg", images.jpeg(scene.draw())),
+        Modality.VIDEO: ("sample.mp4", images.video(scene)),
+        Modality.AUDIO: ("sample.wav", audio.sound(random, True, 0)[0]),
     }
     made: dict[str, Item] = {
         Modality.TEXT: words.text(random, True, 0)[0],
@@ -182,17 +182,17 @@ COLUMNS = ("name", "class", "revision", "modalities", "device", "dtype", "dim", 
 def print_checks(checks: Iterable[Checked | Refused], console: Console) -> bool:
     """Print the models that work as a table and each that does not as one line; return whether all of them work."""
     done = list(checks)
-    refused = [one for one in done if isinstance(one, Refused)]
     table = Table(title="Models")
     for column in COLUMNS:
         table.add_column(column, overflow="fold")
-    for one in done:
-        if isinstance(one, Checked):
-            table.add_row(*_row(one))
+    for model in done:
+        if isinstance(model, Checked):
+            table.add_row(*_row(model))
     if table.row_count:
         console.print(table, highlight=False, markup=False)
-    for one in refused:
-        console.print(f"failed   {one.name}: {one.reason}", highlight=False, markup=False, soft_wrap=True)
+    refused = [model for model in done if isinstance(model, Refused)]
+    for model in refused:
+        console.print(f"failed   {model.name}: {model.reason}", highlight=False, markup=False, soft_wrap=True)
     return not refused
 
 

@@ -52,8 +52,11 @@ ModalityName = Annotated[str | None, typer.Option(help="Modality of pools whose 
 Root = Annotated[
     str | None, typer.Option(help="What media references are relative to; default: the manifest's folder.")
 ]
-
-
+Workers = Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")]
+Scheduler = Annotated[str | None, typer.Option(help="A running Dask scheduler.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Jsonl = Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")]
+FinishedRun = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what this command wrote there of other input; never what is yours.")
 ]
@@ -75,38 +78,25 @@ def curate(
     mix: MixName = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
-    scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
+    workers: Workers = None,
+    scheduler_address: Scheduler = None,
     gpus: Annotated[bool | None, typer.Option("--gpus", help="One worker per GPU, cuDF partitions.")] = None,
     device: DeviceName = None,
     shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
+    seed: Seed = None,
+    jsonl: Jsonl = None,
     import_from: ImportFrom = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
     values = _configured(config, preset, import_from)
-    if pool:
-        values["pools"] = _pools(pool, field, modality, root)
-    elif field or modality or root:
-        raise UserError("--field, --modality and --root are for pools on the command line; write yours beside them")
-    if query or avoid:
-        values["queries"] = _queries(query, avoid)
-    plain = {
-        "budget": budget,
-        "output": output,
-        "on_bad_row": on_bad_row,
-        "shards": shards,
-        "seed": seed,
-        "jsonl": jsonl,
-    }
-    values.update({key: value for key, value in plain.items() if value is not None})
-    engine = {"workers": workers, "scheduler_address": scheduler_address, "gpus": gpus, "device": device}
-    _merge(values, "engine", engine)
-    _merge(values, "sns", {"mode": sns})
-    _merge(values, "ranking", {"mix": mix})
+    _take_pools(values, pool, field, modality, root)
+    values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
+    values |= _given(queries=_queries(query, avoid))
+    _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
+    _merge(values, "sns", mode=sns)
+    _merge(values, "ranking", mix=mix)
     settings = parse(Config, values)
     from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
 
@@ -118,7 +108,7 @@ def curate(
 
 @app.command()
 def rank(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: FinishedRun,
     query: Queries = None,
     avoid: Avoid = None,
     budget: BudgetText = None,
@@ -126,7 +116,7 @@ def rank(
         Path | None, typer.Option(help="A finished ecodatum job: its quality is one more condition.")
     ] = None,
     mix: MixName = None,
-    jsonl: Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")] = None,
+    jsonl: Jsonl = None,
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
 ) -> None:
@@ -139,10 +129,7 @@ def rank(
     ranking: dict[str, Any] = {"mix": mix} if mix else {}
     if quality:
         ranking |= as_condition(RunFolder.at(run).load_config().ranking, quality)
-    changes: dict[str, Any] = {"budget": budget, "ranking": ranking or None, "jsonl": jsonl}
-    if query or avoid:
-        changes["queries"] = _queries(query, avoid)
-    changes = {key: value for key, value in changes.items() if value is not None}
+    changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl, queries=_queries(query, avoid))
     trust = Trust(tuple(import_from or ()), trust_run)
     curation.rank(run, changes, SafeConsole(), trust=trust).print(SafeConsole())
 
@@ -157,7 +144,7 @@ def ecodatum(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
-    workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
+    workers: Workers = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
@@ -165,11 +152,9 @@ def ecodatum(
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
-    if pool:
-        values["pools"] = _pools(pool, field, modality, root)
-    plain = {"run": str(run) if run else None, "budget": budget, "output": output, "trust_run": trust_run or None}
-    values.update({key: value for key, value in plain.items() if value is not None})
-    _merge(values, "engine", {"workers": workers, "device": device})
+    _take_pools(values, pool, field, modality, root)
+    values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
+    _merge(values, "engine", workers=workers, device=device)
     from nemo_mm_rank.run import ecodatum as job
 
     job.curate(parse(job.EcoDatumConfig, values), SafeConsole(), overwrite=overwrite).print(SafeConsole())
@@ -188,25 +173,19 @@ def benchmark(
     modality: ModalityName = None,
     root: Root = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")] = None,
-    scheduler_address: Annotated[str | None, typer.Option(help="A running Dask scheduler.")] = None,
+    workers: Workers = None,
+    scheduler_address: Scheduler = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
     values = _configured(config, preset, import_from)
-    if pool:
-        values["pools"] = _pools(pool, field, modality, root)
-        if values.pop("demo", None) is not None:
-            values.pop("relevant", None)  # a column of the built-in pool's
-    elif field or modality or root:
-        raise UserError("--field, --modality and --root are for pools on the command line; write yours beside them")
-    if query or avoid:
-        values["queries"] = _queries(query, avoid)
-    plain = {"budget": budget, "output": output, "seeds": seeds}
-    values.update({key: value for key, value in plain.items() if value is not None})
-    _merge(values, "engine", {"workers": workers, "scheduler_address": scheduler_address, "device": device})
+    _take_pools(values, pool, field, modality, root)
+    if pool and values.pop("demo", None) is not None:
+        values.pop("relevant", None)  # a column of the built-in pool's
+    values |= _given(budget=budget, output=output, seeds=seeds, queries=_queries(query, avoid))
+    _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, device=device)
     from nemo_mm_rank.benchmark.job import benchmark as compare
     from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 
@@ -216,7 +195,7 @@ def benchmark(
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: FinishedRun,
     pair_id: Annotated[str, typer.Argument(help="The pair to explain.")],
 ) -> None:
     """Say why a pair was or was not chosen."""
@@ -227,7 +206,7 @@ def explain(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    run: FinishedRun,
     output: Annotated[str, typer.Option("--output", "-o", help="A folder that is made for the files.")],
     form: Annotated[str, typer.Option("--format", help="webdataset: tars with the media themselves.")] = "webdataset",
     max_samples: Annotated[int, typer.Option(min=1, help="Most pairs of a tar.")] = 10_000,
@@ -254,16 +233,15 @@ def adapt(
     config: ConfigFile = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="A folder for the adapter.")] = None,
     device: DeviceName = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: Seed = None,
     import_from: ImportFrom = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
     from nemo_mm_rank.adapt.training import AdaptSettings
 
-    given = {"run": str(run) if run else None, "output": output, "device": device, "seed": seed}
-    values = _configured(config, None, import_from)
-    settings = parse(AdaptSettings, {**values, **{key: value for key, value in given.items() if value is not None}})
+    given = _given(run=str(run) if run else None, output=output, device=device, seed=seed)
+    settings = parse(AdaptSettings, _configured(config, None, import_from) | given)
     from nemo_mm_rank.adapt.job import adapt as adapt_model
 
     adapt_model(settings, SafeConsole(), overwrite).print(SafeConsole())
@@ -326,16 +304,8 @@ def demo(
 
     place = local(folder)
     pool = make_demo_pool(place / "pool")
-    settings = parse(
-        Config,
-        {
-            "pools": str(pool),
-            "queries": QUERY,
-            "budget": "20%",
-            "output": str(place / "run"),
-            "sns": {"mode": "bidirectional"},
-        },
-    )
+    values = {"pools": str(pool), "queries": QUERY, "budget": "20%", "output": str(place / "run")}
+    settings = parse(Config, {**values, "sns": {"mode": "bidirectional"}})
     console = SafeConsole()
     console.print(f"objective: {QUERY}", highlight=False)
     result = curation.curate(settings, console)
@@ -374,6 +344,16 @@ def version() -> None:
     typer.echo(__version__)
 
 
+def _take_pools(
+    values: dict[str, Any], paths: list[str] | None, fields: list[str] | None, modality: str | None, root: str | None
+) -> None:
+    """Put the pools of the command line into the configuration, in place of those that it names."""
+    if paths:
+        values["pools"] = _pools(paths, fields, modality, root)
+    elif fields or modality or root:
+        raise UserError("--field, --modality and --root are for pools on the command line; write yours beside them")
+
+
 def _pools(paths: list[str], fields: list[str] | None, modality: str | None, root: str | None) -> list[dict[str, Any]]:
     mapping = {}
     for field in fields or []:
@@ -381,8 +361,7 @@ def _pools(paths: list[str], fields: list[str] | None, modality: str | None, roo
         if not separator or not ours or not theirs:
             raise UserError(f"--field {field!r}: write it as ours=theirs, e.g. annotation=caption")
         mapping[ours] = theirs
-    shared = {"fields": mapping or None, "modality": modality, "root": root}
-    return [{"path": path, **{k: v for k, v in shared.items() if v is not None}} for path in paths]
+    return [_given(path=path, fields=mapping or None, modality=modality, root=root) for path in paths]
 
 
 def _configured(config: Path | None, preset: str | None, import_from: list[str] | None) -> dict[str, Any]:
@@ -393,13 +372,19 @@ def _configured(config: Path | None, preset: str | None, import_from: list[str] 
     return overlay(read(preset), values) if preset else values
 
 
-def _queries(wanted: list[str] | None, avoided: list[str] | None) -> list[dict[str, Any]]:
-    return [{"text": text} for text in wanted or []] + [{"text": text, "weight": -1.0} for text in avoided or []]
+def _queries(wanted: list[str] | None, avoided: list[str] | None) -> list[dict[str, Any]] | None:
+    return [{"text": text} for text in wanted or []] + [
+        {"text": text, "weight": -1.0} for text in avoided or []
+    ] or None
 
 
-def _merge(values: dict[str, Any], section: str, options: dict[str, Any]) -> None:
-    given = {key: value for key, value in options.items() if value is not None}
-    there = values.get(section, {})
+def _given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _merge(values: dict[str, Any], section: str, **options: Any) -> None:
+    given, there = _given(**options), values.get(section, {})
     if given and isinstance(there, dict):  # anything else is refused with the rest of the configuration
         values[section] = {**there, **given}
 

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,8 @@ class Step(ABC):
     name: str
     device: str | None = None
     """Where models are to run; None: CUDA where there is one."""
+    loaded: ClassVar[tuple[str, ...]] = ()
+    """Attributes that `setup` fills: a step is pickled without what they hold."""
 
     @property
     @abstractmethod
@@ -130,6 +132,9 @@ class Step(ABC):
         empty = frame.iloc[:0]
         columns = {name: pa.nulls(0, dtype) for name, dtype in self.provides.items()}
         return frames.attach(empty, {**columns, ERROR: pa.nulls(0, pa.string())})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, **dict.fromkeys(self.loaded)}
 
     def identity(self) -> dict[str, Any]:
         """Return what this step's result depends on besides its input, as JSON-able values (for fingerprints)."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.demo import make_demo_pool
-from nemo_mm_rank.demo.pictures import COLOURS, PLACES, Shapes
+from nemo_mm_rank.demo.images import COLOURS, PLACES, Shapes
 from nemo_mm_rank.io.owned import MARK
 from nemo_mm_rank.io.pool import validate
 

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 from safetensors import safe_open
+from torch.utils.checkpoint import checkpoint
 
 from nemo_mm_rank.adapt.pairs import Batch, Pairs
 from nemo_mm_rank.config import Folders, ModelSpec, Settings
+from nemo_mm_rank.io.files import write_tensors
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
-from nemo_mm_rank.models.lora import get_weights, put_weights, write_tensors
+from nemo_mm_rank.models.lora import get_weights, put_weights
 from nemo_mm_rank.projection.fit import balanced_batches
 from nemo_mm_rank.projection.losses import contrastive_loss
 from nemo_mm_rank.projection.mamcl import mamcl_loss
@@ -32,9 +34,9 @@ def accumulate(embed: Embed, queries: Sequence[Features], targets: Sequence[Feat
     """Add the gradients of ``loss`` to the parameters behind ``embed``; return the loss.
 
     Where both sides fit into a pass each, that is a plain backward pass. Otherwise it is gradient caching (Gao et al.
-    2021, arXiv 2101.06983): everything is embedded without a memory of how, the loss gives the gradient of each
-    vector, and every part is embedded again, with the same dropout, for its vectors' gradients to flow back. The
-    gradients are those of the whole batch at once.
+    2021, arXiv 2101.06983) by PyTorch's own checkpoints: every part is embedded without a memory of how, and again,
+    with the same dropout, when its vectors' gradients flow back. The gradients are those of the whole batch at once.
+    (The cached losses of sentence-transformers are for its own models and for contrasts without classes.)
 
     Args:
         embed: from items to ``(n, d)`` vectors.
@@ -43,41 +45,20 @@ def accumulate(embed: Embed, queries: Sequence[Features], targets: Sequence[Feat
         loss: from both sides' vectors to a scalar.
         rows: items of a pass.
     """
-    if len(queries) <= rows:
-        value = loss(embed(queries), embed(targets))
-        value.backward()  # type: ignore[no-untyped-call]
-        return float(value.detach())
-    parts = [[_Part(side[at : at + rows]) for at in range(0, len(side), rows)] for side in (queries, targets)]
-    sides = []
-    for own in parts:
-        with torch.no_grad():
-            sides.append(torch.cat([part.embed(embed) for part in own]).requires_grad_())
-    value = loss(*sides)
+
+    def vectors(side: Sequence[Features]) -> torch.Tensor:
+        if len(side) <= rows:
+            return embed(side)
+        parts = [side[at : at + rows] for at in range(0, len(side), rows)]
+        return torch.cat(
+            [checkpoint(lambda items, _: embed(items), part, place, use_reentrant=False) for part in parts]
+        )
+
+    # Says whose chances a checkpoint is to keep: those of the devices of its arguments.
+    place = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+    value = loss(vectors(queries), vectors(targets))
     value.backward()  # type: ignore[no-untyped-call]
-    for own, side in zip(parts, sides, strict=True):
-        assert side.grad is not None  # noqa: S101 (the loss is of both sides)
-        for part, gradient in zip(own, torch.split(side.grad, rows), strict=True):
-            part.embed(embed).backward(gradient)  # type: ignore[no-untyped-call]
     return float(value.detach())
-
-
-@dataclass
-class _Part:
-    """Some items of a side, whose dropout is the same each time."""
-
-    items: Sequence[Features]
-    _chances: list[torch.Tensor] | None = None
-
-    def embed(self, embed: Embed) -> torch.Tensor:
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-        if self._chances is None:
-            self._chances = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
-            return embed(self.items)
-        with torch.random.fork_rng(devices):
-            torch.set_rng_state(self._chances[0])
-            for device, state in zip(devices, self._chances[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            return embed(self.items)
 
 
 class StageSettings(Settings):
@@ -145,7 +126,7 @@ def train(
     learnt: torch.Tensor,
     stage: StageSettings,
     settings: AdaptSettings,
-    checkpoint: Checkpoint,
+    state: Checkpoint,
     advance: Callable[[int], None],
 ) -> list[float]:
     """Train the adapter in ``encoder``, going on from the checkpoint where there is one; return every step's loss.
@@ -160,7 +141,7 @@ def train(
         learnt: positions to learn from.
         stage: objective and optimiser.
         settings: what all stages share.
-        checkpoint: where the state is kept.
+        state: where the state is kept.
         advance: called with the number of pairs of each batch.
     """
     parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -170,7 +151,7 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     batches = balanced_batches(classes, learnt, settings.batch_size, generator)
     with _training(encoder.model, settings):
-        losses = checkpoint.load(adapted, optimiser, pairs)
+        losses = state.load(adapted, optimiser, pairs)
         todo = islice(batches, len(losses), steps)
         for batch in ahead(lambda rows: pairs.prepare(rows.tolist(), encoder), todo, 1, 1):
             for group in optimiser.param_groups:
@@ -181,7 +162,7 @@ def train(
             optimiser.step()
             advance(len(batch.rows))
             if len(losses) % settings.checkpoint_steps == 0 and len(losses) < steps:
-                checkpoint.save(adapted, optimiser, pairs, losses)
+                state.save(adapted, optimiser, pairs, losses)
     return losses
 
 
@@ -266,14 +247,14 @@ class Checkpoint:
     def save(self, adapted: Any, optimiser: torch.optim.Optimizer, pairs: Pairs, losses: list[float]) -> None:
         """Write the state as it is between two steps."""
         tensors = {f"weights.{name}": value for name, value in get_weights(adapted).items()}
-        for position, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"moments.{position}.{name}": value.cpu() for name, value in state.items()}
+        for position, kept in optimiser.state_dict()["state"].items():
+            tensors |= {f"moments.{position}.{name}": value.cpu() for name, value in kept.items()}
         tensors["chances.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors |= {f"chances.{place}": state for place, state in enumerate(torch.cuda.get_rng_state_all())}
         left_out = {str(row): why for row, why in pairs.left_out.items()}
         said = json.dumps({"losses": losses, "left_out": left_out})
-        write_tensors(self.path, tensors, {"key": self.key, "state": said})
+        write_tensors(self.path, tensors, {"format": "pt", "key": self.key, "state": said})
 
     def load(self, adapted: Any, optimiser: torch.optim.Optimizer, pairs: Pairs) -> list[float]:
         """Take up the state that is there; return the losses so far, none where there is no such state."""

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from nemo_curator.stages.text.filters import DocumentFilter
 
-from nemo_mm_rank.config import ModelSpec
 from nemo_mm_rank.curator.stages import Models, Queries, checked, classical_models
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.io.files import read_table
@@ -31,6 +30,9 @@ from nemo_mm_rank.vectors import combine
 class _Threshold(DocumentFilter):
     """Keeps pairs with a score of at least ``minimum``; a pair without a score goes."""
 
+    _loaded: Any = None
+    """What scores are made from, once it is loaded; it does not travel with a pickled filter."""
+
     def __init__(self, minimum: float) -> None:
         super().__init__()
         self.minimum = minimum
@@ -38,6 +40,9 @@ class _Threshold(DocumentFilter):
     def keep_document(self, scores: float) -> bool:
         """Return whether the score is high enough."""
         return bool(scores >= self.minimum)
+
+    def __getstate__(self) -> Mapping[str, Any]:
+        return {**self.__dict__, "_loaded": None}
 
 
 class PairAgreementFilter(_Threshold):
@@ -81,11 +86,10 @@ class ObjectiveFilter(_Threshold):
         experts = [{"name": "none", "kind": "text-based", "encoder": anchor}]
         ranking = {"combine": combine}
         self._config = checked(queries=queries, models=models, anchor=anchor, experts=experts, ranking=ranking)
-        self._directions: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def model_check_or_download(self) -> None:
         """See that the model's files are on this machine."""
-        loader.prefetch({self._config.anchor: self._model})
+        loader.prefetch({self._config.anchor: self._config.models[self._config.anchor]})
 
     def load_model(self) -> None:
         """Embed the queries.
@@ -95,7 +99,7 @@ class ObjectiveFilter(_Threshold):
         """
         config = self._config
         queries = embed_queries(config, config.anchor, config.models)
-        self._directions = combine(queries, [query.weight for query in config.queries], config.ranking.combine)
+        self._loaded = combine(queries, [query.weight for query in config.queries], config.ranking.combine)
 
     def score_document(self, text: Any) -> float:
         """Return the score of an embedding (a list or array of floats); NaN where there is none.
@@ -103,26 +107,18 @@ class ObjectiveFilter(_Threshold):
         Raises:
             ConfigError: its dimension is not that of the queries.
         """
-        if self._directions is None:
+        if self._loaded is None:
             self.load_model()
-        assert self._directions is not None  # noqa: S101 (loaded)
         if text is None or np.ndim(text) == 0:
             return float("nan")
         vector = torch.from_numpy(np.array(text, dtype=np.float32))[None]
-        best, rest = self._directions
+        best, rest = self._loaded
         if vector.shape[1] != best.shape[1]:
             raise ConfigError(
                 f"{self.name}: the queries by {self._config.anchor!r} have {best.shape[1]} dimensions, "
                 f"the embeddings {vector.shape[1]}"
             )
         return float(along(vector, best, rest))
-
-    @property
-    def _model(self) -> ModelSpec:
-        return self._config.models[self._config.anchor]
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        return {**self.__dict__, "_directions": None}
 
 
 class BlendMembershipFilter(_Threshold):
@@ -136,7 +132,6 @@ class BlendMembershipFilter(_Threshold):
         super().__init__(0.0)
         path = Path(blend).expanduser().absolute()
         self._file = RunFolder(path).blend if path.is_dir() else path
-        self._ranks: dict[str, int] | None = None
 
     def load_model(self) -> None:
         """Read the blend's ids.
@@ -148,15 +143,11 @@ class BlendMembershipFilter(_Threshold):
             chosen = read_table(self._file, [PAIR_ID, "rank"])
         except (OSError, ValueError) as error:
             raise UserError(f"{self._file}: no blend: {' '.join(str(error).split())}") from error
-        self._ranks = dict(zip(chosen[PAIR_ID].to_pylist(), chosen["rank"].to_pylist(), strict=True))
+        self._loaded = dict(zip(chosen[PAIR_ID].to_pylist(), chosen["rank"].to_pylist(), strict=True))
 
     def score_document(self, text: str) -> float:
         """Return 1 for the best pair of the blend, 1/2 for the second ...; NaN for one that is not in it."""
-        if self._ranks is None:
+        if self._loaded is None:
             self.load_model()
-        assert self._ranks is not None  # noqa: S101 (loaded)
-        rank = self._ranks.get(text)
+        rank = self._loaded.get(text)
         return float("nan") if rank is None else 1 / rank
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        return {**self.__dict__, "_ranks": None}

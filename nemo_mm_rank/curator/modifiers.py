@@ -16,28 +16,16 @@ import pyarrow as pa
 from loguru import logger
 from nemo_curator.stages.text.modifiers import DocumentModifier
 
-from nemo_mm_rank import frames
+from nemo_mm_rank import frames, schema
 from nemo_mm_rank.config import CLASSICAL_EXPERTS, MediaSettings, ModelSpec, SNSSettings, parse
 from nemo_mm_rank.curator.stages import Experts, Models, checked, classical_models
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, UserError, nearest
 from nemo_mm_rank.media.rows import annotation_text
-from nemo_mm_rank.schema import (
-    ANNOTATION,
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA,
-    DATA_SPANS,
-    ERROR,
-    MEDIA_ROOT,
-    MODALITY,
-    SNS_REASON,
-    Modality,
-)
 from nemo_mm_rank.sns.step import SNSStep
 
 Output = Literal["annotation", "sns_annotation_spans", "sns_data_spans", "sns_reason"]
 
-_READ = (MODALITY, DATA, ANNOTATION, MEDIA_ROOT)
+_READ = (schema.MODALITY, schema.DATA, schema.ANNOTATION, schema.MEDIA_ROOT)
 
 
 def _value(value: Any) -> Any:
@@ -47,11 +35,11 @@ def _value(value: Any) -> Any:
 
 def _trimmed(step: SNSStep, row: Mapping[str, str | None]) -> dict[str, Any]:
     """Put one pair through ``step``; return its columns by name."""
-    table = pa.table({name: pa.array([row.get(name)], pa.string()) for name in (*CANONICAL, MEDIA_ROOT)})
+    table = pa.table({name: pa.array([row.get(name)], pa.string()) for name in (*schema.CANONICAL, schema.MEDIA_ROOT)})
     columns: dict[str, Any] = frames.to_table(step(frames.from_table(table))).to_pylist()[0]
-    if columns[ERROR] is not None:
-        logger.warning(f"left as it is: {columns[ERROR]}")
-        columns[SNS_REASON] = columns[ERROR]
+    if columns[schema.ERROR] is not None:
+        logger.warning(f"left as it is: {columns[schema.ERROR]}")
+        columns[schema.SNS_REASON] = columns[schema.ERROR]
     return columns
 
 
@@ -83,7 +71,7 @@ class SNSModifier(DocumentModifier):
         media: MediaSettings | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        outputs = (ANNOTATION, ANNOTATION_SPANS, DATA_SPANS, SNS_REASON)
+        outputs = (schema.ANNOTATION, schema.ANNOTATION_SPANS, schema.DATA_SPANS, schema.SNS_REASON)
         if output not in outputs:
             raise ConfigError(f"SNSModifier: no output {output!r}{nearest(output, outputs)}")
         for ours in fields or {}:
@@ -104,14 +92,14 @@ class SNSModifier(DocumentModifier):
         for name in values:
             if name not in self._ours:
                 raise MissingColumnError(f"SNSModifier reads no field {name!r}{nearest(name, self._ours)}")
-        missing = [name for name, ours in self._ours.items() if name not in values and ours != MEDIA_ROOT]
+        missing = [name for name, ours in self._ours.items() if name not in values and ours != schema.MEDIA_ROOT]
         if missing:
             raise MissingColumnError(f"SNSModifier: the input fields lack {', '.join(map(repr, missing))}")
         row = {self._ours[name]: _value(value) for name, value in values.items()}
         columns = _trimmed(self._step, row)
-        if self._output != ANNOTATION:
+        if self._output != schema.ANNOTATION:
             return columns[self._output]
-        return _kept(row[ANNOTATION], columns, self._step)
+        return _kept(row[schema.ANNOTATION], columns, self._step)
 
 
 class AnnotationSentenceModifier(DocumentModifier):
@@ -138,7 +126,7 @@ class AnnotationSentenceModifier(DocumentModifier):
         self,
         objective: str | None = None,
         against: str | None = None,
-        annotation: str = ANNOTATION,
+        annotation: str = schema.ANNOTATION,
         sns: SNSSettings | Mapping[str, Any] | None = None,
         model: ModelSpec | Mapping[str, Any] | None = None,
     ) -> None:
@@ -170,11 +158,11 @@ class AnnotationSentenceModifier(DocumentModifier):
             text, other = values[self._annotation], values[self._against]
         elif values:
             raise UserError("AnnotationSentenceModifier: with an objective there is one input field")
-        row = {MODALITY: str(Modality.TEXT), DATA: _value(other), ANNOTATION: _value(text)}
-        return _kept(row[ANNOTATION], _trimmed(self._step, row), self._step)
+        row = {schema.MODALITY: str(schema.Modality.TEXT), schema.DATA: _value(other), schema.ANNOTATION: _value(text)}
+        return _kept(row[schema.ANNOTATION], _trimmed(self._step, row), self._step)
 
 
 def _kept(text: str | None, columns: Mapping[str, Any], step: SNSStep) -> str | None:
     """Return the parts of an annotation that were kept, joined; the whole where nothing was cut."""
-    spans = columns[ANNOTATION_SPANS]
+    spans = columns[schema.ANNOTATION_SPANS]
     return text if spans is None else annotation_text(text, spans, step.media.max_text_chars)

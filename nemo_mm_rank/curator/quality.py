@@ -12,7 +12,7 @@ from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank.config import MediaSettings, ModelSpec, parse
-from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, Models, StepStage, checked
+from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, Models, StepStage
 from nemo_mm_rank.curator.writers import QuarantineStage
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality.ensemble.fit import Ensemble
@@ -41,11 +41,9 @@ class OperatorStage(StepStage):
     media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
 
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
-        operators = self.operators
-        if not isinstance(operators, OperatorSettings):
-            operators = parse(OperatorSettings, operators)
-        named = {name: _spec(spec) for name, spec in self.models.items()}
-        for step in steps(operators, named, checked(media=self.media).media):
+        operators = parse(OperatorSettings, self.operators)
+        named = {name: parse(ModelSpec, spec) for name, spec in self.models.items()}
+        for step in steps(operators, named, parse(MediaSettings, self.media)):
             if isinstance(step, self.kind):
                 own = operators.own if self.kind is MediaStep else {}
                 return step, {name: named[name] for name in sorted(_used(operators, self.kind))} | own
@@ -74,10 +72,6 @@ class SentenceQualityStage(OperatorStage):
     """Adds how well the annotation's weakest sentence agrees with embeddings that are there: `SentenceStep`."""
 
     kind = SentenceStep
-
-
-def _spec(spec: ModelSpec | Mapping[str, Any]) -> ModelSpec:
-    return spec if isinstance(spec, ModelSpec) else parse(ModelSpec, spec)
 
 
 def _used(operators: OperatorSettings, kind: type[Step]) -> set[str]:

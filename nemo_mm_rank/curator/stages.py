@@ -331,9 +331,8 @@ class MatchStage(StepStage):
     media: MediaSettings | Mapping[str, Any] = field(default_factory=MediaSettings)
 
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
-        media = self.media if isinstance(self.media, MediaSettings) else parse(MediaSettings, self.media)
-        given = self.models.items()
-        models = {name: one if isinstance(one, ModelSpec) else parse(ModelSpec, one) for name, one in given}
+        media = parse(MediaSettings, self.media)
+        models = {name: parse(ModelSpec, model) for name, model in self.models.items()}
         step = MatchStep(Path(self.matcher).absolute(), models, media)  # workers may stand elsewhere
         if step.anchor not in models:
             raise ConfigError(f"models: no model {step.anchor!r}, which the matcher embeds sentences by")

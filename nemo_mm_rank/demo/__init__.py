@@ -8,8 +8,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from nemo_mm_rank.demo import pictures, sounds, words
-from nemo_mm_rank.demo.pictures import Landscape, Shapes
+from nemo_mm_rank.demo import audio, images, words
+from nemo_mm_rank.demo.images import Landscape, Shapes
 from nemo_mm_rank.io.files import write_bytes, write_text
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.modality import of
@@ -48,7 +48,8 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
     for modality, make in _MAKERS.items():
         for number in range(pairs_per_modality):
             random = Random(f"{seed} {modality} {number}")  # noqa: S311 (nothing secret)
-            data, annotation, on_topic = make(random, number)
+            on_topic = number % 2 == 0 and modality != Modality.CODE
+            data, annotation = make(random, on_topic, number)
             fault = None
             if number % 9 == 4 and modality != Modality.CODE:
                 annotation, fault = f"{annotation} {random.choice(_FOREIGN)}", "foreign sentence"
@@ -68,7 +69,7 @@ def make_pair(modality: str, random: Random, number: int) -> tuple[str | bytes, 
     Returns:
         The text or the file's content, the annotation, and the suffix of the file's name ("" for text and code).
     """
-    data, annotation, _ = _MAKERS[modality](random, 2 * number + 1)
+    data, annotation = _MAKERS[modality](random, False, 2 * number + 1)
     return data, annotation, _suffix(modality)
 
 
@@ -83,8 +84,8 @@ def _row(name: str, modality: str, data: str, annotation: str, on_topic: bool, f
 
 
 def _faulty(folder: Path, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    picture = pictures.jpeg(Landscape.at_random(Random(0)).draw())  # noqa: S311
-    corrupt = _put(folder, "image/corrupt.jpg", picture[:200] + bytes(len(picture) - 200))
+    image = images.jpeg(Landscape.at_random(Random(0)).draw())  # noqa: S311
+    corrupt = _put(folder, "image/corrupt.jpg", image[:200] + bytes(len(image) - 200))
     yield _row("bad-corrupt", "image", corrupt, "The calm blue sea under a clear blue sky.", True, "corrupt file")
     yield _row("bad-missing", "image", "image/missing.jpg", "Green grass in the sun.", True, "missing file")
     yield _row("bad-empty", "text", "Only a passage, and nobody asks about it.", " ", False, "empty annotation")
@@ -99,37 +100,26 @@ def _put(folder: Path, name: str, content: bytes) -> str:
     return name
 
 
-def _text(random: Random, number: int) -> tuple[str, str, bool]:
-    on_topic = number % 2 == 0
-    return *words.text(random, on_topic, number // 2), on_topic
+def _scene(random: Random, on_topic: bool) -> Landscape | Shapes:
+    return (Landscape if on_topic else Shapes).at_random(random)
 
 
-def _code(random: Random, number: int) -> tuple[str, str, bool]:
-    return *words.code(random, number), False
+def _image(random: Random, on_topic: bool, _: int) -> tuple[bytes, str]:
+    scene = _scene(random, on_topic)
+    return images.jpeg(scene.draw()), scene.caption(random)
 
 
-def _image(random: Random, number: int) -> tuple[bytes, str, bool]:
-    on_topic = number % 2 == 0
-    scene = Landscape.at_random(random) if on_topic else Shapes.at_random(random)
-    return pictures.jpeg(scene.draw()), scene.caption(random), on_topic
+def _video(random: Random, on_topic: bool, _: int) -> tuple[bytes, str]:
+    scene = _scene(random, on_topic)
+    return images.video(scene), scene.video_caption(random)
 
 
-def _audio(random: Random, number: int) -> tuple[bytes, str, bool]:
-    on_topic = number % 2 == 0
-    return *sounds.sound(random, on_topic, number // 2), on_topic
-
-
-def _video(random: Random, number: int) -> tuple[bytes, str, bool]:
-    on_topic = number % 2 == 0
-    scene = Landscape.at_random(random) if on_topic else Shapes.at_random(random)
-    return pictures.film(scene), scene.film_caption(random), on_topic
-
-
-_Maker = Callable[[Random, int], tuple[str, str, bool] | tuple[bytes, str, bool]]
+_Maker = Callable[[Random, bool, int], tuple[str, str] | tuple[bytes, str]]
 _MAKERS: dict[str, _Maker] = {
-    Modality.TEXT: _text,
-    Modality.CODE: _code,
+    Modality.TEXT: lambda random, on_topic, number: words.text(random, on_topic, number // 2),
+    Modality.CODE: lambda random, _, number: words.code(random, number),
     Modality.IMAGE: _image,
-    Modality.AUDIO: _audio,
+    Modality.AUDIO: lambda random, on_topic, number: audio.sound(random, on_topic, number // 2),
     Modality.VIDEO: _video,
 }
+"""From chance, whether the pair is on topic, and its number; every second one of a modality can be."""

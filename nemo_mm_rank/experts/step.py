@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
+from nemo_mm_rank import schema
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
@@ -20,17 +21,6 @@ from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import Expert, build, load_encoder, sources, text_models
-from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    MEDIA_ROOT,
-    VECTOR,
-    annotation_column,
-    description_column,
-)
 from nemo_mm_rank.steps import Added, Step
 
 LEAST = 1e-6
@@ -98,30 +88,31 @@ class ExpertStep(Step):
     anchor: str
     media: MediaSettings = field(default_factory=MediaSettings)
     name: str = "experts"
+    loaded = ("_experts", "_device")
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The canonical columns."""
-        return CANONICAL
+        return schema.CANONICAL
 
     @property
     def uses(self) -> tuple[str, ...]:
         """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
+        return (schema.DATA_SPANS, schema.ANNOTATION_SPANS, schema.DATA_BYTES, schema.DATA_PARTS, schema.MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
         """One vector column per source and per text space, and what describers said where there are any."""
-        return {**dict.fromkeys(self._vector_columns, VECTOR), **dict.fromkeys(self._descriptions, pa.string())}
+        return {**dict.fromkeys(self._vector_columns, schema.VECTOR), **dict.fromkeys(self._descriptions, pa.string())}
 
     @property
     def _vector_columns(self) -> list[str]:
         data = [source.column for expert in self.experts for source in sources(expert)]
-        return [*data, *(annotation_column(model) for model in self.text_models)]
+        return [*data, *(schema.annotation_column(model) for model in self.text_models)]
 
     @property
     def _descriptions(self) -> list[str]:
-        return [description_column(expert.name) for expert in self.experts if expert.describers]
+        return [schema.description_column(expert.name) for expert in self.experts if expert.describers]
 
     @property
     def text_models(self) -> list[str]:
@@ -132,10 +123,6 @@ class ExpertStep(Step):
         """Load every model (nothing happens where this process has them)."""
         self._device = loader.pick_device(device)
         self._experts = [build(expert, self.models, self._device) for expert in self.experts]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the loaded models."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_experts", "_device")}
 
     def identity(self) -> dict[str, Any]:
         """Experts, models with their revisions, and how media are decoded."""
@@ -191,7 +178,7 @@ class ExpertStep(Step):
                 encoded = encoder.encode(chunk, modality)
                 columns[column].put(chunk_rows, encoded, errors)
                 if encoded.texts is not None and is_media(modality):
-                    said = descriptions[description_column(expert.name)]
+                    said = descriptions[schema.description_column(expert.name)]
                     for row, text in zip(chunk_rows, encoded.texts, strict=True):
                         said[row] = text
 
@@ -225,7 +212,7 @@ class ExpertStep(Step):
                     encoded = mean_of_parts(apart, chunk, encoders)
                     columns[column].put(chunk_rows, encoded, errors)
                     if encoded.texts is not None:
-                        said = descriptions[description_column(expert.name)]
+                        said = descriptions[schema.description_column(expert.name)]
                         for row, text in zip(chunk_rows, encoded.texts, strict=True):
                             said[row] = text
 
@@ -236,7 +223,7 @@ class ExpertStep(Step):
         items = [text for row in live if isinstance(text := texts[row], str)]
         for model in self.text_models:
             encoder = load_encoder(model, self.models, self._device)
-            columns[annotation_column(model)].put(live, encoder.encode(items, "text"), errors)
+            columns[schema.annotation_column(model)].put(live, encoder.encode(items, "text"), errors)
 
 
 class VectorColumn:

@@ -66,22 +66,9 @@ SCHEMA = pa.schema(
 
 def bad_rows_table(rows: Iterable[BadRow]) -> pa.Table:
     """Return bad rows as quarantined pairs: ``step`` is ``pool``, ``error`` is ``BadRow``."""
-    return pa.Table.from_pylist(
-        [
-            {
-                PAIR_ID: row.pair_id,
-                POOL: row.pool,
-                MODALITY: row.modality,
-                "step": "pool",
-                "error": "BadRow",
-                "message": row.message,
-                "file": row.file,
-                "line": row.line,
-            }
-            for row in rows
-        ],
-        schema=SCHEMA,
-    )
+    same = {"step": "pool", "error": "BadRow"}
+    table = [{name: same.get(name) or getattr(row, name) for name in SCHEMA.names} for row in rows]
+    return pa.Table.from_pylist(table, schema=SCHEMA)
 
 
 _LINE_BITS = 40

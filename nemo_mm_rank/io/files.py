@@ -9,7 +9,7 @@ import os
 import secrets
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,8 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
 
-from nemo_mm_rank.errors import StorageError
+from nemo_mm_rank.errors import ModelError, StorageError
 from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.tar import walk
@@ -57,8 +60,7 @@ def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
     temporary = temporary_name(path)
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
-        with suppress(OSError):  # a file system without locks: then nobody clears away what is left either
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that somebody is at work on it
+        lock(handle)  # says that somebody is at work on it; without locks nobody clears away what is left either
         write(temporary)
         os.fsync(handle)
         temporary.replace(path)
@@ -72,6 +74,15 @@ def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
         os.close(handle)
 
 
+def lock(handle: int) -> bool:
+    """Lock an open file for this process; return whether it is locked: another may have it, or there are no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: whatever else the old one was linked to keeps its content."""
 
@@ -83,11 +94,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-
-    def write(target: Path) -> None:
-        target.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -99,11 +106,27 @@ def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = No
     """Write one Parquet file atomically, with ``note`` as JSON in its metadata (and none of pandas' own)."""
     metadata = {} if note is None else {NOTE: json.dumps(note, sort_keys=True).encode()}
     table = table.replace_schema_metadata(metadata)
+    write_atomically(path, lambda target: pq.write_table(table, target, compression="zstd"))
 
-    def write(target: Path) -> None:
-        pq.write_table(table, target, compression="zstd")
 
-    write_atomically(path, write)
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(content, metadata=None if metadata is None else dict(metadata)))
+
+
+@contextmanager
+def reading(folder: Path, what: str) -> Iterator[None]:
+    """Turn what is raised over a folder that does not hold ``what``, or half of it, into one line.
+
+    Raises:
+        ModelError: naming the folder.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        line = " ".join(str(error).split())
+        raise ModelError(f"{folder} holds no {what}: {type(error).__name__}: {line}") from error
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -122,6 +145,21 @@ def read_note(path: Path) -> dict[str, Any] | None:
 
 
 _SIZE = 16
+
+
+def folder_digest(folder: str | Path, names: Sequence[str], what: str) -> str:
+    """Return a digest of the files of ``folder`` that make it ``what`` it is.
+
+    Raises:
+        ModelError: one of them is missing.
+    """
+    digest = hashlib.blake2b(digest_size=_SIZE)
+    with reading(Path(folder), what):
+        for name in names:
+            digest.update(hashlib.blake2b((Path(folder) / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
 _CHUNK = 2**22
 
 

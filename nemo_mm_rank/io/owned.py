@@ -22,7 +22,7 @@ from pathlib import Path
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
-from nemo_mm_rank.io.files import TEMPORARY, temporary_name, write_text
+from nemo_mm_rank.io.files import TEMPORARY, lock, temporary_name, write_text
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.io.references import is_url
 
@@ -356,8 +356,7 @@ def whole(claim: Claim, path: str | Path) -> Iterator[Path]:
         unfinished.mkdir()
         handle = os.open(unfinished / MARK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # says that somebody is at work on it
+            lock(handle)  # says that somebody is at work on it
             os.write(handle, claim.mark.text().encode())
             yield unfinished
             names = tuple(sorted(name for name in os.listdir(unfinished) if name != MARK))
@@ -417,11 +416,7 @@ def _abandoned(file: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    else:
-        return True
+        return lock(handle)
     finally:
         os.close(handle)
 

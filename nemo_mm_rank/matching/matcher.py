@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from nemo_mm_rank.arrays import Floats, Ints
-from nemo_mm_rank.errors import ModelError
-from nemo_mm_rank.io.files import write_atomically, write_json
+from nemo_mm_rank.io.files import reading, write_json, write_tensors
 from nemo_mm_rank.matching.features import BANK, Bank, Pairs, SentenceFeatures, Space, WholeFeatures, bank_of, least
 from nemo_mm_rank.matching.judge import FEWEST, Judge, cross_fit
 from nemo_mm_rank.models.base import Encoder
@@ -162,15 +160,11 @@ class Matcher:
         tensors = {}
         for modality, bank in self.banks.items():
             for name, values in bank.data.items():
-                tensors[f"{modality}/data/{name}"] = values.contiguous()
+                tensors[f"{modality}/data/{name}"] = values
             for name, values in bank.annotations.items():
-                tensors[f"{modality}/annotations/{name}"] = values.contiguous()
-            tensors[f"{modality}/sentences"] = bank.sentences.contiguous()
-
-        def write(path: Path) -> None:
-            path.write_bytes(save(tensors))
-
-        write_atomically(folder / BANKS, write)
+                tensors[f"{modality}/annotations/{name}"] = values
+            tensors[f"{modality}/sentences"] = bank.sentences
+        write_tensors(folder / BANKS, tensors)
         judges = {
             modality: {name: judge.as_json() for name, judge in sorted(own.items())}
             for modality, own in sorted(self.judges.items())
@@ -186,7 +180,7 @@ class Matcher:
             ModelError: a file is missing, is not of its format, or does not fit the other.
         """
         folder = Path(folder)
-        try:
+        with reading(folder, "matcher"):
             config = json.loads((folder / JUDGES).read_text(encoding="utf-8"))
             tensors = load((folder / BANKS).read_bytes())
             judges = {
@@ -196,9 +190,6 @@ class Matcher:
             banks = {modality: _bank(tensors, modality) for modality in judges}
             spaces = tuple(Space(**space) for space in config["spaces"])
             return cls(spaces, config["anchor"], config["seed"], judges, banks)
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            line = " ".join(str(error).split())
-            raise ModelError(f"{folder} holds no matcher: {type(error).__name__}: {line}") from error
 
 
 def _scores(

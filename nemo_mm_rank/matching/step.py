@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -11,28 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nemo_mm_rank import frames
+from nemo_mm_rank import frames, schema
 from nemo_mm_rank.config import MediaSettings, ModelSpec
-from nemo_mm_rank.errors import ModelError, PairError
+from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.io.files import folder_digest
 from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import BANKS, JUDGES, Matcher
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.models.sentences import Spoken
-from nemo_mm_rank.schema import (
-    ANNOTATION,
-    ANNOTATION_SPANS,
-    MATCH,
-    MATCH_SENTENCE,
-    MATCH_WHOLE,
-    MODALITY,
-    VECTOR,
-    WEAKEST,
-    WEAKEST_SENTENCE,
-    annotation_column,
-)
 from nemo_mm_rank.steps import Added, Step, by_value
 from nemo_mm_rank.vectors import take
 
@@ -57,19 +45,19 @@ class MatchStep(Step):
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The annotation, the modality, and both sides' embeddings."""
-        columns = [name for one in self.spaces for name in (one.data, annotation_column(one.model))]
-        return {ANNOTATION: pa.string(), MODALITY: pa.string(), **dict.fromkeys(columns, VECTOR)}
+        columns = [name for one in self.spaces for name in (one.data, schema.annotation_column(one.model))]
+        return {schema.ANNOTATION: pa.string(), schema.MODALITY: pa.string(), **dict.fromkeys(columns, schema.VECTOR)}
 
     @property
     def uses(self) -> tuple[str, ...]:
         """What SNS kept of the annotation."""
-        return (ANNOTATION_SPANS,)
+        return (schema.ANNOTATION_SPANS,)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
         """The chances, the lowest cosine of a sentence with the fused data, and the least likely sentence."""
-        chances = dict.fromkeys((MATCH, MATCH_WHOLE, MATCH_SENTENCE), pa.float64())
-        return {**chances, WEAKEST: pa.float32(), WEAKEST_SENTENCE: pa.string()}
+        chances = dict.fromkeys((schema.MATCH, schema.MATCH_WHOLE, schema.MATCH_SENTENCE), pa.float64())
+        return {**chances, schema.WEAKEST: pa.float32(), schema.WEAKEST_SENTENCE: pa.string()}
 
     def setup(self, device: str | None = None) -> None:
         """Load the anchor (nothing happens where this process has it)."""
@@ -83,26 +71,27 @@ class MatchStep(Step):
 
     def process(self, rows: Frame) -> Added:
         """Judge ``rows``, modality by modality; a pair without an annotation that can be read fails."""
-        matcher, encoder = (
-            _load(self.folder, _digest(self.folder)),
-            load_encoder(self.anchor, self.models, self._device),
-        )
+        matcher = _load(self.folder, _digest(self.folder))
+        encoder = load_encoder(self.anchor, self.models, self._device)
         texts = annotation_texts(rows, self.media)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
         annotations = ["" if row in errors else str(text) for row, text in enumerate(texts)]
         pairs = pairs_of(rows, matcher, self._device)
-        found = {name: np.full(len(rows), np.nan) for name in (MATCH, MATCH_WHOLE, MATCH_SENTENCE, WEAKEST)}
+        found = {
+            name: np.full(len(rows), np.nan)
+            for name in (schema.MATCH, schema.MATCH_WHOLE, schema.MATCH_SENTENCE, schema.WEAKEST)
+        }
         said = np.full(len(rows), None, dtype=object)
-        for modality, positions in by_value([str(name) for name in frames.strings(rows, MODALITY)]).items():
+        for modality, positions in by_value([str(name) for name in frames.strings(rows, schema.MODALITY)]).items():
             mine = np.array([row for row in positions if row not in errors], dtype=np.int64)
             own, sides = [annotations[row] for row in mine.tolist()], _rows(pairs, mine)
             spoken = Spoken.of(own, encoder)
             chances = matcher.judge(modality, own, sides, spoken)
-            found[MATCH][mine], found[MATCH_WHOLE][mine] = chances.both, chances.whole
-            found[MATCH_SENTENCE][mine] = chances.sentence
+            found[schema.MATCH][mine], found[schema.MATCH_WHOLE][mine] = chances.both, chances.whole
+            found[schema.MATCH_SENTENCE][mine] = chances.sentence
             cosines = spoken.cosines(sides.data[matcher.spaces[0].name])
             owners, lowest = spoken.lowest(cosines)
-            found[WEAKEST][mine[owners]] = cosines[lowest]
+            found[schema.WEAKEST][mine[owners]] = cosines[lowest]
             owners, lowest = spoken.lowest(np.where(np.isnan(chances.likely), cosines, chances.likely))
             several = np.bincount(spoken.owner, minlength=len(own))[owners] > 1
             sentences = np.array(spoken.texts, dtype=object)
@@ -111,7 +100,7 @@ class MatchStep(Step):
             name: pa.array(values, dtype, from_pandas=True)
             for (name, values), dtype in zip(found.items(), self.provides.values(), strict=False)
         }
-        return Added({**columns, WEAKEST_SENTENCE: pa.array(said, pa.string())}, errors)
+        return Added({**columns, schema.WEAKEST_SENTENCE: pa.array(said, pa.string())}, errors)
 
 
 def pairs_of(rows: Frame, matcher: Matcher, device: str = "cpu") -> Pairs:
@@ -119,7 +108,7 @@ def pairs_of(rows: Frame, matcher: Matcher, device: str = "cpu") -> Pairs:
     return Pairs(
         {one.name: frames.vectors(rows, one.data, device) for one in matcher.spaces},
         {
-            model: frames.vectors(rows, annotation_column(model), device)
+            model: frames.vectors(rows, schema.annotation_column(model), device)
             for model in dict.fromkeys([matcher.anchor, *(one.model for one in matcher.spaces)])
         },
     )
@@ -139,15 +128,4 @@ def _load(folder: str, digest: str) -> Matcher:
 
 
 def _digest(folder: str) -> str:
-    """Return a digest of the files that make a matcher.
-
-    Raises:
-        ModelError: one of them is missing.
-    """
-    total = hashlib.blake2b(digest_size=16)
-    for name in (JUDGES, BANKS):
-        try:
-            total.update(hashlib.blake2b((Path(folder) / name).read_bytes()).digest())
-        except OSError as error:
-            raise ModelError(f"{folder} holds no matcher: {error}") from error
-    return total.hexdigest()
+    return folder_digest(folder, (JUDGES, BANKS), "matcher")

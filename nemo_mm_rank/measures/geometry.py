@@ -91,23 +91,15 @@ def recalls(data: Array, annotation: Array, ks: Iterable[int]) -> dict[int, dict
     return found
 
 
-def uniformity(embeddings: Array, t: float = 2.0) -> float:
-    """Return ``log mean exp(-t |x - y|^2)`` over all pairs of different rows (Wang and Isola, 2020, section 4.1.2).
+def potentials(embeddings: Array, t: float = 2.0) -> torch.Tensor:
+    """Return ``(n,)`` float64: each row's mean of ``exp(-t |x - y|^2)`` over all other rows, normalised.
 
-    The lower, the more evenly the directions fill the sphere; 0 where all are one.
+    The logarithm of their mean is the uniformity (Wang and Isola, 2020, section 4.1.2): the lower, the more evenly the
+    directions fill the sphere; 0 where all are one.
 
     Args:
         embeddings: ``(n, d)`` floats, normalised here.
         t: of the Gaussian potential.
-
-    Raises:
-        ValueError: wrong shape, fewer than two rows, or a value that is not finite.
-    """
-    return float(potentials(embeddings, t).mean().log())
-
-
-def potentials(embeddings: Array, t: float = 2.0) -> torch.Tensor:
-    """Return ``(n,)`` float64: each row's mean of ``exp(-t |x - y|^2)`` over all other rows, normalised.
 
     Raises:
         ValueError: wrong shape, fewer than two rows, or a value that is not finite.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, UserError
-from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.media.segment import Item, Segment
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.vectors import unit_rows
 
@@ -129,6 +130,21 @@ class Grounder(Protocol):
         ...
 
 
+R = TypeVar("R")
+
+
+def attempt(make: Callable[[Any], R], items: Iterable[tuple[int, Any]]) -> tuple[dict[int, R], dict[int, PairError]]:
+    """Make something of items by their positions; return position -> what was made, and position -> why it cannot."""
+    made: dict[int, R] = {}
+    errors: dict[int, PairError] = {}
+    for row, item in items:
+        try:
+            made[row] = make(item)
+        except PairError as error:
+            errors[row] = error
+    return made, errors
+
+
 NORM_TOLERANCE = 1e-2
 """How far from 1 a vector's length may lie: half-precision models round their own normalisation."""
 
@@ -233,12 +249,52 @@ def _known(errors: dict[int, PairError], name: str, n: int) -> None:
         raise ModelError(f"{name} returned errors for rows {sorted(errors)} of {n} items")
 
 
-def encoded(features: Floats, name: str, device: str) -> Encoded:
-    """Return ``(n, d)`` features as L2-normalised float32 on ``device``; a row of zeros, or not finite, fails."""
-    vectors = unit_rows(features).astype(np.float32)
-    dead = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
-    vectors[dead] = np.nan
-    errors: dict[int, PairError] = {
-        int(row): EmbeddingError(f"{name}: no features, all are zero or not finite") for row in np.flatnonzero(dead)
-    }
-    return Encoded(torch.from_numpy(vectors).to(device), errors)
+class FeatureEncoder(ABC):
+    """An encoder by features that are computed, not learnt; those of an item do not depend on the others.
+
+    Args:
+        name: what the configuration calls it; default: the class's.
+        device: where the vectors are put.
+    """
+
+    name: str
+    modalities: frozenset[str]
+    revision = "1"
+    dim: int
+
+    def __init__(self, name: str | None = None, device: str = "cpu") -> None:
+        self.name = name or str(getattr(self, "name", type(self).__name__))
+        self._device = device
+
+    @abstractmethod
+    def _features(self, item: Item) -> Floats:
+        """Return features of one item, ``(dim,)`` or ``(1, dim)``; NaN where it says nothing."""
+
+    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
+        """Embed items as L2-normalised features; one whose features are zero, or not finite, fails."""
+        support(self, modality)
+        features = np.full((len(items), self.dim), np.nan)
+        for row, item in enumerate(items):
+            features[row] = self._features(item)
+        vectors = unit_rows(features).astype(np.float32)
+        dead = ~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+        vectors[dead] = np.nan
+        errors: dict[int, PairError] = {
+            int(row): EmbeddingError(f"{self.name}: no features, all are zero or not finite")
+            for row in np.flatnonzero(dead)
+        }
+        return Encoded(torch.from_numpy(vectors).to(self._device), errors)
+
+
+S = TypeVar("S", bound=Segment)
+
+
+def of_kind(item: Item, kind: type[S]) -> S:
+    """Return ``item`` as what it has to be.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    if not isinstance(item, kind):
+        raise ModelError(f"{kind.__name__.lower()} was expected, not {type(item).__name__}")
+    return item

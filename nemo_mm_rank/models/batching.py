@@ -206,6 +206,20 @@ def ahead(make: Callable[[T], R], inputs: Iterable[T], threads: int, most: int) 
             yield waiting.popleft().result()
 
 
+def gathered(items: Iterable[T], weigh: Callable[[T], int], most: int, heaviest: int) -> Iterator[list[T]]:
+    """Yield items in lists of at most ``most``, and no more once they weigh ``heaviest``."""
+    held: list[T] = []
+    weight = 0
+    for item in items:
+        held.append(item)
+        weight += weigh(item)
+        if len(held) == most or weight >= heaviest:
+            yield held
+            held, weight = [], 0
+    if held:
+        yield held
+
+
 def stacked(prepared: Iterable[Features], rows: int) -> Iterator[Features]:
     """Yield features of single rows, put together to ``rows`` at a time."""
     waiting = iter(prepared)

@@ -1,14 +1,15 @@
 """Multimodal language models as encoders: a chat with the item in it is read, and its tokens' last states are pooled.
 
 What UNITE, Qwen2.5-Omni and Omni-Embed have in common; each says in a `Chat` and a `Sight` how it differs.
+sentence-transformers 6 gives an item of Qwen2.5-Omni the same vector, but knows neither UNITE's prompt and positions,
+nor vectors that are the same bytes in any batch.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -16,20 +17,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
+from nemo_mm_rank.errors import EmbeddingError, ModelError, nearest, require
 from nemo_mm_rank.media.segment import Audio, Image, Item, Items, Segment, Video
 from nemo_mm_rank.modality import combined
-from nemo_mm_rank.models.base import Encoded, support, usable
+from nemo_mm_rank.models.base import Encoded, attempt, support, usable
 from nemo_mm_rank.models.batching import EqualShapes, Features, FixedRows, ahead, by_length, joined, text_rows
+from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.lora import adapter_revision, merge_adapter
-from nemo_mm_rank.models.weights import (
-    folder_revision,
-    load_pretrained,
-    loading_arguments,
-    opening,
-    pick_dtype,
-    resolve,
-)
 from nemo_mm_rank.models.windows import at_rate, picture, shots
 from nemo_mm_rank.schema import Modality
 
@@ -157,7 +151,8 @@ class Chat:
     passage: str = ""
 
 
-class ChatEncoder:
+@dataclass(eq=False)
+class ChatEncoder(HubModel):
     """An encoder of text and media by one language model that reads both.
 
     A vector is the same to the bit whatever else is in the batch: texts are padded to lengths of their own in batches
@@ -167,77 +162,53 @@ class ChatEncoder:
     A text that spells one of the model's marks (``<|image_pad|>``) is read as text: a space is put into it.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub.
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         positions: one of `POSITIONS`.
         pooling: one of `TOKEN_POOLINGS`.
-        batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere.
+        batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere. A part of
+            what decides the last bits, so it belongs to the configuration.
         max_length: tokens that a text is cut to, prompt included.
-        chat: how items are put to it.
-        adapter: a local folder, or a name on the hub, of what was learnt beside the model, and is added to its weights.
     """
 
-    name: str
-    revision: str
-    modalities: frozenset[str]
-    dim: int
+    positions: str = "mrope"
+    pooling: str = "mean"
+    batch_size: int | None = None
+    max_length: int = 8192
+    adapter: str | None = field(default=None, init=False)
+    """A local folder, or a name on the hub, of what was learnt beside the model, and is added to its weights."""
 
     _model_class: ClassVar[str]
     """Of transformers, as it stands: weights of a class derived from it the library would make up at random."""
     _processor_class: ClassVar[str]
     _sight: ClassVar[Sight]
+    _chat: Chat = field(default=Chat(), init=False)
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None,
-        device: str,
-        revision: str | None,
-        dtype: str | None,
-        positions: str,
-        pooling: str,
-        batch_size: int | None,
-        max_length: int,
-        chat: Chat,
-        adapter: str | None = None,
-    ) -> None:
-        _one_of("positions", positions, POSITIONS)
-        _one_of("pooling", pooling, TOKEN_POOLINGS)
-        library = require("transformers", "models")
-        folder = resolve(path, revision)
-        self.name = name or path
-        self.revision = self.revision_of(path, revision, adapter)
-        self._device = torch.device(device)
-        self._positions = positions
-        self._pooling = pooling
-        self._limit = max_length
-        self._chat = chat
-        self._processor = _load_processor(getattr(library, self._processor_class), folder, path)
+    def __post_init__(self) -> None:
+        """Load the model."""
+        for what, known in (("positions", POSITIONS), ("pooling", TOKEN_POOLINGS)):
+            if (given := getattr(self, what)) not in known:
+                raise ModelError(f"{what} is one of {', '.join(known)}, not {given!r}{nearest(given, known)}")
+        super().__post_init__()
+        self._processor = self._load_chat_processor(getattr(self._library, self._processor_class))
         self._tokenizer: Any = self._processor.tokenizer
         # On the right: plain positions then begin with a text's first token.
         self._tokenizer.padding_side = "right"
-        self._tokenizer.truncation_side = "left" if chat.asks else "right"
+        self._tokenizer.truncation_side = "left" if self._chat.asks else "right"
         self._marks = re.compile("|".join(map(re.escape, self._tokenizer.get_added_vocab())) or "(?!)")
-        self._model = load_pretrained(
-            getattr(library, self._model_class), folder, path, device, pick_dtype(dtype, device)
-        )
-        if adapter is not None:
-            merge_adapter(self._model, adapter)
+        self._model = self._load(getattr(self._library, self._model_class))
+        if self.adapter is not None:
+            merge_adapter(self._model, self.adapter)
+            self.revision += f"+{adapter_revision(self.adapter)}"
         self.dim = int(self._model.config.get_text_config().hidden_size)
-        own = 1 if self._device.type == "cpu" else 8
-        rows = own if batch_size is None else batch_size
+        rows = self._rows(1, 8)
         self._ahead = 2 * rows
         self._run = FixedRows(self._device)
         self._run_media: EqualShapes[torch.Tensor] = EqualShapes(self._embed_batch, self._model, rows)
 
-    @staticmethod
-    def revision_of(path: str, revision: str | None = None, adapter: str | None = None, **_: Any) -> str:
+    @classmethod
+    def revision_of(cls, path: str, adapter: str | None = None, **arguments: Any) -> str:
         """Return the revision of the model that these arguments name, and of its adapter, without loading them."""
-        own = folder_revision(resolve(path, revision))
-        return own if adapter is None else f"{own}+{adapter_revision(adapter)}"
+        revision = super().revision_of(path, **arguments)
+        return revision if adapter is None else f"{revision}+{adapter_revision(adapter)}"
 
     @property
     def together(self) -> frozenset[str]:
@@ -268,15 +239,9 @@ class ChatEncoder:
         for kind in {kind for item in items for kind in _kinds(item)}:
             support(self, kind)
         vectors = torch.full((len(items), self.dim), float("nan"), device=self._device)
-        errors: dict[int, PairError] = {}
-        shown: dict[int, Callable[[], Features]] = {}
         texts = {row: item for row, item in enumerate(items) if isinstance(item, str)}
-        for row, item in enumerate(items):
-            try:
-                if not isinstance(item, str):
-                    shown[row] = self._reading(item, before)
-            except PairError as error:
-                errors[row] = error
+        media = ((row, item) for row, item in enumerate(items) if row not in texts)
+        shown, errors = attempt(lambda item: self._reading(item, before), media)
         if texts:
             vectors[list(texts)] = self._embed_texts([before + text for text in texts.values()])
         if shown:
@@ -284,30 +249,6 @@ class ChatEncoder:
                 self._run_media(ahead(lambda read: read(), shown.values(), 1, self._ahead))
             )
         return usable(Encoded(vectors, errors), self, len(items))
-
-    def embed_tokens(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        pixel_values: torch.Tensor | None = None,
-        image_grid_thw: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Embed what has been tokenised elsewhere, in one pass, to compare this encoder with another code.
-
-        Args:
-            input_ids: ``(n, length)`` int64, padded on either side.
-            attention_mask: ``(n, length)``, 0 for padding.
-            pixel_values: ``(patches, values)`` of all pictures, as the model's processor makes them.
-            image_grid_thw: ``(pictures, 3)`` int64: how many patches each has in time, height and width.
-
-        Returns:
-            ``(n, dim)`` float32 on the device, L2-normalised.
-        """
-        pixels = {} if pixel_values is None else {"pixel_values": pixel_values.to(self._model.dtype)}
-        grid = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw}
-        return self._run.whole(
-            self._states, {"input_ids": input_ids, "attention_mask": attention_mask, **pixels, **grid}
-        )
 
     def features(self, item: Item | Items) -> Features:
         """Return what the model takes of one item, to be learnt from.
@@ -339,14 +280,14 @@ class ChatEncoder:
     def _tokens(self, texts: list[str]) -> Features:
         written = [self._written([self._said(text)], [Modality.TEXT]) for text in texts]
         features: Features = self._tokenizer(
-            written, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
+            written, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         ).data
         return features
 
     def _embed_texts(self, texts: list[str]) -> torch.Tensor:
         features = self._tokens(texts)
         vectors = torch.empty((len(texts), self.dim), device=self._device)
-        for chosen, batch in by_length(features, self._limit, self._tokenizer.pad_token_id):
+        for chosen, batch in by_length(features, self.max_length, self._tokenizer.pad_token_id):
             # One column more of padding: without any the library computes in another way, whose last bits may differ,
             # and whether there is any would depend on the other texts.
             padded = {
@@ -364,12 +305,12 @@ class ChatEncoder:
         """Run the model without its head: ``(n, dim)`` states of the pooled tokens."""
         ids, mask = batch["input_ids"], batch["attention_mask"]
         features = dict(batch)
-        if self._positions == "1d":
+        if self.positions == "1d":
             features["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
         else:
             features.update(self._kinds_of_tokens(ids))
         hidden = self._model.model(**features, use_cache=False).last_hidden_state
-        return pool_tokens(hidden, mask, self._pooling)
+        return pool_tokens(hidden, mask, self.pooling)
 
     def _kinds_of_tokens(self, ids: torch.Tensor) -> Features:
         """Return what the library needs beside the tokens to place them in time, height and width."""
@@ -438,18 +379,3 @@ def _kinds(item: Item | Items) -> list[Modality]:
         if type(part) not in KINDS:
             raise ModelError(f"texts, images, videos and sound are expected, not {type(part).__name__}")
     return [KINDS[type(part)] for part in parts]
-
-
-def _one_of(what: str, given: str, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ModelError(f"{what} is one of {', '.join(known)}, not {given!r}{nearest(given, known)}")
-
-
-def _load_processor(kind: Any, folder: Path, path: str) -> Any:
-    arguments = loading_arguments()
-    arguments.pop("use_safetensors")
-    with opening(path):
-        processor = kind.from_pretrained(str(folder), **arguments)
-    if not getattr(processor, "chat_template", None):
-        raise ModelError(f"{path}: {type(processor).__name__} has no chat template, so there is no way to ask it")
-    return processor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +17,7 @@ FRAME = (32 * 14 * 14, 64 * 28 * 28)
 """Pixels of a video's frame, by the model's card."""
 
 
+@dataclass(eq=False)
 class OmniEmbedEncoder(ChatEncoder):
     """Embeds text, images, videos and sound with `nvidia/omni-embed-nemotron-3b`.
 
@@ -27,51 +29,20 @@ class OmniEmbedEncoder(ChatEncoder):
     heard. A recording is heard up to the length that the model's processor takes.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        device: where it runs.
         positions: ``mrope``, as it was trained, or ``1d``.
-        name: what the configuration calls it; default: ``path``.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         pooling: ``mean``, as it was trained, or the ``last`` token.
-        batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere. A part of
-            what decides the last bits, so it belongs to the configuration.
         max_length: tokens that a text is cut to, at its end.
-
-    Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO, Modality.AUDIO})
+    modalities = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO, Modality.AUDIO})
     _model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
     _processor_class = "Qwen2_5OmniProcessor"
     _sight = Sight(video=FRAME, rate=2.0, frames=(4, 768))
+    _chat = Chat(asks=False, passage=PASSAGE)
 
-    def __init__(
-        self,
-        path: str,
-        device: str = "cpu",
-        positions: str = "mrope",
-        name: str | None = None,
-        revision: str | None = None,
-        dtype: str | None = None,
-        pooling: str = "mean",
-        batch_size: int | None = None,
-        max_length: int = 8192,
-    ) -> None:
-        super().__init__(
-            path,
-            name,
-            device,
-            revision,
-            dtype,
-            positions,
-            pooling,
-            batch_size,
-            max_length,
-            Chat(asks=False, passage=PASSAGE),
-        )
+    def __post_init__(self) -> None:
+        """Load the model, and let it attend in both directions."""
+        super().__post_init__()
         self._model.model.language_model.config.is_causal = False
 
     def encode_queries(self, texts: Sequence[str]) -> Encoded:
@@ -79,6 +50,7 @@ class OmniEmbedEncoder(ChatEncoder):
         return self._encode(texts, QUERY)
 
 
+@dataclass(eq=False)
 class QwenOmniEncoder(ChatEncoder):
     """Embeds text, images, videos and sound by the states of the Qwen2.5-Omni thinker.
 
@@ -91,51 +63,20 @@ class QwenOmniEncoder(ChatEncoder):
     recording is heard up to the length that the model's processor takes (300 seconds, as published).
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is): the thinker, or all of Qwen2.5-Omni.
-        device: where it runs.
         positions: ``mrope``, the model's own, or ``1d``.
-        name: what the configuration calls it; default: ``path``.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         pooling: ``mean`` or ``last``.
-        batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere. A part of
-            what decides the last bits, so it belongs to the configuration.
         max_length: tokens that a text is cut to, prompt included: at its end by ``mean``, at its beginning by ``last``.
-
-    Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO, Modality.AUDIO})
+    modalities = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO, Modality.AUDIO})
     _model_class = "Qwen2_5OmniThinkerForConditionalGeneration"
     _processor_class = "Qwen2_5OmniProcessor"
     _sight = Sight()
 
-    def __init__(
-        self,
-        path: str,
-        device: str = "cpu",
-        positions: str = "mrope",
-        name: str | None = None,
-        revision: str | None = None,
-        dtype: str | None = None,
-        pooling: str = "mean",
-        batch_size: int | None = None,
-        max_length: int = 8192,
-    ) -> None:
-        super().__init__(
-            path,
-            name,
-            device,
-            revision,
-            dtype,
-            positions,
-            pooling,
-            batch_size,
-            max_length,
-            Chat(asks=pooling == "last"),
-        )
+    def __post_init__(self) -> None:
+        """Load the model."""
+        self._chat = Chat(asks=self.pooling == "last")
+        super().__post_init__()
 
 
 TOKEN = 28 * 28
@@ -147,6 +88,7 @@ FETCHED = (128 * TOKEN, 240 * 320)
 where a frame has more, more where it has less."""
 
 
+@dataclass(eq=False)
 class UniteEncoder(ChatEncoder):
     """Embeds text, images, videos, and text with either, as `friedrichor/Unite-*` was trained to.
 
@@ -160,55 +102,23 @@ class UniteEncoder(ChatEncoder):
     Sound is refused: UNITE was not trained on it.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        device: where it runs.
         positions: ``1d``, or ``mrope``, which suits a Qwen2-VL that has been trained in another way.
-        name: what the configuration calls it; default: ``path``.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         pooling: ``last``, as it was trained, or the ``mean`` of all tokens.
-        batch_size: media of a forward pass; default: 1 on a CPU, 8 (or what the memory allows) elsewhere. A part of
-            what decides the last bits, so it belongs to the configuration.
         max_length: tokens that a text is cut to, at its beginning, prompt included.
         adapter: what ``nemo-mm-rank adapt`` has learnt (or another LoRA adapter of peft): a local folder, or a name on
             the hub. It is added to the weights; its digest is a part of the revision.
-
-    Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO})
+    positions: str = "1d"
+    pooling: str = "last"
+    max_length: int = 2048
+    adapter: str | None = None
+
+    modalities = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO})
     _model_class = "Qwen2VLForConditionalGeneration"
     _processor_class = "Qwen2VLProcessor"
     _sight = Sight(image=PICTURES, video=PICTURES, shrunk=FETCHED)
-
-    def __init__(
-        self,
-        path: str,
-        device: str = "cpu",
-        positions: str = "1d",
-        name: str | None = None,
-        revision: str | None = None,
-        dtype: str | None = None,
-        pooling: str = "last",
-        batch_size: int | None = None,
-        max_length: int = 2048,
-        adapter: str | None = None,
-    ) -> None:
-        super().__init__(
-            path,
-            name,
-            device,
-            revision,
-            dtype,
-            positions,
-            pooling,
-            batch_size,
-            max_length,
-            Chat(system="You are a helpful assistant.", ending="<|endoftext|>"),
-            adapter,
-        )
+    _chat = Chat(system="You are a helpful assistant.", ending="<|endoftext|>")
 
     def _kinds_of_tokens(self, ids: torch.Tensor) -> Features:
         config = self._model.config

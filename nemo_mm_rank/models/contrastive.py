@@ -5,23 +5,17 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 
-from nemo_mm_rank.errors import ModelError, PairError, nearest, require
+from nemo_mm_rank.errors import ModelError, nearest
 from nemo_mm_rank.media.segment import Audio, Item
-from nemo_mm_rank.models.base import Encoded, support, usable
+from nemo_mm_rank.models.base import Encoded, attempt, support, usable
 from nemo_mm_rank.models.batching import Features, FixedRows, ahead, by_length, stacked, text_rows
-from nemo_mm_rank.models.weights import (
-    folder_revision,
-    load_pretrained,
-    loading_arguments,
-    opening,
-    pick_dtype,
-    resolve,
-)
+from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.windows import POOLINGS, Pixels, at_rate, picture, pool, shots, windows
 from nemo_mm_rank.schema import Modality
 
@@ -29,40 +23,33 @@ CPU_ROWS, DEVICE_ROWS = 16, 128
 """Media of a forward pass; on a device, where its memory allows."""
 
 
-class TwoTowers(ABC):
+@dataclass(eq=False)
+class TwoTowers(HubModel, ABC):
     """An encoder of text and media by a model that has a tower for each.
 
     An item's vector is the same to the bit whatever else is in the batch: every forward pass has the same number of
     rows, filled up with repetitions. On a GPU that number is at most ``batch_size``, by what its memory holds, and
     another number moves a vector by the rounding of the type that it is computed in.
 
-    Args:
-        name: what the configuration calls it.
-        revision: what its weights are.
-        device: where it runs.
-        batch_size: rows of a forward pass; default: 16 on a CPU, 128 elsewhere.
-        pooling: how the vectors of an item's parts become one: ``mean`` or ``medoid``.
-
     Attributes:
         dim: of the space; set by a subclass once its model is loaded.
     """
 
-    modalities: frozenset[str]
-    dim: int
+    dim: int = field(init=False)
 
-    def __init__(self, name: str, revision: str, device: str, batch_size: int | None, pooling: str) -> None:
-        if pooling not in POOLINGS:
-            raise ModelError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}{nearest(pooling, POOLINGS)}")
-        if batch_size is not None and batch_size < 1:
-            raise ModelError(f"batch_size is at least 1, not {batch_size}")
-        self.name = name
-        self.revision = revision
-        self._device = torch.device(device)
-        on_cpu = self._device.type == "cpu"
-        self._rows = batch_size or (CPU_ROWS if on_cpu else DEVICE_ROWS)
+    _usual_rows: ClassVar[tuple[int, int]] = (CPU_ROWS, DEVICE_ROWS)
+    """Of a forward pass on a CPU, and elsewhere."""
+
+    def __post_init__(self) -> None:
+        """Check how parts are pooled, and how many are a batch."""
+        self._pooling: str = getattr(self, "frame_pooling", getattr(self, "window_pooling", "mean"))
+        if self._pooling not in POOLINGS:
+            known = ", ".join(POOLINGS)
+            raise ModelError(f"pooling is one of {known}, not {self._pooling!r}{nearest(self._pooling, POOLINGS)}")
+        super().__post_init__()
+        self._batch_rows = self._rows(*self._usual_rows)
         # On a CPU the model has the cores; one thread prepares what comes next in its pauses.
-        self._threads = 1 if on_cpu else min(8, os.cpu_count() or 1)
-        self._pooling = pooling
+        self._threads = 1 if self._device.type == "cpu" else min(8, os.cpu_count() or 1)
         self._run = FixedRows(self._device)
 
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
@@ -99,60 +86,39 @@ class TwoTowers(ABC):
         """Run the media tower: ``(rows, dim)``."""
 
     def _embed_media(self, items: Sequence[Item]) -> Encoded:
-        errors: dict[int, PairError] = {}
-        parts: list[Any] = []
-        counts: list[int] = []
-        for row, item in enumerate(items):
-            try:
-                own = self._parts(item)
-            except PairError as error:
-                errors[row] = error
-            else:
-                parts.extend(own)
-                counts.append(len(own))
+        parts, errors = attempt(self._parts, enumerate(items))
         vectors = torch.full((len(items), self.dim), float("nan"), device=self._device)
         if parts:
-            embedded = pool(self._embed_parts(parts), counts, self._pooling)
-            vectors[[row for row in range(len(items)) if row not in errors]] = embedded
+            embedded = self._embed_parts(chain.from_iterable(parts.values()))
+            vectors[list(parts)] = pool(embedded, list(map(len, parts.values())), self._pooling)
         return Encoded(vectors, errors)
 
     def _embed_parts(self, parts: Iterable[Any]) -> torch.Tensor:
-        prepared = ahead(self._prepare, parts, self._threads, 2 * self._rows)
-        return torch.cat([self._run(self._media, batch, self._rows) for batch in stacked(prepared, self._rows)])
+        prepared = ahead(self._prepare, parts, self._threads, 2 * self._batch_rows)
+        return torch.cat(
+            [self._run(self._media, batch, self._batch_rows) for batch in stacked(prepared, self._batch_rows)]
+        )
 
 
 READ_TO_THE_END = {"siglip", "siglip2"}
 """Types of model that were trained on texts padded to the limit: they read the last token, whatever it is."""
 
 
+@dataclass(eq=False)
 class _Contrastive(TwoTowers):
     """A model of transformers with ``get_text_features`` and a method of that kind for one sort of media."""
 
     _media_method: ClassVar[str]
+    _unread = ("open_clip*",)
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None,
-        device: str,
-        revision: str | None,
-        dtype: str | None,
-        batch_size: int | None,
-        pooling: str,
-        trust_remote_code: bool,
-    ) -> None:
-        library = require("transformers", "models")
-        folder = _folder(path, revision, trust_remote_code)
-        super().__init__(name or path, folder_revision(folder), device, batch_size, pooling)
-        self._dtype = pick_dtype(dtype, device)
-        self._model = load_pretrained(library.AutoModel, folder, path, device, self._dtype, trust_remote_code)
+    def __post_init__(self) -> None:
+        """Load the model."""
+        super().__post_init__()
+        self._model = self._load(self._library.AutoModel)
         for method in ("get_text_features", self._media_method):
             if not hasattr(self._model, method):
-                raise ModelError(f"{path}: {type(self._model).__name__} has no {method}(): another kind of model")
-        with opening(path):
-            arguments = loading_arguments(trust_remote_code)
-            arguments.pop("use_safetensors")
-            self._processor: Any = library.AutoProcessor.from_pretrained(str(folder), **arguments)
+                raise ModelError(f"{self.path}: {type(self._model).__name__} has no {method}(): another kind of model")
+        self._processor = self._load_processor(self._library.AutoProcessor)
         config = self._model.config
         tokenizer = self._processor.tokenizer
         self._limit = min(tokenizer.model_max_length, config.text_config.max_position_embeddings)
@@ -160,11 +126,6 @@ class _Contrastive(TwoTowers):
         self._pad_token = tokenizer.pad_token_id or 0
         self._padding = "max_length" if config.model_type in READ_TO_THE_END else True
         self.dim = self._embed_texts(["a"]).shape[1]
-
-    @staticmethod
-    def revision_of(path: str, revision: str | None = None, trust_remote_code: bool = False, **_: Any) -> str:
-        """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(_folder(path, revision, trust_remote_code))
 
     def _embed_texts(self, texts: list[str]) -> torch.Tensor:
         if not texts:
@@ -190,40 +151,23 @@ class _Contrastive(TwoTowers):
         return embedded
 
 
+@dataclass(eq=False)
 class ClipEncoder(_Contrastive):
     """Embeds text, images and videos (frame by frame) with CLIP, SigLIP, SigLIP 2 or a model made like them.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         batch_size: images of a forward pass; default: 16 on a CPU, 128 (or what the memory allows) elsewhere. A part of
             what decides the last bits, so it belongs to the configuration.
         frame_pooling: how a video's frames become one vector: their ``mean``, or their ``medoid``.
         trust_remote_code: run the code that comes with the model.
-
-    Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO})
-    _media_method = "get_image_features"
+    batch_size: int | None = None
+    frame_pooling: str = "mean"
+    trust_remote_code: bool = False
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        dtype: str | None = None,
-        batch_size: int | None = None,
-        frame_pooling: str = "mean",
-        trust_remote_code: bool = False,
-    ) -> None:
-        super().__init__(path, name, device, revision, dtype, batch_size, frame_pooling, trust_remote_code)
+    modalities = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO})
+    _media_method = "get_image_features"
 
     def _parts(self, item: Item) -> list[Pixels]:
         return shots(item)
@@ -233,6 +177,7 @@ class ClipEncoder(_Contrastive):
         return features
 
 
+@dataclass(eq=False)
 class XClipEncoder(_Contrastive):
     """Embeds text and videos with X-CLIP, which attends across the frames instead of pooling them.
 
@@ -240,36 +185,21 @@ class XClipEncoder(_Contrastive):
     taken at even distances, so set `media.video_frames` to the model's.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         batch_size: videos of a forward pass; default: 1 on a CPU, 16 (or what the memory allows) elsewhere. A part of
             what decides the last bits, so it belongs to the configuration.
         trust_remote_code: run the code that comes with the model.
-
-    Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.VIDEO})
-    _media_method = "get_video_features"
+    batch_size: int | None = None
+    trust_remote_code: bool = False
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        dtype: str | None = None,
-        batch_size: int | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        if batch_size is None:
-            batch_size = 1 if torch.device(device).type == "cpu" else DEVICE_ROWS // 8
-        super().__init__(path, name, device, revision, dtype, batch_size, "mean", trust_remote_code)
+    modalities = frozenset({Modality.TEXT, Modality.VIDEO})
+    _media_method = "get_video_features"
+    _usual_rows = (1, DEVICE_ROWS // 8)
+
+    def __post_init__(self) -> None:
+        """Load the model."""
+        super().__post_init__()
         self._frames = int(self._model.config.vision_config.num_frames)
 
     def _parts(self, item: Item) -> list[list[Pixels]]:
@@ -283,6 +213,7 @@ class XClipEncoder(_Contrastive):
         return features
 
 
+@dataclass(eq=False)
 class ClapEncoder(_Contrastive):
     """Embeds text and sound with CLAP.
 
@@ -292,45 +223,30 @@ class ClapEncoder(_Contrastive):
     is lost to it, so set that to the model's.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         batch_size: windows of a forward pass; default: 16 on a CPU, 128 (or what the memory allows) elsewhere. A part
             of what decides the last bits, so it belongs to the configuration.
         max_windows: heard of a recording.
         window_pooling: how they become one vector: their ``mean``, or their ``medoid``.
         trust_remote_code: run the code that comes with the model.
-
-    Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.AUDIO})
+    batch_size: int | None = None
+    max_windows: int = 6
+    window_pooling: str = "mean"
+    trust_remote_code: bool = False
+
+    modalities = frozenset({Modality.TEXT, Modality.AUDIO})
     _media_method = "get_audio_features"
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        dtype: str | None = None,
-        batch_size: int | None = None,
-        max_windows: int = 6,
-        window_pooling: str = "mean",
-        trust_remote_code: bool = False,
-    ) -> None:
-        if max_windows < 1:
-            raise ModelError(f"max_windows is at least 1, not {max_windows}")
-        super().__init__(path, name, device, revision, dtype, batch_size, window_pooling, trust_remote_code)
+    def __post_init__(self) -> None:
+        """Load the model."""
+        if self.max_windows < 1:
+            raise ModelError(f"max_windows is at least 1, not {self.max_windows}")
+        super().__post_init__()
         self._extractor = self._processor.feature_extractor
-        self._max_windows = max_windows
 
     def _parts(self, item: Item) -> list[Audio]:
-        return windows(item, self._extractor.max_length_s, self._max_windows)
+        return windows(item, self._extractor.max_length_s, self.max_windows)
 
     def _prepare(self, part: Audio) -> Features:
         rate = self._extractor.sampling_rate
@@ -339,8 +255,3 @@ class ClapEncoder(_Contrastive):
         features: dict[str, torch.Tensor] = self._extractor(samples, sampling_rate=rate, return_tensors="pt").data
         # Set at random where nothing is longer; nothing here ever is.
         return {**features, "is_longer": torch.zeros((1, 1), dtype=torch.bool)}
-
-
-def _folder(path: str, revision: str | None, code: bool) -> Path:
-    # What open_clip reads of the same repository is the same weights once more.
-    return resolve(path, revision, ignore=["open_clip*"], code=code)

@@ -14,23 +14,12 @@ from nemo_mm_rank.config import ExpertSpec, ModelSpec
 from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.modality import modalities_of
-from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import (
-    Described,
-    Describer,
-    Encoded,
-    Encoder,
-    answering,
-    encode_queries,
-    support,
-    taken_together,
-    told,
-    usable,
-)
+from nemo_mm_rank.models import base, loader
 from nemo_mm_rank.schema import Modality, data_column
 
 Key: TypeAlias = tuple[str, bytes]
 V = TypeVar("V")
+M = TypeVar("M", bound=base.Encoder | base.Describer)
 
 QUERY = "query"
 
@@ -88,7 +77,23 @@ class _Embedding(NamedTuple):
     text: str | None
 
 
-class CachedEncoder:
+class _Cached(Generic[M, V]):
+    """What a cache round a model has in common with it.
+
+    Attributes:
+        computed: items that the model was given.
+    """
+
+    def __init__(self, model: M, max_items: int) -> None:
+        self._model = model
+        self._recent: Recent[V] = Recent(max_items)
+        self.computed = 0
+        self.name = model.name
+        self.revision = model.revision
+        self.modalities = model.modalities
+
+
+class CachedEncoder(_Cached[base.Encoder, _Embedding]):
     """Gives each distinct item to ``encoder`` once; results are the same, to the bit.
 
     Args:
@@ -96,39 +101,33 @@ class CachedEncoder:
         max_items: how many embeddings are kept between calls (each ``4 * dim`` bytes, on the encoder's device).
     """
 
-    def __init__(self, encoder: Encoder, max_items: int = 20_000) -> None:
-        self._encoder = encoder
-        self._recent: Recent[_Embedding] = Recent(max_items)
-        self.computed = 0
-        """Items that the encoder was given."""
-        self.name = encoder.name
-        self.revision = encoder.revision
-        self.modalities = encoder.modalities
+    def __init__(self, encoder: base.Encoder, max_items: int = 20_000) -> None:
+        super().__init__(encoder, max_items)
         self.dim = encoder.dim
-        self.together = taken_together(encoder)
+        self.together = base.taken_together(encoder)
 
-    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
+    def encode(self, items: Sequence[Item], modality: str) -> base.Encoded:
         """Embed ``items``, those that are not known yet in one call."""
 
-        def make(positions: list[int]) -> Encoded:
-            return self._encoder.encode([items[position] for position in positions], modality)
+        def make(positions: list[int]) -> base.Encoded:
+            return self._model.encode([items[position] for position in positions], modality)
 
         return self._get([item_key(item, modality) for item in items], make)
 
-    def encode_queries(self, texts: Sequence[str]) -> Encoded:
+    def encode_queries(self, texts: Sequence[str]) -> base.Encoded:
         """Embed search queries, those that are not known yet in one call."""
 
-        def make(positions: list[int]) -> Encoded:
-            return encode_queries(self._encoder, [texts[position] for position in positions])
+        def make(positions: list[int]) -> base.Encoded:
+            return base.encode_queries(self._model, [texts[position] for position in positions])
 
         return self._get([item_key(text, QUERY) for text in texts], make)
 
-    def _get(self, keys: list[Key], encode: Callable[[list[int]], Encoded]) -> Encoded:
+    def _get(self, keys: list[Key], encode: Callable[[list[int]], base.Encoded]) -> base.Encoded:
         def make(positions: list[int]) -> list[_Embedding]:
             self.computed += len(positions)
-            with answering(self.name):
+            with base.answering(self.name):
                 encoded = encode(positions)
-            encoded = usable(encoded, self._encoder, len(positions))
+            encoded = base.usable(encoded, self._model, len(positions))
             texts = encoded.texts or [None] * len(positions)
             # Copies, because a row that is a view would keep its whole batch in memory.
             rows = [row.clone() for row in encoded.vectors.detach()]
@@ -138,14 +137,14 @@ class CachedEncoder:
             return encode([])
         got = self._recent.get(keys, make)
         texts = [one.text for one in got]
-        return Encoded(
+        return base.Encoded(
             torch.stack([one.vector for one in got]),
             {row: one.error for row, one in enumerate(got) if one.error is not None},
             texts if any(text is not None for text in texts) else None,
         )
 
 
-class CachedDescriber:
+class CachedDescriber(_Cached[base.Describer, tuple[str | None, PairError | None]]):
     """Gives each distinct segment to ``describer`` once; results are the same.
 
     Args:
@@ -153,28 +152,22 @@ class CachedDescriber:
         max_items: how many descriptions are kept between calls.
     """
 
-    def __init__(self, describer: Describer, max_items: int = 50_000) -> None:
-        self._describer = describer
-        self._recent: Recent[tuple[str | None, PairError | None]] = Recent(max_items)
-        self.computed = 0
-        """Segments that the describer was given."""
-        self.name = describer.name
-        self.revision = describer.revision
-        self.modalities = describer.modalities
+    def __init__(self, describer: base.Describer, max_items: int = 50_000) -> None:
+        super().__init__(describer, max_items)
 
-    def describe(self, items: Sequence[Item], modality: str) -> Described:
+    def describe(self, items: Sequence[Item], modality: str) -> base.Described:
         """Describe ``items``, those that are not known yet in one call."""
 
         def make(positions: list[int]) -> list[tuple[str | None, PairError | None]]:
             self.computed += len(positions)
-            with answering(self.name):
-                described = self._describer.describe([items[position] for position in positions], modality)
-            described = told(described, self.name, len(positions))
+            with base.answering(self.name):
+                described = self._model.describe([items[position] for position in positions], modality)
+            described = base.told(described, self.name, len(positions))
             return [(text, described.errors.get(i)) for i, text in enumerate(described.texts)]
 
         got = self._recent.get([item_key(item, modality) for item in items], make)
         errors = {row: error for row, (_, error) in enumerate(got) if error is not None}
-        return Described([None if row in errors else text for row, (text, _) in enumerate(got)], errors)
+        return base.Described([None if row in errors else text for row, (text, _) in enumerate(got)], errors)
 
 
 class DescribedEncoder:
@@ -188,12 +181,14 @@ class DescribedEncoder:
         name: what the configuration calls it; default: the parts' own names.
     """
 
-    def __init__(self, describers: Mapping[str, Describer], encoder: Encoder, name: str | None = None) -> None:
+    def __init__(
+        self, describers: Mapping[str, base.Describer], encoder: base.Encoder, name: str | None = None
+    ) -> None:
         self._describers = {str(modality): describer for modality, describer in describers.items()}
         self._encoder = encoder
         for modality, describer in self._describers.items():
-            support(describer, modality)
-        support(encoder, Modality.TEXT)
+            base.support(describer, modality)
+        base.support(encoder, Modality.TEXT)
         parts = {describer.name: describer.revision for describer in self._describers.values()}
         parts[encoder.name] = encoder.revision
         self.name = name or "+".join(parts)
@@ -201,56 +196,56 @@ class DescribedEncoder:
         self.modalities = frozenset(self._describers) | (encoder.modalities & {Modality.TEXT, Modality.CODE})
         self.dim = encoder.dim
 
-    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
+    def encode(self, items: Sequence[Item], modality: str) -> base.Encoded:
         """Embed ``items``; for media, ``texts`` holds the descriptions.
 
         Raises:
             ModelError: a modality that is not listed, or a part that breaks its contract.
         """
-        support(self, modality)
+        base.support(self, modality)
         if modality not in self._describers:
-            return usable(self._encoder.encode(items, modality), self._encoder, len(items))
+            return base.usable(self._encoder.encode(items, modality), self._encoder, len(items))
         describer = self._describers[modality]
-        described = told(describer.describe(items, modality), describer.name, len(items))
+        described = base.told(describer.describe(items, modality), describer.name, len(items))
         errors: dict[int, PairError] = dict(described.errors)
         rows = [row for row in range(len(items)) if row not in errors]
         texts = [described.texts[row] or "" for row in rows]
-        encoded = usable(self._encoder.encode(texts, Modality.TEXT), self._encoder, len(texts))
+        encoded = base.usable(self._encoder.encode(texts, Modality.TEXT), self._encoder, len(texts))
         errors.update({rows[row]: error for row, error in encoded.errors.items()})
         vectors = encoded.vectors
         if len(rows) < len(items):
             vectors = vectors.new_full((len(items), self.dim), float("nan"))
             vectors[rows] = encoded.vectors
         shown = [None if row in described.errors else text for row, text in enumerate(described.texts)]
-        return Encoded(vectors, errors, shown)
+        return base.Encoded(vectors, errors, shown)
 
-    def encode_queries(self, texts: Sequence[str]) -> Encoded:
+    def encode_queries(self, texts: Sequence[str]) -> base.Encoded:
         """Embed search queries as the text encoder does."""
-        return usable(encode_queries(self._encoder, texts), self._encoder, len(texts))
+        return base.usable(base.encode_queries(self._encoder, texts), self._encoder, len(texts))
 
 
 Models = Mapping[str, ModelSpec]
 
 
-def load_encoder(name: str, models: Models, device: str = "cpu") -> Encoder:
+def load_encoder(name: str, models: Models, device: str = "cpu") -> base.Encoder:
     """Return the encoder that the configuration calls ``name``: loaded once per process, each item embedded once."""
     spec = models[name]
-    encoder: Encoder = loader.load(name, spec.class_, spec.arguments, device, wrap=_cached_encoder)
+    encoder: base.Encoder = loader.load(name, spec.class_, spec.arguments, device, wrap=_cached_encoder)
     return encoder
 
 
-def load_describer(name: str, models: Models, device: str = "cpu") -> Describer:
+def load_describer(name: str, models: Models, device: str = "cpu") -> base.Describer:
     """Return the describer that the configuration calls ``name``."""
     spec = models[name]
-    describer: Describer = loader.load(name, spec.class_, spec.arguments, device, wrap=_cached_describer)
+    describer: base.Describer = loader.load(name, spec.class_, spec.arguments, device, wrap=_cached_describer)
     return describer
 
 
-def _cached_encoder(name: str, model: object) -> Encoder:
+def _cached_encoder(name: str, model: object) -> base.Encoder:
     return CachedEncoder(loader.as_encoder(name, model))
 
 
-def _cached_describer(name: str, model: object) -> Describer:
+def _cached_describer(name: str, model: object) -> base.Describer:
     return CachedDescriber(loader.as_describer(name, model))
 
 
@@ -317,12 +312,12 @@ class Expert:
     def __init__(self, spec: ExpertSpec, models: Models, device: str = "cpu") -> None:
         self.name = spec.name
         self._in_columns = spec.kind == "fusion"
-        self._encoders: dict[str, tuple[str, Encoder]] = {}
+        self._encoders: dict[str, tuple[str, base.Encoder]] = {}
         text_models = set()
         for source in sources(spec):
             encoder = load_encoder(source.model, models, device)
             if spec.kind == "text-based":
-                describers: dict[str, Describer] = {}
+                describers: dict[str, base.Describer] = {}
                 for modality, name in spec.describers.items():
                     describers[modality] = load_describer(name, models, device)
                     _check(spec.name, name, describers[modality].modalities, modality)
@@ -335,27 +330,27 @@ class Expert:
                 text_models.add(source.model)
         names = {source.model for source in sources(spec)}
         shared = next(iter(names)) if len(names) == 1 and names == text_models else None
-        self.text_encoder: Encoder | None = load_encoder(shared, models, device) if shared else None
+        self.text_encoder: base.Encoder | None = load_encoder(shared, models, device) if shared else None
 
-    def encoder(self, modality: str) -> Encoder | None:
+    def encoder(self, modality: str) -> base.Encoder | None:
         """Return the encoder for data of ``modality``, or None where the expert has none."""
         found = self._encoders.get(modality)
         return found[1] if found else None
 
-    def taking_together(self, modality: str) -> tuple[str, Encoder] | None:
+    def taking_together(self, modality: str) -> tuple[str, base.Encoder] | None:
         """Return column and encoder that take data of several parts as one, where the expert has such an encoder."""
         found = [self._encoders.get(kind) for kind in modalities_of(modality)]
         first = found[0]
         same = first is not None and all(one == first for one in found)
-        return first if first is not None and same and modality in taken_together(first[1]) else None
+        return first if first is not None and same and modality in base.taken_together(first[1]) else None
 
-    def taking_parts(self, modality: str) -> dict[str, dict[int, Encoder]]:
+    def taking_parts(self, modality: str) -> dict[str, dict[int, base.Encoder]]:
         """Return the columns that data of several parts goes to, with the encoder of each part (by its number) there.
 
         A fusion expert has a column for each of its models, and in each the parts that this one takes. What another
         expert does not take in all of its parts it does not take.
         """
-        columns: dict[str, dict[int, Encoder]] = {}
+        columns: dict[str, dict[int, base.Encoder]] = {}
         kinds = modalities_of(modality)
         for number, kind in enumerate(kinds):
             if found := self._encoders.get(kind):

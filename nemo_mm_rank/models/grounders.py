@@ -5,33 +5,26 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest, require
+from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, nearest
 from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.media.segment import Audio, Item, Segment, Video
 from nemo_mm_rank.modality import Medium, media_names, of
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, support, usable
-from nemo_mm_rank.models.batching import EqualShapes, Features, ahead, padded_lengths
-from nemo_mm_rank.models.weights import (
-    PICKLES,
-    folder_revision,
-    load_pretrained,
-    loading_arguments,
-    opening,
-    pick_dtype,
-    resolve,
-)
+from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, attempt, support, usable
+from nemo_mm_rank.models.batching import EqualShapes, Features, ahead, gathered, padded_lengths
+from nemo_mm_rank.models.hub import HubModel
+from nemo_mm_rank.models.weights import PICKLES
 from nemo_mm_rank.models.windows import pictures
 from nemo_mm_rank.schema import Modality
 
@@ -115,7 +108,7 @@ class PartsGrounder:
         done = 0
         cut = of(modality).cut
         parts = (cut(segment, [span]) for segment, spans in zip(segments, candidates, strict=True) for span in spans)
-        for chunk in _chunks(parts):
+        for chunk in gathered(parts, lambda part: part.nbytes, PARTS_AT_ONCE, BYTES_AT_ONCE):
             encoded = usable(self._encoder.encode(chunk, modality), self._encoder, len(chunk))
             vectors.append(encoded.vectors)
             errors.update({done + row: error for row, error in encoded.errors.items()})
@@ -168,20 +161,6 @@ def _fault(encoded: Encoded, rows: Sequence[int]) -> PairError | None:
     return None
 
 
-def _chunks(parts: Iterable[Segment]) -> Iterator[list[Item]]:
-    """Gather parts until they are many or heavy."""
-    chunk: list[Item] = []
-    weight = 0
-    for part in parts:
-        chunk.append(part)
-        weight += part.nbytes
-        if len(chunk) == PARTS_AT_ONCE or weight >= BYTES_AT_ONCE:
-            yield chunk
-            chunk, weight = [], 0
-    if chunk:
-        yield chunk
-
-
 SEPARATORS = re.compile(r"[.?]+")
 """What parts one phrase from the next: the model lets the words of a phrase see each other, and no others."""
 
@@ -201,7 +180,8 @@ class _Pass:
     places: dict[int, tuple[int, int]]
 
 
-class GroundingDinoGrounder:
+@dataclass(eq=False)
+class GroundingDinoGrounder(HubModel):
     """Finds the boxes that phrases speak of, all phrases of a picture in one pass (more only where they are too many).
 
     A box's score for a phrase is the largest probability of any of the phrase's tokens, as in the library's own
@@ -211,60 +191,33 @@ class GroundingDinoGrounder:
     texts are padded to a few lengths.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``. Half precision moves boxes by some pixels.
+        dtype: default: ``float32``, everywhere. Half precision moves boxes by some pixels.
         threshold: least score of a box.
         batch_size: pictures of a batch; default: 2 on a CPU, 8 (or what the memory allows) elsewhere. A part of what
             decides the last bits, so it belongs to the configuration.
-
-    Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or another kind of model.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({Modality.IMAGE})
+    dtype: str | None = "float32"
+    threshold: float = 0.3
+    batch_size: int | None = None
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        dtype: str = "float32",
-        threshold: float = 0.3,
-        batch_size: int | None = None,
-    ) -> None:
-        library = require("transformers", "models")
-        folder = resolve(path, revision)
-        self.name = name or path
-        self.revision = folder_revision(folder)
-        self._threshold = threshold
-        arguments = loading_arguments()
-        arguments.pop("use_safetensors")
-        with opening(path):
-            processor = library.AutoProcessor.from_pretrained(str(folder), **arguments)
-        if not isinstance(processor, library.GroundingDinoProcessor):
-            raise ModelError(f"{path}: {type(processor).__name__} is not Grounding DINO's")
+    modalities = frozenset({Modality.IMAGE})
+
+    def __post_init__(self) -> None:
+        """Load the model."""
+        super().__post_init__()
+        processor = self._load_processor(self._library.AutoProcessor)
+        if not isinstance(processor, self._library.GroundingDinoProcessor):
+            raise ModelError(f"{self.path}: {type(processor).__name__} is not Grounding DINO's")
         self._images: Any = processor.image_processor
         self._tokenizer: Any = processor.tokenizer
-        self._model = load_pretrained(
-            library.GroundingDinoForObjectDetection, folder, path, device, pick_dtype(dtype, device)
-        )
+        self._model = self._load(self._library.GroundingDinoForObjectDetection)
         self._longest = min(self._model.config.max_text_len, self._tokenizer.model_max_length)
         self._stop = self._tokenizer.convert_tokens_to_ids(".")
-        own = 2 if torch.device(device).type == "cpu" else 8
-        self._rows = own if batch_size is None else batch_size
+        self._batch_rows = self._rows(2, 8)
         self._batches: EqualShapes[tuple[torch.Tensor, torch.Tensor]] = EqualShapes(
-            self._detect, self._model, self._rows
+            self._detect, self._model, self._batch_rows
         )
-
-    @staticmethod
-    def revision_of(path: str, revision: str | None = None, **_: Any) -> str:
-        """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(resolve(path, revision))
 
     def ground(
         self, items: Sequence[Item], phrases: Sequence[Sequence[str]], modality: str
@@ -289,7 +242,7 @@ class GroundingDinoGrounder:
                 results[row] = error
             else:
                 looks.extend(self._passes(row, own))
-        seen = self._batches(ahead(partial(self._prepare, items), looks, 1, 2 * self._rows))
+        seen = self._batches(ahead(partial(self._prepare, items), looks, 1, 2 * self._batch_rows))
         for look, (boxes, scores) in zip(looks, seen, strict=True):
             so_far = results[look.item]
             if isinstance(so_far, Grounded):
@@ -350,7 +303,7 @@ class GroundingDinoGrounder:
         scores = torch.full((len(boxes), so_far.scores.shape[1]), float("nan"))
         for phrase, (first, end) in look.places.items():
             scores[:, phrase] = tokens[:, first:end].amax(dim=1)
-        kept = scores.nan_to_num(-1).amax(dim=1) >= self._threshold
+        kept = scores.nan_to_num(-1).amax(dim=1) >= self.threshold
         x, y, w, h = (boxes[kept].double() * torch.tensor(size * 2)).unbind(dim=1)
         spans = torch.stack([x - w / 2, y - h / 2, w, h], dim=1)
         return Grounded(torch.cat([so_far.spans, spans]), torch.cat([so_far.scores, scores[kept]]), found=True)
@@ -442,15 +395,11 @@ class MomentGrounder:
             ModelError: a modality that it was not made for.
         """
         support(self, modality)
-        results: list[Grounded | PairError] = []
-        for item, own in zip(items, phrases, strict=True):
-            try:
-                results.append(self._ground(item, own))
-            except PairError as error:
-                results.append(error)
-        return results
+        found, errors = attempt(self._ground, enumerate(zip(items, phrases, strict=True)))
+        return [errors[row] if row in errors else found[row] for row in range(len(items))]
 
-    def _ground(self, item: Item, phrases: Sequence[str]) -> Grounded:
+    def _ground(self, asked: tuple[Item, Sequence[str]]) -> Grounded:
+        item, phrases = asked
         if not isinstance(item, Audio | Video):
             raise ModelError(f"sound or a video is expected, not {type(item).__name__}")
         if item.duration > self._max_seconds:

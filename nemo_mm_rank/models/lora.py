@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from nemo_mm_rank.config import Settings
 from nemo_mm_rank.errors import ModelError, nearest, require
-from nemo_mm_rank.io.files import write_atomically, write_json
+from nemo_mm_rank.io.files import write_json, write_tensors
 from nemo_mm_rank.models.weights import folder_revision, opening, resolve
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -70,28 +69,30 @@ def read_config(folder: Path, path: str) -> dict[str, Any]:
 _MEANT = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora")
 
 
-def language_layers(model: Any) -> str:
-    """Return a pattern of the names of every linear layer of the language model, and of nothing else in ``model``.
+def adapter_settings(model: Any, rank: int, alpha: int, dropout: float) -> dict[str, Any]:
+    """Return settings of ``peft.LoraConfig`` for all linear layers of the language model in ``model``, its head not.
 
-    By full names, because the vision towers of some models have layers of the same last names; the head is no part of
-    the language model.
+    The layers are given by their full names, because the vision towers of some models have layers of the same last
+    names.
     """
-    decoder = model.get_decoder()
-    place = next(name for name, module in model.named_modules() if module is decoder)
-    names = {name for name, module in decoder.named_modules() if isinstance(module, torch.nn.Linear)}
-    last = "|".join(sorted({name.rpartition(".")[2] for name in names}))
-    return rf"{re.escape(place)}\..*\.({last})"
+    linear = (torch.nn.Linear, require("transformers", "models").pytorch_utils.Conv1D)
+    inside = {id(module) for module in model.get_decoder().modules() if isinstance(module, linear)}
+    layers = [name for name, module in model.named_modules() if id(module) in inside]
+    return {"r": rank, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": layers}
 
 
-def attach(model: Any, settings: Mapping[str, Any]) -> Any:
-    """Put a new adapter into ``model``, in place; return peft's view of both.
+def attach(model: Any, settings: Mapping[str, Any], seed: int = 0) -> Any:
+    """Put a new adapter into ``model``, in place; return peft's view of both. It changes nothing before it has learnt.
 
     Args:
         model: of transformers.
         settings: of ``peft.LoraConfig``.
+        seed: of the adapter's weights.
     """
     peft = require("peft", "models")
-    return peft.PeftModel(model, peft.LoraConfig(**settings, bias="none"))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return peft.PeftModel(model, peft.LoraConfig(**settings, bias="none"))
 
 
 def get_weights(adapted: Any) -> dict[str, torch.Tensor]:
@@ -128,19 +129,10 @@ def write_adapter(folder: Path, weights: Weights, settings: Mapping[str, Any], b
         settings: of ``peft.LoraConfig``.
         base: what the model is called that it belongs to.
     """
-    write_tensors(folder / WEIGHTS, weights)
+    write_tensors(folder / WEIGHTS, weights, {"format": "pt"})
     write_json(
         folder / CONFIG, {"peft_type": "LORA", "base_model_name_or_path": base, "bias": "none", **dict(settings)}
     )
-
-
-def write_tensors(path: Path, tensors: Weights, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that is there whole or not at all."""
-
-    def write(target: Path) -> None:
-        target.write_bytes(save(dict(tensors), metadata={"format": "pt", **(metadata or {})}))
-
-    write_atomically(path, write)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -174,9 +166,7 @@ def joined(adapters: list[tuple[dict[str, torch.Tensor], dict[str, Any]]]) -> tu
 
 
 def adapted(model: Any, settings: AdapterSettings, seed: int) -> Any:
-    """Return ``model`` with an adapter on all linear layers of its language model, not on its head.
-
-    The adapter's weights are drawn by ``seed``; it changes nothing before it has learnt.
+    """Return ``model``, frozen, with a new adapter on its language model.
 
     Args:
         model: of transformers, with a decoder.
@@ -184,22 +174,7 @@ def adapted(model: Any, settings: AdapterSettings, seed: int) -> Any:
         seed: of the adapter's weights.
     """
     model.requires_grad_(False)
-    peft, layers = require("peft", "models"), require("transformers", "models").pytorch_utils.Conv1D
-    inside = {id(module) for module in model.get_decoder().modules()}
-    adapter = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=[
-            name
-            for name, module in model.named_modules()
-            if id(module) in inside and isinstance(module, (torch.nn.Linear, layers))
-        ],
-        bias="none",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return peft.get_peft_model(model, adapter)
+    return attach(model, adapter_settings(model, settings.rank, settings.alpha, settings.dropout), seed)
 
 
 class AdapterSettings(Settings):

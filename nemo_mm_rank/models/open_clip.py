@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.batching import Features, text_rows
 from nemo_mm_rank.models.contrastive import TwoTowers
-from nemo_mm_rank.models.weights import PICKLES, folder_revision, opening, pick_dtype, resolve
+from nemo_mm_rank.models.weights import PICKLES, opening
 from nemo_mm_rank.models.windows import Pixels, picture, shots
 from nemo_mm_rank.schema import Modality
 
@@ -22,56 +23,46 @@ WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+@dataclass(eq=False)
 class OpenClipEncoder(TwoTowers):
     """Embeds text, images and videos (frame by frame) with a model of OpenCLIP.
 
     Args:
-        path: a folder with ``open_clip_config.json``, or a name on the Hugging Face hub (of which only safetensors
-            weights are fetched; with ``HF_HUB_OFFLINE=1`` the local cache is all there is). With ``checkpoint``, the
-            library's own name of a model (``ViT-B-32``).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
+        path: a folder with ``open_clip_config.json``, or a name on the hub. With ``checkpoint``, the library's own name
+            of a model (``ViT-B-32``).
         checkpoint: the library's own name of weights for the model ``path`` (``laion2b_s34b_b79k``).
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         batch_size: images of a forward pass; default: 16 on a CPU, 128 (or what the memory allows) elsewhere. A part of
             what decides the last bits, so it belongs to the configuration.
         frame_pooling: how a video's frames become one vector: their ``mean``, or their ``medoid``.
-
-    Raises:
-        ModelError: no such folder, model or checkpoint, or weights that are pickles.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO})
+    checkpoint: str | None = None
+    batch_size: int | None = None
+    frame_pooling: str = "mean"
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        checkpoint: str | None = None,
-        dtype: str | None = None,
-        batch_size: int | None = None,
-        frame_pooling: str = "mean",
-    ) -> None:
-        library = require("open_clip", "models")
-        folder = _folder(path, revision, checkpoint)
-        super().__init__(name or path, folder_revision(folder), device, batch_size, frame_pooling)
-        self._dtype = pick_dtype(dtype, device)
-        place = f"local-dir:{folder}"
-        with opening(path):
-            self._model, self._transform = library.create_model_from_pretrained(
-                place, precision=PRECISIONS[self._dtype], device=device
+    modalities = frozenset({Modality.TEXT, Modality.IMAGE, Modality.VIDEO})
+    _library_name = "open_clip"
+    _unread = ("model*.safetensors",)
+
+    def __post_init__(self) -> None:
+        """Load the model."""
+        super().__post_init__()
+        place = f"local-dir:{self._folder}"
+        with opening(self.path):
+            self._model, self._transform = self._library.create_model_from_pretrained(
+                place, precision=PRECISIONS[self._dtype], device=self.device
             )
-            self._tokenizer: Any = library.get_tokenizer(place)
+            self._tokenizer: Any = self._library.get_tokenizer(place)
         self._model.eval()
         self.dim = self._embed_texts([""]).shape[1]
 
-    @staticmethod
-    def revision_of(path: str, revision: str | None = None, checkpoint: str | None = None, **_: Any) -> str:
-        """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(_folder(path, revision, checkpoint))
+    @classmethod
+    def _find(cls, path: str, *arguments: Any, checkpoint: str | None = None, **named: Any) -> Path:
+        if checkpoint is not None:
+            path = _hub_name(path, checkpoint)
+        folder = super()._find(path, *arguments, **named)
+        _refuse_code(folder, path)
+        return folder
 
     def _embed_texts(self, texts: list[str]) -> torch.Tensor:
         if not texts:
@@ -93,15 +84,6 @@ class OpenClipEncoder(TwoTowers):
     def _media(self, batch: Features) -> torch.Tensor:
         embedded: torch.Tensor = self._model.encode_image(batch["pixels"].to(self._dtype))
         return embedded
-
-
-def _folder(path: str, revision: str | None, checkpoint: str | None) -> Path:
-    if checkpoint is not None:
-        path = _hub_name(path, checkpoint)
-    # What transformers reads of the same repository is the same weights once more.
-    folder = resolve(path, revision, ignore=["model*.safetensors"])
-    _refuse_code(folder, path)
-    return folder
 
 
 def _hub_name(model: str, checkpoint: str) -> str:

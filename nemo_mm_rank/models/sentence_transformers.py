@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from nemo_mm_rank.errors import ModelError, nearest, require
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.base import Encoded, support, usable
 from nemo_mm_rank.models.batching import Features, FixedRows, by_length, text_rows
-from nemo_mm_rank.models.weights import folder_revision, opening, pick_dtype, resolve
+from nemo_mm_rank.models.hub import HubModel
+from nemo_mm_rank.models.weights import opening
 from nemo_mm_rank.schema import Modality
 
 UNLIMITED = 2**20
@@ -20,7 +22,8 @@ UNLIMITED = 2**20
 TOKENIZED_AT_ONCE = 2048
 
 
-class SentenceTransformersEncoder:
+@dataclass(eq=False)
+class SentenceTransformersEncoder(HubModel):
     """Embeds text and code with a sentence-transformers model, or any transformers model and a pooling.
 
     A text's vector is the same to the bit whatever else is in the batch, because the model only ever sees a few fixed
@@ -28,12 +31,6 @@ class SentenceTransformersEncoder:
     length the number of rows is fixed, filled up with repetitions.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         max_length: tokens that a text is cut to; default: the model's own limit.
         pooling: of the tokens' vectors: ``mean``, ``cls``, ``lasttoken`` ...; default: the model's own, or else the
             last token of a decoder and the mean of anything else.
@@ -46,47 +43,37 @@ class SentenceTransformersEncoder:
         trust_remote_code: run the code that comes with the model.
 
     Raises:
-        ModelError: no such folder or model, weights that are pickles, a model that takes no text, or a pooling that it
-            does not have.
+        ModelError: a model that takes no text, or a pooling that it does not have.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT, Modality.CODE})
+    max_length: int | None = None
+    pooling: str | None = None
+    prompt: str | None = None
+    query_prompt: str | None = None
+    batch_tokens: int | None = None
+    trust_remote_code: bool = False
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        dtype: str | None = None,
-        max_length: int | None = None,
-        pooling: str | None = None,
-        prompt: str | None = None,
-        query_prompt: str | None = None,
-        batch_tokens: int | None = None,
-        trust_remote_code: bool = False,
-    ) -> None:
-        library = require("sentence_transformers", "models")
-        folder = _folder(path, revision, trust_remote_code)
-        self.name = name or path
-        self.revision = folder_revision(folder)
-        self._device = torch.device(device)
-        self._batch_tokens = batch_tokens
-        with opening(path):
-            self._model: Any = library.SentenceTransformer(
-                str(folder),
-                device=device,
-                trust_remote_code=trust_remote_code,
+    modalities = frozenset({Modality.TEXT, Modality.CODE})
+    _library_name = "sentence_transformers"
+
+    def __post_init__(self) -> None:
+        """Load the model."""
+        super().__post_init__()
+        with opening(self.path):
+            self._model: Any = self._library.SentenceTransformer(
+                str(self._folder),
+                device=self.device,
+                trust_remote_code=self.trust_remote_code,
                 local_files_only=True,
                 model_kwargs={"use_safetensors": True},
             )
         if "text" not in self._model.modalities:
-            raise ModelError(f"{path}: this model takes {', '.join(map(str, self._model.modalities))}, not text")
-        if pooling is not None:
-            _repool(self._model, path, pooling)
-        self._model.eval().to(pick_dtype(dtype, device))
-        if max_length is not None:
-            self._model.max_seq_length = max_length
+            raise ModelError(f"{self.path}: this model takes {', '.join(map(str, self._model.modalities))}, not text")
+        if self.pooling is not None:
+            _repool(self._model, self.path, self.pooling)
+        self._model.eval().to(self._dtype)
+        if self.max_length is not None:
+            self._model.max_seq_length = self.max_length
         self._limit = int(min(self._model.max_seq_length or UNLIMITED, UNLIMITED))
         # Variable-length attention would make the shapes depend on the batch again.
         if hasattr(self._model[0], "unpad_inputs"):
@@ -96,14 +83,15 @@ class SentenceTransformersEncoder:
         self._pad_token = getattr(self._model.tokenizer, "pad_token_id", None) or 0
         own = self._model.prompts
         default = own.get("document") or own.get(self._model.default_prompt_name)
-        self._prompt = prompt if prompt is not None else default
-        self._query_prompt = query_prompt if query_prompt is not None else own.get("query") or self._prompt
+        self._prompt = default if self.prompt is None else self.prompt
+        self._query_prompt = own.get("query") or self._prompt if self.query_prompt is None else self.query_prompt
         self.dim = int(self._model.get_embedding_dimension())
 
-    @staticmethod
-    def revision_of(path: str, revision: str | None = None, trust_remote_code: bool = False, **_: Any) -> str:
-        """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(_folder(path, revision, trust_remote_code))
+    @classmethod
+    def _find(cls, path: str, *arguments: Any, **named: Any) -> Path:
+        # A name without an owner is one of the library's own models, as it is to the library.
+        bare = "/" not in path and not Path(path).is_dir()
+        return super()._find(f"sentence-transformers/{path}" if bare else path, *arguments, **named)
 
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
         """Embed texts; ``vectors`` is on the model's device."""
@@ -137,15 +125,9 @@ class SentenceTransformersEncoder:
             return self._run.whole(forward, features)
         vectors = torch.empty((len(texts), self.dim), device=self._device)
         for chosen, batch in by_length(features, self._limit, self._pad_token, self._pad_left):
-            rows = text_rows(batch["attention_mask"].shape[1], self._device, self._batch_tokens)
+            rows = text_rows(batch["attention_mask"].shape[1], self._device, self.batch_tokens)
             vectors[chosen.to(self._device)] = self._run(forward, batch, rows)
         return vectors
-
-
-def _folder(path: str, revision: str | None, code: bool) -> Path:
-    """Resolve ``path``; a name without an owner is one of the library's own models, as it is to the library."""
-    bare = "/" not in path and not Path(path).is_dir()
-    return resolve(f"sentence-transformers/{path}" if bare else path, revision, code=code)
 
 
 def _repool(model: Any, path: str, pooling: str) -> None:

@@ -17,43 +17,6 @@ from nemo_mm_rank.vectors import all_rows, on_host, rowwise, take, to_numpy
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """Sentences of ``n`` annotations.
-
-    Attributes:
-        texts: the distinct ones.
-        place: ``(m,)`` of each sentence among ``texts``, annotation by annotation.
-        owner: ``(m,)`` whose it is, ascending.
-    """
-
-    texts: list[str]
-    place: Ints
-    owner: Ints
-
-    @classmethod
-    def of(cls, annotations: Sequence[str], fewest: int = 1) -> Sentences:
-        """Take annotations apart; those of fewer than ``fewest`` different sentences are passed by."""
-        found = [own if len(own) >= fewest else [] for own in components(annotations, "sentences")]
-        places: dict[str, int] = {}
-        place = [places.setdefault(sentence, len(places)) for own in found for sentence in own]
-        owner = np.repeat(np.arange(len(found)), [len(own) for own in found])
-        return cls(list(places), np.array(place, dtype=np.int64), owner)
-
-    def least(self, scores: Floats) -> tuple[Ints, Ints]:
-        """Return ``(k,)`` the annotations with a scored sentence, and which of the ``m`` has the least score of each.
-
-        Of equal ones the first.
-
-        Args:
-            scores: ``(m,)`` of the sentences, NaN for none.
-        """
-        order = np.lexsort((scores, self.owner))
-        order = order[~np.isnan(scores[order])]
-        rows, first = np.unique(self.owner[order], return_index=True)
-        return rows, order[first]
-
-
-@dataclass(frozen=True)
 class Spoken:
     """The sentences of ``n`` annotations that could be embedded.
 
@@ -72,16 +35,16 @@ class Spoken:
     @classmethod
     def of(cls, annotations: Sequence[str], encoder: Encoder) -> Spoken:
         """Take annotations apart, and embed each distinct sentence once."""
-        sentences = Sentences.of(annotations)
-        if not sentences.texts:
-            return cls([], sentences.place, sentences.owner, torch.zeros((0, encoder.dim)))
-        encoded = encoder.encode(sentences.texts, Modality.TEXT)
-        valid = np.ones(len(sentences.texts), dtype=bool)
-        valid[list(encoded.errors)] = False
-        keep = valid[sentences.place]
-        place = sentences.place[keep]
-        vectors = encoded.vectors.float().cpu()[torch.from_numpy(place)]
-        return cls(sentences.texts, place, sentences.owner[keep], vectors)
+        taken = components(annotations, "sentences")
+        places: dict[str, int] = {}
+        place = np.array([places.setdefault(text, len(places)) for texts in taken for text in texts], dtype=np.int64)
+        owner = np.repeat(np.arange(len(taken)), list(map(len, taken)))
+        if not places:
+            return cls([], place, owner, torch.zeros((0, encoder.dim)))
+        encoded = encoder.encode(list(places), Modality.TEXT)
+        there = ~np.isin(place, list(encoded.errors))
+        vectors = encoded.vectors.float().cpu()[torch.from_numpy(place[there])]
+        return cls(list(places), place[there], owner[there], vectors)
 
     def cosines(self, data: Vectors) -> Floats:
         """Return ``(u,)`` cosines of every sentence with its pair's data, ``n`` rows in the same space."""

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-import torch
 
 from nemo_mm_rank.arrays import Samples
-from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
+from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
 from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.models.base import Described, support
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.generation import Writer
-from nemo_mm_rank.models.weights import (
-    folder_revision,
-    load_pretrained,
-    loading_arguments,
-    opening,
-    pick_dtype,
-    resolve,
-)
+from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.windows import at_rate
 from nemo_mm_rank.schema import Modality
 
@@ -32,7 +25,8 @@ FRAME = 0.1
 """Seconds over which it is to be quiet."""
 
 
-class WhisperDescriber:
+@dataclass(eq=False)
+class WhisperDescriber(HubModel):
     """Writes down what is said in a recording.
 
     Whisper hears 30 seconds at a time. A longer recording is cut into windows, each at the quietest place of its last
@@ -40,12 +34,6 @@ class WhisperDescriber:
     one shape. Texts are written greedily. A recording of which nothing is understood has an error, not an empty text.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         language: that is spoken; default: what the model takes it for, window by window.
         task: ``transcribe``, or ``translate`` into English.
         max_new_tokens: at which a window's text ends; default: half of what the decoder holds, as in Whisper's own
@@ -54,49 +42,29 @@ class WhisperDescriber:
             decides the last bits, so it belongs to the configuration.
 
     Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, another kind of model, or a
-            language that it does not know.
+        ModelError: a language that it does not know.
     """
 
-    modalities: ClassVar[frozenset[str]] = frozenset({Modality.AUDIO})
+    language: str | None = None
+    task: str = "transcribe"
+    max_new_tokens: int | None = None
+    batch_size: int | None = None
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        dtype: str | None = None,
-        language: str | None = None,
-        task: str = "transcribe",
-        max_new_tokens: int | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        library = require("transformers", "models")
-        folder = resolve(path, revision)
-        self.name = name or path
-        self.revision = folder_revision(folder)
-        arguments = loading_arguments()
-        arguments.pop("use_safetensors")
-        with opening(path):
-            processor = library.AutoProcessor.from_pretrained(str(folder), **arguments)
-        if not isinstance(processor, library.WhisperProcessor):
-            raise ModelError(f"{path}: {type(processor).__name__} is not Whisper's")
+    modalities = frozenset({Modality.AUDIO})
+
+    def __post_init__(self) -> None:
+        """Load the model."""
+        super().__post_init__()
+        processor = self._load_processor(self._library.AutoProcessor)
+        if not isinstance(processor, self._library.WhisperProcessor):
+            raise ModelError(f"{self.path}: {type(processor).__name__} is not Whisper's")
         self._extractor: Any = processor.feature_extractor
-        model = load_pretrained(
-            library.WhisperForConditionalGeneration, folder, path, device, pick_dtype(dtype, device)
-        )
-        own = 4 if torch.device(device).type == "cpu" else 32
-        rows = own if batch_size is None else batch_size
-        spoken = _spoken(model.generation_config, path, language, task)
-        most = max_new_tokens or model.config.max_target_positions // 2
+        model = self._load(self._library.WhisperForConditionalGeneration)
+        rows = self._rows(4, 32)
+        spoken = _spoken(model.generation_config, self.path, self.language, self.task)
+        most = self.max_new_tokens or model.config.max_target_positions // 2
         self._write = Writer(model, processor.tokenizer, rows, most, **spoken)
         self._ahead = 2 * rows
-
-    @staticmethod
-    def revision_of(path: str, revision: str | None = None, **_: Any) -> str:
-        """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(resolve(path, revision))
 
     def describe(self, items: Sequence[Item], modality: str) -> Described:
         """Write down what is said in ``items``.

@@ -3,83 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.errors import ModelError, require
+from nemo_mm_rank.arrays import Floats
+from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.models.batching import EqualShapes, Features, padded_lengths, text_rows
-from nemo_mm_rank.models.weights import (
-    folder_revision,
-    load_pretrained,
-    loading_arguments,
-    opening,
-    pick_dtype,
-    resolve,
-)
+from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.schema import Modality
 
 
-class TextRegressor:
+@dataclass(eq=False)
+class TextRegressor(HubModel):
     """Rates texts: the one output of a sequence classifier, as it is.
 
     Longer texts than the model reads are cut. Texts are padded to a few lengths, and batches have a fixed number of
     rows, so that a rating does not depend on a text's neighbours.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub (of which only safetensors weights are fetched; with
-            ``HF_HUB_OFFLINE=1`` the local cache is all there is).
-        name: what the configuration calls it; default: ``path``.
-        device: where it runs.
-        revision: branch, tag or commit on the hub.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; default: float32 on a CPU, bfloat16 elsewhere.
         max_tokens: of a text; default: what the model takes.
         batch_size: texts of a batch; default: as many as make 1,024 tokens on a CPU, 32,768 elsewhere. A part of what
             decides the last bits, so it belongs to the configuration.
 
     Raises:
-        ModelError: no such folder or model, weights that are pickles or incomplete, or one with several outputs.
+        ModelError: one with several outputs.
     """
 
-    modalities: frozenset[str] = frozenset({Modality.TEXT})
+    max_tokens: int | None = None
+    batch_size: int | None = None
 
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        device: str = "cpu",
-        revision: str | None = None,
-        dtype: str | None = None,
-        max_tokens: int | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        library = require("transformers", "models")
-        folder = resolve(path, revision)
-        self.name = name or path
-        self.revision = folder_revision(folder)
-        arguments = loading_arguments()
-        arguments.pop("use_safetensors")
-        with opening(path):
-            self._tokenizer: Any = library.AutoTokenizer.from_pretrained(str(folder), **arguments)
-        self._model = load_pretrained(
-            library.AutoModelForSequenceClassification, folder, path, device, pick_dtype(dtype, device)
-        )
+    modalities = frozenset({Modality.TEXT})
+
+    def __post_init__(self) -> None:
+        """Load the model."""
+        super().__post_init__()
+        self._tokenizer = self._load_processor(self._library.AutoTokenizer)
+        self._model = self._load(self._library.AutoModelForSequenceClassification)
         if self._model.config.num_labels != 1:
-            raise ModelError(f"{path}: has {self._model.config.num_labels} outputs; a rating is one")
+            raise ModelError(f"{self.path}: has {self._model.config.num_labels} outputs; a rating is one")
         limits = [self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", None)]
-        self._longest = min(limit for limit in (*limits, max_tokens) if limit is not None)
-        self._rows = batch_size or text_rows(self._longest, torch.device(device))
-        self._batches: EqualShapes[float] = EqualShapes(self._rate, self._model, self._rows)
+        self._longest = min(limit for limit in (*limits, self.max_tokens) if limit is not None)
+        rows = self.batch_size or text_rows(self._longest, self._device)
+        self._batches: EqualShapes[float] = EqualShapes(self._rate, self._model, rows)
 
-    @staticmethod
-    def revision_of(path: str, revision: str | None = None, **_: Any) -> str:
-        """Return the revision of the model that these arguments name, without loading it."""
-        return folder_revision(resolve(path, revision))
-
-    def score(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
+    def score(self, texts: Sequence[str]) -> Floats:
         """Return ``(n,)`` ratings."""
         return np.array(self._batches(self._prepared(texts)), dtype=np.float64)
 

@@ -161,6 +161,22 @@ def load_pretrained(
     return model.to(device).eval()
 
 
+def load_processor(kind: Any, folder: Path, path: str, trust_remote_code: bool = False) -> Any:
+    """Load what prepares a transformers model's inputs.
+
+    Args:
+        kind: a processor or tokenizer class of transformers, or one of its ``Auto`` classes.
+        folder: from `resolve`.
+        path: what the user calls it.
+        trust_remote_code: run the code that comes with the model.
+
+    Raises:
+        ModelError: it does not load.
+    """
+    with opening(path):
+        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+
+
 def one_line(error: Exception) -> str:
     """Return an error's message without line breaks."""
     said = " ".join(str(error).split())

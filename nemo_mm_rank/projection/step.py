@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -12,14 +11,13 @@ from typing import Any
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import nn
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
-from nemo_mm_rank.io.files import write_atomically, write_json
+from nemo_mm_rank.io.files import folder_digest, reading, write_json, write_tensors
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.projection.network import FusionNetwork
@@ -123,12 +121,7 @@ class Projection:
             UserError: the folder is not ours to write: models of others have files of these names, too.
         """
         folder = Claim("projection").make(folder)
-        weights = {name: tensor.contiguous().cpu() for name, tensor in self.networks.state_dict().items()}
-
-        def write(path: Path) -> None:
-            path.write_bytes(save(weights))
-
-        write_atomically(folder / WEIGHTS, write)
+        write_tensors(folder / WEIGHTS, self.networks.state_dict())
         config = {"network": self._first.config(), "folds": len(self.networks), "seed": self.seed}
         write_json(folder / CONFIG, {**config, "metrics": self.metrics})
 
@@ -140,14 +133,11 @@ class Projection:
             ModelError: a file is missing, is not of its format (a pickle, say), or does not fit the other.
         """
         folder = Path(folder)
-        try:
+        with reading(folder, "projection"):
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             networks = [FusionNetwork(**config["network"]) for _ in range(config["folds"])]
             projection = cls(networks, config["seed"], config["metrics"])
             projection.networks.load_state_dict(load((folder / WEIGHTS).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            line = " ".join(str(error).split())
-            raise ModelError(f"{folder} holds no projection: {type(error).__name__}: {line}") from error
         return projection.to(device)
 
 
@@ -171,6 +161,7 @@ class ProjectionStep(Step):
     """
 
     name = "projection"
+    loaded = ("_projection",)  # each worker reads the folder
 
     def __init__(self, folder: str | Path, sources: Sequence[str], anchor: str) -> None:
         self.folder, self.sources, self.anchor = str(folder), tuple(sources), anchor
@@ -219,9 +210,6 @@ class ProjectionStep(Step):
         """Return the name and a digest of the fitted projection."""
         return {"step": self.name, "projection": _digest(self.folder), "sources": self.sources, "anchor": self.anchor}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_projection": None}  # weights do not travel: each worker reads the folder
-
 
 @lru_cache(maxsize=2)
 def _load(folder: str, digest: str, device: str) -> Projection:
@@ -230,15 +218,4 @@ def _load(folder: str, digest: str, device: str) -> Projection:
 
 
 def _digest(folder: str) -> str:
-    """Return a digest of the files that make a projection.
-
-    Raises:
-        ModelError: where one of them is missing.
-    """
-    total = hashlib.blake2b(digest_size=16)
-    for name in (CONFIG, WEIGHTS):
-        try:
-            total.update(hashlib.blake2b((Path(folder) / name).read_bytes()).digest())
-        except OSError as error:
-            raise ModelError(f"{folder} holds no projection: {error}") from error
-    return total.hexdigest()
+    return folder_digest(folder, (CONFIG, WEIGHTS), "projection")

@@ -13,9 +13,9 @@ from PIL import Image as PILImage
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.preview import Preview, picture
-from nemo_mm_rank.media.segment import Item, Span, content_key
+from nemo_mm_rank.media.segment import Span, content_key
 from nemo_mm_rank.modality import Medium
-from nemo_mm_rank.models.base import Encoded, encoded, support
+from nemo_mm_rank.models.base import FeatureEncoder
 
 MAX_POINTS = 100_000
 
@@ -70,22 +70,14 @@ class NoDecoder(Medium):
     """Forgets what has to be written."""
 
 
-class Spread:
+class Spread(FeatureEncoder):
     """Embeds clouds by how far they spread along their principal axes."""
 
+    name = "spread"
     modalities = frozenset({"point-cloud"})
-    revision = "1"
     dim = 4
 
-    def __init__(self, name: str = "spread") -> None:
-        self.name = name
-
-    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
-        support(self, modality)
-        return encoded(np.stack([self._features(item) for item in items]), self.name, "cpu")
-
-    @staticmethod
-    def _features(item: Any) -> npt.NDArray[np.float64]:
+    def _features(self, item: Any) -> npt.NDArray[np.float64]:
         assert isinstance(item, Cloud)
         spread = np.linalg.svd(item.points - item.points.mean(axis=0), compute_uv=False).astype(np.float64)
         return np.append(spread / max(spread[0], 1e-9), 0.1)

@@ -109,6 +109,14 @@ def test_no_row_depends_on_its_neighbours() -> None:
         np.testing.assert_array_equal(of(rows), whole[rows])
 
 
+def test_each_sentence_once_and_whose_it_is() -> None:
+    encoder = load_encoder("text", {"text": CLASSICAL_MODELS["text"]})
+    spoken = Spoken.of(["A dog. A cat. A dog.", "", "A cat", "It rains. A cat."], encoder)
+    assert spoken.texts == ["A dog.", "A cat.", "A cat", "It rains."]
+    assert spoken.place.tolist() == [0, 1, 2, 3, 1]
+    assert spoken.owner.tolist() == [0, 0, 2, 3, 3]
+
+
 def test_the_lowest_of_each() -> None:
     encoder = load_encoder("text", {"text": CLASSICAL_MODELS["text"]})
     spoken = Spoken.of(["A dog. A cat. A dog.", "", "A boat."], encoder)

@@ -13,7 +13,7 @@ from nemo_mm_rank.media.segment import Audio, Image, Item, Video
 from nemo_mm_rank.media.spectrogram import BANDS, frequencies, levels, log_mel, power_frames
 from nemo_mm_rank.models.classical import image as image_module
 from nemo_mm_rank.models.classical.audio import MIDDLE, AudioFeatures, mel_statistics
-from nemo_mm_rank.models.classical.image import ImageFeatures, luma, picture_features, squares
+from nemo_mm_rank.models.classical.image import ImageFeatures, image_features, luma, squares
 from nemo_mm_rank.models.classical.video import VideoFeatures, motion
 
 RATE = 16_000
@@ -114,7 +114,7 @@ def test_like_pictures_are_near() -> None:
 
 
 def test_blocks_weigh_the_same() -> None:
-    features = picture_features(squares([noise_picture(4).pixels], image_module.SIDE))[0]
+    features = image_features(squares([noise_picture(4).pixels], image_module.SIDE))[0]
     assert np.sum(features[:64] ** 2) == pytest.approx(1)
     assert np.sum(features**2) == pytest.approx(4)
 

@@ -208,12 +208,12 @@ def test_tokens_from_elsewhere_padded_on_either_side(
     assert not bool(features["attention_mask"].all())
     wanted = {name: features[name] for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw")}
     encoder = UniteEncoder(str(folder), device="cpu", positions="1d")
-    found = encoder.embed_tokens(**wanted)
+    found = encoder.learnable([wanted]).detach()
     assert found.dtype == torch.float32
     # On the left the pads count as positions too, as in the authors' code; only distances matter.
     torch.testing.assert_close(found, embedded[rows], atol=1e-5, rtol=0)
     text = {name: wanted[name][:2] for name in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(encoder.embed_tokens(**text), embedded[[0, 3]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.learnable([text]).detach(), embedded[[0, 3]], atol=1e-5, rtol=0)
 
 
 def test_the_last_attended_token() -> None:
@@ -264,7 +264,9 @@ def test_long_texts_lose_their_beginning(folder: Path, library: Library) -> None
     encoder = load(folder, max_length=200)
     features = library.features(text)
     last = {name: features[name][:, -200:] for name in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(encoder.encode([text], "text").vectors, encoder.embed_tokens(**last), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        encoder.encode([text], "text").vectors, encoder.learnable([last]).detach(), atol=1e-5, rtol=0
+    )
 
 
 def test_sound_is_refused(folder: Path) -> None:

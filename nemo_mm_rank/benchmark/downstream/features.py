@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,11 +21,11 @@ from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.media.segment import Item
+from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.media.spectrogram import BANDS, log_mel
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.base import Encoded, encoded, support
-from nemo_mm_rank.models.classical.audio import MIDDLE, SCALE, sound
+from nemo_mm_rank.models.base import FeatureEncoder, of_kind
+from nemo_mm_rank.models.classical.audio import MIDDLE, SCALE
 from nemo_mm_rank.models.classical.image import luma, squares
 from nemo_mm_rank.models.expert import sources
 from nemo_mm_rank.models.windows import pictures
@@ -242,32 +241,7 @@ _LETTER = np.full(256, LETTERS - 1)
 _LETTER[np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789", dtype=np.uint8)] = np.arange(LETTERS - 1)
 
 
-class _Signals(ABC):
-    """An encoder of single items, whose features do not depend on each other."""
-
-    name: str
-    modalities: frozenset[str]
-    revision = "1"
-    dim: int
-
-    def __init__(self, name: str | None = None, device: str = "cpu") -> None:
-        self.name = name or type(self).__name__
-        self._device = device
-
-    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
-        """Embed ``items``; one that is empty or constant fails."""
-        support(self, modality)
-        features = np.full((len(items), self.dim), np.nan)
-        for row, item in enumerate(items):
-            features[row] = self._features(item)
-        return encoded(features, self.name, self._device)
-
-    @abstractmethod
-    def _features(self, item: Item) -> Floats:
-        """Return ``(dim,)`` features of one item; NaN where it says nothing."""
-
-
-class Thumbnails(_Signals):
+class Thumbnails(FeatureEncoder):
     """Pictures and videos as 16 x 16 pixels about middle grey; of a video the mean frame, and how it changes."""
 
     modalities = frozenset({Modality.IMAGE, Modality.VIDEO})
@@ -282,20 +256,20 @@ class Thumbnails(_Signals):
         return np.concatenate([mean.reshape(-1), change.reshape(-1)])
 
 
-class Spectrograms(_Signals):
+class Spectrograms(FeatureEncoder):
     """Sounds as log-mel spectrograms of eight slices of time."""
 
     modalities = frozenset({Modality.AUDIO})
     dim = SLICES * BANDS
 
     def _features(self, item: Item) -> Floats:
-        frames = (np.concatenate(list(log_mel(sound(item)))) - MIDDLE) / SCALE
+        frames = (np.concatenate(list(log_mel(of_kind(item, Audio)))) - MIDDLE) / SCALE
         edges = np.linspace(0, len(frames), SLICES + 1).astype(int)
         slices = [frames[first : max(last, first + 1)].mean(axis=0) for first, last in pairwise(edges)]
         return np.concatenate(slices)
 
 
-class LetterPairs(_Signals):
+class LetterPairs(FeatureEncoder):
     """Texts and code as how often one letter, digit or sign follows another (square root), case folded."""
 
     modalities = frozenset({Modality.TEXT, Modality.CODE})

@@ -24,7 +24,7 @@ from nemo_mm_rank.benchmark.planting.donors import divisible as is_divisible
 from nemo_mm_rank.benchmark.planting.plan import Kind, PlantSettings, Short, make_plan
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_pair
-from nemo_mm_rank.demo.pictures import mp4
+from nemo_mm_rank.demo.images import mp4
 from nemo_mm_rank.errors import MediaError, UserError
 from nemo_mm_rank.io.files import (
     file_digest,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from nemo_mm_rank.arrays import Floats
-from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.media.spectrogram import BANDS, log_mel
-from nemo_mm_rank.models.base import Encoded, encoded, support
+from nemo_mm_rank.models.base import FeatureEncoder, of_kind
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.vectors import join_blocks
 
@@ -23,41 +20,15 @@ FLOORS = (0.0, 1.0, 0.5)
 DIM = 3 * BANDS
 
 
-class AudioFeatures:
-    """Embeds audio by its log-mel statistics: 192 features in three blocks of equal weight, see `mel_statistics`.
+class AudioFeatures(FeatureEncoder):
+    """Embeds audio by its log-mel statistics: 192 features in three blocks of equal weight, see `mel_statistics`."""
 
-    Args:
-        name: what the configuration calls it.
-        device: where the vectors are put.
-    """
-
-    modalities: frozenset[str] = frozenset({Modality.AUDIO})
-    revision = "1"
+    name = "audio-features"
+    modalities = frozenset({Modality.AUDIO})
     dim = DIM
 
-    def __init__(self, name: str = "audio-features", device: str = "cpu") -> None:
-        self.name = name
-        self._device = device
-
-    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
-        """Embed sounds, each by itself, because no two are of one length."""
-        support(self, modality)
-        features = np.full((len(items), DIM), np.nan)
-        for row, item in enumerate(items):
-            statistics = mel_statistics(sound(item))
-            features[row] = join_blocks([block[None] for block in statistics], FLOORS)
-        return encoded(features, self.name, self._device)
-
-
-def sound(item: Item) -> Audio:
-    """Return an audio item as such.
-
-    Raises:
-        ModelError: it is no audio.
-    """
-    if not isinstance(item, Audio):
-        raise ModelError(f"audio was expected, not {type(item).__name__}")
-    return item
+    def _features(self, item: Item) -> Floats:
+        return join_blocks([block[None] for block in mel_statistics(of_kind(item, Audio))], FLOORS)
 
 
 def mel_statistics(audio: Audio) -> tuple[Floats, Floats, Floats]:

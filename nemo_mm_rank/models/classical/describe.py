@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from nemo_mm_rank.arrays import Floats, Pixels
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.media.segment import Audio, Item
+from nemo_mm_rank.media.segment import Audio, Image, Item
 from nemo_mm_rank.media.spectrogram import FLOOR, frequencies, levels, power_frames
-from nemo_mm_rank.models.base import Described, support
-from nemo_mm_rank.models.classical.audio import sound
-from nemo_mm_rank.models.classical.image import luma, picture, squares
+from nemo_mm_rank.models.base import Described, of_kind, support
+from nemo_mm_rank.models.classical.image import luma, squares
 from nemo_mm_rank.models.classical.video import frames, motion
 from nemo_mm_rank.schema import Modality
 
@@ -145,19 +144,19 @@ class PlainWords:
             return Described([self._video(squares(frames(item), SIDE)) for item in items])
         texts: list[str | None] = []
         for start in range(0, len(items), AT_ONCE):
-            pixels = squares([picture(item) for item in items[start : start + AT_ONCE]], SIDE)
-            texts += [f"A {words}." for words in map(picture_words, pixels[:, None])]
+            pixels = squares([of_kind(item, Image).pixels for item in items[start : start + AT_ONCE]], SIDE)
+            texts += [f"A {words}." for words in map(image_words, pixels[:, None])]
         return Described(texts)
 
     def _video(self, pixels: Pixels) -> str:
         movement = _step(MOTION, float(motion(pixels, 8).mean()))
-        return f"A {movement} video, a {picture_words(pixels)}."
+        return f"A {movement} video, a {image_words(pixels)}."
 
     def _sounds(self, items: Sequence[Item]) -> Described:
         texts: list[str | None] = []
         errors: dict[int, PairError] = {}
         for row, item in enumerate(items):
-            audio = sound(item)
+            audio = of_kind(item, Audio)
             if np.isfinite(audio.samples).all():
                 texts.append(sound_words(audio))
             else:
@@ -166,7 +165,7 @@ class PlainWords:
         return Described(texts, errors)
 
 
-def picture_words(pixels: Pixels) -> str:
+def image_words(pixels: Pixels) -> str:
     """Return words for one picture, or for the frames of one video: ``(n, SIDE, SIDE, 3)`` RGB."""
     grey = luma(pixels) / 1000
     names = name_colours(pixels)

@@ -1,4 +1,4 @@
-"""Pictures as colour, gradient-orientation and low-frequency features."""
+"""Images as colour, gradient-orientation and low-frequency features."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from PIL import Image as PILImage
 from scipy.fft import dct
 
 from nemo_mm_rank.arrays import Floats, Pixels
-from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.segment import Image, Item
-from nemo_mm_rank.models.base import Encoded, encoded, support
+from nemo_mm_rank.models.base import FeatureEncoder, of_kind
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.vectors import join_blocks
 
@@ -27,54 +26,26 @@ AT_ONCE = 32
 """Pictures worked on at a time: bounds the memory, and cannot change a result."""
 
 
-class ImageFeatures:
-    """Embeds images by how they look: 438 features in four blocks of equal weight, see `picture_features`.
+class ImageFeatures(FeatureEncoder):
+    """Embeds images by how they look: 438 features in four blocks of equal weight, see `image_features`."""
 
-    Args:
-        name: what the configuration calls it.
-        device: where the vectors are put.
-    """
-
-    modalities: frozenset[str] = frozenset({Modality.IMAGE})
-    revision = "1"
+    name = "image-features"
+    modalities = frozenset({Modality.IMAGE})
     dim = DIM
 
-    def __init__(self, name: str = "image-features", device: str = "cpu") -> None:
-        self.name = name
-        self._device = device
-
-    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
-        """Embed images; the vector of one does not depend on the others."""
-        support(self, modality)
-        features = np.empty((len(items), DIM))
-        for start in range(0, len(items), AT_ONCE):
-            chunk = items[start : start + AT_ONCE]
-            features[start : start + AT_ONCE] = picture_features(squares([picture(item) for item in chunk], SIDE))
-        return encoded(features, self.name, self._device)
+    def _features(self, item: Item) -> Floats:
+        return image_features(squares([of_kind(item, Image).pixels], SIDE))
 
 
-def picture(item: Item) -> PILImage.Image:
-    """Return an image's pixels.
-
-    Raises:
-        ModelError: it is no image.
-    """
-    if not isinstance(item, Image):
-        raise ModelError(f"an image was expected, not {type(item).__name__}")
-    return item.pixels
-
-
-def squares(pictures: Sequence[PILImage.Image], side: int) -> Pixels:
+def squares(images: Sequence[PILImage.Image], side: int) -> Pixels:
     """Return pictures scaled to ``(n, side, side, 3)`` uint8 RGB, whatever their shape."""
-    if not pictures:
+    if not images:
         return np.empty((0, side, side, 3), dtype=np.uint8)
-    scaled = [
-        one.convert("RGB").resize((side, side), PILImage.Resampling.BILINEAR, reducing_gap=2.0) for one in pictures
-    ]
+    scaled = [one.convert("RGB").resize((side, side), PILImage.Resampling.BILINEAR, reducing_gap=2.0) for one in images]
     return np.stack([np.asarray(one) for one in scaled])
 
 
-def picture_features(pixels: Pixels) -> Floats:
+def image_features(pixels: Pixels) -> Floats:
     """Return ``(n, DIM)`` features of ``(n, SIDE, SIDE, 3)`` pixels, in blocks of unit length.
 
     Sums run over integers, or over one picture's values in a fixed order: the features of a picture are the same to

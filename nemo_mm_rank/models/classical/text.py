@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
-from nemo_mm_rank.io.files import write_atomically
+from nemo_mm_rank.io.files import write_tensors
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.base import Encoded, support
+from nemo_mm_rank.models.batching import gathered
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.text.ngrams import FAMILIES, hashed_ngrams, mix
 
@@ -81,20 +82,14 @@ class HashedText:
         None counts as an empty text.
         """
         counts = np.zeros(BUCKETS, dtype=np.int64)
-        for block in _blocks([text or "" for text in texts]):
+        for block in gathered([text or "" for text in texts], len, BLOCK_TEXTS, BLOCK_CHARACTERS):
             counts += np.bincount(hashed_ngrams(block, BUCKET_BITS).grams, minlength=BUCKETS)
         return counts
 
     @staticmethod
     def save_statistics(path: str | Path, counts: npt.NDArray[np.int64], n: int) -> None:
         """Save the document frequencies ``counts`` of ``n`` texts as safetensors, atomically."""
-        tensors = {"counts": np.ascontiguousarray(counts, dtype=np.int64), "n": np.array([n], dtype=np.int64)}
-        content = save(tensors)
-
-        def write(target: Path) -> None:
-            target.write_bytes(content)
-
-        write_atomically(Path(path), write)
+        write_tensors(Path(path), {"counts": torch.from_numpy(counts.astype(np.int64)), "n": torch.tensor([n])})
 
     def encode(self, items: Sequence[Item], modality: str) -> Encoded:
         """Embed texts; one without a letter, digit or pictograph fails."""
@@ -102,7 +97,7 @@ class HashedText:
         texts = [str(item) for item in items]
         vectors = np.empty((len(texts), self.dim), dtype=np.float32)
         row = 0
-        for block in _blocks(texts):
+        for block in gathered(texts, len, BLOCK_TEXTS, BLOCK_CHARACTERS):
             vectors[row : row + len(block)] = self._embed(block)
             row += len(block)
         errors: dict[int, PairError] = {
@@ -146,16 +141,3 @@ def read_statistics(path: str | Path) -> tuple[npt.NDArray[np.int64], int]:
     if not fits or counts.min() < 0 or counts.max() > n[0]:
         raise ModelError(f"statistics {path}: not document frequencies of {BUCKETS} n-grams")
     return counts, int(n[0])
-
-
-def _blocks(texts: list[str]) -> Iterator[list[str]]:
-    block: list[str] = []
-    size = 0
-    for text in texts:
-        if block and (len(block) == BLOCK_TEXTS or size + len(text) > BLOCK_CHARACTERS):
-            yield block
-            block, size = [], 0
-        block.append(text)
-        size += len(text)
-    if block:
-        yield block

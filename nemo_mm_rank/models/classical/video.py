@@ -1,19 +1,16 @@
-"""Moving pictures as what their frames look like, and how they move."""
+"""Videos as what their frames look like, and how they move."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PILImage
 
 from nemo_mm_rank.arrays import Floats, Pixels
-from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.media.segment import Item, Video
-from nemo_mm_rank.models.base import Encoded, encoded, support
+from nemo_mm_rank.models.base import FeatureEncoder, of_kind
 from nemo_mm_rank.models.classical import image
-from nemo_mm_rank.models.classical.image import AT_ONCE, luma, picture_features, squares
+from nemo_mm_rank.models.classical.image import AT_ONCE, image_features, luma, squares
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.vectors import join_blocks
 
@@ -23,45 +20,23 @@ FLOORS = (0.0, 0.1, 8.0)
 DIM = 2 * image.DIM + CELLS**2
 
 
-class VideoFeatures:
-    """Embeds videos: mean and standard deviation of their frames' picture features, and where they move.
+class VideoFeatures(FeatureEncoder):
+    """Embeds videos: mean and standard deviation of their frames' image features, and where they move."""
 
-    Args:
-        name: what the configuration calls it.
-        device: where the vectors are put.
-    """
-
-    modalities: frozenset[str] = frozenset({Modality.VIDEO})
-    revision = "1"
+    name = "video-features"
+    modalities = frozenset({Modality.VIDEO})
     dim = DIM
 
-    def __init__(self, name: str = "video-features", device: str = "cpu") -> None:
-        self.name = name
-        self._device = device
-
-    def encode(self, items: Sequence[Item], modality: str) -> Encoded:
-        """Embed videos, each by itself: its frames are the batch."""
-        support(self, modality)
-        features = np.full((len(items), DIM), np.nan)
-        for row, item in enumerate(items):
-            pixels = squares(frames(item), image.SIDE)
-            looks = np.concatenate(
-                [picture_features(pixels[at : at + AT_ONCE]) for at in range(0, len(pixels), AT_ONCE)]
-            )
-            blocks = [looks.mean(axis=0), looks.std(axis=0), motion(pixels, CELLS)]
-            features[row] = join_blocks([block[None] for block in blocks], FLOORS)
-        return encoded(features, self.name, self._device)
+    def _features(self, item: Item) -> Floats:
+        pixels = squares(frames(item), image.SIDE)
+        looks = np.concatenate([image_features(pixels[at : at + AT_ONCE]) for at in range(0, len(pixels), AT_ONCE)])
+        blocks = [looks.mean(axis=0), looks.std(axis=0), motion(pixels, CELLS)]
+        return join_blocks([block[None] for block in blocks], FLOORS)
 
 
 def frames(item: Item) -> list[PILImage.Image]:
-    """Return a video's frames as pictures.
-
-    Raises:
-        ModelError: it is no video.
-    """
-    if not isinstance(item, Video):
-        raise ModelError(f"a video was expected, not {type(item).__name__}")
-    return [PILImage.fromarray(frame) for frame in item.frames]
+    """Return a video's frames as images."""
+    return [PILImage.fromarray(frame) for frame in of_kind(item, Video).frames]
 
 
 def motion(pixels: Pixels, cells: int) -> Floats:

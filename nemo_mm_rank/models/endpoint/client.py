@@ -277,7 +277,11 @@ class Endpoint:
         return {row: EmbeddingError(str(e)) if isinstance(e, _GaveUpError) else e for row, e in sorted(errors.items())}
 
     async def _patiently(self, client: Any, key: str, body: Body) -> Answer:
-        """Send one request until it is answered, refused, or tried often enough."""
+        """Send one request until it is answered, refused, or tried often enough.
+
+        Not by the library's own retries, which keep to no total time, wait at most 8 s of their own, and pass over a
+        ``Retry-After`` of more than a minute.
+        """
         import openai
 
         # As it was sent: the library's own types would take any JSON for a completion.

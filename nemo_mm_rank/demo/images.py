@@ -1,4 +1,4 @@
-"""Pictures and films of the demo pool: landscapes and coloured shapes, drawn, with captions that say what is drawn."""
+"""Images and videos of the demo pool: landscapes and coloured shapes, drawn, with captions that say what is drawn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from nemo_mm_rank.arrays import Pixels
+from nemo_mm_rank.arrays import Floats, Pixels
+from nemo_mm_rank.demo.words import capital, caption
 
 Colour = tuple[int, int, int]
 
@@ -55,7 +55,7 @@ class Landscape:
     """Ground under a sky, and what stands or moves there.
 
     Attributes:
-        moving: what moves in a film of it: ``sun``, ``clouds`` or ``surface``.
+        moving: what moves in a video of it: ``sun``, ``clouds`` or ``surface``.
     """
 
     sky: str
@@ -88,48 +88,37 @@ class Landscape:
 
     def caption(self, random: Random) -> str:
         """Say what is there, in one to three sentences."""
-        sentences = [
-            random.choice(
-                [
-                    f"{self.ground} under {self.sky}.",
-                    f"{self.sky} above {self.ground}.",
-                    f"an outdoor scene with {self.ground} below {self.sky}.",
-                    f"a natural landscape with {self.ground} and {self.sky}.",
-                    f"{self.ground} stretches to the horizon under {self.sky}.",
-                ]
-            )
-        ]
-        light = "white moon" if self._light == "moon" else "yellow sun"
+        sentences = [caption(random, "landscape", ground=self.ground, sky=self.sky)]
         if self.sun:
-            sentences.append(random.choice([f"a {light} shines {self.sun}.", f"the {light} stands low {self.sun}."]))
+            light = "white moon" if self._light == "moon" else "yellow sun"
+            sentences.append(caption(random, "light", light=light, place=self.sun))
         if self.clouds:
-            sentences.append(random.choice(["white clouds hang in the air.", "a few white clouds float by."]))
+            sentences.append(caption(random, "clouds"))
         if self.trees:
-            sentences.append(random.choice([f"dark green trees grow {self.trees}.", f"some firs stand {self.trees}."]))
+            sentences.append(caption(random, "trees", place=self.trees))
         if self.mountains:
             sentences.append("grey mountains rise in the distance.")
-        return " ".join(_capital(sentence) for sentence in sentences[:3])
+        return " ".join(map(capital, sentences[:3]))
 
-    def film_caption(self, random: Random) -> str:
+    def video_caption(self, random: Random) -> str:
         """Say what is there and what moves."""
         first = {
             "sun": f"the {self._light} rises slowly over {self.ground}.",
             "clouds": f"white clouds drift to the right above {self.ground}.",
             "surface": f"{'waves roll over' if 'sea' in self.ground else 'wind moves across'} {self.ground}.",
         }[self.moving]
-        second = random.choice([f"{self.sky} is overhead.", f"an outdoor scene with {self.sky}."])
-        return f"{_capital(first)} {_capital(second)}"
+        return f"{capital(first)} {capital(caption(random, 'sky', sky=self.sky))}"
 
     def draw(self, time: float = 0.0) -> Pixels:
-        """Draw it ``time`` (0 to 1) into its film."""
+        """Draw it ``time`` (0 to 1) into its video."""
         horizon = int(HEIGHT * 0.58)
         pixels = np.empty((HEIGHT, WIDTH, 3))
         pixels[:horizon] = _gradient(SKIES[self.sky], horizon)
         pixels[horizon:] = _gradient(GROUNDS[self.ground], HEIGHT - horizon)
         grain = np.random.default_rng(self.seed).normal(0, 9, (HEIGHT - horizon, WIDTH, 1))
         pixels[horizon:] += np.roll(grain, round(time * 30) if self.moving == "surface" else 0, axis=1)
-        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        pen = ImageDraw.Draw(picture)
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        pen = ImageDraw.Draw(image)
         if self.mountains:
             for x in (20, 75, 125):
                 pen.polygon([(x - 40, horizon), (x, horizon - 32), (x + 40, horizon)], fill=(115, 118, 128))
@@ -147,7 +136,7 @@ class Landscape:
             for offset in (-16, 0, 15):
                 x = int(SIDES[self.trees] * WIDTH) + offset
                 pen.polygon([(x - 9, horizon + 16), (x, horizon - 20), (x + 9, horizon + 16)], fill=(20, 75, 35))
-        return np.asarray(picture)
+        return np.asarray(image)
 
 
 PLACES = {
@@ -185,32 +174,21 @@ class Shapes:
     def caption(self, random: Random) -> str:
         """Say what is where."""
         size, colour, shape, place = self.shapes[0]
-        first = random.choice(
-            [
-                f"A {size} {colour} {shape} in the {place} of a plain {self.background} background.",
-                f"On a plain {self.background} background there is a {size} {colour} {shape} in the {place}.",
-                f"A drawing with a {size} {colour} {shape}. The paper is {self.background}.",
-                f"A {self.background} card with a {size} {colour} {shape} in the {place}.",
-            ]
-        )
+        background = self.background
+        first = caption(random, "shape", size=size, colour=colour, shape=shape, place=place, background=background)
         rest = [f"A {size} {colour} {shape} is in the {place}." for size, colour, shape, place in self.shapes[1:]]
         return " ".join([first, *rest])
 
-    def film_caption(self, random: Random) -> str:
+    def video_caption(self, random: Random) -> str:
         """Say what moves, and where to."""
         _, colour, shape, _ = self.shapes[0]
-        how = "quickly" if self.fast else "slowly"
-        return random.choice(
-            [
-                f"A {colour} {shape} moves {how} {self.motion} across a plain {self.background} screen.",
-                f"A {self.background} screen with a {colour} {shape} that slides {how} {self.motion}.",
-            ]
-        )
+        how, background = "quickly" if self.fast else "slowly", self.background
+        return caption(random, "moving", colour=colour, shape=shape, how=how, motion=self.motion, background=background)
 
     def draw(self, time: float | None = None) -> Pixels:
-        """Draw all shapes where they belong, or the first alone ``time`` (0 to 1) into its film."""
-        picture = Image.new("RGB", (WIDTH, HEIGHT), COLOURS[self.background])
-        pen = ImageDraw.Draw(picture)
+        """Draw all shapes where they belong, or the first alone ``time`` (0 to 1) into its video."""
+        image = Image.new("RGB", (WIDTH, HEIGHT), COLOURS[self.background])
+        pen = ImageDraw.Draw(image)
         for size, colour, shape, place in self.shapes if time is None else self.shapes[:1]:
             x, y = PLACES[place]
             if time is not None:
@@ -218,7 +196,7 @@ class Shapes:
                 x, y = (0.5 + 0.8 * along * step for step in MOTIONS[self.motion])
             radius = 26 if size == "large" else 14
             _pen_shape(pen, shape, int(x * WIDTH), int(y * HEIGHT), radius, COLOURS[colour])
-        return np.asarray(picture)
+        return np.asarray(image)
 
 
 def _pen_shape(pen: ImageDraw.ImageDraw, shape: str, x: int, y: int, radius: int, colour: Colour) -> None:
@@ -231,26 +209,22 @@ def _pen_shape(pen: ImageDraw.ImageDraw, shape: str, x: int, y: int, radius: int
         pen.polygon([(x - radius, y + radius), (x, y - radius), (x + radius, y + radius)], fill=colour)
 
 
-def _gradient(colours: tuple[Colour, Colour], rows: int) -> npt.NDArray[np.float64]:
+def _gradient(colours: tuple[Colour, Colour], rows: int) -> Floats:
     share = np.linspace(0, 1, rows)[:, None, None]
     top, bottom = (np.array(colour, dtype=float) for colour in colours)
     return top * (1 - share) + bottom * share
 
 
-def _capital(sentence: str) -> str:
-    return sentence[0].upper() + sentence[1:]
-
-
 def jpeg(pixels: Pixels) -> bytes:
-    """Return a picture as a JPEG file."""
+    """Return an image as a JPEG file."""
     file = BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=85)
     return file.getvalue()
 
 
-def film(thing: Landscape | Shapes) -> bytes:
-    """Return a film of it as an MP4 file, the same bytes each time."""
-    return mp4((thing.draw(number / FRAMES) for number in range(FRAMES)), FRAMES_PER_SECOND)
+def video(scene: Landscape | Shapes) -> bytes:
+    """Return a video of it as an MP4 file, the same bytes each time."""
+    return mp4((scene.draw(number / FRAMES) for number in range(FRAMES)), FRAMES_PER_SECOND)
 
 
 def mp4(frames: Iterable[Pixels], rate: int) -> bytes:
