@@ -133,7 +133,6 @@ class Source:
         shards: the same in canonical columns.
         pairs: how many.
         labels: which of them are clean and on topic.
-        relevant: whether anything is known of topics.
         validation: the held-out pairs, in canonical columns.
         held_out: how many.
         removed: pairs that left the pool because they were too near to a held-out one.
@@ -144,7 +143,6 @@ class Source:
     shards: ShardStore
     pairs: int
     labels: Labels
-    relevant: bool
     validation: ShardStore
     held_out: int
     removed: int
@@ -204,7 +202,6 @@ def prepare(
         ShardStore(shards.stages[:1], shards.count),
         len(pairs),
         labels,
-        config.relevant is not None,
         ShardStore(validation.stages[:1], validation.count),
         len(held_out),
         len(gone.difference(held_out[PAIR_ID].to_pylist())),
