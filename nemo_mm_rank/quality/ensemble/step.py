@@ -79,15 +79,21 @@ class EnsembleStep(Step):
 
 
 @dataclass
-class LabelStep(Step):
-    """Adds ``labelled``: true or false for pairs of the labelled set, null for all others.
+class LookUpStep(Step):
+    """Adds a column of a file, by ``pair_id``; null for pairs that are not in it.
 
     Args:
-        truth: a Parquet file with ``pair_id`` and ``clean``, such as `evaluation.plant` writes.
+        file: Parquet with ``pair_id`` and the column.
+        column: its name in the file.
+        adds: its name here.
+        dtype: its type here.
     """
 
-    truth: Path
-    name: str = "labelled"
+    file: Path
+    column: str
+    adds: str
+    dtype: pa.DataType
+    name: str
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
@@ -96,12 +102,12 @@ class LabelStep(Step):
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
-        """The label."""
-        return {LABELLED: pa.bool_()}
+        """The column."""
+        return {self.adds: self.dtype}
 
     def identity(self) -> dict[str, Any]:
         """What the file says."""
-        return {"step": self.name, "truth": file_digest(str(self.truth))}
+        return {"step": self.name, "file": file_digest(str(self.file))}
 
     def process(self, rows: Frame) -> Added:
         """Look the ids up.
@@ -109,12 +115,21 @@ class LabelStep(Step):
         Raises:
             UserError: the file lacks a column.
         """
-        truth = read_table(self.truth)
-        for name in (PAIR_ID, "clean"):
-            if name not in truth.column_names:
+        table = read_table(self.file)
+        for name in (PAIR_ID, self.column):
+            if name not in table.column_names:
                 raise UserError(
-                    f"{self.truth}: a labelled set has the columns 'pair_id' and 'clean', this one no {name!r}"
+                    f"{self.file}: has to have the columns {PAIR_ID!r} and {self.column!r}, and lacks {name!r}"
                 )
         ids = pa.array(frames.strings(rows, PAIR_ID), pa.string())
-        place = pc.index_in(ids, value_set=truth[PAIR_ID].cast(pa.string()).combine_chunks())
-        return Added({LABELLED: truth["clean"].cast(pa.bool_()).combine_chunks().take(place)})
+        place = pc.index_in(ids, value_set=table[PAIR_ID].cast(pa.string()).combine_chunks())
+        return Added({self.adds: table[self.column].cast(self.dtype).combine_chunks().take(place)})
+
+
+def label_step(truth: str | Path) -> LookUpStep:
+    """Return the step that adds ``labelled``: true or false for pairs of the labelled set, null for all others.
+
+    Args:
+        truth: a Parquet file with ``pair_id`` and ``clean``, such as `benchmark.planting.plant` writes.
+    """
+    return LookUpStep(Path(truth), "clean", LABELLED, pa.bool_(), "labelled")

@@ -20,7 +20,7 @@ from nemo_mm_rank.quality import LabelingFunction, LabelModel, label_votes, lf_s
 from nemo_mm_rank.quality.ensemble import EnsembleSettings, PatternCounts
 from nemo_mm_rank.quality.ensemble.fit import thresholds
 from nemo_mm_rank.quality.ensemble.search import BinCounts, Binning, Found, SearchSettings, candidates, search
-from nemo_mm_rank.quality.ensemble.step import LabelStep
+from nemo_mm_rank.quality.ensemble.step import label_step
 from nemo_mm_rank.ranking import Files
 
 NAMES = ("clip", "icc", "boxes", "blurry")
@@ -154,7 +154,7 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
 def test_labels_are_looked_up_by_id(tmp_path: Path) -> None:
     truth = pd.DataFrame({"pair_id": ["b", "a", "z"], "clean": [False, True, True], "kinds": [["x"], [], []]})
     truth.to_parquet(tmp_path / "truth.parquet")
-    frame = LabelStep(tmp_path / "truth.parquet")(pd.DataFrame({"pair_id": ["a", "b", "c"]}))
+    frame = label_step(tmp_path / "truth.parquet")(pd.DataFrame({"pair_id": ["a", "b", "c"]}))
     assert frame["labelled"].to_numpy(dtype=object, na_value=None).tolist() == [True, False, None]
 
 
@@ -196,19 +196,3 @@ def test_shares_are_never_exceeded_whatever_is_tied(scores: list[float | None], 
     if frame["x"].dropna().is_unique:
         assert (votes == 1).sum() == there * top // 100
         assert (votes == 0).sum() == there * bottom // 100
-
-
-def test_the_plot_is_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    from nemo_mm_rank.quality.ensemble.plot import plot_search
-
-    result = found(tmp_path, pool(60), NAMES[:3], tops=[50])
-    # As a matplotlibrc in the current folder may have it.
-    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
-    monkeypatch.setitem(matplotlib.rcParams, "text.latex.preamble", r"\input{/etc/hostname}")
-    plot_search(result.trace, tmp_path / "search.png")
-    with Image.open(tmp_path / "search.png") as picture:
-        assert picture.size == (720, 540)
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
