@@ -20,17 +20,8 @@ from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.files import write_json, write_table
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.measures.geometry import recalls
-from nemo_mm_rank.models import loader
+from nemo_mm_rank.models import loader, lora
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
-from nemo_mm_rank.models.lora import (
-    attach,
-    get_weights,
-    joined,
-    language_layers,
-    merge_adapter,
-    read_adapter,
-    write_adapter,
-)
 from nemo_mm_rank.run.outcome import quarantined
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import digest
@@ -163,17 +154,17 @@ class _Adaptation:
             record = _read(folder / RECORD)
             if record.get("key") != key:
                 record = self._learn(encoder, pairs, stage, folder, key)
-            merge_adapter(encoder.model, str(folder))
+            lora.merge_adapter(encoder.model, str(folder))
             records.append(record)
-            adapters.append(read_adapter(folder))
-        weights, configured = joined(adapters)
+            adapters.append(lora.read_adapter(folder))
+        weights, configured = lora.joined(adapters)
         record = {
             "settings": settings.model_dump(mode="json", by_alias=True, exclude={"output", "import_from", "device"}),
             "revision": encoder.revision,
             "stages": [{name: value for name, value in one.items() if name != "key"} for one in records],
         }
         outcome = Adapted(self.folder, record)
-        write_adapter(outcome.adapter, weights, configured, str(arguments.get("path", "")))
+        lora.write_adapter(outcome.adapter, weights, configured, str(arguments.get("path", "")))
         write_json(self.folder / "adapt.json", record)
         return outcome
 
@@ -187,14 +178,14 @@ class _Adaptation:
         if len(learnt) < 2:
             raise UserError(f"stage {stage.name!r}: fewer than two pairs are left to learn from")
         before = measure(encoder, pairs, held_out)
-        configured = lora(encoder.model, stage)
+        configured = adapter_settings(encoder.model, stage)
         with torch.random.fork_rng([]):
             torch.manual_seed(settings.seed)
-            adapted = attach(encoder.model, configured)
+            adapted = lora.attach(encoder.model, configured)
         checkpoint = Checkpoint(folder / "checkpoint.safetensors", key)
         with self.reporter.step(f"adapt: {stage.name}", stage.epochs * len(learnt)) as advance:
             losses = train(encoder, adapted, pairs, learnt, stage, settings, checkpoint, advance)
-        write_adapter(folder, get_weights(adapted), configured, str(settings.model.arguments.get("path", "")))
+        lora.write_adapter(folder, lora.get_weights(adapted), configured, str(settings.model.arguments.get("path", "")))
         after = measure(encoder, pairs, held_out)
         adapted.unload()
         write_table(folder / "quarantine.parquet", quarantined(pairs.quarantine()))
@@ -212,13 +203,13 @@ class _Adaptation:
         return record
 
 
-def lora(model: Any, stage: StageSettings) -> dict[str, Any]:
+def adapter_settings(model: Any, stage: StageSettings) -> dict[str, Any]:
     """Return a stage's settings of ``peft.LoraConfig``."""
     return {
         "r": stage.rank,
         "lora_alpha": stage.alpha,
         "lora_dropout": stage.dropout,
-        "target_modules": language_layers(model),
+        "target_modules": lora.language_layers(model),
     }
 
 

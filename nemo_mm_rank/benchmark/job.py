@@ -17,7 +17,7 @@ from nemo_mm_rank.benchmark.source import Source, prepare
 from nemo_mm_rank.benchmark.strategies import Bench, choose
 from nemo_mm_rank.benchmark.training import VALIDATION, train_all
 from nemo_mm_rank.console import SafeConsole
-from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
+from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.imports import import_from
 from nemo_mm_rank.io.files import write_json, write_table, write_text
@@ -79,13 +79,8 @@ def benchmark(
     claim = Claim("benchmark", (*config.pools, *config.validation.pools), overwrite=overwrite)
     folder = claim.check(config.output)
     reporter = Reporter(console or SafeConsole(quiet=True))
-    own = engine or make_engine(config.engine)
-    try:
-        with claim.held(folder):
-            return _benchmark(config, folder, own, reporter, overwrite)
-    finally:
-        if engine is None:
-            own.close()
+    with using(engine, config.engine) as held, claim.held(folder):
+        return _benchmark(config, folder, held, reporter, overwrite)
 
 
 def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter, overwrite: bool) -> Outcome:

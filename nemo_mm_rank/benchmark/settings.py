@@ -13,7 +13,7 @@ from nemo_mm_rank.benchmark.downstream.settings import DownstreamSettings, Small
 from nemo_mm_rank.benchmark.planting import PlantSettings
 from nemo_mm_rank.config import OFF, Config, Pools, Settings
 from nemo_mm_rank.quality import TraditionalSettings
-from nemo_mm_rank.quality.dedup import DuplicateSettings
+from nemo_mm_rank.quality.duplicates import DuplicateSettings
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.operators import OperatorSettings
 

@@ -21,12 +21,6 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import Expert, build, load_encoder, sources, text_models
 from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    MEDIA_ROOT,
     MODALITY,
     VECTOR,
     Modality,
@@ -35,7 +29,7 @@ from nemo_mm_rank.schema import (
     known_class,
     modalities_of,
 )
-from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.steps import Added, PairStep, by_value
 
 LEAST = 1e-6
 """A shorter mean is that of parts whose vectors cancel each other out."""
@@ -78,12 +72,8 @@ def mean_of_parts(apart: Apart, items: Sequence[Items], encoders: Mapping[int, E
     return Encoded(mean, errors, texts if any(text is not None for text in texts) else None)
 
 
-CHUNK_ITEMS, CHUNK_BYTES = 256, 256 * 2**20
-"""Decoded media held at a time: at most this many, and no more once they weigh this much."""
-
-
 @dataclass
-class ExpertStep(Step):
+class ExpertStep(PairStep):
     """Adds one column of data embeddings per source, one of annotation embeddings per text space, and the descriptions.
 
     Every vector is L2-normalised float32. Data of a modality that an expert does not take is null in its column;
@@ -102,16 +92,6 @@ class ExpertStep(Step):
     anchor: str
     media: MediaSettings = field(default_factory=MediaSettings)
     name: str = "experts"
-
-    @property
-    def requires(self) -> Mapping[str, pa.DataType]:
-        """The canonical columns."""
-        return CANONICAL
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -136,10 +116,6 @@ class ExpertStep(Step):
         """Load every model (nothing happens where this process has them)."""
         self._device = loader.pick_device(device)
         self._experts = [build(expert, self.models, self._device) for expert in self.experts]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the loaded models."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_experts", "_device")}
 
     def identity(self) -> dict[str, Any]:
         """Experts, models with their revisions, and how media are decoded."""
@@ -192,7 +168,7 @@ class ExpertStep(Step):
             return
         opener = Opener(self.media)
         items = iter_data(rows, opener, positions, threads=self.media.threads)
-        for chunk_rows, chunk in in_chunks(zip(positions, items, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES):
+        for chunk_rows, chunk in in_chunks(zip(positions, items, strict=True), errors, *self.chunk):
             for column, expert in takers:
                 encoder = expert.encoder(modality)
                 assert encoder is not None  # noqa: S101 (it has a column)
@@ -223,7 +199,7 @@ class ExpertStep(Step):
         apart = take_apart(rows, modality, positions)
         errors.update(apart.errors)
         decoded = apart.decoded(Opener(self.media), self.media.threads)
-        for chunk_rows, chunk in in_chunks(zip(apart.rows, decoded, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES):
+        for chunk_rows, chunk in in_chunks(zip(apart.rows, decoded, strict=True), errors, *self.chunk):
             for expert, together, parts in ways:
                 if together is not None:
                     column, encoder = together

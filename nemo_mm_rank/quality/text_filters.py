@@ -22,7 +22,7 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.schema import ANNOTATION
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.steps import Added, Portable, Step
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
 
 Off = Literal["off"]
@@ -284,7 +284,7 @@ def band_columns(settings: TraditionalSettings) -> list[str]:
 
 
 @dataclass
-class TraditionalStep(Step):
+class TraditionalStep(Portable, Step):
     """Adds score and verdict of each of Curator's row filters, their number passed, the margin, and duplicates' keys.
 
     Judged is the annotation as it stands in the pool, for every modality: what SNS kept of it is not looked at, and
@@ -329,10 +329,6 @@ class TraditionalStep(Step):
         """
         if not hasattr(self, "_filters"):
             self._filters = [(rule, rule.load()) for rule in rules(self.settings)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the filters: a fastText model cannot be sent."""
-        return {key: value for key, value in self.__dict__.items() if key != "_filters"}
 
     def identity(self) -> dict[str, Any]:
         """Settings, Curator's version, and what the fastText file is."""

@@ -31,21 +31,11 @@ from nemo_mm_rank.io.files import read_table, write_json, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.quality import operators
-from nemo_mm_rank.quality.dedup import DuplicateSettings, deduplicate
-from nemo_mm_rank.quality.ensemble import (
-    DUPLICATE_OF,
-    QUALITY,
-    VOTES,
-    Ensemble,
-    EnsembleSettings,
-    EnsembleStep,
-    choose,
-    default_functions,
-    fit,
-)
-from nemo_mm_rank.quality.ensemble.fit import LABELLED
+from nemo_mm_rank.quality.duplicates import DuplicateSettings, deduplicate
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, Ensemble, fit
 from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
-from nemo_mm_rank.quality.ensemble.step import LookUpStep, label_step
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, default_functions
+from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep, LookUpStep, choose, label_step
 from nemo_mm_rank.quality.operators import OperatorSettings
 from nemo_mm_rank.quality.text_filters import existing_file
 from nemo_mm_rank.run.curation import Result

@@ -19,7 +19,7 @@ from scipy.io import wavfile
 from typer.testing import CliRunner
 
 from nemo_mm_rank import curate
-from nemo_mm_rank.adapt.job import Adapted, adapt, lora
+from nemo_mm_rank.adapt.job import Adapted, adapt, adapter_settings
 from nemo_mm_rank.adapt.pairs import Pairs
 from nemo_mm_rank.adapt.training import (
     UNITE_STAGES,
@@ -149,7 +149,7 @@ def test_what_is_not_learnt_stays_bit_equal(adapted: Adapted, base: Path) -> Non
 
 def test_only_linear_layers_of_the_language_model_are_trained(base: Path) -> None:
     encoder = small(base)
-    adapted = attach(encoder.model, lora(encoder.model, UNITE_STAGES[0]))
+    adapted = attach(encoder.model, adapter_settings(encoder.model, UNITE_STAGES[0]))
     trained = {name: p.shape for name, p in adapted.named_parameters() if p.requires_grad}
     assert all(".language_model.layers." in name and ".lora_" in name for name in trained)
     linear = [
@@ -264,7 +264,7 @@ def test_a_stage_that_is_broken_off_ends_with_the_same_bytes(run: Run, base: Pat
         learnt, _ = pairs.split(0.0, 2, 0)
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
-            model = attach(encoder.model, lora(encoder.model, short.stages[0]))
+            model = attach(encoder.model, adapter_settings(encoder.model, short.stages[0]))
         train(encoder, model, pairs, learnt, short.stages[0], short, Checkpoint(tmp_path / "state", "key"), advance)
         return get_weights(model)
 
@@ -290,7 +290,7 @@ def test_the_same_seed_gives_the_same_bytes(run: Run, base: Path, tmp_path: Path
 def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(base: Path) -> None:
     encoder = small(base)
     stage = StageSettings(name="one", dropout=0.5)
-    model = attach(encoder.model, lora(encoder.model, stage))
+    model = attach(encoder.model, adapter_settings(encoder.model, stage))
     weights = {
         name: 0.1 * torch.randn(v.shape, generator=torch.Generator().manual_seed(1))
         for name, v in get_weights(model).items()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.io.files import write_table
-from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
+from nemo_mm_rank.quality.duplicates import Duplicates, DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.operators import ANNOTATION_KEY, DATA_KEY
 from nemo_mm_rank.ranking import Files
 

@@ -26,16 +26,8 @@ from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_pair
 from nemo_mm_rank.demo.pictures import mp4
 from nemo_mm_rank.errors import MediaError, UserError
+from nemo_mm_rank.io import files
 from nemo_mm_rank.io.canonical import MEDIA
-from nemo_mm_rank.io.files import (
-    file_digest,
-    read_note,
-    read_table,
-    temporary_name,
-    write_bytes,
-    write_table,
-    write_text,
-)
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests, read_pools
 from nemo_mm_rank.io.references import is_url
@@ -200,15 +192,15 @@ def plant(
             settings.model_dump(mode="json"),
             media.model_dump(mode="json", exclude={"threads"}),
             [source.model_dump(mode="json") for source in pools],
-            [file_digest(manifest.file) for source in pools for manifest in manifests(source)],
+            [files.file_digest(manifest.file) for source in pools for manifest in manifests(source)],
             sorted(without),
         ]
     )
     truth_file, made = folder / "truth.parquet", PoolSource(path=str(folder / "pool.jsonl"))
     if truth_file.exists():
-        note = read_note(truth_file) or {}
+        note = files.read_note(truth_file) or {}
         if note.get("key") == key:
-            return Planted(made, read_table(truth_file), tuple(Short.of(one) for one in note["short"]))
+            return Planted(made, files.read_table(truth_file), tuple(Short.of(one) for one in note["short"]))
         if not overwrite:
             raise UserError(
                 f"{folder} holds another planted pool; give this one a folder of its own, or have it replaced with "
@@ -219,7 +211,7 @@ def plant(
     work.spoil()
     work.write()
     truth, short = work.truth(), work.plan.short
-    write_table(truth_file, truth, {"key": key, "short": [asdict(one) for one in short]})
+    files.write_table(truth_file, truth, {"key": key, "short": [asdict(one) for one in short]})
     return Planted(made, truth, short)
 
 
@@ -305,7 +297,7 @@ class _Planting:
                 row[DATA] = self._kept(place, row, below)
             kept = {name: value for name, value in row.items() if name not in (MEDIA_ROOT, DATA_BYTES, DATA_PARTS)}
             lines.append(json.dumps(kept, ensure_ascii=False, default=str) + "\n")
-        write_text(self.folder / "pool.jsonl", "".join(lines))
+        files.write_text(self.folder / "pool.jsonl", "".join(lines))
 
     def _remove_parts(self, rows: Ints) -> None:
         rare = rarity([row[ANNOTATION] for row in self.was])
@@ -391,7 +383,7 @@ class _Planting:
         source = os.path.realpath(os.path.join(root, ref))
         if not (target.exists() and target.samefile(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            link = temporary_name(target)
+            link = files.temporary_name(target)
             try:
                 os.link(source, link)
                 link.replace(target)
@@ -402,4 +394,4 @@ class _Planting:
 
 def _write(path: Path, content: bytes) -> None:
     if not path.exists() or path.read_bytes() != content:  # a new time would look like a change
-        write_bytes(path, content)  # not into what is there, which may be a link to somebody's file
+        files.write_bytes(path, content)  # not into what is there, which may be a link to somebody's file

@@ -1,4 +1,4 @@
-"""The operators that look at the data, as one step: whatever they are, every picture and recording is decoded once."""
+"""The operators that look at the data, as one step: whatever they are, every image and recording is decoded once."""
 
 from __future__ import annotations
 
@@ -18,23 +18,9 @@ from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_texts, in_chunks, iter_data, take_apart
 from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    MEDIA_ROOT,
-    MODALITY,
-    Modality,
-    known_class,
-    modalities_of,
-)
-from nemo_mm_rank.steps import Added, Step, by_value
+from nemo_mm_rank.schema import MODALITY, Modality, known_class, modalities_of
+from nemo_mm_rank.steps import Added, PairStep, by_value
 from nemo_mm_rank.text.ngrams import mix
-
-CHUNK_ITEMS, CHUNK_BYTES = 256, 256 * 2**20
-"""Decoded media held at a time: at most this many, and no more once they weigh this much."""
 
 
 @dataclass
@@ -76,7 +62,7 @@ class Operator(Protocol):
 
 
 @dataclass
-class MediaStep(Step):
+class MediaStep(PairStep):
     """Adds what operators say of the data; data that nothing looks at is not decoded.
 
     A pair whose data cannot be decoded, or that a model fails on, is quarantined. Of data of several parts each part is
@@ -90,16 +76,6 @@ class MediaStep(Step):
     operators: Sequence[Operator]
     media: MediaSettings = field(default_factory=MediaSettings)
     name: str = "quality-media"
-
-    @property
-    def requires(self) -> Mapping[str, pa.DataType]:
-        """The canonical columns."""
-        return CANONICAL
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -153,7 +129,7 @@ class MediaStep(Step):
         if not ways:
             return
         decoded, named = self._decoded(rows, name, positions, errors)
-        for here, chunk in in_chunks(decoded, errors, CHUNK_ITEMS, CHUNK_BYTES):
+        for here, chunk in in_chunks(decoded, errors, *self.chunk):
             annotations = [str(texts[row]) for row in here]
             for operator, parts in ways:
                 judged = [operator.judge([own[part] for own in chunk], annotations, kinds[part]) for part in parts]

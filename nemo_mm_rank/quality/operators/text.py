@@ -25,7 +25,7 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import answering, fulfil
 from nemo_mm_rank.quality.operators.settings import OperatorSettings, column
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.steps import Added, Portable, Step
 from nemo_mm_rank.text.ngrams import mix
 from nemo_mm_rank.text.phrases import FUNCTION_WORDS
 
@@ -250,7 +250,7 @@ class TextScorer(Protocol):
 
 
 @dataclass
-class TextStep(Step):
+class TextStep(Portable, Step):
     """Adds what the annotation's words say of a pair, of every modality.
 
     Args:
@@ -300,10 +300,6 @@ class TextStep(Step):
             read_norms(concreteness.norms)
         if ICC in self._operators and concreteness and concreteness.model:
             self._scorer = _load_scorer(concreteness.model, self.models, loader.pick_device(device))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the loaded model."""
-        return {key: value for key, value in self.__dict__.items() if key != "_scorer"}
 
     def identity(self) -> dict[str, Any]:
         """Operators, what their files hold, and the model's revision."""

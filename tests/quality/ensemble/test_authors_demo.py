@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nemo_mm_rank.quality import LabelModel, label_votes
-from nemo_mm_rank.quality.ensemble import PatternCounts, idle
+from nemo_mm_rank.quality.ensemble.model import idle
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 from nemo_mm_rank.ranking import top_k
 from tests.quality.ensemble.oracle import FUNCTIONS, Demo, demo
 

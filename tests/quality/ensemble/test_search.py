@@ -17,10 +17,11 @@ from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ConfigError, MissingColumnError
 from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.quality import LabelingFunction, LabelModel, label_votes, lf_summary
-from nemo_mm_rank.quality.ensemble import EnsembleSettings, PatternCounts
 from nemo_mm_rank.quality.ensemble.fit import thresholds
 from nemo_mm_rank.quality.ensemble.search import BinCounts, Binning, Found, SearchSettings, candidates, search
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.step import label_step
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 from nemo_mm_rank.ranking import Files
 
 NAMES = ("clip", "icc", "boxes", "blurry")

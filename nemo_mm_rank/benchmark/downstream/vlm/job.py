@@ -49,7 +49,7 @@ class Pairs(Rows):
 def read_pairs(parts: Mapping[str, ShardStore], media: MediaSettings) -> Pairs:
     """Return the pairs of ``parts``, which are not opened."""
     rows = read_rows(parts, media)
-    tables = [shards.read(number, SHOWN) for shards in parts.values() for number in range(shards.count)]
+    tables = [shards.table(SHOWN) for shards in parts.values()]
     return Pairs(rows.parts, rows.annotations, pa.concat_tables(tables, promote_options="default"), media)
 
 
