@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.benchmark.blends import Blend
-from nemo_mm_rank.benchmark.downstream import Perplexity
+from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
 from nemo_mm_rank.benchmark.strategies import Bench
 from nemo_mm_rank.measures.gaps import geometry
 from nemo_mm_rank.measures.selection import Labels, overlap, selection, shares, total_variation

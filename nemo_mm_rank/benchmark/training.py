@@ -9,16 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from nemo_mm_rank.benchmark.blends import Blend
-from nemo_mm_rank.benchmark.downstream import (
-    Features,
-    OffSettings,
-    Pairs,
-    Perplexity,
-    TrainedSettings,
-    Words,
-    features,
-    train,
-)
+from nemo_mm_rank.benchmark.downstream import features, train
+from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
+from nemo_mm_rank.benchmark.downstream.rows import Rows
+from nemo_mm_rank.benchmark.downstream.settings import OffSettings, TrainedSettings
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.engine import Engine, SerialEngine
 from nemo_mm_rank.errors import UserError
@@ -99,7 +93,7 @@ class Training:
         write_json(self.file(job), {"key": job.key, **asdict(found)})
         return number
 
-    def corpus(self, engine: Engine) -> Features | Pairs | Words:
+    def corpus(self, engine: Engine) -> Rows:
         """Return what is learnt from, made once and kept in this process."""
         key = digest([self.keys(), self.settings.model_dump(mode="json"), str(self.folder)])
         if key not in _held:
@@ -112,7 +106,7 @@ class Training:
         return {name: [shards.key(part) for part in range(shards.count)] for name, shards in self.parts.items()}
 
 
-_held: dict[str, Features | Pairs | Words] = {}
+_held: dict[str, Rows] = {}
 
 
 def train_all(

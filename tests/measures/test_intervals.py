@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_mm_rank.measures.gaps import geometry, matched_gap_square, modality_gap_square
-from nemo_mm_rank.measures.geometry import matched_gap, modality_gap, recall_at_k, uniformity
+from tests.measures.plain import matched_gap, modality_gap, recall_at_k, uniformity
 
 
 def a_space(n: int = 120) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

@@ -203,7 +203,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search has found.
 
     Attributes:
@@ -261,7 +261,7 @@ def _candidates(function: FunctionSettings, settings: SearchSettings) -> Iterato
             yield Candidate(top, margin, FunctionSettings.model_validate({**same, **levels}))
 
 
-def search(shards: Shards, ensemble: EnsembleSettings, settings: SearchSettings, map_shards: MapShards) -> Found:
+def search(shards: Shards, ensemble: EnsembleSettings, settings: SearchSettings, map_shards: MapShards) -> SearchResult:
     """Search for the thresholds of an ensemble's functions; see `Search`.
 
     Args:
@@ -336,7 +336,7 @@ class Search:
     clean: Binned
     noisy: Binned
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Try the grid, and return the best of it with the whole trace.
 
         Raises:
@@ -364,7 +364,7 @@ class Search:
         functions = {
             name: options[place].settings for (name, options), place in zip(self.options.items(), best, strict=True)
         }
-        return Found(self.ensemble.model_copy(update={"functions": functions}), self._trace(tried, best))
+        return SearchResult(self.ensemble.model_copy(update={"functions": functions}), self._trace(tried, best))
 
     def _evolve(self, value: Any, sizes: Sequence[int]) -> None:
         free = [place for place, size in enumerate(sizes) if size > 1]

@@ -63,19 +63,6 @@ def clip_score(scores: Floats, threshold: float) -> Bools:
     return kept
 
 
-def clip_threshold(scores: Floats, fraction: float) -> float:
-    """Return the threshold that keeps ``fraction`` of the pool: the score at place ``int(n * fraction)``, best first.
-
-    `clip_score` keeps that one too, and all that are equal to it. Pairs without a score come last, and count.
-
-    Args:
-        scores: ``(n,)`` of the whole pool, at least one.
-        fraction: below 1.
-    """
-    descending = -np.sort(-np.nan_to_num(scores, nan=-np.inf))
-    return float(descending[int(len(scores) * fraction)])
-
-
 def laion2b(languages: Sequence[str | None], clip_b32: Floats) -> Bools:
     """Keep English captions with a CLIP score (ViT-B/32) of at least .28."""
     return english(languages) & clip_score(clip_b32, LAION_THRESHOLD)

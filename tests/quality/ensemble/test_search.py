@@ -18,7 +18,7 @@ from nemo_mm_rank.errors import ConfigError, MissingColumnError
 from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.quality import LabelingFunction, LabelModel, label_votes, lf_summary
 from nemo_mm_rank.quality.ensemble.fit import thresholds
-from nemo_mm_rank.quality.ensemble.search import BinCounts, Binning, Found, SearchSettings, candidates, search
+from nemo_mm_rank.quality.ensemble.search import BinCounts, Binning, SearchResult, SearchSettings, candidates, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
 from nemo_mm_rank.quality.ensemble.step import label_step
 from nemo_mm_rank.quality.ensemble.votes import PatternCounts
@@ -77,7 +77,9 @@ def by_hand(frame: pd.DataFrame, levels: dict[str, tuple[float, float]]) -> dict
     return {"f1": f1, "overlap": data.overlap, "conflict": data.conflict, "coverage": data.coverage}
 
 
-def found(folder: Path, frame: pd.DataFrame, names: tuple[str, ...] = NAMES, count: int = 3, **changes: Any) -> Found:
+def found(
+    folder: Path, frame: pd.DataFrame, names: tuple[str, ...] = NAMES, count: int = 3, **changes: Any
+) -> SearchResult:
     return search(shards(folder, frame, count), ensemble(*names), parse(SearchSettings, changes), SerialEngine().map)
 
 
