@@ -118,7 +118,15 @@ class LabelledSearch(SearchSettings):
     )
 
 
-class EcoDatumConfig(StrategyConfig):
+class EcoDatumSettings(Settings):
+    """What EcoDatum's ensemble is made of."""
+
+    operators: OperatorSettings = Field(default_factory=OperatorSettings)
+    duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
+    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
+
+
+class EcoDatumConfig(EcoDatumSettings, StrategyConfig):
     """A whole job. Either ``pools`` or ``run`` has to be given.
 
     With ``run``, what that run has embedded is used: its experts' embeddings, and the agreement out of sample, of the
@@ -141,9 +149,6 @@ class EcoDatumConfig(StrategyConfig):
         description="embed both sides where `operators.experts` asks for it and there is no run",
     )
     anchor: str = Field("text", description="the model that embeds annotations for the experts")
-    operators: OperatorSettings = Field(default_factory=OperatorSettings)
-    duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
-    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
     search: LabelledSearch | None = Field(None, description="for thresholds, with a labelled set; default: as they are")
     tie_break: str | None = Field(
         None,
