@@ -240,11 +240,6 @@ class Duplicates:
     kept: tuple[npt.NDArray[np.bool_], ...]
     groups: pa.Table
 
-    @property
-    def losers(self) -> pa.Array:
-        """The ``pair_id`` of pairs that go."""
-        return self.groups.filter(pc.invert(self.groups["kept"]))[PAIR_ID].combine_chunks()
-
 
 def deduplicate(shards: Shards, settings: DuplicateSettings) -> Duplicates:
     """Group the pool's live pairs by their fingerprints, and choose who stays of each group.

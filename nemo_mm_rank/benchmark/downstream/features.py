@@ -254,7 +254,7 @@ class Thumbnails(_Signals):
 
 
 class Spectrograms(_Signals):
-    """Sounds as log-mel spectrograms of eight slices of time."""
+    """Audio as log-mel spectrograms of eight slices of time."""
 
     modalities = frozenset({Modality.AUDIO})
     dim = SLICES * BANDS

@@ -45,7 +45,7 @@ class Kind(StrEnum):
     CROPPED = "cropped"
     """Only a small window of the medium is left."""
     PADDED = "padded"
-    """The medium is followed by another pair's (pictures: beside it)."""
+    """The medium is followed by another pair's (images: beside it)."""
     NEAR_DUPLICATE = "near-duplicate"
     """The pair is replaced by a slightly changed copy of another, whole one."""
     CORRUPT = "corrupt"
@@ -93,7 +93,7 @@ class PlantSettings(Settings):
         description="kind -> weight among the planted; or a name: a kind by itself, swaps (within a modality), "
         "media (cropped, padded, corrupt), all (the usual mix)",
     )
-    keep: float = Field(0.3, gt=0, lt=1, description="of each side (pictures) or of the duration that cropping leaves")
+    keep: float = Field(0.3, gt=0, lt=1, description="of each side (images) or of the duration that cropping leaves")
 
     @property
     def weights(self) -> dict[Kind, float]:
@@ -115,10 +115,10 @@ _NEEDS: dict[Kind, str] = {
     Kind.REMOVED_SENTENCE: "an annotation of several sentences",
     Kind.EXCHANGED_WORD: "another pair with a word that is not its own",
     Kind.KEY_SENTENCE: "text or code of several parts",
-    Kind.CROPPED: "an image, sound or film",
-    Kind.PADDED: "an image, sound or film, and another one of its kind",
+    Kind.CROPPED: "an image, audio or video",
+    Kind.PADDED: "an image, audio or video, and another one of its kind",
     Kind.NEAR_DUPLICATE: "a whole pair of the same modality with other content, and data of one part",
-    Kind.CORRUPT: "an image, sound or film",
+    Kind.CORRUPT: "an image, audio or video",
     Kind.OFF_TOPIC: "data of one part",
 }
 

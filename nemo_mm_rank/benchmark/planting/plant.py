@@ -45,7 +45,7 @@ zeros would be silence)."""
 
 
 def encoded(segment: Segment) -> tuple[bytes, str]:
-    """Return a segment as a file, and the suffix of its name: JPEG, WAV or MP4 (without sound)."""
+    """Return a segment as a file, and the suffix of its name: JPEG, WAV or MP4 (without audio)."""
     if isinstance(segment, Image):
         return _jpeg(segment.pixels, 90), ".jpg"
     if isinstance(segment, Audio):
@@ -66,7 +66,7 @@ def cropped(segment: Segment, keep: float, rng: np.random.Generator) -> tuple[by
 
 
 def padded(segment: Segment, other: Segment) -> tuple[bytes, str]:
-    """Return a segment with another of its kind beside it (pictures) or behind it, as a file."""
+    """Return a segment with another of its kind beside it (images) or behind it, as a file."""
     if isinstance(segment, Image) and isinstance(other, Image):
         height = min(segment.pixels.height, other.pixels.height)
         both = [_scaled(one.pixels, height) for one in (segment, other)]
@@ -85,7 +85,7 @@ def padded(segment: Segment, other: Segment) -> tuple[bytes, str]:
 
 
 def nearly(segment: Segment) -> tuple[bytes, str]:
-    """Return a segment re-encoded: a picture a little smaller and coarser, sound a little softer."""
+    """Return a segment re-encoded: an image a little smaller and coarser, audio a little softer."""
     if isinstance(segment, Image):
         return _jpeg(_scaled(segment.pixels, max(8, round(0.95 * segment.pixels.height))), 75), ".jpg"
     if isinstance(segment, Audio):
@@ -98,14 +98,14 @@ def corrupted(content: bytes) -> bytes:
     return content[:HEAD] + bytes(max(1, len(content) - HEAD))
 
 
-def _jpeg(picture: PILImage.Image, quality: int) -> bytes:
+def _jpeg(image: PILImage.Image, quality: int) -> bytes:
     file = BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
-def _scaled(picture: PILImage.Image, height: int) -> PILImage.Image:
-    return picture.resize((max(8, round(picture.width * height / picture.height)), height))
+def _scaled(image: PILImage.Image, height: int) -> PILImage.Image:
+    return image.resize((max(8, round(image.width * height / image.height)), height))
 
 
 def _even(frames: Pixels) -> Pixels:
@@ -121,7 +121,7 @@ def _rate(video: Video) -> int:
 
 
 FRAMES = 32
-"""Frames that are kept of a film that is cropped or padded."""
+"""Frames that are kept of a video that is cropped or padded."""
 
 TRUTH = pa.schema(
     [(PAIR_ID, pa.string()), ("clean", pa.bool_()), ("kinds", pa.list_(pa.string())), ("donor", pa.string())]

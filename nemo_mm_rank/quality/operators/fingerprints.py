@@ -24,23 +24,23 @@ Pixels: TypeAlias = PILImage.Image | npt.NDArray[np.uint8]
 
 SIDE = 32
 """Of what is transformed, in each direction."""
-KEPT, KEPT_OF_FILMS = 8, 4
+KEPT, KEPT_OF_VIDEOS = 8, 4
 """Lowest frequencies in each direction: 8^2 = 4^3 = 64."""
 RANGE = 3.0
-"""Powers of ten below a sound's loudest span and band: what is softer is mostly the noise of recording and coding."""
+"""Powers of ten below the loudest span and band: what is softer is mostly the noise of recording and coding."""
 _NOISE = 6
-"""Decimals of a coefficient that say something: what a film that stands still has of motion is to be zero."""
+"""Decimals of a coefficient that say something: what a video that stands still has of motion is to be zero."""
 
 
 def phash(image: Pixels) -> np.uint64:
-    """Return the hash of one picture, as `phashes` does."""
+    """Return the hash of one image, as `phashes` does."""
     return np.uint64(phashes([image])[0])
 
 
 def phashes(images: Sequence[Pixels]) -> UInt64s:
     """Return ``(n,)`` perceptual hashes, equal to the bit to those of imagededup's ``PHash`` (version 0.3.3).
 
-    A picture is scaled to 32 x 32 (Lanczos), then made grey. Of its DCT (type 2) the lowest 8 x 8 coefficients are
+    An image is scaled to 32 x 32 (Lanczos), then made grey. Of its DCT (type 2) the lowest 8 x 8 coefficients are
     kept; a bit is set where one is at least their median without the first. The first coefficient is the highest bit.
 
     Args:
@@ -51,29 +51,29 @@ def phashes(images: Sequence[Pixels]) -> UInt64s:
 
 
 def small(images: Sequence[Pixels]) -> Floats:
-    """Return pictures ``(n, 32, 32)``: scaled down, and grey from 0 to 255."""
+    """Return images ``(n, 32, 32)``: scaled down, and grey from 0 to 255."""
     found = np.empty((len(images), SIDE, SIDE))
     for row, image in enumerate(images):
-        picture = image if isinstance(image, PILImage.Image) else PILImage.fromarray(image)
-        found[row] = np.asarray(picture.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS).convert("L"))
+        image = image if isinstance(image, PILImage.Image) else PILImage.fromarray(image)
+        found[row] = np.asarray(image.resize((SIDE, SIDE), PILImage.Resampling.LANCZOS).convert("L"))
     return found
 
 
-def film_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
-    """Return the hash of a film by its frames ``(n, h, w, 3)``, at least one.
+def video_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
+    """Return the hash of a video by its frames ``(n, h, w, 3)``, at least one.
 
     Of the DCT over time and both directions the lowest 4 x 4 x 4 coefficients are kept.
     """
-    times = np.linspace(0, len(frames) - 1, max(len(frames), KEPT_OF_FILMS)).round().astype(int)
+    times = np.linspace(0, len(frames) - 1, max(len(frames), KEPT_OF_VIDEOS)).round().astype(int)
     spectrum = small(list(frames))[times]
     for axis in range(3):
         spectrum = dct(spectrum, axis=axis, norm="ortho")
-    lowest = spectrum[None, :KEPT_OF_FILMS, :KEPT_OF_FILMS, :KEPT_OF_FILMS]
+    lowest = spectrum[None, :KEPT_OF_VIDEOS, :KEPT_OF_VIDEOS, :KEPT_OF_VIDEOS]
     return np.uint64(_bits(lowest.round(_NOISE))[0])
 
 
-def sound_hash(audio: Audio) -> np.uint64:
-    """Return the hash of a sound: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands.
+def audio_hash(audio: Audio) -> np.uint64:
+    """Return the hash of a recording: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands.
 
     What lies more than 30 dB below the loudest of these is taken for as loud as that.
     """
@@ -86,7 +86,7 @@ def sound_hash(audio: Audio) -> np.uint64:
         np.add.at(sums, spans, block)
         sizes += np.bincount(spans, minlength=SIDE)
         start += len(block)
-    # A sound shorter than 32 frames repeats them.
+    # Audio shorter than 32 frames repeats them.
     filled = np.maximum.accumulate(np.where(sizes > 0, np.arange(SIDE), 0))
     means = (sums / np.maximum(sizes, 1)[:, None])[filled].reshape(SIDE, SIDE, BANDS // SIDE).mean(axis=2)
     audible = np.maximum(means, means.max() - RANGE)
@@ -146,9 +146,9 @@ def _hash(item: Item) -> np.uint64:
     if isinstance(item, Image):
         return phash(item.pixels)
     if isinstance(item, Video):
-        return film_hash(item.frames)
+        return video_hash(item.frames)
     assert isinstance(item, Audio)  # noqa: S101 (texts have no perceptual hash)
-    return sound_hash(item)
+    return audio_hash(item)
 
 
 def _text_keys(texts: Sequence[str]) -> Any:
