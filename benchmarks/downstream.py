@@ -26,9 +26,12 @@ import torch
 from scipy import stats
 
 from benchmarks import real_models, real_pool, weights
-from nemo_mm_rank.benchmark.downstream import Features, LMSettings, SmallSettings, Words, features, lm, train
+from nemo_mm_rank.benchmark.downstream import features, lm, train
+from nemo_mm_rank.benchmark.downstream.features import Features
 from nemo_mm_rank.benchmark.downstream.perplexity import evaluation_steps
+from nemo_mm_rank.benchmark.downstream.settings import LMSettings, SmallSettings
 from nemo_mm_rank.benchmark.downstream.small import learn, perplexity
+from nemo_mm_rank.benchmark.downstream.words import Words
 from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.frames import Vectors

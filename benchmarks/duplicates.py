@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks import real_pool
 from nemo_mm_rank.arrays import UInt64s
 from nemo_mm_rank.errors import PairError
-from nemo_mm_rank.media.fingerprint import film_hash, phashes, sound_hash
+from nemo_mm_rank.media.fingerprint import audio_hash, phashes, video_hash
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import iter_data
 from nemo_mm_rank.media.segment import Audio, Image, Video
@@ -63,7 +63,7 @@ COPIES: dict[str, Pictures] = {
 
 
 def of_films(film: Video, copy: Pictures) -> np.uint64:
-    return film_hash(np.stack([np.asarray(copy(PILImage.fromarray(frame))) for frame in film.frames]))
+    return video_hash(np.stack([np.asarray(copy(PILImage.fromarray(frame))) for frame in film.frames]))
 
 
 def of_sounds(rng: np.random.Generator) -> dict[str, Callable[[Audio], Audio]]:
@@ -120,14 +120,14 @@ def main() -> None:
         add(f"{len(own)} pictures: {name}", shares(own, phashes([copy(item.pixels) for item in pictures])))
     add("pairs of different pictures", mistaken(own))
     films: list[Video] = items("video")
-    own = np.array([film_hash(film.frames) for film in films])
+    own = np.array([video_hash(film.frames) for film in films])
     for name, copy in COPIES.items():
         add(f"{len(own)} films: {name}", shares(own, np.array([of_films(film, copy) for film in films])))
     add("pairs of different films", mistaken(own))
     sounds: list[Audio] = items("audio")
-    own = np.array([sound_hash(sound) for sound in sounds])
+    own = np.array([audio_hash(sound) for sound in sounds])
     for name, change in of_sounds(np.random.default_rng(0)).items():
-        add(f"{len(own)} sounds: {name}", shares(own, np.array([sound_hash(change(sound)) for sound in sounds])))
+        add(f"{len(own)} sounds: {name}", shares(own, np.array([audio_hash(change(sound)) for sound in sounds])))
     add("pairs of different sounds", mistaken(own))
     Console().print(table)
 

@@ -35,11 +35,11 @@ from benchmarks import real_pool, weights
 from benchmarks.ranking_topk import Peak
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import PairError
-from nemo_mm_rank.experts.step import CHUNK_BYTES, CHUNK_ITEMS
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import in_chunks, iter_data
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.open_clip import SETTINGS, WEIGHTS
+from nemo_mm_rank.steps import PairStep
 
 Way = Callable[[], torch.Tensor]
 ALONE = 0.25
@@ -101,7 +101,7 @@ def of_pictures(folder: Path, paths: list[Path]) -> dict[str, Way]:
     def ours() -> torch.Tensor:
         errors: dict[int, PairError] = {}
         items = enumerate(iter_data(table, Opener(MediaSettings(), str(paths[0].parent))))
-        chunks = in_chunks(items, errors, CHUNK_ITEMS, CHUNK_BYTES)
+        chunks = in_chunks(items, errors, *PairStep.chunk)
         vectors = torch.cat([encoder.encode(chunk, "image").vectors for _, chunk in chunks])
         assert not errors
         return vectors

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from benchmarks.ranking_topk import Peak
 from nemo_mm_rank.quality import LabelModel, label_votes, lf_summary
-from nemo_mm_rank.quality.ensemble import PatternCounts
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 from nemo_mm_rank.ranking import top_k
 
 COVERAGE = (0.003, 0.014, 0.532, 0.345, 0.739, 0.754, 0.658, 0.423)

@@ -51,12 +51,11 @@ class Files:
         """Read one shard; names that it does not have are left out."""
         source = {name: path for path in self.parts[part] for name in pq.read_schema(path).names}
         wanted = [name for name in (source if columns is None else columns) if name in source]
-        found: dict[str, pa.ChunkedArray] = {}
-        for path in self.parts[part]:
-            names = [name for name in wanted if source[name] == path]
-            table = read_table(path, names)
-            found.update({name: table[name] for name in names})
-        return pa.table({name: found[name] for name in wanted})
+        tables = {
+            path: read_table(path, [name for name in wanted if source[name] == path])
+            for path in dict.fromkeys(source[name] for name in wanted)
+        }
+        return pa.table({name: tables[source[name]][name] for name in wanted})
 
 
 def live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Ints, pa.Table]]:

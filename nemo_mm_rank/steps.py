@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from nemo_mm_rank import frames
+from nemo_mm_rank import frames, schema
 from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import PairError, TakenColumnError
 from nemo_mm_rank.frames import Frame, Vectors
@@ -56,6 +56,13 @@ class Added:
 
     columns: dict[str, pa.Array | Vectors]
     errors: dict[int, PairError] = field(default_factory=dict)
+
+
+class Portable:
+    """Pickled with what it was told, not with what it has loaded: attributes whose names begin with an underscore."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
 
 class Step(ABC):
@@ -139,6 +146,24 @@ class Step(ABC):
     def identity(self) -> dict[str, Any]:
         """Return what this step's result depends on besides its input, as JSON-able values (for fingerprints)."""
         return {"step": self.name}
+
+
+class PairStep(Portable, Step):
+    """A step that opens both sides of every pair: whole, or what SNS has kept of them."""
+
+    chunk: ClassVar[tuple[int, int]] = (256, 256 * 2**20)
+    """Decoded media held at a time: at most this many, and no more once they weigh this many bytes."""
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The canonical columns."""
+        return schema.CANONICAL
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """What SNS kept, and where media are to be found."""
+        spans = (schema.DATA_SPANS, schema.ANNOTATION_SPANS)
+        return (*spans, schema.DATA_BYTES, schema.DATA_PARTS, schema.MEDIA_ROOT)
 
 
 def columns_added(step: Step, table: pa.Table, backend: str = "pandas") -> pa.Table:

@@ -10,7 +10,7 @@ from nemo_mm_rank.benchmark.planting import plant
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.quality import LabelModel, label_votes, lf_summary
-from nemo_mm_rank.quality.ensemble import VETO
+from nemo_mm_rank.quality.ensemble.votes import VETO
 from nemo_mm_rank.run.ecodatum import EcoDatumConfig, curate
 
 CONSOLE = Console(width=110)

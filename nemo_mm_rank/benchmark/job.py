@@ -11,13 +11,13 @@ from rich.console import Console
 from nemo_mm_rank.benchmark import measures, tables
 from nemo_mm_rank.benchmark.blends import Blend, measured
 from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
-from nemo_mm_rank.benchmark.page import write_benchmark_report
+from nemo_mm_rank.benchmark.page import FACTS, RESULTS, write_benchmark_report
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Strategy
 from nemo_mm_rank.benchmark.source import Source, prepare
 from nemo_mm_rank.benchmark.strategies import Bench, choose
 from nemo_mm_rank.benchmark.training import VALIDATION, train_all
 from nemo_mm_rank.console import SafeConsole
-from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
+from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import write_json, write_table, write_text
 from nemo_mm_rank.io.owned import Claim, refuse_links
@@ -29,7 +29,7 @@ from nemo_mm_rank.run.store import digest
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
 
 _FOLDERS = ("demo", "source", "held-out", "validation", "planted", "pool", "blends", "runs", "features", "downstream")
-RESULTS, TABLE, COST = "results.parquet", "table1.md", "cost.md"
+TABLE, COST = "table1.md", "cost.md"
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,8 @@ def benchmark(
     claim = Claim("benchmark", (*config.pools, *config.validation.pools), overwrite=overwrite)
     folder = claim.check(config.output)
     reporter = Reporter(console or SafeConsole(quiet=True))
-    own = engine or make_engine(config.engine)
-    try:
-        with claim.held(folder):
-            return _benchmark(config, folder, own, reporter, overwrite)
-    finally:
-        if engine is None:
-            own.close()
+    with using(engine, config.engine) as held, claim.held(folder):
+        return _benchmark(config, folder, held, reporter, overwrite)
 
 
 def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: Reporter, overwrite: bool) -> Outcome:
@@ -179,23 +174,23 @@ def _write(
     results: pa.Table,
     reporter: Reporter,
 ) -> Outcome:
-    found = tables.Results(results, config.seeds)
-    table, cost = tables.table1(found, config, source, budget), tables.cost_table(found, config)
+    facts = {
+        "config": config.model_dump(mode="json", by_alias=True, exclude={"engine", "output", "import_from"}),
+        "pool": source.planted.pool.path,
+        "pairs": source.pairs,
+        "wanted": source.labels.wanted,
+        "budget": budget,
+        "planted": {"counts": source.planted.counts(), "short": [str(one) for one in source.planted.short]},
+        "validation": {"pairs": source.held_out, "removed": source.removed, "leaks": len(source.leaks)},
+        "blends": {f"{blend.strategy}-{blend.seed}": blend.digest for blend in blends},
+    }
+    bench = tables.Comparison(tables.Results(results, config.seeds), facts)
+    shown = [table for of in (tables.training, tables.selection, tables.mix, tables.geometry) for table in of(bench)]
+    table, cost = tables.markdown(shown, "Benchmark", tables.lines(bench)), tables.markdown(tables.cost(bench))
     write_table(folder / RESULTS, results)
     write_text(folder / TABLE, table)
     write_text(folder / COST, cost)
-    write_json(
-        folder / "benchmark.json",
-        {
-            "config": config.model_dump(mode="json", by_alias=True, exclude={"engine", "output", "import_from"}),
-            "pool": source.planted.pool.path,
-            "pairs": source.pairs,
-            "budget": budget,
-            "planted": {"counts": source.planted.counts(), "short": [str(one) for one in source.planted.short]},
-            "validation": {"pairs": source.held_out, "removed": source.removed, "leaks": len(source.leaks)},
-            "blends": {f"{blend.strategy}-{blend.seed}": blend.digest for blend in blends},
-        },
-    )
+    write_json(folder / FACTS, facts)
     try:
         write_benchmark_report(folder)
     except UserError as error:  # the extra is missing: the figures are there all the same

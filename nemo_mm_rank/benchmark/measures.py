@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.benchmark.blends import Blend
-from nemo_mm_rank.benchmark.downstream import Perplexity
+from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
 from nemo_mm_rank.benchmark.strategies import Bench
 from nemo_mm_rank.measures.gaps import geometry
 from nemo_mm_rank.measures.selection import Labels, overlap, selection, shares, total_variation
@@ -18,7 +18,7 @@ from nemo_mm_rank.measures.statistics import Interval
 from nemo_mm_rank.models.expert import sources
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.sampling import folds_of
-from nemo_mm_rank.schema import ANNOTATION, ERROR, FUSED, MODALITY, PAIR_ID, annotation_column
+from nemo_mm_rank.schema import ANNOTATION, FUSED, MODALITY, PAIR_ID, annotation_column
 
 SCHEMA = pa.schema(
     [
@@ -127,8 +127,7 @@ def of_spaces(bench: Bench, strategy: str, shards: ShardStore, seed: int) -> Ite
     for space, columns in spaces.items():
         if not all(column in there for column in columns):
             continue
-        read = [shards.read(part, [PAIR_ID, ANNOTATION, MODALITY, ERROR, *columns]) for part in range(shards.count)]
-        frame = frames.from_table(pa.concat_tables(read))
+        frame = frames.from_table(shards.table([PAIR_ID, ANNOTATION, MODALITY, *columns]))
         data, annotation = (frames.vectors(frame, column) for column in columns)
         good = (data.valid & annotation.valid).numpy() & np.array([p in clean for p in frames.strings(frame, PAIR_ID)])
         rows = np.flatnonzero(good)

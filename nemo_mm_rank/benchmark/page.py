@@ -12,62 +12,32 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from nemo_mm_rank.benchmark import markdown
+from nemo_mm_rank.benchmark import tables
 from nemo_mm_rank.benchmark.measures import POOL
 from nemo_mm_rank.benchmark.settings import Strategy
-from nemo_mm_rank.benchmark.tables import Results, verdict
+from nemo_mm_rank.benchmark.tables import Comparison, Results
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import read_table
-from nemo_mm_rank.io.owned import check_file, local, recognised
-from nemo_mm_rank.measures.statistics import Interval, holm, mean_interval
+from nemo_mm_rank.measures.statistics import mean_interval
+from nemo_mm_rank.report import charts, content, page
 from nemo_mm_rank.report import overview as of_run
-from nemo_mm_rank.report.charts import Curve, colour, curves, intervals, mixes, strategy_colour
-from nemo_mm_rank.report.content import (
-    Chart,
-    Finding,
-    Findings,
-    Folded,
-    Page,
-    Part,
-    Row,
-    Section,
-    Table,
-    Tile,
-    Tiles,
-    Widget,
-    counted,
-    number,
-    share,
-)
+from nemo_mm_rank.report.content import Finding, Section, Tile, counted, share
 from nemo_mm_rank.report.gallery import Blend
-from nemo_mm_rank.report.page import REPORT, is_page, page_data, put_page
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import PAIR_ID
 
-RESULTS = "results.parquet"
+RESULTS, FACTS = "results.parquet", "benchmark.json"
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Comparison):
     """What a report reads of a finished benchmark.
 
     Attributes:
         folder: where it lies.
-        results: every value that was measured.
-        strategies: in the order of its configuration.
-        seeds: in that order.
-        facts: ``benchmark.json``.
-        document: ``table1.md``.
-        cost: ``cost.md``.
     """
 
     folder: Path
-    results: Results
-    strategies: Sequence[str]
-    seeds: Sequence[int]
-    facts: dict[str, Any]
-    document: markdown.Document
-    cost: markdown.Document
 
     @classmethod
     def open(cls, folder: str | Path) -> Benchmark:
@@ -78,24 +48,15 @@ class Benchmark:
         """
         path = Path(folder)
         try:
-            facts = json.loads((path / "benchmark.json").read_text(encoding="utf-8"))
-            documents = [(path / name).read_text(encoding="utf-8") for name in ("table1.md", "cost.md")]
+            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{path}: the benchmark is not finished; start it again") from error
-        seeds = facts["config"]["seeds"]
-        results = Results(read_table(path / RESULTS), seeds)
-        strategies = facts["config"]["strategies"]
-        return cls(path, results, strategies, seeds, facts, *map(markdown.read, documents))
+        return cls(Results(read_table(path / RESULTS), facts["config"]["seeds"]), facts, path)
 
     @property
-    def ours(self) -> list[str]:
-        """The strategies that rank as this project does."""
-        return [name for name in self.strategies if name in list(Strategy) and Strategy(name).ours]
-
-    @property
-    def theirs(self) -> list[str]:
-        """The others."""
-        return [name for name in self.strategies if name not in self.ours]
+    def seeds(self) -> Sequence[int]:
+        """In the order of the configuration."""
+        return self.results.seeds
 
     def run(self) -> tuple[str, Path] | None:
         """Return the strategy and the folder of the run whose pairs can be looked at, None where there is none."""
@@ -115,10 +76,6 @@ class Benchmark:
         """Return what was planted, None where nothing is known."""
         path = self.folder / "truth.parquet"
         return read_table(path) if path.exists() else None
-
-    def tables(self, *titles: str) -> list[Table]:
-        """Return those tables of `document` whose titles begin so."""
-        return [table for title, table in self.document.tables.items() if title.startswith(titles)]
 
 
 def title(bench: Benchmark) -> str:
@@ -148,8 +105,8 @@ def overview(bench: Benchmark) -> Section:
         tiles.insert(
             1, Tile("worth choosing", f"{round(wanted[0] * pairs):,}", f"{share(wanted[0], 1)}: clean, on topic")
         )
-    lead = " ".join(bench.document.lines[1:])
-    return Section("overview", "Verdict", lead, [Tiles(tiles), Findings(findings(bench))])
+    lead = " ".join(tables.lines(bench)[1:])
+    return Section("overview", "Verdict", lead, [content.Tiles(tiles), content.Findings(findings(bench))])
 
 
 def findings(bench: Benchmark) -> list[Finding]:
@@ -157,13 +114,11 @@ def findings(bench: Benchmark) -> list[Finding]:
     found = []
     for measure, name, lower in (("best_perplexity", "held-out perplexity", True), ("precision", "precision", False)):
         found += _verdict(bench, measure, name, lower)
-    validation = bench.facts.get("validation", {})
-    if validation:
-        leaks, held = validation["leaks"], validation["pairs"]
-        if leaks:
-            found.append(Finding("warn", f"{counted(leaks, 'pair')} of the pool too near to a validation pair."))
-        else:
-            found.append(Finding("good", f"No pair of the pool is near to one of the {held:,} validation pairs."))
+    leaks, held = bench.facts["validation"]["leaks"], bench.facts["validation"]["pairs"]
+    if leaks:
+        found.append(Finding("warn", f"{counted(leaks, 'pair')} of the pool too near to a validation pair."))
+    else:
+        found.append(Finding("good", f"No pair of the pool is near to one of the {held:,} validation pairs."))
     if len(bench.seeds) < 3:
         found.append(Finding("warn", f"{counted(len(bench.seeds), 'seed')}: too few to tell strategies apart."))
     return found
@@ -175,18 +130,15 @@ def _verdict(bench: Benchmark, measure: str, name: str, lower: bool) -> list[Fin
     if not measured:
         return []
     best = min(measured, key=lambda one: float(np.mean(results.of(one, measure))) * (1 if lower else -1))
-    # All of ours are in the family that Holm's adjustment is for, as in the table.
-    differences = results.differences(measure, bench.ours, bench.theirs)
-    adjusted = dict(zip(differences, holm([one.p for one in differences.values()]), strict=True))
     said: dict[str, list[str]] = {}
-    for (one, other), difference in differences.items():
-        if one == best:
-            said.setdefault(verdict(difference, adjusted[one, other], lower), []).append(other)
-    value = mean_interval(results.of(best, measure))
+    for name_of_ours, other, difference, adjusted in bench.compared(measure):
+        if name_of_ours == best:
+            said.setdefault(tables.verdict(difference, adjusted, lower), []).append(other)
+    value = charts.interval_text(mean_interval(results.of(best, measure)))
     pieces = [_said(what, names) for what, names in sorted(said.items(), key=lambda item: item[0] != "better")]
     worse = any(what.startswith("worse") for what in said)
     mark: Any = "good" if set(said) == {"better"} else "warn" if worse else "note"
-    return [Finding(mark, "; ".join([f"By {name}, the best of ours is {best} ({_interval(value, 3)})", *pieces]) + ".")]
+    return [Finding(mark, "; ".join([f"By {name}, the best of ours is {best} ({value})", *pieces]) + ".")]
 
 
 def _said(what: str, names: Sequence[str]) -> str:
@@ -203,131 +155,89 @@ def training(bench: Benchmark) -> Section | None:
         return None
     lines = []
     for name in bench.strategies:
-        found = [
-            (step, mean_interval(values)) for step in steps if (values := bench.results.of(name, "perplexity", step))
-        ]
-        if found:
-            sure = all(one.n > 1 for _, one in found)
-            lines.append(
-                Curve(
-                    name,
-                    strategy_colour(name),
-                    [step for step, _ in found],
-                    [one.value for _, one in found],
-                    [one.low for _, one in found] if sure else (),
-                    [one.high for _, one in found] if sure else (),
-                    name in bench.ours,
-                )
-            )
+        values = {step: of for step in steps if (of := bench.results.of(name, "perplexity", step))}
+        if values:
+            means = list(map(mean_interval, values.values()))
+            lines.append(charts.Curve(name, charts.strategy_colour(name), list(values), means, name in bench.ours))
     note = (
         "Mean over the seeds; band: 95 % interval of Student's t, as far as the frame goes. Lower is better. "
         "Thick: strategies of ours."
     )
-    chart = curves("Held-out perplexity", lines, "training step", "perplexity", note)
+    chart = charts.curves("Held-out perplexity", lines, "training step", "perplexity", note)
     differences = _differences(bench, "best_perplexity", "Best perplexity: ours less each baseline", "lower is better")
     lead = "The same model, start, order and number of steps on every blend; only the chosen pairs differ."
-    tables = bench.tables("Held-out perplexity", "Best perplexity")
-    return Section("training", "Training on the blends", lead, [chart, *differences, *tables])
+    return Section("training", "Training on the blends", lead, [chart, *differences, *tables.training(bench)])
 
 
 def selection(bench: Benchmark) -> Section | None:
     """Return what the blends are worth against what is known of the pool; None where nothing is."""
-    tables = bench.tables("Selection", "Precision")
-    if not tables:
+    known = tables.selection(bench)
+    if not known:
         return None
     rows = [
-        (name, strategy_colour(name), one.value, one.low if one.n > 1 else None, one.high if one.n > 1 else None)
+        (name, charts.strategy_colour(name), mean_interval(bench.results.of(name, "precision")))
         for name in bench.strategies
-        for one in [mean_interval(bench.results.of(name, "precision"))]
     ]
-    rows.sort(key=lambda row: -row[2])
-    pool = bench.results.of(POOL, "precision")
-    rows += [("pool", 7, value, None, None) for value in pool]
-    chart = intervals(
-        "Precision: share of the blend that is clean and on topic",
-        [(*row, _interval(Interval(row[2], _nan(row[3]), _nan(row[4]), 2), 3)) for row in rows],
-        "precision (mean over seeds, 95 % interval)",
-        "",
-    )
+    rows.sort(key=lambda row: -row[2].value)
+    rows += [("pool", 7, mean_interval([value])) for value in bench.results.of(POOL, "precision")]
+    label = "precision (mean over seeds, 95 % interval)"
+    chart = charts.intervals("Precision: share of the blend that is clean and on topic", rows, label)
     differences = _differences(bench, "precision", "Precision: ours less each baseline", "higher is better")
     lead = "Against a truth that is known, because the noise in the pool was planted."
-    return Section("selection", "Selection against the truth", lead, [chart, *differences, *tables])
+    return Section("selection", "Selection against the truth", lead, [chart, *differences, *known])
 
 
 def mix(bench: Benchmark) -> Section:
     """Return how blends are mixed, and what they share."""
     names = bench.results.modalities()
-    colours = [colour(name, place) for place, name in enumerate(names)]
+    colours = [charts.colour(name, place) for place, name in enumerate(names)]
     shares = {}
     for strategy in (POOL, *bench.strategies):
         found = [bench.results.of(strategy, "share", None, name) for name in names]
         if all(found):
             shares[strategy] = [float(np.mean(values)) for values in found]
-    parts: list[Part] = [mixes("Modalities in the pool and in the blends", names, colours, shares)]
+    parts: list[content.Part] = [charts.mixes("Modalities in the pool and in the blends", names, colours, shares)]
     lead = "What a strategy prefers, and whether two of them choose the same pairs."
-    return Section("mix", "Mix and overlap", lead, [*parts, *bench.tables("Modality mix", "Overlap")])
+    return Section("mix", "Mix and overlap", lead, [*parts, *tables.mix(bench)])
 
 
 def spaces(bench: Benchmark, about: str) -> Section:
     """Return the geometry with intervals, and the place of the maps."""
     lead = "Where the experts put the pairs, and where the projection puts them."
-    return Section("spaces", "Spaces", lead, [*bench.tables("Geometry"), Widget("maps", about)])
+    return Section("spaces", "Spaces", lead, [*tables.geometry(bench), content.Widget("maps", about)])
 
 
 def cost(bench: Benchmark) -> Section:
     """Return what the strategies cost."""
     lead = "Wall clock and memory of this machine; another one gives other figures."
-    return Section("cost", "What it cost", lead, list(bench.cost.tables.values()))
+    return Section("cost", "What it cost", lead, tables.cost(bench))
 
 
 def provenance(bench: Benchmark) -> Section:
     """Return the digests of the blends, and the configuration."""
-    rows = [Row((name, digest)) for name, digest in bench.facts["blends"].items()]
+    rows = [content.Row((name, digest)) for name, digest in bench.facts["blends"].items()]
     config = yaml.safe_dump(bench.facts["config"], sort_keys=False, allow_unicode=True)
-    blends = Table("Blends (strategy-seed)", ["blend", "digest"], rows, (0, 1))
+    blends = content.Table("Blends (strategy-seed)", ["blend", "digest"], rows, (0, 1))
     lead = "Every blend lies beside this page as a list of pairs with its digest."
-    return Section("provenance", "Where it comes from", lead, [blends, Folded("Configuration", config)])
+    return Section("provenance", "Where it comes from", lead, [blends, content.Folded("Configuration", config)])
 
 
-def _differences(bench: Benchmark, measure: str, title: str, better: str) -> list[Chart]:
-    found = bench.results.differences(measure, bench.ours, bench.theirs)
+def _differences(bench: Benchmark, measure: str, title: str, better: str) -> list[content.Chart]:
     rows = [
-        (
-            f"{one} \N{MINUS SIGN} {other}",
-            strategy_colour(one),
-            difference.value,
-            difference.low if difference.n > 1 else None,
-            difference.high if difference.n > 1 else None,
-            _interval(difference, 3, signed=True),
-        )
-        for (one, other), difference in found.items()
+        (f"{one} \N{MINUS SIGN} {other}", charts.strategy_colour(one), difference)
+        for one, other, difference, _ in bench.compared(measure)
     ]
-    if not rows:
-        return []
     label = f"paired difference, 95 % interval ({better})"
-    return [intervals(title, rows, label, "An interval that holds 0 does not tell the two apart.", True)]
-
-
-def _interval(one: Interval, digits: int, signed: bool = False) -> str:
-    plus = "+" if signed and one.value > 0 else ""
-    half = (one.high - one.low) / 2
-    return f"{plus}{number(one.value, digits)}" + ("" if np.isnan(half) else f" \N{PLUS-MINUS SIGN} {half:.{digits}f}")
-
-
-def _nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+    note = "An interval that holds 0 does not tell the two apart."
+    return [charts.intervals(title, rows, label, note, differences=True)] if rows else []
 
 
 def write_benchmark_report(folder: str | Path, output: str | Path | None = None) -> Path:
     """Write one self-contained page about a finished benchmark; return its path. See `report.write_report`."""
-    path = check_file(Path(folder) / REPORT if output is None else output, is_page, "report")
-    page = benchmark_page(Benchmark.open(folder))
-    if output is None:
-        recognised(local(folder), "benchmark")
-    return put_page(page, path)
+    return page.put_page(folder, "benchmark", output, lambda: benchmark_page(Benchmark.open(folder)))
 
 
-def benchmark_page(bench: Benchmark) -> Page:
+def benchmark_page(bench: Benchmark) -> content.Page:
     """Return the report of a benchmark; its pairs are those of the first run of ours, where there is one."""
     found: list[Section | None] = [
         overview(bench),
@@ -339,12 +249,12 @@ def benchmark_page(bench: Benchmark) -> Page:
     if (of := bench.run()) is not None:
         name, folder = of
         run = Run.open(folder)
-        data, count = page_data(run, _blends(bench, run, name))
+        data, count = page.page_data(run, _blends(bench, run, name))
         data.update(_truth(bench, data["id"][:count]))
         found += [of_run.scores(run), spaces(bench, of_run.ABOUT_MAPS), of_run.pairs()]
     found += [cost(bench), provenance(bench)]
     sections = [section for section in found if section is not None]
-    return Page(title(bench), subtitle(bench), sections, data)
+    return content.Page(title(bench), subtitle(bench), sections, data)
 
 
 def _truth(bench: Benchmark, pair_ids: Sequence[str]) -> dict[str, Any]:

@@ -11,11 +11,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from nemo_mm_rank.benchmark.downstream.settings import DownstreamSettings, SmallSettings
 from nemo_mm_rank.benchmark.planting import PlantSettings
-from nemo_mm_rank.config import OFF, Config, Pools, Settings
+from nemo_mm_rank.config import Config, Pools, Settings
 from nemo_mm_rank.quality import TraditionalSettings
-from nemo_mm_rank.quality.dedup import DuplicateSettings
-from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
-from nemo_mm_rank.quality.operators import OperatorSettings
+from nemo_mm_rank.run.ecodatum import EcoDatumSettings
 
 
 class Strategy(StrEnum):
@@ -82,14 +80,6 @@ class StratifiedSettings(Settings):
     by: Literal["modality", "pool", "cluster"] = "modality"
     clusters: int = Field(20, ge=2, description="of the annotations' embeddings by the anchor, k-means")
     shares: Literal["proportional", "equal"] = Field("equal", description="of the groups in the blend")
-
-
-class EcoDatumSettings(Settings):
-    """What EcoDatum's ensemble is made of; see `run.ecodatum`."""
-
-    operators: OperatorSettings = Field(default_factory=OperatorSettings)
-    duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
-    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
 
 
 def _seeds(value: Any) -> Any:

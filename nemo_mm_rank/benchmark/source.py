@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nemo_mm_rank.arrays import Bools, Ints, UInt64s
+from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.benchmark.planting import Planted, PlantSettings, plant
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Relevance
 from nemo_mm_rank.config import Pools, PoolSource
@@ -25,15 +24,15 @@ from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.measures.selection import Labels
 from nemo_mm_rank.modality import is_media
-from nemo_mm_rank.quality.operators import MediaStep
+from nemo_mm_rank.quality.duplicates import distances
+from nemo_mm_rank.quality.operators.fingerprints import DATA_KEY as FINGERPRINT
 from nemo_mm_rank.quality.operators.fingerprints import Fingerprints
+from nemo_mm_rank.quality.operators.media import MediaStep
+from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore, Stage, digest
+from nemo_mm_rank.run.store import ShardStore, digest, take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
-
-FINGERPRINT = "fingerprint__data"
-"""Column with the perceptual hash of media (`quality.operators.fingerprints`)."""
 
 SCHEMA = pa.schema([(PAIR_ID, pa.string()), ("held_out", pa.string()), ("what", pa.string())])
 
@@ -112,16 +111,11 @@ def _near_media(pool: pa.ChunkedArray, held_out: pa.ChunkedArray) -> Ints:
     codes, others = pool.take(pa.array(ours)).to_numpy(), held_out.take(pa.array(theirs)).to_numpy()
     step = max(1, _CELLS // len(others))
     for start in range(0, len(codes), step):
-        near = _bits(codes[start : start + step, None] ^ others[None, :]) <= RADIUS
+        some = codes[start : start + step]
+        bits = distances(np.repeat(some, len(others)), np.tile(others, len(some))).reshape(len(some), -1)
+        near = bits <= RADIUS
         match[ours[start : start + step]] = np.where(near.any(1), theirs[near.argmax(1)], -1)
     return match
-
-
-def _bits(words: UInt64s) -> npt.NDArray[np.uint8]:
-    """Return the number of bits set in each word."""
-    octets = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 8)
-    found: npt.NDArray[np.uint8] = np.unpackbits(octets, axis=-1).sum(-1, dtype=np.uint8)
-    return found
 
 
 @dataclass(frozen=True)
@@ -133,7 +127,6 @@ class Source:
         shards: the same in canonical columns.
         pairs: how many.
         labels: which of them are clean and on topic.
-        relevant: whether anything is known of topics.
         validation: the held-out pairs, in canonical columns.
         held_out: how many.
         removed: pairs that left the pool because they were too near to a held-out one.
@@ -144,7 +137,6 @@ class Source:
     shards: ShardStore
     pairs: int
     labels: Labels
-    relevant: bool
     validation: ShardStore
     held_out: int
     removed: int
@@ -170,8 +162,7 @@ def prepare(
     source, everything = _read(pools, folder / "source", config, engine, reporter)
     relevant = _relevant(everything, config.relevant, list(source.columns()))
     if config.validation.pools:
-        held, held_out = _read(config.validation.pools, folder / "held-out", config, engine, reporter)
-        validation = held
+        validation, held_out = _read(config.validation.pools, folder / "held-out", config, engine, reporter)
     else:
         drawn = _draw(everything, relevant, config)
         held_out = everything.filter(pa.array(drawn))
@@ -201,11 +192,10 @@ def prepare(
     )
     return Source(
         planted,
-        ShardStore(shards.stages[:1], shards.count),
+        shards.pool,
         len(pairs),
         labels,
-        config.relevant is not None,
-        ShardStore(validation.stages[:1], validation.count),
+        validation.pool,
         len(held_out),
         len(gone.difference(held_out[PAIR_ID].to_pylist())),
         left,
@@ -217,22 +207,12 @@ def _read(
 ) -> tuple[ShardStore, pa.Table]:
     """Return pools as shards with fingerprints, and as a table of what is compared."""
     report = ingest(pools, folder, config.rows_per_shard, config.shards, config.on_bad_row)
-    shards = ShardStore((folder,), report.shards)
     step = MediaStep((Fingerprints(config.media.threads),), config.media, name="fingerprints")
-    identity = digest(step.identity())
-    stage = Stage(step, shards, folder / "fingerprints", identity, engine.backend, engine.device)
-    todo = [part for part in range(shards.count) if not stage.done(part)]
-    with reporter.step(
-        f"{folder.name} fingerprints", report.good, report.good - sum(map(shards.rows, todo))
-    ) as advance:
-        for _, rows in engine.map(stage, todo):
-            advance(rows)
-    shards = shards.then(stage.folder)
+    shards = ShardStore((folder,), report.shards)
+    shards = take_through([step], shards, report.good, RunFolder(folder), engine, reporter)
     own = [config.relevant.column] if config.relevant else []
     columns = list(dict.fromkeys([PAIR_ID, MODALITY, DATA, ANNOTATION, FINGERPRINT, ERROR, *own]))
-    return shards, pa.concat_tables(
-        (shards.read(part, columns) for part in range(shards.count)), promote_options="permissive"
-    ).combine_chunks()
+    return shards, shards.table(columns)
 
 
 def _relevant(table: pa.Table, relevance: Relevance | None, names: Sequence[str]) -> Bools:
@@ -264,10 +244,9 @@ def _draw(table: pa.Table, relevant: Bools, config: BenchmarkConfig) -> Bools:
 
 def _filtered(shards: ShardStore, keep: Bools, folder: Path) -> ShardStore:
     """Write the kept rows of the pool's own columns as one shard."""
-    pool = ShardStore(shards.stages[:1], shards.count)
-    table = pa.concat_tables([pool.read(part) for part in range(pool.count)], promote_options="permissive")
+    pool = shards.pool
     key = digest([[pool.key(part) for part in range(pool.count)], np.flatnonzero(keep).tolist()])
-    path = folder / part_name(0)
-    if ShardStore((folder,), 1).key(0) != key:
-        write_table(path, table.filter(pa.array(keep)).combine_chunks(), {"key": key})
-    return ShardStore((folder,), 1)
+    kept = ShardStore((folder,), 1)
+    if kept.key(0) != key:
+        write_table(folder / part_name(0), pool.table().filter(pa.array(keep)).combine_chunks(), {"key": key})
+    return kept

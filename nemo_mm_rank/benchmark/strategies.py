@@ -62,8 +62,7 @@ class Bench:
     @cached_property
     def pairs(self) -> pa.Table:
         """``pair_id, modality, pool`` of all pairs, in the pool's order."""
-        read = [self.shards.read(part, [PAIR_ID, MODALITY, POOL]) for part in range(self.shards.count)]
-        return pa.concat_tables(read).combine_chunks()
+        return self.shards.table([PAIR_ID, MODALITY, POOL])
 
     def run_config(self, sns: str, seed: int) -> Config:
         """Return the configuration of the main job on the pool."""
@@ -160,7 +159,7 @@ def _clusters(bench: Bench, count: int, seed: int) -> tuple[list[str], Ints]:
     folder = RunFolder.at(bench.curate("off", bench.config.seeds[0]).folder)
     shards = State.load(folder).open(folder)
     column = annotation_column(bench.config.anchor)
-    frame = frames.from_table(pa.concat_tables(shards.read(n, [PAIR_ID, column]) for n in range(shards.count)))
+    frame = frames.from_table(shards.table([PAIR_ID, column]))
     vectors = frames.vectors(frame, column)
     there = vectors.valid.numpy()
     ids = [str(pair_id) for pair_id, ok in zip(frames.strings(frame, PAIR_ID), there, strict=True) if ok]

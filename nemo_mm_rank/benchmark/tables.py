@@ -1,19 +1,19 @@
-"""The tables that a person reads, in Markdown; the same values give the same characters."""
+"""What a benchmark found as tables, for its page and, in Markdown, for people; the same values, the same characters."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from nemo_mm_rank.benchmark.measures import POOL
-from nemo_mm_rank.benchmark.settings import BenchmarkConfig
-from nemo_mm_rank.benchmark.source import Source
+from nemo_mm_rank.benchmark.settings import Strategy
 from nemo_mm_rank.measures.statistics import Difference, Interval, holm, mean_interval, paired_difference
+from nemo_mm_rank.report.content import Row, Table
 
 _SELECTION = {
     "precision": "precision",
@@ -38,11 +38,11 @@ class Results:
 
     @cached_property
     def _values(self) -> dict[tuple[str, str, int | None, str | None], dict[int, float]]:
-        found: dict[tuple[str, str, int | None, str | None], dict[int, float]] = {}
+        values: dict[tuple[str, str, int | None, str | None], dict[int, float]] = {}
         for row in self.table.to_pylist():
             key = row["strategy"], row["measure"], row["step"], row["modality"]
-            found.setdefault(key, {})[row["seed"]] = row["value"]
-        return found
+            values.setdefault(key, {})[row["seed"]] = row["value"]
+        return values
 
     def of(self, strategy: str, measure: str, step: int | None = None, modality: str | None = None) -> list[float]:
         """Return a value for each seed; none where it was not measured."""
@@ -57,71 +57,98 @@ class Results:
         """Return the pool's modalities."""
         return [key[3] for key in self._values if key[:2] == (POOL, "share") and key[3] is not None]
 
-    def differences(
-        self, measure: str, ours: Sequence[str], theirs: Sequence[str]
-    ) -> dict[tuple[str, str], Difference]:
+
+class Compared(NamedTuple):
+    """One of our strategies beside one of the others.
+
+    Attributes:
+        ours, theirs: names.
+        difference: paired by seed.
+        adjusted: its p value, adjusted for the number of comparisons (Holm).
+    """
+
+    ours: str
+    theirs: str
+    difference: Difference
+    adjusted: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A benchmark in figures.
+
+    Attributes:
+        results: every value that was measured.
+        facts: ``benchmark.json``: the configuration, the pool's size, what was planted, the validation pairs.
+    """
+
+    results: Results
+    facts: Mapping[str, Any]
+
+    @property
+    def strategies(self) -> list[str]:
+        """All, in the order of the configuration."""
+        return list(self.facts["config"]["strategies"])
+
+    @property
+    def ours(self) -> list[str]:
+        """The strategies that rank as this project does."""
+        return [name for name in self.strategies if name in list(Strategy) and Strategy(name).ours]
+
+    @property
+    def theirs(self) -> list[str]:
+        """The others."""
+        return [name for name in self.strategies if name not in self.ours]
+
+    def compared(self, measure: str) -> list[Compared]:
         """Return the paired differences of each of ours to each of theirs, where both were measured."""
-        found = {}
-        for one in ours:
-            for other in theirs:
-                left, right = self.of(one, measure), self.of(other, measure)
-                if left and len(left) == len(right):
-                    found[one, other] = paired_difference(left, right)
-        return found
+        values = {name: self.results.of(name, measure) for name in self.strategies}
+        pairs = [(one, other) for one in self.ours for other in self.theirs]
+        pairs = [(one, other) for one, other in pairs if values[one] and len(values[one]) == len(values[other])]
+        differences = [paired_difference(values[one], values[other]) for one, other in pairs]
+        adjusted = holm([difference.p for difference in differences])
+        return [Compared(*pair, found, p) for pair, found, p in zip(pairs, differences, adjusted, strict=True)]
 
 
-def table1(results: Results, config: BenchmarkConfig, source: Source, budget: int) -> str:
-    """Return the tables of a benchmark."""
-    strategies = [str(one) for one in config.strategies]
-    ours = [str(one) for one in config.strategies if one.ours]
-    theirs = [name for name in strategies if name not in ours]
-    parts = [_head(config, source, budget)]
-    if results.steps():
-        parts += [_perplexity(results, strategies), _compared(results, "best_perplexity", ours, theirs, lower=True)]
-    if config.plant is not None or config.relevant is not None:
-        parts += [
-            _selection(results, strategies, source.relevant),
-            _compared(results, "precision", ours, theirs, lower=False),
-        ]
-    parts += [_mix(results, strategies), _overlaps(results, strategies), _geometry(results, ours)]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _head(config: BenchmarkConfig, source: Source, budget: int) -> str:
-    queries = "; ".join(f"{q.text}" if q.weight == 1 else f"{q.text} ({q.weight:+g})" for q in config.queries)
-    lines = [
-        "# Benchmark",
-        "",
-        f"Objective: {queries}",
-        "",
-        f"Pool of {source.pairs:,} pairs, of which {source.labels.wanted:,} are "
-        + ("clean and on topic" if source.relevant else "clean")
-        + f"; blends of {budget:,}; seeds {', '.join(map(str, config.seeds))}. "
-        "Values are means over the seeds with the 95 % interval of Student's t.",
-        "",
-        f"{source.held_out:,} validation pairs are kept apart, and {source.removed:,} that were too near to one were "
-        f"taken from the pool; leaks left: {len(source.leaks):,}.",
+def lines(bench: Comparison) -> list[str]:
+    """Return what was compared, in paragraphs: first of all the objective."""
+    facts, config = bench.facts, bench.facts["config"]
+    queries = [
+        query["text"] if query["weight"] == 1 else f"{query['text']} ({query['weight']:+g})"
+        for query in config["queries"]
     ]
-    if config.plant is not None:
-        planted = ", ".join(f"{kind} {count:,}" for kind, count in source.planted.counts().items())
-        lines += ["", f"Planted: {planted or 'nothing'}."]
-        lines += [line for one in source.planted.short for line in ("", str(one))]
-    return "\n".join(lines)
+    held_out = facts["validation"]
+    said = [
+        f"Objective: {'; '.join(queries)}",
+        f"Pool of {facts['pairs']:,} pairs, of which {facts['wanted']:,} are "
+        + ("clean" if config["relevant"] is None else "clean and on topic")
+        + f"; blends of {facts['budget']:,}; seeds {', '.join(map(str, config['seeds']))}. "
+        "Values are means over the seeds with the 95 % interval of Student's t.",
+        f"{held_out['pairs']:,} validation pairs are kept apart, and {held_out['removed']:,} that were too near to one "
+        f"were taken from the pool; leaks left: {held_out['leaks']:,}.",
+    ]
+    if config["plant"] is not None:
+        planted = ", ".join(f"{kind} {count:,}" for kind, count in facts["planted"]["counts"].items())
+        said += [f"Planted: {planted or 'nothing'}.", *facts["planted"]["short"]]
+    return said
 
 
-def _perplexity(results: Results, strategies: Sequence[str]) -> str:
-    steps = results.steps()
-    shown = _some(steps)
-    head = ["strategy", *(f"step {step:,}" for step in shown), "best"]
+def training(bench: Comparison) -> list[Table]:
+    """Return held-out perplexity, and its differences; nothing where no model was trained."""
+    results, steps = bench.results, _some(bench.results.steps())
+    if not steps:
+        return []
     rows = [
         [
             name,
-            *(_value(results.of(name, "perplexity", step), 3) for step in shown),
-            _value(results.of(name, "best_perplexity"), 3),
+            *(_value(results.of(name, "perplexity", step)) for step in steps),
+            _value(results.of(name, "best_perplexity")),
         ]
-        for name in strategies
+        for name in bench.strategies
     ]
-    return "## Held-out perplexity (lower is better)\n\n" + markdown(head, rows)
+    head = ["strategy", *(f"step {step:,}" for step in steps), "best"]
+    title = "Held-out perplexity (lower is better)"
+    return [_table(title, head, rows), *_differences(bench, "best_perplexity", lower=True)]
 
 
 def _some(steps: Sequence[int], most: int = 4) -> list[int]:
@@ -132,24 +159,19 @@ def _some(steps: Sequence[int], most: int = 4) -> list[int]:
     return [steps[place] for place in places]
 
 
-def _compared(results: Results, measure: str, ours: Sequence[str], theirs: Sequence[str], lower: bool) -> str:
+def _differences(bench: Comparison, measure: str, lower: bool) -> list[Table]:
     """Return the paired differences, and in words what they say."""
-    found = results.differences(measure, ours, theirs)
-    if not found:
-        return ""
-    adjusted = holm([difference.p for difference in found.values()])
-    rows = []
-    for (one, other), difference, p in zip(found, found.values(), adjusted, strict=True):
-        rows.append(
-            [
-                f"{one} - {other}",
-                f"{difference.value:+.3f}",
-                _span(difference, 3),
-                _p(difference.p),
-                _p(p),
-                verdict(difference, p, lower),
-            ]
-        )
+    rows = [
+        [
+            f"{one} - {other}",
+            f"{difference.value:+.3f}",
+            _span(difference),
+            _p(difference.p),
+            _p(adjusted),
+            verdict(difference, adjusted, lower),
+        ]
+        for one, other, difference, adjusted in bench.compared(measure)
+    ]
     title = measure.replace("_", " ").capitalize()
     head = ["difference", "mean", "95 % interval", "p", "p (Holm)", "says"]
     note = (
@@ -157,7 +179,7 @@ def _compared(results: Results, measure: str, ours: Sequence[str], theirs: Seque
         "its interval excludes 0; Holm's p value is adjusted for the number of comparisons. What no seed changes has "
         "an interval without width."
     )
-    return f"## {title}: differences\n\n{markdown(head, rows)}\n\n{note}"
+    return [_table(f"{title}: differences", head, rows, note, text=(0, 5))] if rows else []
 
 
 def verdict(difference: Difference, adjusted: float, lower: bool) -> str:
@@ -170,65 +192,116 @@ def verdict(difference: Difference, adjusted: float, lower: bool) -> str:
     return said if adjusted < 0.05 else f"{said}, not after Holm"
 
 
-def _selection(results: Results, strategies: Sequence[str], relevant: bool) -> str:
+def selection(bench: Comparison) -> list[Table]:
+    """Return what blends are worth against the truth, and the differences; nothing where nothing is known."""
+    results, config = bench.results, bench.facts["config"]
+    if config["plant"] is None and config["relevant"] is None:
+        return []
     head = ["strategy", *_SELECTION.values()]
-    rows = [[name, *(_value(results.of(name, measure), 3) for measure in _SELECTION)] for name in strategies]
-    pool = results.of(POOL, "precision")[0]
+    rows = [[name, *(_value(results.of(name, measure)) for measure in _SELECTION)] for name in bench.strategies]
+    topic = "" if config["relevant"] is None else " and on topic"
     note = (
-        f"Precision: share of the blend that is clean{' and on topic' if relevant else ''}; the pool's is {pool:.3f}. "
+        f"Precision: share of the blend that is clean{topic}; the pool's is {results.of(POOL, 'precision')[0]:.3f}. "
         "A near-duplicate counts as clean where what it copies is not in the blend. AP: over the blend's ranks."
     )
-    return f"## Selection against the truth\n\n{markdown(head, rows)}\n\n{note}"
+    return [
+        _table("Selection against the truth", head, rows, note),
+        *_differences(bench, "precision", lower=False),
+    ]
 
 
-def _mix(results: Results, strategies: Sequence[str]) -> str:
+def mix(bench: Comparison) -> list[Table]:
+    """Return how blends are mixed, and what they share."""
+    results, strategies = bench.results, bench.strategies
     modalities = results.modalities()
     rows = [
         [
             name,
-            *(_mean(results, name, "share", modality) for modality in modalities),
-            _mean(results, name, "mix_distance"),
+            *(_mean(results.of(name, "share", None, modality)) for modality in modalities),
+            _mean(results.of(name, "mix_distance")),
         ]
         for name in (POOL, *strategies)
     ]
-    return "## Modality mix (shares)\n\n" + markdown(["strategy", *modalities, "distance from the pool"], rows)
+    tables = [_table("Modality mix (shares)", ["strategy", *modalities, "distance from the pool"], rows)]
+    if len(strategies) > 1:
+        rows = [
+            [name, *("-" if other == name else _mean(results.of(name, f"overlap__{other}")) for other in strategies)]
+            for name in strategies
+        ]
+        tables.append(_table("Overlap of blends (Jaccard)", ["", *strategies], rows))
+    return tables
 
 
-def _overlaps(results: Results, strategies: Sequence[str]) -> str:
-    if len(strategies) < 2:
-        return ""
-    rows = [
-        [name, *("-" if other == name else _mean(results, name, f"overlap__{other}") for other in strategies)]
-        for name in strategies
-    ]
-    return "## Overlap of blends (Jaccard)\n\n" + markdown(["", *strategies], rows)
+_GEOMETRY = ("gap", "matched_gap", "uniformity", "recall_at_1", "recall_at_5", "recall_at_10")
+_WAYS = ("annotation_to_data", "data_to_annotation")
 
 
-def _geometry(results: Results, ours: Sequence[str]) -> str:
-    wanted = ("gap", "matched_gap", "uniformity", "recall_at_1", "recall_at_5", "recall_at_10")
+def geometry(bench: Comparison) -> list[Table]:
+    """Return gaps and recall of the spaces of our strategies; nothing where none was measured."""
     rows = []
-    values = [row for row in results.table.to_pylist() if "__" in row["measure"] and row["low"] is not None]
-    for name in ours:
+    values = [row for row in bench.results.table.to_pylist() if "__" in row["measure"] and row["low"] is not None]
+    for name in bench.ours:
         mine = {row["measure"]: row for row in values if row["strategy"] == name}
         for space in dict.fromkeys(measure.split("__", 1)[1] for measure in mine):
             cells = []
-            for measure in wanted:
-                both = [f"{measure}_{way}" if measure.startswith("recall") else measure for way in _WAYS]
-                found = [mine[f"{one}__{space}"] for one in dict.fromkeys(both)]
-                cells.append(" / ".join(map(_with_interval, found)))
+            for measure in _GEOMETRY:
+                ways = [f"{measure}_{way}" for way in _WAYS] if measure.startswith("recall") else [measure]
+                cells.append(" / ".join(_with_interval(mine[f"{way}__{space}"]) for way in ways))
             rows.append([name, space, *cells])
-    if not rows:
-        return ""
     head = ["strategy", "space", "gap", "matched gap", "uniformity", "Recall@1", "Recall@5", "Recall@10"]
     note = (
         "On clean pairs that no fit has seen, first seed; 95 % bootstrap intervals; gaps without the noise that the "
         "means of few pairs have, in each fold; recall: annotations search data / "
         "data search annotations."
     )
-    return f"## Geometry\n\n{markdown(head, rows)}\n\n{note}"
+    return [_table("Geometry", head, rows, note, text=(0, 1))] if rows else []
 
 
-_WAYS = ("annotation_to_data", "data_to_annotation")
+def cost(bench: Comparison) -> list[Table]:
+    """Return what the strategies cost; kept apart, since it differs from run to run."""
+    head = ["strategy", "s, first seed", "s, later seeds", "pairs/s", "peak MiB", "model items", "s of training"]
+    rows = []
+    for name in bench.strategies:
+        seconds, speed, peak, items, trained = (
+            bench.results.of(name, measure)
+            for measure in ("seconds", "pairs_per_second", "peak_bytes", "model_items", "train_seconds")
+        )
+        rows.append(
+            [
+                name,
+                _mean(seconds[:1], ".1f"),
+                _mean(seconds[1:], ".1f"),
+                _mean(speed[:1], ",.0f"),
+                _mean([size / 2**20 for size in peak[:1]], ",.0f"),
+                _mean(items[:1], ",.0f"),
+                _mean(trained, ".1f"),
+            ]
+        )
+    cold = bench.facts["config"]["cold"]
+    note = (
+        f"First seed: {'no model is loaded' if cold else 'what others before it have seen is remembered'}; "
+        "later ones find the embeddings, and fit and rank anew. "
+        "ranked-quality, best-expert, ecodatum, and stratified by cluster read "
+        "what ranked has embedded. Peak: resident memory of this process; like model items, only where there are no "
+        "workers."
+    )
+    return [_table("Cost", head, rows, note)]
+
+
+def markdown(tables: Sequence[Table], title: str = "", paragraphs: Sequence[str] = ()) -> str:
+    """Return a title, paragraphs, and tables with their titles and notes, in Markdown."""
+    blocks = [f"# {title}", *paragraphs] if title else list(paragraphs)
+    for table in tables:
+        cells = [table.columns, ["---"] * len(table.columns), *(row.cells for row in table.rows)]
+        grid = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
+        blocks += [f"## {table.title}", "\n".join(grid), *([table.note] if table.note else [])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _table(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", text: Sequence[int] = (0,)
+) -> Table:
+    return Table(title, head, [Row(cells) for cells in rows], text, note)
 
 
 def _with_interval(row: Mapping[str, Any]) -> str:
@@ -237,57 +310,19 @@ def _with_interval(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
-def cost_table(results: Results, config: BenchmarkConfig) -> str:
-    """Return what the strategies cost; kept apart, since it differs from run to run."""
-    head = ["strategy", "s, first seed", "s, later seeds", "pairs/s", "peak MiB", "model items", "s of training"]
-    rows = []
-    for name in map(str, config.strategies):
-        seconds = results.of(name, "seconds")
-        later = seconds[1:]
-        peak = results.of(name, "peak_bytes")
-        items, trained = results.of(name, "model_items"), results.of(name, "train_seconds")
-        rows.append(
-            [
-                name,
-                f"{seconds[0]:.1f}" if seconds else "-",
-                f"{np.mean(later):.1f}" if later else "-",
-                f"{results.of(name, 'pairs_per_second')[0]:,.0f}" if seconds else "-",
-                f"{peak[0] / 2**20:,.0f}" if peak else "-",
-                f"{items[0]:,.0f}" if items else "-",
-                f"{np.mean(trained):.1f}" if trained else "-",
-            ]
-        )
-    note = (
-        f"First seed: {'no model is loaded' if config.cold else 'what others before it have seen is remembered'}; "
-        "later ones find the embeddings, and fit and rank anew. "
-        "ranked-quality, best-expert, ecodatum, and stratified by cluster read "
-        "what ranked has embedded. Peak: resident memory of this process; like model items, only where there are no "
-        "workers."
-    )
-    return f"## Cost\n\n{markdown(head, rows)}\n\n{note}\n"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _value(values: Sequence[float], digits: int) -> str:
+def _value(values: Sequence[float]) -> str:
     if not values:
         return "-"
-    found = mean_interval(values)
-    half = f" ± {found.high - found.value:.{digits}f}" if found.n > 1 else ""
-    return f"{found.value:.{digits}f}{half}"
+    mean = mean_interval(values)
+    return f"{mean.value:.3f}" + (f" ± {mean.high - mean.value:.3f}" if mean.n > 1 else "")
 
 
-def _mean(results: Results, strategy: str, measure: str, modality: str | None = None) -> str:
-    values = results.of(strategy, measure, None, modality)
-    return f"{np.mean(values):.3f}" if values else "-"
+def _mean(values: Sequence[float], form: str = ".3f") -> str:
+    return f"{np.mean(values):{form}}" if values else "-"
 
 
-def _span(found: Interval, digits: int) -> str:
-    return "-" if found.n < 2 else f"[{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+def _span(interval: Interval) -> str:
+    return "-" if interval.n < 2 else f"[{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def _p(p: float) -> str:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from nemo_mm_rank.benchmark.blends import Blend
-from nemo_mm_rank.benchmark.downstream import (
-    Features,
-    OffSettings,
-    Pairs,
-    Perplexity,
-    TrainedSettings,
-    Words,
-    features,
-    train,
-)
+from nemo_mm_rank.benchmark.downstream import features, train
+from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
+from nemo_mm_rank.benchmark.downstream.rows import Rows
+from nemo_mm_rank.benchmark.downstream.settings import OffSettings, TrainedSettings
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.engine import Engine, SerialEngine
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
 
@@ -30,7 +25,7 @@ VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
-class Job:
+class Task:
     """One training run.
 
     Attributes:
@@ -56,6 +51,7 @@ class Training:
         settings: which model.
         config: of the ranking.
         folder: of the benchmark.
+        device: where models run.
         jobs: what is to be done.
     """
 
@@ -63,23 +59,21 @@ class Training:
     settings: TrainedSettings
     config: Config
     folder: Path
-    jobs: tuple[Job, ...]
+    device: str
+    jobs: tuple[Task, ...] = ()
     name: ClassVar[str] = "train"
 
-    def file(self, job: Job) -> Path:
+    def file(self, job: Task) -> Path:
         """Return where the result of a job is kept."""
         return self.folder / "downstream" / f"{job.strategy}-{job.seed}.json"
 
-    def result(self, job: Job) -> Perplexity | None:
+    def result(self, job: Task) -> Perplexity | None:
         """Return what an earlier run has left of a job, or None."""
         try:
             found: dict[str, Any] = json.loads(self.file(job).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        if found.pop("key") != job.key:
-            return None
-        lists = {name: tuple(found[name]) for name in ("steps", "values", "tokens")}
-        return Perplexity(**{**found, **lists})
+        return Perplexity.of(found) if found.pop("key") == job.key else None
 
     def __call__(self, number: int) -> int:
         """Do one job."""
@@ -87,7 +81,7 @@ class Training:
         blend = Blend.load(self.folder / "blends", job.strategy, job.seed, job.blend_key)
         if blend is None:
             raise UserError(f"{self.folder}: the blend of {job.strategy} with seed {job.seed} has changed meanwhile")
-        corpus = self.corpus(SerialEngine())
+        corpus = self.corpus(SerialEngine(self.device))
         found = train(
             corpus,
             corpus.annotations,
@@ -99,7 +93,7 @@ class Training:
         write_json(self.file(job), {"key": job.key, **asdict(found)})
         return number
 
-    def corpus(self, engine: Engine) -> Features | Pairs | Words:
+    def corpus(self, engine: Engine) -> Rows:
         """Return what is learnt from, made once and kept in this process."""
         key = digest([self.keys(), self.settings.model_dump(mode="json"), str(self.folder)])
         if key not in _held:
@@ -112,7 +106,7 @@ class Training:
         return {name: [shards.key(part) for part in range(shards.count)] for name, shards in self.parts.items()}
 
 
-_held: dict[str, Features | Pairs | Words] = {}
+_held: dict[str, Rows] = {}
 
 
 def train_all(
@@ -137,14 +131,14 @@ def train_all(
     """
     if isinstance(settings, OffSettings):
         return {}
-    task = Training(parts, settings, config, folder, ())
+    task = Training(parts, settings, config, folder, loader.pick_device(engine.device))
     keys = task.keys()
     jobs = []
     for blend, blend_key, part in blends:
         made = [blend.digest, next(iter(keys.values())), keys[part], keys[VALIDATION]]
         key = digest([*made, settings.model_dump(mode="json"), config.model_dump(mode="json", include={"media"})])
-        jobs.append(Job(blend.strategy, blend.seed, part, blend_key, key))
-    task = Training(parts, settings, config, folder, tuple(jobs))
+        jobs.append(Task(blend.strategy, blend.seed, part, blend_key, key))
+    task = replace(task, jobs=tuple(jobs))
     todo = [number for number, job in enumerate(jobs) if task.result(job) is None]
     if todo:
         with reporter.step("features", 1) as advance:

@@ -18,7 +18,7 @@ from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality.ensemble.fit import Ensemble
 from nemo_mm_rank.quality.ensemble.step import EnsembleStep
 from nemo_mm_rank.quality.operators import ColumnsStep, MediaStep, OperatorSettings, SentenceStep, TextStep, steps
-from nemo_mm_rank.run.ecodatum import ENSEMBLE, Operated
+from nemo_mm_rank.run.ecodatum import ENSEMBLE, OperatorSetup
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.steps import Step
@@ -133,7 +133,7 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
         """
         super().__init__()
         run = Path(self.run).absolute()
-        done, _ = Operated.load(run)
+        done, _ = OperatorSetup.load(run)
         trust = Trust.of(self.import_from, self.trust_run)
         trust.admit(done.models, RunFolder(run), describing=True)
         trust.admit(done.operators.own, RunFolder(run), kind="operator")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -93,3 +94,16 @@ def make_engine(settings: EngineSettings) -> Engine:
 
         return DaskEngine.from_settings(settings)
     return SerialEngine(settings.device)
+
+
+@contextmanager
+def using(engine: Engine | None, settings: EngineSettings) -> Iterator[Engine]:
+    """Hold the caller's engine, which is left open, or else the one that the settings ask for."""
+    if engine is not None:
+        yield engine
+        return
+    made = make_engine(settings)
+    try:
+        yield made
+    finally:
+        made.close()

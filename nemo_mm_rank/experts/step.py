@@ -21,7 +21,7 @@ from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import Expert, build, load_encoder, sources, text_models
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.steps import Added, PairStep
 
 LEAST = 1e-6
 """A shorter mean is that of parts whose vectors cancel each other out."""
@@ -64,12 +64,8 @@ def mean_of_parts(apart: Apart, items: Sequence[Items], encoders: Mapping[int, E
     return Encoded(mean, errors, texts if any(text is not None for text in texts) else None)
 
 
-CHUNK_ITEMS, CHUNK_BYTES = 256, 256 * 2**20
-"""Decoded media held at a time: at most this many, and no more once they weigh this much."""
-
-
 @dataclass
-class ExpertStep(Step):
+class ExpertStep(PairStep):
     """Adds one column of data embeddings per source, one of annotation embeddings per text space, and the descriptions.
 
     Every vector is L2-normalised float32. Data of a modality that an expert does not take is null in its column;
@@ -89,16 +85,6 @@ class ExpertStep(Step):
     media: MediaSettings = field(default_factory=MediaSettings)
     name: str = "experts"
     loaded = ("_experts", "_device")
-
-    @property
-    def requires(self) -> Mapping[str, pa.DataType]:
-        """The canonical columns."""
-        return schema.CANONICAL
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """What SNS kept, and where media are to be found."""
-        return (schema.DATA_SPANS, schema.ANNOTATION_SPANS, schema.DATA_BYTES, schema.DATA_PARTS, schema.MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -171,7 +157,7 @@ class ExpertStep(Step):
             return
         opener = Opener(self.media)
         items = iter_data(rows, opener, positions, threads=self.media.threads)
-        for chunk_rows, chunk in in_chunks(zip(positions, items, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES):
+        for chunk_rows, chunk in in_chunks(zip(positions, items, strict=True), errors, *self.chunk):
             for column, expert in takers:
                 encoder = expert.encoder(modality)
                 assert encoder is not None  # noqa: S101 (it has a column)
@@ -202,7 +188,7 @@ class ExpertStep(Step):
         apart = take_apart(rows, modality, positions)
         errors.update(apart.errors)
         decoded = apart.decoded(Opener(self.media), self.media.threads)
-        for chunk_rows, chunk in in_chunks(zip(apart.rows, decoded, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES):
+        for chunk_rows, chunk in in_chunks(zip(apart.rows, decoded, strict=True), errors, *self.chunk):
             for expert, together, parts in ways:
                 if together is not None:
                     column, encoder = together

@@ -1,5 +1,5 @@
 """What is measured of embeddings and of selections: gaps, recall, precision, and how sure a figure is."""
 
-from nemo_mm_rank.measures.geometry import average_precision, matched_gap, modality_gap, recall_at_k
+from nemo_mm_rank.measures.geometry import average_precision
 
-__all__ = ["average_precision", "matched_gap", "modality_gap", "recall_at_k"]
+__all__ = ["average_precision"]

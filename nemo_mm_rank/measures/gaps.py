@@ -85,8 +85,9 @@ def matched_gap_square(
     """Return the mean over modalities of the squared norm of the mean residual, data less own annotation.
 
     With contents that all differ it is ``1 / M * sum of (|| mean ||^2 - tr / n)``, ``tr`` the trace of the residuals'
-    sample covariance. A modality of one content is left out: nothing tells its noise. The root is what
-    `geometry.matched_gap` is for n without bound (but for the order of root and mean).
+    sample covariance. A modality of one content is left out: nothing tells its noise. The root is, for n without
+    bound, the mean distance from the data's centroid to that of their own annotations (but for the order of root and
+    mean).
 
     Args:
         data: ``(n, d)`` floats, row i belonging to row i of ``annotation``.
@@ -114,7 +115,7 @@ def modality_gap_square(
     """Return the mean over pairs of modalities of the squared distance of their means.
 
     With contents that all differ it is ``|| mean of a - mean of b ||^2 - tr_a / n_a - tr_b / n_b`` of each two
-    (`geometry.modality_gap` has the poster's plain distances). Where modalities have contents in common, that part of
+    (the poster has plain distances, arXiv 2605.01163). Where modalities have contents in common, that part of
     the means' noise which they share is known to be so. Modalities of one content are left out; 0 where there is but
     one modality.
 

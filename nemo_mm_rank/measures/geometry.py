@@ -16,70 +16,22 @@ Array: TypeAlias = torch.Tensor | npt.NDArray[Any]
 _CELLS = 1 << 22
 
 
-def modality_gap(embeddings: Array, modality: Sequence[str] | Sequence[int] | Array) -> float:
-    """Return the mean distance between the centroids of different modalities.
-
-    ``1 / (M (M - 1)) * sum over ordered pairs a != b of || mean of a - mean of b ||`` (poster, arXiv 2605.01163).
-    The embeddings are taken as they are: normalise them first where spaces are to be compared. Contents differ by
-    modality, so a gap of zero is not the aim; `matched_gap` takes the content out.
-
-    Args:
-        embeddings: ``(n, d)`` floats.
-        modality: ``(n,)`` names or integer codes; M of them differ.
-
-    Returns:
-        The gap in the unit of the embeddings; 0 where there are fewer than two modalities.
-
-    Raises:
-        ValueError: wrong shapes, no rows, or a value that is not finite.
-    """
-    centroids = _centroids(as_matrix(embeddings, "embeddings"), modality)
-    count = len(centroids)
-    if count < 2:
-        return 0.0
-    return float(torch.cdist(centroids, centroids, compute_mode="donot_use_mm_for_euclid_dist").sum()) / (
-        count * (count - 1)
-    )
-
-
-def matched_gap(data: Array, annotation: Array, modality: Sequence[str] | Sequence[int] | Array) -> float:
-    """Return the mean over modalities of the distance from the data's centroid to that of their own annotations.
-
-    What remains of the gap when the content is the same on both sides (this project's measure).
-
-    Args:
-        data: ``(n, d)`` floats, row i belonging to row i of ``annotation``.
-        annotation: ``(n, d)`` floats.
-        modality: ``(n,)`` names or integer codes.
-
-    Raises:
-        ValueError: wrong shapes, no rows, or a value that is not finite.
-    """
-    left, right = as_pair(data, annotation)
-    return float(torch.linalg.vector_norm(_centroids(left, modality) - _centroids(right, modality), dim=1).mean())
-
-
-def recall_at_k(data: Array, annotation: Array, k: int) -> dict[str, float]:
-    """Return the share of pairs whose other half is among the ``k`` most similar by cosine.
+def recalls(data: Array, annotation: Array, ks: Iterable[int]) -> dict[int, dict[str, float]]:
+    """Return for each ``k`` the share of pairs whose other half is among the ``k`` most similar by cosine.
 
     Of equally similar ones, the lower index comes first. Similarities are computed in chunks of bounded size.
 
     Args:
         data: ``(n, d)`` floats, row i belonging to row i of ``annotation``.
         annotation: ``(n, d)`` floats.
-        k: at least 1.
+        ks: each at least 1.
 
     Returns:
         ``annotation_to_data`` (annotations search the data), ``data_to_annotation``, and their ``average``.
 
     Raises:
-        ValueError: wrong shapes, no rows, ``k`` below 1, or a value that is not finite.
+        ValueError: wrong shapes, no rows, a ``k`` below 1, or a value that is not finite.
     """
-    return recalls(data, annotation, [k])[k]
-
-
-def recalls(data: Array, annotation: Array, ks: Iterable[int]) -> dict[int, dict[str, float]]:
-    """Return what `recall_at_k` returns for several ``k``, at the cost of one."""
     wanted = list(ks)
     if min(wanted) < 1:
         raise ValueError(f"k must be at least 1, not {min(wanted)}")
@@ -212,12 +164,3 @@ def codes_of(names: Sequence[str] | Sequence[int] | Array, n: int, what: str = "
     if values.shape != (n,):
         raise ValueError(f"{what} must name each of {n} rows, not be of shape {values.shape}")
     return np.unique(values, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
-def _centroids(embeddings: torch.Tensor, modality: Sequence[str] | Sequence[int] | Array) -> torch.Tensor:
-    index = torch.from_numpy(codes_of(modality, len(embeddings))).to(embeddings.device)
-    count = torch.bincount(index)
-    # Summed in double precision: a pool has millions of rows.
-    sums = torch.zeros(len(count), embeddings.shape[1], dtype=torch.float64, device=embeddings.device)
-    sums.index_add_(0, index, embeddings.double())
-    return sums / count[:, None]

@@ -99,9 +99,9 @@ class AudioMedium(_Recording):
 
     def fingerprint(self, segment: Audio) -> int:
         """Return the perceptual hash."""
-        from nemo_mm_rank.media.fingerprint import sound_hash
+        from nemo_mm_rank.media.fingerprint import audio_hash
 
-        return int(sound_hash(segment))
+        return int(audio_hash(segment))
 
     def preview(self, segment: Audio, spans: Sequence[Span] | None) -> Preview:
         """Return these seconds, to be heard."""
@@ -134,9 +134,9 @@ class VideoMedium(_Recording):
 
     def fingerprint(self, segment: Video) -> int:
         """Return the perceptual hash."""
-        from nemo_mm_rank.media.fingerprint import film_hash
+        from nemo_mm_rank.media.fingerprint import video_hash
 
-        return int(film_hash(segment.frames))
+        return int(video_hash(segment.frames))
 
     def preview(self, segment: Video, spans: Sequence[Span] | None) -> Preview:
         """Return these seconds, to be seen."""

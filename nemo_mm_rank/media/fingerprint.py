@@ -53,7 +53,7 @@ def small(images: Sequence[Pixels]) -> Floats:
     return found
 
 
-def film_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
+def video_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
     """Return the hash of a film by its frames ``(n, h, w, 3)``, at least one.
 
     Of the DCT over time and both directions the lowest 4 x 4 x 4 coefficients are kept.
@@ -66,7 +66,7 @@ def film_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
     return np.uint64(_bits(lowest.round(_NOISE))[0])
 
 
-def sound_hash(audio: Audio) -> np.uint64:
+def audio_hash(audio: Audio) -> np.uint64:
     """Return the hash of a sound: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands.
 
     What lies more than 30 dB below the loudest of these is taken for as loud as that.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import inf
@@ -17,12 +18,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.config import OFF, MediaSettings, Settings, Share
-from nemo_mm_rank.errors import ModelError, PairError, require
+from nemo_mm_rank.errors import ModelError, PairError, TextError, require
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.schema import ANNOTATION
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.steps import Added, Portable, Step
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
 
 Off = Literal["off"]
@@ -283,8 +284,34 @@ def band_columns(settings: TraditionalSettings) -> list[str]:
     return [] if near == "off" else [f"{PREFIX}band_{band:03d}" for band in range(near.bands)]
 
 
+class AnnotationStep(Portable, Step):
+    """A step that judges annotations alone, each distinct one of a frame once."""
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The annotation."""
+        return {ANNOTATION: pa.string()}
+
+    @abstractmethod
+    def read(self, rows: Frame) -> Sequence[str | TextError]:
+        """Return the annotation of each row, or why it has none."""
+
+    @abstractmethod
+    def judge(self, texts: list[str]) -> dict[str, pa.Array]:
+        """Return this step's columns for distinct texts."""
+
+    def process(self, rows: Frame) -> Added:
+        """Judge each distinct annotation, and give every row what is said of its own."""
+        texts = self.read(rows)
+        errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
+        there = np.array([text if isinstance(text, str) else None for text in texts], dtype=object)
+        codes, distinct = pd.factorize(there)
+        taken = pa.array(codes, mask=codes < 0)
+        return Added({name: said.take(taken) for name, said in self.judge(list(distinct)).items()}, errors)
+
+
 @dataclass
-class TraditionalStep(Step):
+class TraditionalStep(AnnotationStep):
     """Adds score and verdict of each of Curator's row filters, their number passed, the margin, and duplicates' keys.
 
     Judged is the annotation as it stands in the pool, for every modality: what SNS kept of it is not looked at, and
@@ -300,11 +327,6 @@ class TraditionalStep(Step):
 
     settings: TraditionalSettings
     name: str = "traditional"
-
-    @property
-    def requires(self) -> Mapping[str, pa.DataType]:
-        """The annotation."""
-        return {ANNOTATION: pa.string()}
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -330,10 +352,6 @@ class TraditionalStep(Step):
         if not hasattr(self, "_filters"):
             self._filters = [(rule, rule.load()) for rule in rules(self.settings)]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the filters: a fastText model cannot be sent."""
-        return {key: value for key, value in self.__dict__.items() if key != "_filters"}
-
     def identity(self) -> dict[str, Any]:
         """Settings, Curator's version, and what the fastText file is."""
         require("nemo_curator", "curator")
@@ -342,23 +360,12 @@ class TraditionalStep(Step):
             values["language"]["model"] = file_digest(self.settings.language.model)
         return {"step": self.name, "settings": values, "nemo_curator": version("nemo-curator")}
 
-    def process(self, rows: Frame) -> Added:
-        """Judge each distinct annotation, and give every row its verdict."""
-        texts = annotation_texts(rows, MediaSettings(), use_spans=False)
-        places: dict[str, int] = {}
-        errors: dict[int, PairError] = {}
-        index: list[int | None] = []
-        for row, text in enumerate(texts):
-            if isinstance(text, str):
-                index.append(places.setdefault(text, len(places)))
-            else:
-                errors[row] = text
-                index.append(None)
-        taken = pa.array(index, pa.int64())
-        return Added({name: column.take(taken) for name, column in self._judge(list(places)).items()}, errors)
+    def read(self, rows: Frame) -> Sequence[str | TextError]:
+        """As they stand in the pool."""
+        return annotation_texts(rows, MediaSettings(), use_spans=False)
 
-    def _judge(self, texts: list[str]) -> dict[str, pa.Array]:
-        """Return this step's columns for distinct texts."""
+    def judge(self, texts: list[str]) -> dict[str, pa.Array]:
+        """Ask every filter."""
         columns: dict[str, pa.Array] = {}
         passed_count = np.zeros(len(texts), dtype=np.int32)
         margin, ratios = np.zeros(len(texts)), 0

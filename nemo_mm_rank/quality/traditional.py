@@ -56,19 +56,9 @@ import pyarrow.compute as pc
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget
 from nemo_mm_rank.errors import MissingColumnError, require
+from nemo_mm_rank.quality import text_filters as filters
 from nemo_mm_rank.quality.duplicates import Keepers, join
-from nemo_mm_rank.quality.text_filters import (
-    EXACT_KEY,
-    LABEL,
-    LANGUAGE,
-    MARGIN,
-    ROW_FILTERS_PASSED,
-    TraditionalSettings,
-    band_columns,
-    passed_column,
-    rules,
-    score_column,
-)
+from nemo_mm_rank.quality.text_filters import LANGUAGE, MARGIN, ROW_FILTERS_PASSED, TraditionalSettings
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.shards import Shards, attach_rows, live
 from nemo_mm_rank.topk import TopK
@@ -103,7 +93,8 @@ def curator_stages(
     from nemo_curator.stages.text.filters import ScoreFilter
 
     stages: list[Any] = [
-        ScoreFilter(rule.make(), text_field=text_field, score_field=score_column(rule.name)) for rule in rules(settings)
+        ScoreFilter(rule.make(), text_field=text_field, score_field=filters.score_column(rule.name))
+        for rule in filters.rules(settings)
     ]
     if duplicates is not None:
         stages.append(TextDuplicatesRemovalStage(str(duplicates), id_field=PAIR_ID, duplicate_id_field=PAIR_ID))
@@ -152,12 +143,12 @@ def choose(shards: Shards, settings: TraditionalSettings, budget: Budget) -> Cho
         inside = np.flatnonzero(scores >= (-np.inf if budget.threshold is None else budget.threshold))
         good = table.take(pa.array(inside))
         top.add(scores[inside], good[PAIR_ID], good)
-        _count(counts, table, [rule.name for rule in rules(settings)] + list(keepers))
+        _count(counts, table, [rule.name for rule in filters.rules(settings)] + list(keepers))
         for name, keeper in keepers.items():
-            failed = table.filter(pc.invert(table[passed_column(name)]))
+            failed = table.filter(pc.invert(table[filters.passed_column(name)]))
             kept = keeper.keeper(failed[_NUMBER].to_numpy())
-            filters = pa.array([name] * len(kept), pa.string())
-            doubles[name].append(pa.table({"filter": filters, PAIR_ID: failed[PAIR_ID], "kept": kept}))
+            failed_filter = pa.array([name] * len(kept), pa.string())
+            doubles[name].append(pa.table({"filter": failed_filter, PAIR_ID: failed[PAIR_ID], "kept": kept}))
         nothing = table.slice(0, 0)
     best = top.result()
     rows = nothing if best is None else best[2]
@@ -183,7 +174,7 @@ def _live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Ints, p
 
 def _keepers(shards: Shards, settings: TraditionalSettings, pairs: int) -> dict[str, Keepers]:
     """Return who stays of each group of exact, and of near duplicates, over the whole pool."""
-    keys = {EXACT: [EXACT_KEY] if settings.exact_duplicates else [], NEAR: band_columns(settings)}
+    keys = {EXACT: [filters.EXACT_KEY] if settings.exact_duplicates else [], NEAR: filters.band_columns(settings)}
     found = {}
     for name, columns in keys.items():
         groups = np.arange(pairs)
@@ -205,8 +196,8 @@ def _keepers(shards: Shards, settings: TraditionalSettings, pairs: int) -> dict[
 
 def _verdicts(shards: Shards, settings: TraditionalSettings, keepers: Mapping[str, Keepers]) -> Iterator[pa.Table]:
     """Yield per shard its live pairs with score, number of filters passed, all verdicts, and where each pair lies."""
-    row_filters = [passed_column(rule.name) for rule in rules(settings)]
-    kept = {passed_column(name): keeper.kept for name, keeper in keepers.items()}
+    row_filters = [filters.passed_column(rule.name) for rule in filters.rules(settings)]
+    kept = {filters.passed_column(name): keeper.kept for name, keeper in keepers.items()}
     number = 0
     for part, rows, table in _live(shards, [*_WORDS, ROW_FILTERS_PASSED, MARGIN, *row_filters]):
         numbers = np.arange(number, number + len(rows))
@@ -226,43 +217,43 @@ def _verdicts(shards: Shards, settings: TraditionalSettings, keepers: Mapping[st
 def _count(counts: dict[str, Any], table: pa.Table, names: Sequence[str]) -> None:
     """Add a shard's pairs to the counts by modality."""
     table = table.append_column("all", pc.equal(table[FILTERS_PASSED], len(names)))
-    sums = [(column, "sum") for column in ("all", *map(passed_column, names))]
+    sums = [(column, "sum") for column in ("all", *map(filters.passed_column, names))]
     for group in table.group_by(MODALITY).aggregate([([], "count_all"), *sums]).to_pylist():
         mine = counts.setdefault(group[MODALITY], {"pairs": 0, "passed_all": 0, "passed": dict.fromkeys(names, 0)})
         mine["pairs"] += group["count_all"]
         mine["passed_all"] += group["all_sum"]
         for name in names:
-            mine["passed"][name] += group[f"{passed_column(name)}_sum"]
+            mine["passed"][name] += group[f"{filters.passed_column(name)}_sum"]
 
 
 def _chosen(
     rows: pa.Table, places: Ints, shards: Shards, settings: TraditionalSettings, keepers: Mapping[str, Keepers]
 ) -> pa.Table:
     """Return the chosen pairs with the filters' scores and a reason, columns in their order."""
-    names = [rule.name for rule in rules(settings)]
-    labels = [LABEL] if LANGUAGE in names else []
+    names = [rule.name for rule in filters.rules(settings)]
+    labels = [filters.LABEL] if LANGUAGE in names else []
     rows = rows.append_column("rank", pa.array(np.arange(1, rows.num_rows + 1)))
-    rows = attach_rows(rows, places, shards, [*map(score_column, names), *labels])
+    rows = attach_rows(rows, places, shards, [*map(filters.score_column, names), *labels])
     rows = rows.append_column(REASON, pa.array(_reasons(rows, settings, keepers), pa.string()))
     columns = [*_WORDS, "rank", SCORE, FILTERS_PASSED]
     for name in names:
-        columns += [score_column(name), *(labels if name == LANGUAGE else []), passed_column(name)]
-    return rows.select([*columns, *map(passed_column, keepers), REASON])
+        columns += [filters.score_column(name), *(labels if name == LANGUAGE else []), filters.passed_column(name)]
+    return rows.select([*columns, *map(filters.passed_column, keepers), REASON])
 
 
 def _reasons(rows: pa.Table, settings: TraditionalSettings, keepers: Mapping[str, Keepers]) -> list[str]:
     """Return lines like ``27 of 29 filters passed; failed: word_count 12 (from 50 to 100,000), ...``."""
     failed: list[list[str]] = [[] for _ in range(rows.num_rows)]
-    judges = rules(settings)
+    judges = filters.rules(settings)
     for rule in judges:
-        where = np.flatnonzero(~rows[passed_column(rule.name)].to_numpy())
-        scores = rows[score_column(rule.name)].to_numpy()[where].tolist()
-        labels = rows[LABEL].take(pa.array(where)).to_pylist() if rule.name == LANGUAGE else [""] * len(where)
+        where = np.flatnonzero(~rows[filters.passed_column(rule.name)].to_numpy())
+        scores = rows[filters.score_column(rule.name)].to_numpy()[where].tolist()
+        labels = rows[filters.LABEL].take(pa.array(where)).to_pylist() if rule.name == LANGUAGE else [""] * len(where)
         for row, score, label in zip(where.tolist(), scores, labels, strict=True):
             said = f"{label} {score:.3g}" if label else f"{score:.3g}"
             failed[row].append(f"{rule.name} {said} ({rule.bound})")
     for name, keeper in keepers.items():
-        where = np.flatnonzero(~rows[passed_column(name)].to_numpy())
+        where = np.flatnonzero(~rows[filters.passed_column(name)].to_numpy())
         kept = keeper.keeper(rows[_NUMBER].to_numpy()[where]).to_pylist()
         for row, pair_id in zip(where.tolist(), kept, strict=True):
             failed[row].append(f"{name} of {pair_id}")

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_mm_rank.arrays import Floats
+from nemo_mm_rank.measures.statistics import Interval
 from nemo_mm_rank.report.content import Chart, Label, Mark, number, share
 from nemo_mm_rank.schema import Modality
 
@@ -152,25 +153,32 @@ def mixes(title: str, groups: Sequence[str], colours: Sequence[int], shares: Map
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with a band.
+    """A line, with a band where all its intervals are known.
 
     Attributes:
         name: its label.
         colour: number.
         x: ``n`` values, ascending.
-        y: ``n`` values.
-        low: lower ends of the band; empty for none.
-        high: upper ends.
+        values: ``n`` values, each with its interval.
         strong: whether it is drawn in the foreground.
     """
 
     name: str
     colour: int
     x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    values: Sequence[Interval]
     strong: bool = False
+
+    @property
+    def y(self) -> list[float]:
+        """The values without their intervals."""
+        return [interval.value for interval in self.values]
+
+    @property
+    def band(self) -> list[tuple[float, float]]:
+        """The outline of the band: upper ends, then lower ends backwards; empty for none."""
+        ends = [(x, end) for x, one in zip(self.x, self.values, strict=True) for end in (one.high, one.low)]
+        return [*ends[::2], *ends[:0:-2]] if all(math.isfinite(end) for _, end in ends) else []
 
 
 def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note: str) -> Chart:
@@ -189,9 +197,8 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note:
         marks.append(Mark("grid", INK, f"M{x(tick)} {top}V{height - below}"))
         labels.append(Label(x(tick), height - below + 20, plain(tick), "middle"))
     for line in sorted(lines, key=lambda line: line.strong):
-        if line.low:
-            there = [*zip(line.x, line.high, strict=True), *reversed(list(zip(line.x, line.low, strict=True)))]
-            inside = "L".join(f"{x(a)} {y(min(max(b, low), high))}" for a, b in there)
+        if line.band:
+            inside = "L".join(f"{x(a)} {y(min(max(b, low), high))}" for a, b in line.band)
             marks.append(Mark("band", line.colour, f"M{inside}Z", line.name))
     for line in sorted(lines, key=lambda line: line.strong):
         path = "L".join(f"{x(a)} {y(b)}" for a, b in zip(line.x, line.y, strict=True))
@@ -213,7 +220,7 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note:
 def _frame(lines: Sequence[Curve]) -> tuple[float, float]:
     """Return the values that the frame ends at: a band that is far wider than the lines lie apart goes beyond."""
     middle = [value for line in lines for value in line.y]
-    ends = [value for line in lines for value in (*line.y, *line.low, *line.high) if math.isfinite(value)]
+    ends = middle + [end for line in lines for _, end in line.band]
     spread = (max(middle) - min(middle)) or (max(ends) - min(ends)) or 1.0
     pad = 0.05 * spread
     return max(min(ends) - pad, min(middle) - spread / 2), min(max(ends) + pad, max(middle) + spread / 2)
@@ -231,43 +238,49 @@ def _apart(places: Sequence[float], gap: float, low: float, high: float) -> list
 
 
 def intervals(
-    title: str,
-    rows: Sequence[tuple[str, int, float, float | None, float | None, str]],
-    x_label: str,
-    note: str,
-    zero: bool = False,
+    title: str, rows: Sequence[tuple[str, int, Interval]], x_label: str, note: str = "", differences: bool = False
 ) -> Chart:
-    """Return a row for each value: a dot, its interval as a line through it, and the value as text.
+    """Return a row for each value: a dot, its interval as a line through it, and both as text.
 
     Args:
         title: caption.
-        rows: name, colour, value, lower and upper end, and what is written beside it.
+        rows: name, colour, and the value with its interval.
         x_label: what is measured.
         note: a sentence below it.
-        zero: whether 0 has to be in sight, with a line of its own.
+        differences: whether values have a sign, and 0 is in sight with a line of its own.
     """
     width, row, top = 860, 30, 8
-    left, right = _room(name for name, *_ in rows), _room(text for *_, text in rows)
-    ends = [v for _, _, value, low, high, _ in rows for v in (value, low, high) if v is not None and math.isfinite(v)]
-    ends += [0.0] * zero
+    texts = [interval_text(interval, signed=differences) for _, _, interval in rows]
+    left, right = _room(name for name, *_ in rows), _room(texts)
+    ends = [end for _, _, one in rows for end in (one.value, one.low, one.high) if math.isfinite(end)]
+    ends += [0.0] * differences
     pad = 0.05 * (max(ends) - min(ends)) or 0.05
     bottom = top + row * len(rows)
     x = Scale(min(ends) - pad, max(ends) + pad, left, width - right)
     marks, labels = [], []
     for tick in x.ticks(6):
-        shape = "rule" if tick == 0 and zero else "grid"
+        shape = "rule" if tick == 0 and differences else "grid"
         marks.append(Mark(shape, INK, f"M{x(tick)} {top}V{bottom}"))
         labels.append(Label(x(tick), bottom + 18, plain(tick), "middle"))
-    for place, (name, color, value, low, high, text) in enumerate(rows):
+    for place, ((name, color, one), text) in enumerate(zip(rows, texts, strict=True)):
         y = top + row * place + row / 2
         labels.append(Label(left - 10, y + 4, name, "end", "name", color))
         labels.append(Label(width - right + 10, y + 4, text, "start", "value"))
-        if low is not None and high is not None:
-            marks.append(Mark("whisker", color, f"M{x(low)} {y}H{x(high)}", f"{name}: {text}"))
-        marks.append(Mark("point", color, f"M{x(value)} {y}h0", f"{name}: {text}"))
+        if math.isfinite(one.low) and math.isfinite(one.high):
+            marks.append(Mark("whisker", color, f"M{x(one.low)} {y}H{x(one.high)}", f"{name}: {text}"))
+        marks.append(Mark("point", color, f"M{x(one.value)} {y}h0", f"{name}: {text}"))
     labels.append(Label((left + width - right) / 2, bottom + 38, x_label, "middle", "axis"))
-    told = "; ".join(f"{name} {text}" for name, _, _, _, _, text in rows)
+    told = "; ".join(f"{name} {text}" for (name, *_), text in zip(rows, texts, strict=True))
     return Chart(title, width, bottom + 46, marks, labels, f"{title}. {told}.", note)
+
+
+def interval_text(one: Interval, digits: int = 3, signed: bool = False) -> str:
+    """Return a value and half the width of its interval, as far as there is one."""
+    plus = "+" if signed and one.value > 0 else ""
+    half = (one.high - one.low) / 2
+    return f"{plus}{number(one.value, digits)}" + (
+        "" if math.isnan(half) else f" \N{PLUS-MINUS SIGN} {half:.{digits}f}"
+    )
 
 
 COLOURS = 10

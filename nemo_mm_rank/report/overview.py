@@ -15,24 +15,9 @@ from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.measures.gaps import gap_text
 from nemo_mm_rank.ranking.blend import label
 from nemo_mm_rank.ranking.conditions import percent
+from nemo_mm_rank.report import content
 from nemo_mm_rank.report.charts import colour, distributions, mixes
-from nemo_mm_rank.report.content import (
-    Chart,
-    Finding,
-    Findings,
-    Folded,
-    Part,
-    Row,
-    Section,
-    Table,
-    Tile,
-    Tiles,
-    Widget,
-    counted,
-    number,
-    share,
-    space_name,
-)
+from nemo_mm_rank.report.content import Finding, Row, Section, Table, Tile, counted, number, share, space_name
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import POOL
 
@@ -150,13 +135,13 @@ def overview(run: Run) -> Section:
         total = sum(trimmed.values())
         tiles.insert(1, Tile("trimmed", f"{total:,}", f"{run.config.sns.mode}, by SNS"))
     lead = "What the run did with the pool, and what speaks for and against its blend."
-    return Section("overview", "Overview", lead, [Tiles(tiles), Findings(findings(run))])
+    return Section("overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run))])
 
 
 def rows(run: Run) -> Section:
     """Return what became of every row: by step and modality, and why pairs left."""
     lead = "From the manifests to the blend, step by step. What fails a step is kept apart, with its reason."
-    parts: list[Part] = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_types(run), *_pools(run)]
+    parts: list[content.Part] = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_types(run), *_pools(run)]
     return Section("rows", "What was kept and left out", lead, parts)
 
 
@@ -206,7 +191,7 @@ def _reasons(run: Run) -> list[Table]:
     return [Table("Why rows were quarantined", ["step", "reason", "for example", "rows"], lines, text=(0, 1, 2))]
 
 
-def _mix(run: Run) -> Chart:
+def _mix(run: Run) -> content.Chart:
     counts = run.manifest["counts"]
     names = sorted(counts["pool"]["in"])
     colours = [colour(name, place) for place, name in enumerate(names)]
@@ -356,13 +341,13 @@ def spaces(run: Run) -> Section:
     columns = ["space", "pairs", "gap", "matched gap", "Recall@1", "Recall@5", "Recall@10"]
     table = Table("Geometry", columns, lines, note=note)
     lead = "Where the experts put the pairs, and where the projection puts them."
-    return Section("spaces", "Spaces", lead, [table, Widget("maps", ABOUT_MAPS)])
+    return Section("spaces", "Spaces", lead, [table, content.Widget("maps", ABOUT_MAPS)])
 
 
 def pairs() -> Section:
     """Return the place of the gallery."""
     lead = "Look at them: the best, those around the cut, the last, and those that could not be ranked."
-    return Section("pairs", "Pairs", lead, [Widget("pairs")])
+    return Section("pairs", "Pairs", lead, [content.Widget("pairs")])
 
 
 def provenance(run: Run) -> Section:
@@ -372,12 +357,12 @@ def provenance(run: Run) -> Section:
     versions = {"nemo-mm-rank": manifest["nemo_mm_rank"], "python": manifest["python"], **manifest["versions"]}
     lines = [Row((name, version)) for name, version in versions.items()]
     config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)
-    parts: list[Part] = [
+    parts: list[content.Part] = [
         Table("Manifests read", ["file", "digest"], inputs, text=(0, 1)),
         Table("Blend", ["pairs", "digest"], [Row((f"{blend['pairs']:,}", blend["digest"]))], text=(0, 1)),
         Table("Versions", ["library", "version"], lines, text=(0, 1)),
-        Folded("Configuration", config),
-        Folded("Models", json.dumps(manifest["models"], indent=2, ensure_ascii=False)),
+        content.Folded("Configuration", config),
+        content.Folded("Models", json.dumps(manifest["models"], indent=2, ensure_ascii=False)),
     ]
     lead = "The same input, seed and versions give the same bytes."
     return Section("provenance", "Where it comes from", lead, parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,7 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
             report of ours is in the file's place.
         StorageError: the file cannot be written.
     """
-    path = check_file(Path(folder) / REPORT if output is None else output, is_page, "report")
-    page = run_page(Run.open(folder))
-    if output is None:
-        recognised(local(folder), "run")
-    return put_page(page, path)
+    return put_page(folder, "run", output, lambda: run_page(Run.open(folder)))
 
 
 def run_page(run: Run) -> Page:
@@ -133,7 +129,16 @@ def page_data(run: Run, blends: Sequence[Blend]) -> tuple[dict[str, Any], int]:
     return data, len(shown)
 
 
-def put_page(page: Page, path: Path) -> Path:
-    """Write a page, whole or not at all."""
+def put_page(folder: str | Path, kind: str, output: str | Path | None, make: Callable[[], Page]) -> Path:
+    """Write a page about a folder of a ``kind`` of `owned.KINDS`, whole or not at all, and return its path.
+
+    Raises:
+        UserError: something that is no report of ours is in the file's place, or the folder is not of that kind.
+        StorageError: the file cannot be written.
+    """
+    path = check_file(Path(folder) / REPORT if output is None else output, is_page, "report")
+    page = make()
+    if output is None:
+        recognised(local(folder), kind)
     write_text(path, without_passwords(render(page)))
     return path

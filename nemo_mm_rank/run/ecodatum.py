@@ -9,87 +9,65 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nemo_mm_rank.config import (
-    CLASSICAL_EXPERTS,
-    CLASSICAL_MODELS,
-    OFF,
-    Budget,
-    ExpertSpec,
-    GivenScore,
-    MediaSettings,
-    ModelSpec,
-    RankingSettings,
-    parse,
-)
+from nemo_mm_rank import config as settings_of
+from nemo_mm_rank.config import OFF, Budget, ExpertSpec, MediaSettings, ModelSpec, Settings, parse
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
-from nemo_mm_rank.io.files import read_note, write_json, write_table
-from nemo_mm_rank.io.owned import drop, take
-from nemo_mm_rank.io.part_files import part_name
+from nemo_mm_rank.io.files import read_table, write_json, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.loader import STATISTICS
-from nemo_mm_rank.quality.dedup import Duplicates, DuplicateSettings, deduplicate
-from nemo_mm_rank.quality.ensemble.choose import Choice, choose
+from nemo_mm_rank.quality import operators
+from nemo_mm_rank.quality.duplicates import DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, LABELLED, Ensemble, fit
-from nemo_mm_rank.quality.ensemble.plot import plot_search
 from nemo_mm_rank.quality.ensemble.search import SearchSettings, search
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, default_functions
-from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep, LabelStep
-from nemo_mm_rank.quality.operators import OperatorSettings, agreements, column, columns, shared_experts, steps
+from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep, LookUpStep, choose, label_step
+from nemo_mm_rank.quality.operators import OperatorSettings
 from nemo_mm_rank.quality.text_filters import existing_file
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job, StrategyConfig, at_work
-from nemo_mm_rank.run.store import ShardStore, digest
+from nemo_mm_rank.run.store import ShardStore
+from nemo_mm_rank.run.summary import text_table
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import AGREEMENT, PAIR_ID, WEAKEST
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.steps import Step
 
-FILE, ENSEMBLE = "operators.json", "ensemble"
+SETUP, ENSEMBLE, LOSERS = "operators.json", "ensemble", "duplicates.parquet"
 """In the run's folder for what is fitted."""
 
 
-@dataclass(frozen=True)
-class Operated:
-    """Operators, and what they need.
+class OperatorSetup(Settings):
+    """Operators, and what they need."""
 
-    Attributes:
-        operators: settings, with those of embeddings.
-        experts: that embed both sides first; none where the pool came with embeddings.
-        anchor: the model that embeds annotations for them.
-        models: by name, with their statistics of the pool.
-        media: how media are opened.
-    """
-
-    operators: OperatorSettings
-    experts: tuple[ExpertSpec, ...]
-    anchor: str
-    models: dict[str, ModelSpec]
+    operators: OperatorSettings = Field(description="with those of embeddings")
+    experts: tuple[ExpertSpec, ...] = Field(
+        description="that embed both sides first; none where the pool came with embeddings"
+    )
+    anchor: str = Field(description="the model that embeds annotations for them")
+    models: dict[str, ModelSpec] = Field(description="by name, with their statistics of the pool")
     media: MediaSettings
 
     @property
     def scoring(self) -> list[Step]:
         """The operators' steps."""
-        return steps(self.operators, self.models, self.media)
+        return operators.steps(self.operators, self.models, self.media)
 
     @property
     def steps(self) -> list[Step]:
@@ -99,21 +77,14 @@ class Operated:
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder; paths below it stay true where the folder is moved."""
-        models = {name: spec.model_dump(mode="json", by_alias=True) for name, spec in self.models.items()}
-        for spec in models.values():
+        values = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        for spec in values["models"].values():
             if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
                 spec[STATISTICS] = folder.relative(path)
-        values = {
-            "operators": self.operators.model_dump(mode="json", by_alias=True, exclude_none=True),
-            "experts": [expert.model_dump(mode="json", exclude_defaults=True) for expert in self.experts],
-            "anchor": self.anchor,
-            "models": models,
-            "media": self.media.model_dump(mode="json"),
-        }
-        write_json(folder.fitted / FILE, values)
+        write_json(folder.fitted / SETUP, values)
 
     @classmethod
-    def load(cls, run: str | Path) -> tuple[Operated, Ensemble]:
+    def load(cls, run: str | Path) -> tuple[OperatorSetup, Ensemble]:
         """Read it back, with the ensemble that was fitted to the scores.
 
         Raises:
@@ -121,45 +92,21 @@ class Operated:
         """
         folder = RunFolder.at(run)
         try:
-            values = json.loads((folder.fitted / FILE).read_text(encoding="utf-8"))
+            values = json.loads((folder.fitted / SETUP).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{folder.path} holds no finished EcoDatum job") from error
         for spec in values["models"].values():
             if path := spec.get(STATISTICS):
                 spec[STATISTICS] = str(folder.path / path)
-        operated = cls(
-            parse(OperatorSettings, values["operators"]),
-            tuple(parse(ExpertSpec, expert) for expert in values["experts"]),
-            values["anchor"],
-            {name: parse(ModelSpec, spec) for name, spec in values["models"].items()},
-            parse(MediaSettings, values["media"]),
-        )
-        return operated, Ensemble.load(folder.fitted / ENSEMBLE)
+        return parse(cls, values), Ensemble.load(folder.fitted / ENSEMBLE)
 
 
-SCORES, DUPLICATES = "quality.parquet", "duplicates.parquet"
-SEARCH, PLOT = "search.parquet", "search.png"
+SCORES, DUPLICATES, SEARCH = "quality.parquet", "duplicates.parquet", "search.parquet"
 """Quality and votes of every pair, the groups of duplicates, and what a search has tried, in the run's folder."""
-
-_NO_MATTER: dict[str, Any] = {
-    "pools": True,
-    "run": True,
-    "engine": True,
-    "output": True,
-    "import_from": True,
-    "trust_run": True,
-    "shards": True,
-    "rows_per_shard": True,
-    "media": {"threads"},
-}
-"""Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
 
 STRENGTH = 0.5
 """Of quality as a condition of a ranking: how much the logarithm of its chance counts. It knows of agreement as well,
 so that agreement by itself counts so much less."""
-
-VERSIONS = ("numpy", "pillow", "pyarrow", "scipy", "torch")
-"""Libraries whose version can change what comes out."""
 
 
 class LabelledSearch(SearchSettings):
@@ -170,26 +117,34 @@ class LabelledSearch(SearchSettings):
     )
 
 
-class EcoDatumConfig(StrategyConfig):
+class EcoDatumSettings(Settings):
+    """What EcoDatum's ensemble is made of."""
+
+    operators: OperatorSettings = Field(default_factory=OperatorSettings)
+    duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
+    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
+
+
+class EcoDatumConfig(EcoDatumSettings, StrategyConfig):
     """A whole job. Either ``pools`` or ``run`` has to be given.
 
     With ``run``, what that run has embedded is used: its experts' embeddings, and the agreement out of sample, of the
     annotation and of its sentence that fits least.
     """
 
+    kind = "ecodatum"
+    libraries = ("numpy", "pillow", "pyarrow", "scipy", "torch")
+
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.4), description="the paper keeps 40 %")
     output: str = "ecodatum-run"
     trust_run: bool = Field(False, description="load whatever classes the run's folder names: code from there runs")
     media: MediaSettings = Field(default_factory=MediaSettings)
-    models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
+    models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(settings_of.CLASSICAL_MODELS))
     experts: tuple[ExpertSpec, ...] = Field(
-        default_factory=lambda: CLASSICAL_EXPERTS,
+        default_factory=lambda: settings_of.CLASSICAL_EXPERTS,
         description="embed both sides where `operators.experts` asks for it and there is no run",
     )
     anchor: str = Field("text", description="the model that embeds annotations for the experts")
-    operators: OperatorSettings = Field(default_factory=OperatorSettings)
-    duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
-    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
     search: LabelledSearch | None = Field(None, description="for thresholds, with a labelled set; default: as they are")
     tie_break: str | None = Field(
         None,
@@ -212,15 +167,14 @@ class EcoDatumResult(Result):
     def print(self, console: Console | None = None) -> None:
         """Print how each labeling function votes, what it weighs, and what somebody should know."""
         ensemble = self.manifest["ensemble"]
-        table = Table(box=box.SIMPLE, title=f"labeling functions on {ensemble['pairs']:,} pairs", title_justify="left")
-        table.add_column("function", no_wrap=True)
         measures = ("selects", "rejects", "overlap", "conflict", "weight")
-        for name in measures:
-            table.add_column(name, justify="right")
+        table = text_table(f"labeling functions on {ensemble['pairs']:,} pairs", ["function", *measures])
         for name, values in ensemble["functions"].items():
             table.add_row(name, *("veto" if values[one] is None else f"{values[one]:.3f}" for one in measures))
         out = console or SafeConsole()
         out.print(table)
+        if (self.folder / SEARCH).exists():
+            out.print(_search_table(read_table(self.folder / SEARCH)))
         counts = self.manifest["counts"]
         out.print(
             f"{self.manifest['blend']['pairs']:,} pairs chosen of {ensemble['pairs']:,}; "
@@ -231,7 +185,17 @@ class EcoDatumResult(Result):
             out.print(f"note: {line}", style="yellow", markup=False, highlight=False)
 
 
-def as_condition(ranking: RankingSettings, job: str | Path) -> dict[str, Any]:
+def _search_table(trace: pa.Table, most: int = 5) -> Table:
+    """Return the choices of thresholds with the greatest M: does it choose what the labelled set would?"""
+    measures = ("m", "f1", "overlap", "conflict", "coverage")
+    table = text_table(f"the best of {trace.num_rows:,} choices of thresholds", ["M", "F1", *measures[2:]], left=0)
+    order = [("best", "descending"), ("m", "descending")]
+    for row in trace.filter(pc.is_valid(trace["m"])).sort_by(order).slice(0, most).to_pylist():
+        table.add_row(*(f"{row[name]:.3f}" for name in measures))
+    return table
+
+
+def as_condition(ranking: settings_of.RankingSettings, job: str | Path) -> dict[str, Any]:
     """Return the settings of a ranking that change where the quality that a job has found is one more condition.
 
     Args:
@@ -244,7 +208,7 @@ def as_condition(ranking: RankingSettings, job: str | Path) -> dict[str, Any]:
     scores = Path(job) / SCORES
     if not scores.exists():
         raise UserError(f"{job} holds no finished EcoDatum job")
-    quality = GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
+    quality = settings_of.GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
     given = {name: one.model_dump(mode="json", exclude_none=True) for name, one in ranking.scores.items()}
     return {"scores": {**given, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
 
@@ -256,8 +220,7 @@ def curate(
 
     The output folder holds ``blend.parquet``, ``quality.parquet`` (of every pair that could be judged, duplicates
     too), ``duplicates.parquet``, ``quarantine.parquet`` and ``manifest.json``, and after a search ``search.parquet``
-    with its whole trace and ``search.png``. A share as the budget counts the pairs
-    that are left once duplicates are gone.
+    with its whole trace. A share as the budget counts the pairs that are left once duplicates are gone.
 
     Args:
         config: the whole job.
@@ -272,7 +235,7 @@ def curate(
     loader.check_models({**config.models, **config.operators.own})
     if config.run is not None:
         _admitted(config, RunFolder.at(config.run))  # before anything is written
-    with at_work("ecodatum", config, console, engine, overwrite) as job:
+    with at_work(config, console, engine, overwrite) as job:
         return _EcoDatum(job, config).curate()
 
 
@@ -293,59 +256,63 @@ class _EcoDatum:
     def curate(self) -> EcoDatumResult:
         config, job = self.config, self.job
         check_free(job.pool.shards.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
-        operated = self._operated()
-        operated.save(job.folder)
-        shards, scores = job.through(operated.steps, job.pool.embedded), columns(operated.scoring)
-        agreement = [name for name in agreements(operated.operators) if name in scores]
+        setup = self._setup()
+        setup.save(job.folder)
+        scores = operators.columns(setup.scoring)
+        shards = job.take_through(setup.steps, job.pool.embedded)
+        agreement = [name for name in operators.agreements(setup.operators) if name in scores]
         shards, groups = self._without_duplicates(shards, agreement)
         shards, settings, trace = self._searched(shards, self._ensemble(shards, scores))
-        with job.reporter.step("label model", job.pool.pairs) as advance:
+        with job.step("label model"):
             fitted = fit(shards, settings, job.engine.map)
-            advance(job.pool.pairs)
-        fitted.ensemble.save(job.folder.fitted / ENSEMBLE)
-        scored = job.through([EnsembleStep(fitted.ensemble)], shards)
+        ensemble = fitted.ensemble
+        ensemble.save(job.folder.fitted / ENSEMBLE)
+        scored = job.take_through([EnsembleStep(ensemble)], shards)
         # Where a crowd has equal votes, the sentence that fits least tells more than the whole annotation.
-        weakest = [column(name) for name in operated.operators.weakest]
+        weakest = [operators.column(name) for name in setup.operators.weakest]
         tie_break = config.tie_break or next((name for name in (*weakest, *agreement) if name in scores), None)
         if tie_break is not None and tie_break not in scored.columns():
             raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
-        ensemble = fitted.ensemble
         choice = choose(
             scored, ensemble.names, config.budget, fitted.pairs, tie_break, ensemble.vetoes, settings.by_modality
         )
-        about = {
-            "run": [stage.name for stage in job.pool.embedded.stages[1:]],  # the names have the steps' digests
-            "steps": [step.identity() for step in operated.steps],
-            "operators": scores,
-            "tie_break": tie_break,
-            "ensemble": fitted.as_json(),
-        }
-        return self._write(choice, scored, groups, trace, about)
+        manifest = job.finish(
+            choice.chosen,
+            choice.places,
+            scored,
+            {SCORES: _judged(scored), DUPLICATES: groups, SEARCH: trace},
+            setup.steps,
+            {"duplicates": 0 if groups is None else int(pc.sum(pc.invert(groups["kept"])).as_py() or 0)},
+            run=[stage.name for stage in job.pool.embedded.stages[1:]],  # the names have the steps' digests
+            operators=scores,
+            tie_break=tie_break,
+            ensemble=fitted.as_json(),
+        )
+        return EcoDatumResult(job.folder.path, manifest)
 
-    def _operated(self) -> Operated:
+    def _setup(self) -> OperatorSetup:
         """Return the operators, those of embeddings among them, and what has to be embedded for them first."""
-        config, pool = self.config, self.job.pool
-        operators = config.operators
+        config, job = self.config, self.job
+        asked, experts, models = config.operators, config.experts, config.models
         if config.run is not None:
             run = RunFolder.at(config.run)
-            used_there = _admitted(config, run)
-            experts, models = run.load_config().experts, {**config.models, **used_there}
-            there = {name: name for name in (AGREEMENT, WEAKEST) if name in pool.embedded.columns()}
-            operators = operators.model_copy(update={"given": {**there, **operators.given}})
-        else:
-            experts, models = config.experts, config.models
-        shared = shared_experts(experts)
-        if not operators.experts:
-            operators = operators.model_copy(update={"experts": shared})
-        if "weakest" not in operators.model_fields_set:
-            weakest = {f"weakest_{name.removeprefix('agreement_')}": one for name, one in shared.items()}
-            operators = operators.model_copy(update={"weakest": weakest})
-        used = {one.expert for one in (*operators.experts.values(), *operators.weakest.values())}
+            experts, models = run.load_config().experts, {**models, **_admitted(config, run)}
+            there = {name: name for name in (AGREEMENT, WEAKEST) if name in job.pool.embedded.columns()}
+            asked = asked.model_copy(update={"given": {**there, **asked.given}})
+        shared = operators.shared_experts(experts)
+        if not asked.experts:
+            asked = asked.model_copy(update={"experts": shared})
+        if "weakest" not in asked.model_fields_set:
+            weakest = {f"weakest_{name.removeprefix('agreement_')}": expert for name, expert in shared.items()}
+            asked = asked.model_copy(update={"weakest": weakest})
+        used = {operator.expert for operator in (*asked.experts.values(), *asked.weakest.values())}
         embedding = tuple(expert for expert in experts if expert.name in used) if config.run is None else ()
         if embedding:
-            fits = Fits(self.job.folder.fitted, self.job.engine, self.job.reporter, pool.pairs)
-            models = fits.statistics(models, pool.shards)
-        return Operated(operators, embedding, config.anchor, models, config.media)
+            pool = job.pool
+            models = Fits(job.folder.fitted, job.engine, job.reporter, pool.pairs).statistics(models, pool.shards)
+        return OperatorSetup(
+            operators=asked, experts=embedding, anchor=config.anchor, models=models, media=config.media
+        )
 
     def _ensemble(self, shards: ShardStore, scores: list[str]) -> EnsembleSettings:
         if self.config.ensemble is None:
@@ -364,13 +331,13 @@ class _EcoDatum:
             return shards, None
         if "by" not in settings.model_fields_set and agreement:
             settings = settings.model_copy(update={"by": tuple(agreement)})
-        with job.reporter.step("duplicates", job.pool.pairs) as advance:
-            found = deduplicate(shards, settings)
-            identity = digest(settings.model_dump(mode="json"))
-            folder = job.folder.stage("duplicates", identity)
-            _write_duplicates(found, shards, folder, identity)
-            advance(job.pool.pairs)
-        return shards.then(folder), found.groups
+        with job.step("duplicates"):
+            groups = deduplicate(shards, settings).groups
+        losers = groups.filter(pc.invert(groups["kept"])).select([PAIR_ID, "group"])
+        path = job.folder.fitted / LOSERS
+        write_table(path, losers.rename_columns([PAIR_ID, DUPLICATE_OF]))
+        step = LookUpStep(path, DUPLICATE_OF, DUPLICATE_OF, pa.string(), "duplicates")
+        return job.take_through([step], shards), groups
 
     def _searched(
         self, shards: ShardStore, settings: EnsembleSettings
@@ -379,55 +346,10 @@ class _EcoDatum:
         job, wanted = self.job, self.config.search
         if wanted is None:
             return shards, settings, None
-        shards = job.through([LabelStep(Path(wanted.truth))], shards)
-        with job.reporter.step("search", job.pool.pairs) as advance:
+        shards = job.take_through([label_step(wanted.truth)], shards)
+        with job.step("search"):
             found = search(shards, settings, wanted, job.engine.map)
-            advance(job.pool.pairs)
         return shards, found.settings, found.trace
-
-    def _write(
-        self, choice: Choice, scored: ShardStore, groups: pa.Table | None, trace: pa.Table | None, about: dict[str, Any]
-    ) -> EcoDatumResult:
-        """Write all files, the manifest that vouches for them last."""
-        job, config = self.job, self.config
-        blend, quarantine = job.write(choice.chosen, choice.places, scored)
-        write_table(job.folder.path / SCORES, _judged(scored))
-        for name, table in ((DUPLICATES, groups), (SEARCH, trace)):
-            if table is None:
-                drop(job.folder.path, name)
-            else:
-                write_table(take(job.folder.path, name), table)
-        if trace is None:
-            drop(job.folder.path, PLOT)
-        elif find_spec("matplotlib"):
-            plot_search(trace, take(job.folder.path, PLOT))
-        else:
-            job.reporter.say("no plot of the search: this needs the extra [report]")
-        losers = 0 if groups is None else groups.num_rows - int(pc.sum(groups["kept"]).as_py() or 0)
-        about = {
-            "config": config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER, exclude_none=True),
-            **about,
-        }
-        manifest = job.manifest("ecodatum", VERSIONS, about, {"duplicates": losers}, blend, quarantine)
-        write_json(job.folder.manifest, manifest)
-        return EcoDatumResult(job.folder.path, manifest)
-
-
-def _write_duplicates(found: Duplicates, shards: ShardStore, folder: Path, identity: str) -> None:
-    """Write ``duplicate_of`` as a stage of the run, each file keyed by all shards: any of them may hold the other."""
-    gone = found.groups.filter(pc.invert(found.groups["kept"]))
-    losers, winners = gone[PAIR_ID].combine_chunks(), gone["group"].combine_chunks()
-    everything = digest([identity, [shards.key(part) for part in range(shards.count)]])
-    for part, rows, table in live(shards, [PAIR_ID]):
-        path, key = folder / part_name(part), digest([everything, part])
-        if (read_note(path) or {}).get("key") == key:
-            continue
-        place = np.full(shards.rows(part), -1)
-        mine = rows[~found.kept[part]]
-        ids = table[PAIR_ID].filter(pa.array(~found.kept[part])).cast(losers.type)
-        place[mine] = pc.index_in(ids, value_set=losers).to_numpy()
-        column = winners.take(pa.array(place, mask=place < 0))
-        write_table(path, pa.table({DUPLICATE_OF: column}), {"key": key, "counts": {}})
 
 
 def _judged(scored: ShardStore) -> pa.Table:
@@ -435,9 +357,7 @@ def _judged(scored: ShardStore) -> pa.Table:
     schema = pa.schema(
         [(PAIR_ID, pa.string()), (QUALITY, pa.float32()), (VOTES, pa.list_(pa.int8())), (DUPLICATE_OF, pa.string())]
     )
-    pieces = []
-    for _, _, table in live(scored, schema.names):
-        if DUPLICATE_OF not in table.column_names:
-            table = table.append_column(DUPLICATE_OF, pa.nulls(table.num_rows, pa.string()))
-        pieces.append(table.select(schema.names).cast(schema))
-    return pa.concat_tables(pieces).combine_chunks()
+    table = pa.concat_tables([table for _, _, table in live(scored, schema.names)])
+    if DUPLICATE_OF not in table.column_names:
+        table = table.append_column(DUPLICATE_OF, pa.nulls(table.num_rows, pa.string()))
+    return table.select(schema.names).cast(schema).combine_chunks()

@@ -17,6 +17,16 @@ from nemo_mm_rank.io.owned import Claim, clear, local, locked, recognised, refus
 
 
 @dataclass(frozen=True)
+class Place:
+    """A path below a run's folder."""
+
+    below: str
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder] | None = None) -> Path:
+        return folder.path / self.below
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """Paths in a run's folder.
 
@@ -39,65 +49,30 @@ class RunFolder:
         """Return a path below the folder as it stays true where the folder is moved."""
         return str(Path(path).relative_to(self.path))
 
-    @property
-    def config(self) -> Path:
-        """The configuration that the run was started with."""
-        return self.path / "config.yaml"
-
-    @property
-    def pool(self) -> Path:
-        """The pool in canonical columns, shard by shard."""
-        return self.path / "pool"
-
-    @property
-    def bad_rows(self) -> Path:
-        """Rows of the pool that never became pairs."""
-        return self.pool / "bad_rows.parquet"
-
-    @property
-    def fitted(self) -> Path:
-        """What was fitted on this pool (`run.fits.Fits`)."""
-        return self.path / "fitted"
-
-    @property
-    def steps(self) -> Path:
-        """What the steps added, one folder for each step in each configuration."""
-        return self.path / "steps"
-
-    @property
-    def ranking(self) -> Path:
-        """Scores of the last ranking."""
-        return self.path / "ranking"
-
-    @property
-    def state(self) -> Path:
-        """Which shards hold the embedded pairs, so that they can be ranked again."""
-        return self.path / "state.json"
-
-    @property
-    def blend(self) -> Path:
-        """The chosen pairs, best first."""
-        return self.path / "blend.parquet"
-
-    @property
-    def lines(self) -> Path:
-        """The same as JSONL, where that is asked for."""
-        return self.path / "blend.jsonl"
-
-    @property
-    def quarantine(self) -> Path:
-        """The pairs that could not be ranked, with the reason."""
-        return self.path / "quarantine.parquet"
-
-    @property
-    def manifest(self) -> Path:
-        """Where the blend comes from: configuration, models, digests, counts, versions."""
-        return self.path / "manifest.json"
-
-    @property
-    def timings(self) -> Path:
-        """What every step took (kept apart: it differs from run to run)."""
-        return self.path / "timings.json"
+    config = Place("config.yaml")
+    """The configuration that the run was started with."""
+    pool = Place("pool")
+    """The pool in canonical columns, shard by shard."""
+    bad_rows = Place("pool/bad_rows.parquet")
+    """Rows of the pool that never became pairs."""
+    fitted = Place("fitted")
+    """What was fitted on this pool (`run.fits.Fits`)."""
+    steps = Place("steps")
+    """What the steps added, one folder for each step in each configuration."""
+    ranking = Place("ranking")
+    """Scores of the last ranking."""
+    state = Place("state.json")
+    """Which shards hold the embedded pairs, so that they can be ranked again."""
+    blend = Place("blend.parquet")
+    """The chosen pairs, best first."""
+    lines = Place("blend.jsonl")
+    """The same as JSONL, where that is asked for."""
+    quarantine = Place("quarantine.parquet")
+    """The pairs that could not be ranked, with the reason."""
+    manifest = Place("manifest.json")
+    """Where the blend comes from: configuration, models, digests, counts, versions."""
+    timings = Place("timings.json")
+    """What every step took (kept apart: it differs from run to run)."""
 
     def stage(self, name: str, identity: str) -> Path:
         """The files of one step in one configuration."""

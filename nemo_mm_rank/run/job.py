@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -18,12 +18,12 @@ from nemo_mm_rank import __version__
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget, EngineSettings, Importing, Pools
 from nemo_mm_rank.console import SafeConsole
-from nemo_mm_rank.engine import Engine, make_engine
+from nemo_mm_rank.engine import Engine, using
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.export import write_blend
-from nemo_mm_rank.io.files import file_digest, table_digest
+from nemo_mm_rank.io.files import file_digest, table_digest, write_json, write_table
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.io.owned import Claim
+from nemo_mm_rank.io.owned import Claim, drop, take
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.run.finished import State
@@ -37,6 +37,11 @@ from nemo_mm_rank.steps import Step
 
 class StrategyConfig(Importing):
     """A whole job. Either ``pools`` or ``run`` has to be given."""
+
+    kind: ClassVar[str]
+    """Of job, one of `owned.KINDS`."""
+    libraries: ClassVar[tuple[str, ...]]
+    """Those whose version can change what comes out."""
 
     pools: Pools = ()
     run: str | None = Field(None, description="folder of a finished run whose pool is to be used")
@@ -52,6 +57,13 @@ class StrategyConfig(Importing):
         if bool(self.pools) == bool(self.run):
             raise ValueError("give either pools or the folder of a finished run")
         return self
+
+
+_WHERE: dict[str, Any] = {
+    **dict.fromkeys(("pools", "run", "engine", "output", "import_from", "trust_run", "shards", "rows_per_shard"), True),
+    "media": {"threads"},
+}
+"""Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
 
 
 @dataclass(frozen=True)
@@ -93,72 +105,76 @@ class Job:
     reporter: Reporter
     pool: Pool
 
-    def through(self, steps: Sequence[Step], shards: ShardStore) -> ShardStore:
+    def take_through(self, steps: Sequence[Step], shards: ShardStore) -> ShardStore:
         """Take all shards through some steps, those that are not done yet."""
         return take_through(steps, shards, self.pool.pairs, self.folder, self.engine, self.reporter)
 
-    def write(self, chosen: pa.Table, places: Ints, shards: ShardStore) -> tuple[pa.Table, pa.Table]:
-        """Write the blend, with the users' own columns, and the quarantine; return both.
+    def step(self, name: str) -> AbstractContextManager[None]:
+        """Report what is done inside as one step over all pairs."""
+        return self.reporter.whole(name, self.pool.pairs)
 
-        The manifest of an earlier run goes first: it vouches for these files.
+    def finish(
+        self,
+        chosen: pa.Table,
+        places: Ints,
+        shards: ShardStore,
+        files: Mapping[str, pa.Table | None],
+        steps: Sequence[Step],
+        counts: Mapping[str, Any],
+        **about: Any,
+    ) -> dict[str, Any]:
+        """Write everything that the job leaves behind, the manifest that vouches for it last, and return that.
+
+        The manifest of an earlier run goes first. It is the same for the same input, settings and versions.
 
         Args:
-            chosen: best first, with ``pair_id, rank, score, modality, pool``.
+            chosen: best first, with ``pair_id, rank, score, modality, pool``; the users' own columns are added.
             places: ``(k, 2)`` shard and row of each.
             shards: after the last step, with every ``error``.
+            files: name -> what else is written; None takes away what an earlier run has left.
+            steps: that the manifest identifies.
+            counts: the strategy's own.
+            about: what else the manifest says.
         """
-        self.folder.manifest.unlink(missing_ok=True)
-        own = [name for name in self.pool.shards.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
-        wide = attach_rows(chosen, places, self.pool.shards, own)
+        folder, config, pool = self.folder, self.config, self.pool
+        folder.manifest.unlink(missing_ok=True)
+        own = [name for name in pool.shards.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
+        wide = attach_rows(chosen, places, pool.shards, own)
         first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
         blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
-        write_blend(blend, self.folder.blend)
-        return blend, write_quarantine(self.folder, shards)
-
-    def manifest(
-        self,
-        strategy: str,
-        libraries: Sequence[str],
-        about: Mapping[str, Any],
-        counts: Mapping[str, Any],
-        blend: pa.Table,
-        quarantine: pa.Table,
-    ) -> dict[str, Any]:
-        """Return where a blend comes from. The same for the same input, settings and versions.
-
-        Args:
-            strategy: its name.
-            libraries: whose version can change what comes out.
-            about: what else there is to say: first of all the ``config``.
-            counts: the strategy's own.
-            blend: the chosen pairs.
-            quarantine: those that could not be judged.
-        """
-        return {
+        write_blend(blend, folder.blend)
+        quarantine = write_quarantine(folder, shards)
+        for name, table in files.items():
+            if table is None:
+                drop(folder.path, name)
+            else:
+                write_table(take(folder.path, name), table)
+        manifest = {
             "nemo_mm_rank": __version__,
             "python": platform.python_version(),
-            "versions": {name: version(name) for name in libraries},
-            "strategy": strategy,
+            "versions": {name: version(name) for name in config.libraries},
+            "strategy": config.kind,
+            "config": config.model_dump(mode="json", by_alias=True, exclude=_WHERE, exclude_none=True),
+            "steps": [step.identity() for step in steps],
             **about,
-            "inputs": self.pool.inputs,
+            "inputs": pool.inputs,
             "counts": {
-                "pool": {"rows": self.pool.rows, "bad_rows": self.pool.bad_rows},
+                "pool": {"rows": pool.rows, "bad_rows": pool.bad_rows},
                 **counts,
                 "quarantined": quarantine.num_rows,
                 "blend": dict(sorted(Counter(blend[MODALITY].to_pylist()).items())),
             },
             "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
         }
+        write_json(folder.manifest, manifest)
+        return manifest
 
 
 @contextmanager
-def at_work(
-    kind: str, config: StrategyConfig, console: Console | None, engine: Engine | None, overwrite: bool
-) -> Iterator[Job]:
+def at_work(config: StrategyConfig, console: Console | None, engine: Engine | None, overwrite: bool) -> Iterator[Job]:
     """Hold the output folder and an engine for a job, with its pool read.
 
     Args:
-        kind: of job, one of `owned.KINDS`.
         config: the whole job.
         console: where progress goes.
         engine: where the work is done; default: what ``config.engine`` says. The caller's is left open.
@@ -167,16 +183,11 @@ def at_work(
     Raises:
         UserError: the folder is not ours to write or holds something else, or the pool has no usable pair.
     """
-    claim = Claim(kind, config.pools, [config.run] if config.run is not None else [], overwrite)
+    claim = Claim(config.kind, config.pools, [config.run] if config.run is not None else [], overwrite)
     folder = RunFolder(claim.check(config.output))
     reporter = Reporter(console or SafeConsole(quiet=True))
-    own = engine or make_engine(config.engine)
-    try:
-        with folder.claimed(claim):
-            yield Job(config, folder, own, reporter, _pool(config, folder))
-    finally:
-        if engine is None:
-            own.close()
+    with using(engine, config.engine) as held, folder.claimed(claim):
+        yield Job(config, folder, held, reporter, _pool(config, folder))
 
 
 def _pool(config: StrategyConfig, folder: RunFolder) -> Pool:
@@ -185,8 +196,7 @@ def _pool(config: StrategyConfig, folder: RunFolder) -> Pool:
         run = RunFolder.at(config.run)
         state = State.load(run)
         embedded = state.open(run)
-        shards = ShardStore(embedded.stages[:1], state.shards)
-        return Pool(shards, embedded, state.pairs, state.rows, state.bad_rows, state.inputs)
+        return Pool(embedded.pool, embedded, state.pairs, state.rows, state.bad_rows, state.inputs)
     files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
     report = ingest(
         config.pools,

@@ -61,6 +61,13 @@ class Reporter:
             resumed = f", {done:,} from before" if done else ""
             self.say(f"{name:<17} {fresh:,} pairs in {took:.1f} s ({fresh / max(took, 1e-9):,.0f} pairs/s){resumed}")
 
+    @contextmanager
+    def whole(self, name: str, pairs: int) -> Iterator[None]:
+        """Follow one step that does all of its ``pairs`` at once."""
+        with self.step(name, pairs) as advance:
+            yield
+            advance(pairs)
+
 
 @dataclass
 class _Advance:

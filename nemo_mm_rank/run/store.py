@@ -18,12 +18,13 @@ import torch
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.frames import check_free
-from nemo_mm_rank.io.files import read_note, read_table, write_table
+from nemo_mm_rank.io.files import read_note, write_table
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
+from nemo_mm_rank.shards import Files
 from nemo_mm_rank.steps import Step, columns_added
 
 
@@ -56,19 +57,12 @@ class ShardStore:
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one shard; each column from the last stage that has it. Unknown names are left out."""
-        source: dict[str, Path] = {}
-        for stage in self.stages:
-            path = stage / part_name(part)
-            source.update(dict.fromkeys(pq.read_schema(path).names, path))
-        wanted = [name for name in (columns if columns is not None else source) if name in source]
-        by_file: dict[Path, list[str]] = {}
-        for name in wanted:
-            by_file.setdefault(source[name], []).append(name)
-        found: dict[str, pa.ChunkedArray] = {}
-        for path, names in by_file.items():
-            table = read_table(path, names)
-            found.update({name: table[name] for name in names})
-        return pa.table({name: found[name] for name in wanted})
+        return Files((tuple(stage / part_name(part) for stage in self.stages),)).read(0, columns)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read all shards as one table, which has to fit into memory; unknown names are left out."""
+        tables = [self.read(part, columns) for part in range(self.count)]
+        return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
     def columns(self, part: int = 0) -> dict[str, pa.DataType]:
         """Return the columns of a shard (every other has the same), with their types."""
@@ -85,6 +79,11 @@ class ShardStore:
     def then(self, stage: Path) -> ShardStore:
         """Return these shards with one more stage."""
         return ShardStore((*self.stages, stage), self.count)
+
+    @property
+    def pool(self) -> ShardStore:
+        """These shards as they were before their first step."""
+        return ShardStore(self.stages[:1], self.count)
 
 
 @dataclass(frozen=True)

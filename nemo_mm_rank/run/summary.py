@@ -76,7 +76,8 @@ def count_steps(shards: ShardStore) -> list[StepCounts]:
     return steps
 
 
-def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
+def text_table(title: str, columns: Sequence[str], left: int = 1) -> Table:
+    """Return an empty table for a terminal, the first ``left`` columns text and the others numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < left else "right", no_wrap=position < left)
@@ -87,7 +88,7 @@ def rows_table(manifest: Mapping[str, Any]) -> Table:
     """Return one line per step and one column per modality: pairs in, and what became of them."""
     counts = manifest["counts"]
     modalities = sorted(counts["pool"]["in"])
-    table = _table("Pairs", ["step", *(name.replace("+", "+\n") for name in modalities), "all"])
+    table = text_table("Pairs", ["step", *(name.replace("+", "+\n") for name in modalities), "all"])
 
     def line(name: str, by_modality: Mapping[str, int], style: str = "") -> None:
         cells = [f"{by_modality.get(modality, 0):,}" for modality in modalities]
@@ -118,7 +119,7 @@ def reasons_table(manifest: Mapping[str, Any]) -> Table | None:
         reasons["pool", "BadRow"] += bad
     if not reasons:
         return None
-    table = _table("Quarantined", ["step", "reason", "pairs"], left=2)
+    table = text_table("Quarantined", ["step", "reason", "pairs"], left=2)
     for (step, name), n in sorted(reasons.items()):
         table.add_row(step, name, f"{n:,}")
     return table
@@ -128,7 +129,7 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
     """Return gap, matched gap and recall of every space, measured on held-out pairs (the mean over the folds)."""
     spaces, folds = metrics["mean"], len(metrics["folds"])
     title = f"Spaces (held-out pairs only, {folds} folds)"
-    table = _table(title, ["space", "pairs", "gap", "matched gap", "Recall@10"])
+    table = text_table(title, ["space", "pairs", "gap", "matched gap", "Recall@10"])
     for name in sorted(spaces, key=lambda name: name == "fused"):
         space = spaces[name]
         gaps = (gap_text(space, measure) for measure in ("gap", "matched_gap"))
@@ -139,7 +140,9 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
 
 def matching_table(matching: Mapping[str, Any]) -> Table:
     """Return how well own annotations are told from others, and the share of pairs that is taken for wrong."""
-    table = _table("Own annotations told from others", ["modality", "annotations with", "told apart", "wrong"], left=2)
+    table = text_table(
+        "Own annotations told from others", ["modality", "annotations with", "told apart", "wrong"], left=2
+    )
     for modality, ways in matching.items():
         for name, about in ways.items():
             table.add_row(modality, SPOILT[name], f"{about['told']:.2f}", f"{about['wrong']:.1%}")
@@ -148,7 +151,7 @@ def matching_table(matching: Mapping[str, Any]) -> Table:
 
 def mix_table(mix: Mapping[str, Any]) -> Table:
     """Return what a mix asked for by type, and what there was; its source and what was reported of it below."""
-    table = _table(f"Mix: {mix['name'] or 'your own'}", ["data -> annotation", "share", "quota", "chosen"])
+    table = text_table(f"Mix: {mix['name'] or 'your own'}", ["data -> annotation", "share", "quota", "chosen"])
     for entry in mix["types"]:
         share = "" if entry["share"] is None else f"{entry['share']:.1%}"
         style = "yellow" if entry["chosen"] < entry["quota"] else ""
@@ -167,7 +170,7 @@ def mix_lines(mix: Mapping[str, Any]) -> list[str]:
 def blend_table(blend: pa.Table, most: int = 10) -> Table:
     """Return the first pairs of the blend."""
     shown = min(most, blend.num_rows)
-    table = _table(f"Blend: the first {shown} of {blend.num_rows:,}", ["rank", "score", "modality", "pair"], 4)
+    table = text_table(f"Blend: the first {shown} of {blend.num_rows:,}", ["rank", "score", "modality", "pair"], 4)
     table.add_column("annotation", ratio=1, no_wrap=True, overflow="ellipsis")
     table.expand = True
     for row in blend.slice(0, most).to_pylist():

@@ -6,27 +6,25 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pydantic import Field
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
-from nemo_mm_rank.io.files import write_json, write_table
 from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep, choose
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.job import StrategyConfig, at_work
+from nemo_mm_rank.run.summary import text_table
 from nemo_mm_rank.schema import ANNOTATION
 
 DUPLICATES = "duplicates.parquet"
 """Pairs that fail a filter of duplicates, in the run's folder; Curator's removal stage reads it too."""
 
-VERSIONS = ("nemo-curator", "numpy", "pandas", "pyarrow")
-"""Libraries whose version can change what comes out."""
-
 
 class TraditionalConfig(StrategyConfig):
     """A whole job. Either ``pools`` or ``run`` has to be given."""
+
+    kind = "traditional"
+    libraries = ("nemo-curator", "numpy", "pandas", "pyarrow")
 
     output: str = "traditional-run"
     traditional: TraditionalSettings = Field(default_factory=TraditionalSettings)
@@ -39,9 +37,7 @@ class TraditionalResult(Result):
     def print(self, console: Console | None = None) -> None:
         """Print by filter and modality how many pairs it keeps."""
         counts = self.manifest["counts"]["filters"]
-        table = Table(box=box.SIMPLE, title="pairs that pass")
-        for column in ("filter", *counts):
-            table.add_column(column, justify="left" if column == "filter" else "right")
+        table = text_table("pairs that pass", ["filter", *counts])
         table.add_row("(pairs)", *(f"{entry['pairs']:,}" for entry in counts.values()))
         for name in next(iter(counts.values()), {"passed": ()})["passed"]:
             table.add_row(name, *(f"{entry['passed'][name]:,}" for entry in counts.values()))
@@ -69,20 +65,14 @@ def curate(
     """
     config.register()
     step = TraditionalStep(config.traditional)
-    settings = step.identity()["settings"]
-    with at_work("traditional", config, console, engine, overwrite) as job:
-        judged = job.through([step], job.pool.shards)
-        with job.reporter.step("choose", job.pool.pairs) as advance:
+    with at_work(config, console, engine, overwrite) as job:
+        judged = job.take_through([step], job.pool.shards)
+        with job.step("choose"):
             choice = choose(judged, config.traditional, config.budget)
-            advance(job.pool.pairs)
-        blend, quarantine = job.write(choice.chosen, choice.places, judged)
-        write_table(job.folder.path / DUPLICATES, choice.duplicates)
-        budget = config.budget.model_dump(mode="json", exclude_none=True)
         counts = {
             "filters": choice.counts,
             "duplicates": dict(sorted(Counter(choice.duplicates["filter"].to_pylist()).items())),
         }
-        about = {"judged": ANNOTATION, "config": {"budget": budget, **settings}}
-        manifest = job.manifest("traditional", VERSIONS, about, counts, blend, quarantine)
-        write_json(job.folder.manifest, manifest)
+        files = {DUPLICATES: choice.duplicates}
+        manifest = job.finish(choice.chosen, choice.places, judged, files, [step], counts, judged=ANNOTATION)
         return TraditionalResult(job.folder.path, manifest)

@@ -10,6 +10,7 @@ import pytest
 from nemo_mm_rank.benchmark.blends import Blend, Cost, measured
 from nemo_mm_rank.benchmark.tables import markdown, verdict
 from nemo_mm_rank.measures.statistics import Difference
+from nemo_mm_rank.report.content import Row, Table
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,10 @@ def test_one_seed_says_nothing() -> None:
 
 
 def test_markdown() -> None:
-    assert markdown(["a", "b"], [["1", "x|y"]]) == "| a | b |\n| --- | --- |\n| 1 | x\\|y |"
+    table = Table("T", ["a", "b"], [Row(["1", "x|y"])], note="A note.")
+    text = "## T\n\n| a | b |\n| --- | --- |\n| 1 | x\\|y |\n\nA note.\n"
+    assert markdown([table]) == text
+    assert markdown([table], "Title", ["One.", "Two."]) == f"# Title\n\nOne.\n\nTwo.\n\n{text}"
 
 
 def test_costs_are_those_of_what_is_done_inside() -> None:

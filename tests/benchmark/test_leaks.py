@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from nemo_mm_rank.benchmark.source import FINGERPRINT, leaks
+from nemo_mm_rank.benchmark.source import leaks
+from nemo_mm_rank.quality.operators.fingerprints import DATA_KEY as FINGERPRINT
 
 PASSAGE = "The river rises in the hills, runs through three towns and reaches the sea after two hundred miles."
 

@@ -23,7 +23,7 @@ from nemo_mm_rank.curator import (
 from nemo_mm_rank.curator.stages import to_table
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.io.files import read_table
-from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, Operated, curate
+from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, OperatorSetup, curate
 from tests.curator.conftest import Through
 
 
@@ -53,7 +53,7 @@ def test_the_whole_chain_scores_pairs_as_the_job_did(
 
 
 def test_each_kind_of_operator_is_a_stage(job: EcoDatumResult, batch: DocumentBatch) -> None:
-    done, _ = Operated.load(job.folder)
+    done, _ = OperatorSetup.load(job.folder)
     media = MediaQualityStage(operators={"pictures": ["blurry"], "fingerprints": False}).process(batch)
     texts = TextQualityStage(operators={"texts": ["words"]}).process(media)
     table = to_table(texts)

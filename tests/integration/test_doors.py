@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.benchmark.downstream.settings import VLMSettings
-from nemo_mm_rank.benchmark.downstream.vlm.job import Job
+from nemo_mm_rank.benchmark.downstream.vlm.job import TrainingRun
 from nemo_mm_rank.benchmark.downstream.vlm.launch import work
 from nemo_mm_rank.benchmark.planting import plant
 from nemo_mm_rank.cli import app
@@ -96,7 +96,7 @@ def _project(output: Path, _: Path, run: Path) -> None:
 def _training(output: Path, _: Path, __: Path) -> None:
     table = pa.table({"pair_id": ["a"]})
     settings = parse(VLMSettings, {"kind": "vlm", "model": str(Path(__file__).parent)})
-    Job(table, [0], [0], settings, MediaSettings(), 0, 0).save(output)
+    TrainingRun(table, [0], [0], settings, MediaSettings(), 0, 0).save(output)
 
 
 def _workflow(output: Path, pool: Path, _: Path) -> None:

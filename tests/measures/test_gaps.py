@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_mm_rank.measures.gaps import Square, gap_text, matched_gap_square, modality_gap_square, pooled
-from nemo_mm_rank.measures.geometry import matched_gap, modality_gap
+from tests.measures.plain import matched_gap, modality_gap
 
 NAMES = ["image"] * 12 + ["sound"] * 6
 

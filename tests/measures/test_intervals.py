@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nemo_mm_rank.measures.gaps import geometry, matched_gap_square, modality_gap_square
-from nemo_mm_rank.measures.geometry import matched_gap, modality_gap, potentials, recall_at_k
+from tests.measures.plain import matched_gap, modality_gap, recall_at_k, uniformity
 
 
 def a_space(n: int = 120) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
@@ -17,10 +17,6 @@ def a_space(n: int = 120) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     modality = ["image" if row % 3 else "text" for row in range(n)]
     data[[row for row in range(n) if not row % 3]] += 1.0
     return *(torch.nn.functional.normalize(side, dim=1) for side in (data, annotation)), modality  # type: ignore[return-value]
-
-
-def uniformity(embeddings: np.ndarray | torch.Tensor) -> float:
-    return float(potentials(embeddings).mean().log())
 
 
 def test_uniformity_by_hand() -> None:

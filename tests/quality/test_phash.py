@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from nemo_mm_rank.media.fingerprint import film_hash, phash, phashes, sound_hash
+from nemo_mm_rank.media.fingerprint import audio_hash, phash, phashes, video_hash
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.quality.duplicates import distances
 
@@ -64,17 +64,17 @@ def test_coding_and_size_change_few_bits_and_another_picture_many() -> None:
 def test_a_film_is_known_by_its_frames_and_their_order() -> None:
     frames = np.stack([np.asarray(scene(64, 48, seed)) for seed in range(8)])
     noisy = np.clip(frames.astype(np.int16) + RANDOM.integers(-3, 4, frames.shape), 0, 255).astype(np.uint8)
-    own = film_hash(frames)
-    assert distance(own, film_hash(noisy)) <= 3
-    assert distance(own, film_hash(frames[::-1])) > 8
-    assert distance(own, film_hash(frames[:, :, ::-1])) > 8
+    own = video_hash(frames)
+    assert distance(own, video_hash(noisy)) <= 3
+    assert distance(own, video_hash(frames[::-1])) > 8
+    assert distance(own, video_hash(frames[:, :, ::-1])) > 8
 
 
 def test_a_film_that_stands_still_or_is_short_has_a_hash_all_the_same() -> None:
     frame = np.asarray(scene(64, 48))
-    still = film_hash(np.stack([frame] * 8))
-    assert still == film_hash(np.stack([frame] * 5))  # no noise of arithmetic in the bits that say nothing
-    assert still == film_hash(frame[None])
+    still = video_hash(np.stack([frame] * 8))
+    assert still == video_hash(np.stack([frame] * 5))  # no noise of arithmetic in the bits that say nothing
+    assert still == video_hash(frame[None])
 
 
 def test_a_sound_is_known_by_its_spectrum_over_time() -> None:
@@ -82,16 +82,16 @@ def test_a_sound_is_known_by_its_spectrum_over_time() -> None:
     times = np.arange(3 * rate) / rate
     chirp = (0.5 * np.sin(2 * np.pi * (200 + 400 * times) * times)).astype(np.float32)
     hiss = (chirp + 0.0005 * RANDOM.standard_normal(len(chirp))).astype(np.float32)
-    own = sound_hash(Audio("a", chirp, rate))
-    assert distance(own, sound_hash(Audio("b", chirp * np.float32(0.8), rate))) <= 3
-    assert distance(own, sound_hash(Audio("c", hiss, rate))) <= 3
-    assert distance(own, sound_hash(Audio("d", chirp[::-1].copy(), rate))) > 10
+    own = audio_hash(Audio("a", chirp, rate))
+    assert distance(own, audio_hash(Audio("b", chirp * np.float32(0.8), rate))) <= 3
+    assert distance(own, audio_hash(Audio("c", hiss, rate))) <= 3
+    assert distance(own, audio_hash(Audio("d", chirp[::-1].copy(), rate))) > 10
 
 
 @pytest.mark.parametrize("length", [1, 400, 4_000])
 def test_a_short_sound_has_a_hash(length: int) -> None:
     samples = RANDOM.standard_normal(length).astype(np.float32).clip(-1, 1)
-    assert sound_hash(Audio("a", samples, 16_000)) == sound_hash(Audio("b", samples.copy(), 16_000))
+    assert audio_hash(Audio("a", samples, 16_000)) == audio_hash(Audio("b", samples.copy(), 16_000))
 
 
 def distance(one: np.uint64, other: np.uint64) -> int:

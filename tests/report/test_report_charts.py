@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_mm_rank.measures.statistics import Interval, mean_interval
 from nemo_mm_rank.report.charts import Curve, Scale, curves, distributions, intervals, mixes
 from nemo_mm_rank.report.content import Chart
 
@@ -66,7 +67,7 @@ def test_mixes_fill_their_bars() -> None:
 
 def test_curves_stay_within_the_frame_and_their_names_apart() -> None:
     lines = [
-        Curve(f"s{place}", place, [1, 2], [5, 4 + place / 1000], [4, 3], [6, 5], strong=place == 0)
+        Curve(f"s{place}", place, [1, 2], [Interval(5, 4, 6, 3), Interval(4 + place / 1000, 3, 5, 3)], place == 0)
         for place in range(9)
     ]
     chart = curves("t", lines, "step", "perplexity", "")
@@ -82,7 +83,8 @@ def test_curves_stay_within_the_frame_and_their_names_apart() -> None:
 
 
 def test_a_band_that_says_nothing_does_not_flatten_the_lines() -> None:
-    lines = [Curve("a", 0, [1, 2], [50, 40], [-900, -900], [900, 900]), Curve("b", 1, [1, 2], [60, 50])]
+    wide = [Interval(value, -900, 900, 3) for value in (50, 40)]
+    lines = [Curve("a", 0, [1, 2], wide), Curve("b", 1, [1, 2], [mean_interval([60]), mean_interval([50])])]
     chart = curves("t", lines, "step", "perplexity", "")
     first, second = ([float(value) for value in NUMBERS.findall(mark)[1::2]] for mark in marks(chart, "line"))
     assert max(first) - min(second) > 100  # of 334 pixels between the axes
@@ -91,8 +93,9 @@ def test_a_band_that_says_nothing_does_not_flatten_the_lines() -> None:
 
 
 def test_differences_show_zero() -> None:
-    rows = [("a - b", 0, 0.3, 0.2, 0.4, "+0.300"), ("a - c", 0, 0.5, None, None, "+0.500")]
-    chart = intervals("t", rows, "x", "", zero=True)
+    rows = [("a - b", 0, Interval(0.3, 0.2, 0.4, 3)), ("a - c", 0, mean_interval([0.5]))]
+    chart = intervals("t", rows, "x", differences=True)
+    assert {"+0.300 \N{PLUS-MINUS SIGN} 0.100", "+0.500"} <= {label.text for label in chart.labels}
     zero = float(NUMBERS.findall(marks(chart, "rule")[0])[0])
     points = [float(NUMBERS.findall(mark)[0]) for mark in marks(chart, "point")]
     whisker = [float(value) for value in NUMBERS.findall(marks(chart, "whisker")[0])]

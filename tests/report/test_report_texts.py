@@ -1,4 +1,4 @@
-"""Texts cut at what was kept, Markdown read back, and numbers as people read them."""
+"""Texts cut at what was kept, and numbers as people read them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_mm_rank.benchmark.markdown import read
-from nemo_mm_rank.benchmark.tables import markdown
 from nemo_mm_rank.report.content import counted, number, share
 from nemo_mm_rank.report.details import excerpt, pieces
 
@@ -43,19 +41,6 @@ def test_excerpts_are_one_line() -> None:
     assert excerpt("a\n b\t c", 10) == "a b c"
     assert excerpt("word " * 9, 10) == "word word…"
     assert len(excerpt("x" * 50, 20)) == 20
-
-
-def test_markdown_as_it_was_written() -> None:
-    rows = [["ranked", "7.732 ± 0.011", "better"], ["a|b", "-0.5", "not separable"]]
-    text = (
-        f"# Title\n\nObjective: x\ny\n\n## One (lower is better)\n\n{markdown(['', 'value', 'says'], rows)}\n\nA\nnote."
-    )
-    document = read(text + "\n\n## Two\n\n" + markdown(["n"], [["1"]]) + "\n")
-    assert document.lines == ["Objective: x y"]
-    one = document.tables["One (lower is better)"]
-    assert [list(row.cells) for row in one.rows] == rows
-    assert (list(one.columns), one.text, one.note) == (["", "value", "says"], [0, 2], "A note.")
-    assert document.tables["Two"].text == []
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.quality import LabelModel, label_votes
 from nemo_mm_rank.quality.ensemble.fit import Ensemble
-from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, Operated, curate
+from nemo_mm_rank.run.ecodatum import EcoDatumConfig, EcoDatumResult, OperatorSetup, curate
 from tests.integration.runs import settings as run_settings
 
 FILES = ("blend.parquet", "quality.parquet", "duplicates.parquet", "quarantine.parquet", "manifest.json")
@@ -182,7 +182,11 @@ def test_a_search_finds_thresholds_and_never_chooses_what_it_learns_from(pool: P
     trace = pd.read_parquet(result.folder / "search.parquet")
     assert trace["best"].sum() == 1
     assert trace.loc[trace["best"], "m"].item() == trace["m"].max()
-    assert (result.folder / "search.png").stat().st_size > 1000
+    console = Console(record=True, width=160)
+    result.print(console)
+    shown = re.search(r"the best of 16 choices of thresholds\s+M .*\n[^\n]*\n\s*([\d.]+) ", console.export_text())
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(trace["m"].max(), abs=6e-4)
     assert set(result.blend["pair_id"]).isdisjoint(ids)
     assert result.manifest["ensemble"]["pairs"] == len(result.blend)
     job(pool, tmp_path / "run", budget="100%")
@@ -231,11 +235,11 @@ def test_the_example_configuration_is_the_default_one(pool: Path, tmp_path: Path
 
 
 def test_how_the_pool_was_scored_is_read_back(result: EcoDatumResult) -> None:
-    operated, ensemble = Operated.load(result.folder)
-    assert [step.identity() for step in operated.steps] == result.manifest["steps"]
+    setup, ensemble = OperatorSetup.load(result.folder)
+    assert [step.identity() for step in setup.steps] == result.manifest["steps"]
     assert list(ensemble.names) == list(result.manifest["ensemble"]["functions"])
     with pytest.raises(UserError, match="holds no finished EcoDatum job"):
-        Operated.load(result.folder / "pool")
+        OperatorSetup.load(result.folder / "pool")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +280,7 @@ def test_an_operator_of_one_s_own_votes(pool: Path, tmp_path: Path) -> None:
     found = job(pool, tmp_path / "run", shards=2, operators={"own": own})
     assert "red" in found.manifest["ensemble"]["functions"]
     assert found.manifest["config"]["operators"]["own"] == own
-    operated, _ = Operated.load(found.folder)
+    operated, _ = OperatorSetup.load(found.folder)
     assert operated.operators.own["red"].arguments == {"times": 0.5}
     with pytest.raises(ConfigError, match="takes no 'tims'"):
         job(pool, tmp_path / "other", operators={"own": {"red": {**own["red"], "tims": 1}}})

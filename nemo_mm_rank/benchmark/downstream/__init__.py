@@ -8,45 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from nemo_mm_rank.benchmark.downstream.features import Features, make_features
+from nemo_mm_rank.benchmark.downstream.features import make_features
 from nemo_mm_rank.benchmark.downstream.lm import train_lm
 from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
-from nemo_mm_rank.benchmark.downstream.settings import (
-    DownstreamSettings,
-    LMSettings,
-    OffSettings,
-    SmallSettings,
-    TrainedSettings,
-    VLMSettings,
-)
+from nemo_mm_rank.benchmark.downstream.rows import Rows
+from nemo_mm_rank.benchmark.downstream.settings import LMSettings, SmallSettings, TrainedSettings, VLMSettings
 from nemo_mm_rank.benchmark.downstream.small import train_small
-from nemo_mm_rank.benchmark.downstream.vlm.job import Job, Pairs, read_pairs
-from nemo_mm_rank.benchmark.downstream.vlm.launch import perform
-from nemo_mm_rank.benchmark.downstream.words import Words, make_words
+from nemo_mm_rank.benchmark.downstream.vlm.job import read_pairs
+from nemo_mm_rank.benchmark.downstream.vlm.launch import train_vlm
+from nemo_mm_rank.benchmark.downstream.words import make_words
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.run.store import ShardStore
 
-__all__ = [
-    "DownstreamSettings",
-    "Features",
-    "LMSettings",
-    "OffSettings",
-    "Pairs",
-    "Perplexity",
-    "SmallSettings",
-    "TrainedSettings",
-    "VLMSettings",
-    "Words",
-    "features",
-    "train",
-]
+_MAKE: dict[type, Any] = {SmallSettings: make_features, LMSettings: make_words, VLMSettings: read_pairs}
+_TRAIN: dict[type, Any] = {SmallSettings: train_small, LMSettings: train_lm, VLMSettings: train_vlm}
 
 
 def features(
     parts: Mapping[str, ShardStore], settings: TrainedSettings, config: Config, folder: Path, engine: Engine
-) -> Features | Pairs | Words:
+) -> Rows:
     """Return what models are trained on and judged by: made once, shared by all strategies and seeds.
 
     Args:
@@ -57,15 +40,12 @@ def features(
         folder: where what is made is kept, so that another run finds it.
         engine: where the work is done.
     """
-    if isinstance(settings, VLMSettings):
-        return read_pairs(parts, config.media)
-    if isinstance(settings, LMSettings):
-        return make_words(parts, settings, config, folder, engine)
-    return make_features(parts, settings, config, folder, engine)
+    made: Rows = _MAKE[type(settings)](parts, settings, config, folder, engine)
+    return made
 
 
 def train(
-    features: Features | Pairs | Words,
+    features: Rows,
     annotations: Sequence[str | None],
     blend_rows: Sequence[int],
     validation_rows: Sequence[int],
@@ -75,7 +55,7 @@ def train(
     """Train the model on some rows and judge it on others.
 
     Args:
-        features: from `features`.
+        features: from `features`, by the same settings.
         annotations: as they are to be learnt, row by row; ``features.annotations`` has them trimmed where pairs are.
         blend_rows: which rows to learn from.
         validation_rows: which rows to judge; none that is learnt from.
@@ -85,10 +65,5 @@ def train(
     Raises:
         UserError: no usable pair to learn from or to judge, or validation pairs in the blend.
     """
-    if isinstance(features, Pairs) and isinstance(settings, VLMSettings):
-        return perform(Job.of(features, annotations, blend_rows, validation_rows, settings, seed))
-    if isinstance(features, Words) and isinstance(settings, LMSettings):
-        return train_lm(features, annotations, blend_rows, validation_rows, settings, seed)
-    if not isinstance(features, Features) or not isinstance(settings, SmallSettings):
-        raise TypeError("the features of one kind of model, and the settings of another")
-    return train_small(features, annotations, blend_rows, validation_rows, settings, seed)
+    perplexity: Perplexity = _TRAIN[type(settings)](features, annotations, blend_rows, validation_rows, settings, seed)
+    return perplexity

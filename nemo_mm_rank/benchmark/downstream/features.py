@@ -13,7 +13,7 @@ import torch
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Floats
-from nemo_mm_rank.benchmark.downstream.rows import Rows, read_rows, through
+from nemo_mm_rank.benchmark.downstream.rows import Rows, added, read_rows
 from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.benchmark.downstream.vocabulary import Vocabulary
 from nemo_mm_rank.config import Config, ExpertSpec, ModelSpec
@@ -38,14 +38,8 @@ Encoders = dict[str, ModelSpec]
 
 
 def _set(text: str, image: str, video: str, audio: str) -> Encoders:
-    classes = {
-        Modality.TEXT: text,
-        Modality.CODE: text,
-        Modality.IMAGE: image,
-        Modality.VIDEO: video,
-        Modality.AUDIO: audio,
-    }
-    return {modality: ModelSpec.model_validate({"class": name}) for modality, name in classes.items()}
+    names = dict(zip(Modality, (text, text, image, audio, video), strict=True))
+    return {modality: ModelSpec.model_validate({"class": name}) for modality, name in names.items()}
 
 
 _HERE = "nemo_mm_rank.benchmark.downstream.features"
@@ -75,16 +69,14 @@ def frozen_encoders(wanted: str | Mapping[str, ModelSpec], config: Config) -> En
     Raises:
         ConfigError: naming the model that ranks as well.
     """
-    ranking = {model: config.models[model] for model in _ranking(config)}
     if wanted == "auto":
-        return next((found for found in SETS.values() if not _shared(found, ranking)), SETS["signals"])
+        return next((models for models in SETS.values() if not _shared(models, config)), SETS["signals"])
     encoders = SETS[wanted] if isinstance(wanted, str) else dict(wanted)
-    if shared := _shared(encoders, ranking):
-        modality, model = shared
-        free = [name for name, found in SETS.items() if not _shared(found, ranking)]
+    if shared := _shared(encoders, config):
+        free = [name for name, models in SETS.items() if not _shared(models, config)]
         raise ConfigError(
-            f"downstream.features: the features of {modality} are by {encoders[modality].class_!r}, which ranks as "
-            f"{model!r}: a strategy must not grade itself; {' or '.join(map(repr, free))} would do"
+            f"downstream.features: the features of {shared}: a strategy must not grade itself; "
+            f"{' or '.join(map(repr, free))} would do"
         )
     return encoders
 
@@ -100,24 +92,18 @@ def frozen_describers(wanted: str | Mapping[str, ModelSpec], config: Config) -> 
         ConfigError: naming the model that ranks as well.
     """
     describers = PLAIN if isinstance(wanted, str) else dict(wanted)
-    if shared := _shared(describers, {model: config.models[model] for model in _ranking(config)}):
-        modality, model = shared
-        raise ConfigError(
-            f"downstream.describers: {modality} would be put in words by {describers[modality].class_!r}, which ranks "
-            f"as {model!r}: a strategy must not grade itself; name another"
-        )
+    if shared := _shared(describers, config, "would be put in words"):
+        raise ConfigError(f"downstream.describers: {shared}: a strategy must not grade itself; name another")
     return describers
 
 
-def _ranking(config: Config) -> list[str]:
-    return sorted({config.anchor}.union(*(expert.models for expert in config.experts)))
-
-
-def _shared(encoders: Mapping[str, ModelSpec], ranking: Mapping[str, ModelSpec]) -> tuple[str, str] | None:
-    known = {_identity(spec): model for model, spec in ranking.items()}
-    for modality, spec in encoders.items():
-        if _identity(spec) in known:
-            return modality, known[_identity(spec)]
+def _shared(models: Mapping[str, ModelSpec], config: Config, done: str = "are") -> str | None:
+    """Return in words which of some models ranks as well, None where none does."""
+    ranking = sorted({config.anchor}.union(*(expert.models for expert in config.experts)))
+    known = {_identity(config.models[name]): name for name in ranking}
+    for modality, spec in models.items():
+        if name := known.get(_identity(spec)):
+            return f"{modality} {done} by {spec.class_!r}, which ranks as {name!r}"
     return None
 
 
@@ -165,15 +151,11 @@ def make_features(
         ConfigError: an encoder that ranks as well.
     """
     step, names = feature_step(settings, config)
-    modality: list[str] = []
-    found: dict[str, list[Vectors]] = {name: [] for name in names}
-    for frame in through(step, parts, folder, engine, [MODALITY, *names]):
-        modality += [str(value) for value in frames.strings(frame, MODALITY)]
-        for name in names:
-            found[name].append(frames.vectors(frame, name))
+    frame = added(step, parts, folder, engine, [MODALITY, *names])
+    modality = [str(value) for value in frames.strings(frame, MODALITY)]
     rows = read_rows(parts, config.media)
     pool = len(next(iter(rows.parts.values())))
-    columns = [principal(_stacked(column), pool, settings.components) for column in found.values()]
+    columns = [principal(frames.vectors(frame, name), pool, settings.components) for name in names]
     texts = [text for text in rows.annotations[:pool] if text]
     return Features(
         rows.parts,
@@ -222,16 +204,6 @@ def principal(column: Vectors, fitted: int, components: int) -> Vectors:
     return Vectors(values.float().masked_fill(~column.valid[:, None], 0.0), column.valid)
 
 
-def _stacked(columns: list[Vectors]) -> Vectors:
-    """Return the shards' columns as one; a shard without any embedding does not know their width."""
-    width = max(column.values.shape[1] for column in columns)
-    values = [
-        column.values if column.values.shape[1] else column.values.new_zeros((len(column.valid), width))
-        for column in columns
-    ]
-    return Vectors(torch.cat(values), torch.cat([column.valid for column in columns]))
-
-
 SIDE = 16
 SLICES = 8
 LETTERS = 37
@@ -242,7 +214,7 @@ _LETTER[np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789", dtype=np.uint8)] 
 
 
 class Thumbnails(FeatureEncoder):
-    """Pictures and videos as 16 x 16 pixels about middle grey; of a video the mean frame, and how it changes."""
+    """Images and videos as 16 x 16 pixels about middle grey; of a video the mean frame, and how it changes."""
 
     modalities = frozenset({Modality.IMAGE, Modality.VIDEO})
     dim = 4 * SIDE**2
@@ -257,7 +229,7 @@ class Thumbnails(FeatureEncoder):
 
 
 class Spectrograms(FeatureEncoder):
-    """Sounds as log-mel spectrograms of eight slices of time."""
+    """Audio as log-mel spectrograms of eight slices of time."""
 
     modalities = frozenset({Modality.AUDIO})
     dim = SLICES * BANDS

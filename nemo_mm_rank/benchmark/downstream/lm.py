@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity, evaluation_steps, pace
+from nemo_mm_rank.benchmark.downstream.perplexity import Descent, Perplexity, evaluation_steps
 from nemo_mm_rank.benchmark.downstream.rows import usable
 from nemo_mm_rank.benchmark.downstream.settings import LMSettings
 from nemo_mm_rank.benchmark.downstream.small import alike, training_rows
@@ -24,8 +24,6 @@ from nemo_mm_rank.models.lora import adapted
 from nemo_mm_rank.models.weights import load_pretrained, loading_arguments, opening, pick_dtype, resolve
 from nemo_mm_rank.vectors import threads
 
-_WARM_UP = 0.1
-_CLIP = 1.0
 _AT_ONCE = 768
 """Tokens that go through the model together, data and annotations."""
 _NOT_ASKED = -100
@@ -78,14 +76,8 @@ def train_lm(
             for step in learn(model, written, words.codes(rows), learnt, settings, seed)
             if step in judged_at
         )
-    return Perplexity(
-        steps=judged_at,
-        values=values,
-        tokens=tuple(step * settings.tokens for step in judged_at),
-        seconds=time.perf_counter() - started,
-        judged=int(written.lengths[judged].sum()),
-        skipped=skipped + len(usable_rows) - len(blend),
-    )
+    judged_tokens = int(written.lengths[judged].sum())
+    return Perplexity.after(settings, values, started, judged_tokens, skipped + len(usable_rows) - len(blend))
 
 
 def load(settings: LMSettings, seed: int) -> tuple[Any, Any]:
@@ -184,17 +176,14 @@ def learn(
     """
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step, settings.steps, _WARM_UP))
+    descent = Descent(optimiser, learnt, settings.steps)
     order = torch.Generator().manual_seed(seed)
     steps = training_rows(written.lengths, modality, rows, settings.tokens, order)
     for step, (chosen, wanted) in zip(range(1, settings.steps + 1), steps, strict=False):
         model.train()
         for batch in written.batches(chosen, wanted):
             (loss(model, *batch) / settings.tokens).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(learnt, _CLIP)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad(set_to_none=True)
+        descent.step()
         yield step
 
 

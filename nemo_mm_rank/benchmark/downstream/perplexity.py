@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,48 @@ class Perplexity:
     def best(self) -> float:
         """The lowest of the values."""
         return min(self.values)
+
+    @classmethod
+    def after(cls, settings: Any, values: Iterable[float], started: float, judged: int, skipped: int) -> Perplexity:
+        """Return what a run by ``settings`` has come to, which learns from ``settings.tokens`` tokens at every step.
+
+        Args:
+            settings: with ``steps, evaluations`` and ``tokens``.
+            values: perplexity at each of `evaluation_steps`.
+            started: when, by `time.perf_counter`.
+            judged, skipped: see above.
+        """
+        steps, found = evaluation_steps(settings.steps, settings.evaluations), tuple(values)
+        tokens = tuple(step * settings.tokens for step in steps)
+        return cls(steps, found, tokens, time.perf_counter() - started, judged, skipped)
+
+
+class Descent:
+    """An optimiser whose learning rate rises and falls (`pace`), over clipped gradients.
+
+    Args:
+        optimiser: of torch.
+        learnt: what it changes.
+        steps: of the whole run.
+        clip: `torch.nn.utils.clip_grad_norm_`, or accelerate's.
+    """
+
+    def __init__(self, optimiser: Any, learnt: Iterable[torch.Tensor], steps: int, clip: Any = None) -> None:
+        self._optimiser, self._learnt = optimiser, list(learnt)
+        self._clip = clip or torch.nn.utils.clip_grad_norm_
+        schedule = torch.optim.lr_scheduler.LambdaLR
+        self._schedule = schedule(optimiser, lambda step: pace(step, steps, _WARM_UP))
+
+    def step(self) -> None:
+        """Take a step by the gradients that are there, and forget them."""
+        self._clip(self._learnt, _CLIP)
+        self._optimiser.step()
+        self._schedule.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+
+_WARM_UP = 0.1
+_CLIP = 1.0
 
 
 def evaluation_steps(steps: int, evaluations: int) -> tuple[int, ...]:

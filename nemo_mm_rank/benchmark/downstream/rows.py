@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
+
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.rows import annotation_texts
-from nemo_mm_rank.run.store import ShardStore, Stage, digest
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.store import ShardStore, take_through
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, PAIR_ID
 from nemo_mm_rank.steps import Step
 
@@ -52,10 +57,8 @@ class Rows:
         return places
 
 
-def through(
-    step: Step, parts: Mapping[str, ShardStore], folder: Path, engine: Engine, columns: Sequence[str]
-) -> Iterator[Frame]:
-    """Yield ``columns`` of all ``parts`` with what a step adds to them, shard by shard; what is there is taken.
+def added(step: Step, parts: Mapping[str, ShardStore], folder: Path, engine: Engine, columns: Sequence[str]) -> Frame:
+    """Return ``columns`` of all ``parts`` with what a step adds to them; what is there is taken.
 
     Args:
         step: of which an earlier run may have left the results.
@@ -64,14 +67,13 @@ def through(
         engine: where the work is done.
         columns: the step's, or the parts' own.
     """
-    identity = digest(step.identity())
+    quiet = Reporter(SafeConsole(quiet=True))
+    tables = []
     for part, shards in parts.items():
-        stage = Stage(step, shards, folder / f"{part}-{identity[:12]}", identity, engine.backend, engine.device)
-        for _ in engine.map(stage, [number for number in range(shards.count) if not stage.done(number)]):
-            pass
-        made = shards.then(stage.folder)
-        for number in range(shards.count):
-            yield frames.from_table(made.read(number, columns))
+        pairs = sum(map(shards.rows, range(shards.count)))
+        done = take_through([step], shards, pairs, RunFolder(folder / part), engine, quiet)
+        tables.append(done.table(columns))
+    return frames.from_table(pa.concat_tables(tables))
 
 
 def read_rows(parts: Mapping[str, ShardStore], media: MediaSettings) -> Rows:
@@ -79,11 +81,9 @@ def read_rows(parts: Mapping[str, ShardStore], media: MediaSettings) -> Rows:
     pair_ids: dict[str, list[str]] = {}
     annotations: list[str | None] = []
     for name, shards in parts.items():
-        pair_ids[name] = []
-        for number in range(shards.count):
-            frame = frames.from_table(shards.read(number, [PAIR_ID, ANNOTATION, ANNOTATION_SPANS]))
-            pair_ids[name] += [str(pair_id) for pair_id in frames.strings(frame, PAIR_ID)]
-            annotations += [text if isinstance(text, str) else None for text in annotation_texts(frame, media)]
+        frame = frames.from_table(shards.table([PAIR_ID, ANNOTATION, ANNOTATION_SPANS]))
+        pair_ids[name] = [str(pair_id) for pair_id in frames.strings(frame, PAIR_ID)]
+        annotations += [text if isinstance(text, str) else None for text in annotation_texts(frame, media)]
     return Rows(pair_ids, annotations)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nemo_mm_rank.benchmark.downstream.features import Features
-from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity, evaluation_steps, pace
+from nemo_mm_rank.benchmark.downstream.perplexity import Descent, Perplexity, evaluation_steps
 from nemo_mm_rank.benchmark.downstream.rows import usable
 from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.benchmark.downstream.vocabulary import Tokens
@@ -22,7 +22,7 @@ from nemo_mm_rank.vectors import threads
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedRows:
     """Rows of different lengths without padding: what stands in them, token after token.
 
     A row of ``n`` annotation tokens is read as the prefix and the first ``n - 1`` of them, and asked for all ``n``.
@@ -100,7 +100,7 @@ class PrefixLM(nn.Module):
             nn.init.normal_(source.bias, std=0.02, generator=generator)  # type: ignore[arg-type]
 
     def forward(
-        self, features: Sequence[Vectors], batch: Batch, generator: torch.Generator | None = None
+        self, features: Sequence[Vectors], batch: PackedRows, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Return the logits ``(m, vocabulary)`` of the tokens asked for; with a ``generator``, branches are dropped.
 
@@ -207,20 +207,20 @@ def alike(lengths: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
 
 def training_batches(
     tokens: Tokens, modality: torch.Tensor, rows: torch.Tensor, size: int, prefix: int, generator: torch.Generator
-) -> Iterator[Batch]:
+) -> Iterator[PackedRows]:
     """Yield the batches of `training_rows`, laid out after ``prefix`` tokens each."""
     for chosen, wanted in training_rows(tokens.lengths, modality, rows, size, generator):
         yield lay_out(tokens, chosen, wanted, prefix)
 
 
-def all_rows(tokens: Tokens, rows: torch.Tensor, size: int, prefix: int) -> Iterator[Batch]:
+def all_rows(tokens: Tokens, rows: torch.Tensor, size: int, prefix: int) -> Iterator[PackedRows]:
     """Yield every one of ``rows`` once, whole, in batches of about ``size`` tokens, those of like length together."""
     lengths = tokens.lengths[rows]
     for own in alike(lengths, size):
         yield lay_out(tokens, rows[own], lengths[own], prefix)
 
 
-def lay_out(tokens: Tokens, rows: torch.Tensor, wanted: torch.Tensor, prefix: int) -> Batch:
+def lay_out(tokens: Tokens, rows: torch.Tensor, wanted: torch.Tensor, prefix: int) -> PackedRows:
     """Return the batch of ``rows`` that asks for the first ``wanted`` tokens of each (at least one)."""
     length = prefix + int(wanted.max()) - 1
     row = torch.repeat_interleave(torch.arange(len(rows)), wanted)
@@ -229,11 +229,9 @@ def lay_out(tokens: Tokens, rows: torch.Tensor, wanted: torch.Tensor, prefix: in
     asked = row * length + prefix - 1 + step
     # What is asked for is read next, but for each row's last token.
     read = step < wanted[row] - 1
-    return Batch(rows, targets[read], asked[read] + 1, asked, targets, length)
+    return PackedRows(rows, targets[read], asked[read] + 1, asked, targets, length)
 
 
-_WARM_UP = 0.1
-_CLIP = 1.0
 _JUDGED_AT_ONCE = 8192  # tokens
 
 
@@ -265,19 +263,14 @@ def train_small(
     blend, validation, skipped = usable(annotations, blend_rows, validation_rows)
     tokens = features.vocabulary.encode([text or "" for text in annotations], settings.longest)
     rows = torch.tensor(validation)
-    judged_at, values = evaluation_steps(settings.steps, settings.evaluations), []
+    judged_at = evaluation_steps(settings.steps, settings.evaluations)
     with threads(settings.threads):
-        for step, network in learn(features, tokens, torch.tensor(blend), settings, seed):
-            if step in judged_at:
-                values.append(perplexity(network, features, tokens, rows))
-    return Perplexity(
-        steps=judged_at,
-        values=tuple(values),
-        tokens=tuple(step * settings.tokens for step in judged_at),
-        seconds=time.perf_counter() - started,
-        judged=int(tokens.lengths[rows].sum()),
-        skipped=skipped,
-    )
+        values = [
+            perplexity(network, features, tokens, rows)
+            for step, network in learn(features, tokens, torch.tensor(blend), settings, seed)
+            if step in judged_at
+        ]
+    return Perplexity.after(settings, values, started, int(tokens.lengths[rows].sum()), skipped)
 
 
 def learn(
@@ -305,15 +298,12 @@ def learn(
     )
     network.initialise(weights)
     optimiser = torch.optim.AdamW(_groups(network, settings), lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step, settings.steps, _WARM_UP))
+    descent = Descent(optimiser, network.parameters(), settings.steps)
     batches = training_batches(tokens, features.modality, rows, settings.tokens, settings.prefix, order)
     for step, batch in zip(range(1, settings.steps + 1), batches, strict=False):
         loss = F.cross_entropy(network(features.columns, batch, order), batch.targets)
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-        optimiser.step()
-        schedule.step()
+        descent.step()
         yield step, network
 
 

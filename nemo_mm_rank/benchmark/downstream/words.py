@@ -12,12 +12,11 @@ import torch
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.benchmark.downstream.features import frozen_describers
-from nemo_mm_rank.benchmark.downstream.rows import Rows, read_rows, through
+from nemo_mm_rank.benchmark.downstream.rows import Rows, added, read_rows
 from nemo_mm_rank.benchmark.downstream.settings import LMSettings
 from nemo_mm_rank.config import Config, MediaSettings, ModelSpec
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import EmbeddingError, PairError
-from nemo_mm_rank.experts.step import CHUNK_BYTES, CHUNK_ITEMS
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import by_class, in_chunks, iter_class
@@ -28,8 +27,8 @@ from nemo_mm_rank.models.base import Described, told
 from nemo_mm_rank.models.expert import load_describer
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, ERROR, MEDIA_ROOT, MODALITY
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.schema import ERROR, MODALITY
+from nemo_mm_rank.steps import Added, PairStep
 
 _WORDS = "words"
 
@@ -69,20 +68,15 @@ def make_words(
         ConfigError: a describer that ranks as well.
     """
     step = WordsStep(frozen_describers(settings.describers, config), config.media)
-    modality: list[str] = []
-    words: list[str | None] = []
-    failed: dict[int, str] = {}
-    for frame in through(step, parts, folder, engine, [MODALITY, _WORDS, ERROR]):
-        errors = enumerate(frames.strings(frame, ERROR), start=len(words))
-        failed.update((row, error) for row, error in errors if error is not None)
-        modality += [str(value) for value in frames.strings(frame, MODALITY)]
-        words += frames.strings(frame, _WORDS)
+    frame = added(step, parts, folder, engine, [MODALITY, _WORDS, ERROR])
+    modality = [str(value) for value in frames.strings(frame, MODALITY)]
+    failed = {row: error for row, error in enumerate(frames.strings(frame, ERROR)) if error is not None}
     rows = read_rows(parts, config.media)
-    return Words(rows.parts, rows.annotations, modality, words, failed)
+    return Words(rows.parts, rows.annotations, modality, list(frames.strings(frame, _WORDS)), failed)
 
 
 @dataclass
-class WordsStep(Step):
+class WordsStep(PairStep):
     """Adds the data in words: texts and code as they are, media as describers see them, several parts line by line.
 
     Args:
@@ -95,16 +89,6 @@ class WordsStep(Step):
     name: str = "words"
 
     @property
-    def requires(self) -> Mapping[str, pa.DataType]:
-        """The canonical columns."""
-        return CANONICAL
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
-
-    @property
     def provides(self) -> Mapping[str, pa.DataType]:
         """The words."""
         return {_WORDS: pa.string()}
@@ -114,10 +98,6 @@ class WordsStep(Step):
         models = {str(modality): spec for modality, spec in self.describers.items()}
         on = loader.pick_device(device)
         self._loaded = {modality: load_describer(modality, models, on) for modality in models}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the loaded models."""
-        return {key: value for key, value in self.__dict__.items() if key != "_loaded"}
 
     def identity(self) -> dict[str, Any]:
         """Describers with their revisions, and how media are decoded."""
@@ -140,7 +120,7 @@ class WordsStep(Step):
                 errors.update(dict.fromkeys(positions, lacking))
                 continue
             decoded = map(_parts, iter_class(rows, modality, positions, opener, self.media.threads))
-            chunks = in_chunks(zip(positions, decoded, strict=True), errors, CHUNK_ITEMS, CHUNK_BYTES)
+            chunks = in_chunks(zip(positions, decoded, strict=True), errors, *self.chunk)
             for chunk_rows, chunk in chunks:
                 columns = zip(*chunk, strict=True)  # the first part of every row, the second, and so on
                 said = [self._said(items, kind) for items, kind in zip(columns, kinds, strict=True)]

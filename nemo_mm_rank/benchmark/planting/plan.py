@@ -15,21 +15,8 @@ import numpy.typing as npt
 from pydantic import BeforeValidator, Field, model_validator
 
 from nemo_mm_rank.arrays import Bools, Ints
-from nemo_mm_rank.benchmark.planting.donors import (
-    NONE,
-    Pieces,
-    alike,
-    counted,
-    derange,
-    draw_others,
-    joint,
-    numbered,
-    with_replaced,
-    with_sentence,
-    with_word,
-    without_one,
-    words,
-)
+from nemo_mm_rank.benchmark.planting import donors as edits
+from nemo_mm_rank.benchmark.planting.donors import NONE, Pieces, alike, counted, derange, draw_others, joint, numbered
 from nemo_mm_rank.config import Settings, Share
 from nemo_mm_rank.measures.statistics import apportion
 from nemo_mm_rank.modality import is_media
@@ -58,7 +45,7 @@ class Kind(StrEnum):
     CROPPED = "cropped"
     """Only a small window of the medium is left."""
     PADDED = "padded"
-    """The medium is followed by another pair's (pictures: beside it)."""
+    """The medium is followed by another pair's (images: beside it)."""
     NEAR_DUPLICATE = "near-duplicate"
     """The pair is replaced by a slightly changed copy of another, whole one."""
     CORRUPT = "corrupt"
@@ -106,7 +93,7 @@ class PlantSettings(Settings):
         description="kind -> weight among the planted; or a name: a kind by itself, swaps (within a modality), "
         "media (cropped, padded, corrupt), all (the usual mix)",
     )
-    keep: float = Field(0.3, gt=0, lt=1, description="of each side (pictures) or of the duration that cropping leaves")
+    keep: float = Field(0.3, gt=0, lt=1, description="of each side (images) or of the duration that cropping leaves")
 
     @property
     def weights(self) -> dict[Kind, float]:
@@ -128,10 +115,10 @@ _NEEDS: dict[Kind, str] = {
     Kind.REMOVED_SENTENCE: "an annotation of several sentences",
     Kind.EXCHANGED_WORD: "another pair with a word that is not its own",
     Kind.KEY_SENTENCE: "text or code of several parts",
-    Kind.CROPPED: "an image, sound or film",
-    Kind.PADDED: "an image, sound or film, and another one of its kind",
+    Kind.CROPPED: "an image, audio or video",
+    Kind.PADDED: "an image, audio or video, and another one of its kind",
     Kind.NEAR_DUPLICATE: "a whole pair of the same modality with other content, and data of one part",
-    Kind.CORRUPT: "an image, sound or film",
+    Kind.CORRUPT: "an image, audio or video",
     Kind.OFF_TOPIC: "data of one part",
 }
 
@@ -355,14 +342,14 @@ class _Planner:
                 for row, donor in zip(rows[donors != NONE].tolist(), donors[donors != NONE].tolist(), strict=True):
                     self.annotation[row] = self.was[donor]
         elif kind in (Kind.FOREIGN_SENTENCE, Kind.REPLACED_SENTENCE):
-            change = with_sentence if kind == Kind.FOREIGN_SENTENCE else with_replaced
+            change = edits.with_sentence if kind == Kind.FOREIGN_SENTENCE else edits.with_replaced
             places = self.sentence_pieces.draw(rows, np.zeros(self.n, dtype=np.int64), self.rng)
             self.donor[rows] = self.sentence_pieces.owner[places]
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 self.annotation[row] = change(self.sentences[row], self.sentence_pieces.text[place], self.rng)
         elif kind == Kind.REMOVED_SENTENCE:
             for row in rows.tolist():
-                self.annotation[row] = without_one(self.sentences[row], self.rng)
+                self.annotation[row] = edits.without_one(self.sentences[row], self.rng)
         elif kind == Kind.EXCHANGED_WORD:
             pieces = self.word_pieces
             places = pieces.draw(rows, self.class_, self.rng)
@@ -371,7 +358,7 @@ class _Planner:
                 first, end = np.searchsorted(pieces.owner, [row, row + 1])
                 own = first + np.flatnonzero(pieces.lent[first:end])
                 old = pieces.text[int(self.rng.choice(own))]
-                self.annotation[row] = with_word(self.was[row], old, pieces.text[place])
+                self.annotation[row] = edits.with_word(self.was[row], old, pieces.text[place])
 
     def _donors(self, kind: Kind, rows: Ints) -> Ints:
         """Return for each row of a kind the row that it gets something from."""
@@ -419,7 +406,7 @@ class _Planner:
 
 def _words(annotation: Sequence[str]) -> Pieces:
     """Return the different words of every annotation; others may get its rarer half, by how many have a word."""
-    found = Pieces.of([sorted(words(text)) for text in annotation])
+    found = Pieces.of([sorted(edits.words(text)) for text in annotation])
     common = np.bincount(found.code)[found.code] if len(found.code) else found.code
     order = np.lexsort((found.code, common, found.owner))
     count = np.bincount(found.owner, minlength=len(annotation))

@@ -26,15 +26,7 @@ from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_pair
 from nemo_mm_rank.demo.images import mp4
 from nemo_mm_rank.errors import MediaError, UserError
-from nemo_mm_rank.io.files import (
-    file_digest,
-    read_note,
-    read_table,
-    temporary_name,
-    write_bytes,
-    write_table,
-    write_text,
-)
+from nemo_mm_rank.io import files
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests, read_pools
 from nemo_mm_rank.io.references import is_url
@@ -53,7 +45,7 @@ zeros would be silence)."""
 
 
 def encoded(segment: Segment) -> tuple[bytes, str]:
-    """Return a segment as a file, and the suffix of its name: JPEG, WAV or MP4 (without sound)."""
+    """Return a segment as a file, and the suffix of its name: JPEG, WAV or MP4 (without audio)."""
     if isinstance(segment, Image):
         return _jpeg(segment.pixels, 90), ".jpg"
     if isinstance(segment, Audio):
@@ -81,7 +73,7 @@ def cropped(segment: Segment, keep: float, rng: np.random.Generator) -> tuple[by
 
 
 def padded(segment: Segment, other: Segment) -> tuple[bytes, str]:
-    """Return a segment with another of its kind beside it (pictures) or behind it, as a file."""
+    """Return a segment with another of its kind beside it (images) or behind it, as a file."""
     if isinstance(segment, Image) and isinstance(other, Image):
         height = min(segment.pixels.height, other.pixels.height)
         both = [_scaled(one.pixels, height) for one in (segment, other)]
@@ -100,7 +92,7 @@ def padded(segment: Segment, other: Segment) -> tuple[bytes, str]:
 
 
 def nearly(segment: Segment) -> tuple[bytes, str]:
-    """Return a segment re-encoded: a picture a little smaller and coarser, sound a little softer."""
+    """Return a segment re-encoded: an image a little smaller and coarser, audio a little softer."""
     if isinstance(segment, Image):
         return _jpeg(_scaled(segment.pixels, max(8, round(0.95 * segment.pixels.height))), 75), ".jpg"
     if isinstance(segment, Audio):
@@ -113,14 +105,14 @@ def corrupted(content: bytes) -> bytes:
     return content[:HEAD] + bytes(max(1, len(content) - HEAD))
 
 
-def _jpeg(picture: PILImage.Image, quality: int) -> bytes:
+def _jpeg(image: PILImage.Image, quality: int) -> bytes:
     file = BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 
-def _scaled(picture: PILImage.Image, height: int) -> PILImage.Image:
-    return picture.resize((max(8, round(picture.width * height / picture.height)), height))
+def _scaled(image: PILImage.Image, height: int) -> PILImage.Image:
+    return image.resize((max(8, round(image.width * height / image.height)), height))
 
 
 def _even(frames: Pixels) -> Pixels:
@@ -136,7 +128,7 @@ def _rate(video: Video) -> int:
 
 
 FRAMES = 32
-"""Frames that are kept of a film that is cropped or padded."""
+"""Frames that are kept of a video that is cropped or padded."""
 
 TRUTH = pa.schema(
     [(PAIR_ID, pa.string()), ("clean", pa.bool_()), ("kinds", pa.list_(pa.string())), ("donor", pa.string())]
@@ -207,15 +199,15 @@ def plant(
             settings.model_dump(mode="json"),
             media.model_dump(mode="json", exclude={"threads"}),
             [source.model_dump(mode="json") for source in pools],
-            [file_digest(manifest.file) for source in pools for manifest in manifests(source)],
+            [files.file_digest(manifest.file) for source in pools for manifest in manifests(source)],
             sorted(without),
         ]
     )
     truth_file, made = folder / "truth.parquet", PoolSource(path=str(folder / "pool.jsonl"))
     if truth_file.exists():
-        note = read_note(truth_file) or {}
+        note = files.read_note(truth_file) or {}
         if note.get("key") == key:
-            return Planted(made, read_table(truth_file), tuple(Short.of(one) for one in note["short"]))
+            return Planted(made, files.read_table(truth_file), tuple(Short.of(one) for one in note["short"]))
         if not overwrite:
             raise UserError(
                 f"{folder} holds another planted pool; give this one a folder of its own, or have it replaced with "
@@ -226,7 +218,7 @@ def plant(
     work.spoil()
     work.write()
     truth, short = work.truth(), work.plan.short
-    write_table(truth_file, truth, {"key": key, "short": [asdict(one) for one in short]})
+    files.write_table(truth_file, truth, {"key": key, "short": [asdict(one) for one in short]})
     return Planted(made, truth, short)
 
 
@@ -312,7 +304,7 @@ class _Planting:
                 row[DATA] = self._kept(place, row, below)
             kept = {name: value for name, value in row.items() if name not in (MEDIA_ROOT, DATA_BYTES, DATA_PARTS)}
             lines.append(json.dumps(kept, ensure_ascii=False, default=str) + "\n")
-        write_text(self.folder / "pool.jsonl", "".join(lines))
+        files.write_text(self.folder / "pool.jsonl", "".join(lines))
 
     def _remove_parts(self, rows: Ints) -> None:
         rare = rarity([row[ANNOTATION] for row in self.was])
@@ -398,7 +390,7 @@ class _Planting:
         source = os.path.realpath(os.path.join(root, ref))
         if not (target.exists() and target.samefile(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            link = temporary_name(target)
+            link = files.temporary_name(target)
             try:
                 os.link(source, link)
                 link.replace(target)
@@ -409,4 +401,4 @@ class _Planting:
 
 def _write(path: Path, content: bytes) -> None:
     if not path.exists() or path.read_bytes() != content:  # a new time would look like a change
-        write_bytes(path, content)  # not into what is there, which may be a link to somebody's file
+        files.write_bytes(path, content)  # not into what is there, which may be a link to somebody's file

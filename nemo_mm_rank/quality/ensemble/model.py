@@ -166,14 +166,13 @@ class LabelModel:
     def restored(cls, mu: Floats, coverage: Floats) -> LabelModel:
         """Return a model as it was fitted: `mu` and `coverage` are all that it is."""
         model = cls()
-        model.mu, model.coverage, model._idle = mu, coverage, []
+        model.mu, model.coverage = mu, coverage
         return model
 
     mu: Floats
     """``(2m, 2)``: ``mu[2i + a, y]`` is the probability that function ``i`` votes ``a`` for a pair of label ``y``."""
     coverage: Floats
     """``(m,)``: the share of the pairs that each function voted on."""
-    _idle: list[Fault]
 
     def fit(self, votes: Votes) -> LabelModel:
         """Fit ``(n, m)`` votes, and return itself. See `fit_counts`."""
@@ -202,7 +201,6 @@ class LabelModel:
         self.__dict__.pop("weights", None)
         self.mu = self._descend(shares, _start(shares), n)
         self.coverage = np.diag(shares).reshape(m, 2).sum(axis=1)
-        self._idle = idle(PatternCounts(patterns, np.asarray(counts, dtype=np.int64)))
         return self
 
     def _descend(self, shares: Floats, start: Floats, n: int) -> Floats:
@@ -240,11 +238,6 @@ class LabelModel:
     def inverted(self) -> list[Fault]:
         """The functions that the model has learnt to believe the opposite of."""
         return inverted(self.weights)
-
-    @property
-    def faults(self) -> list[Fault]:
-        """What somebody should know of the functions: who tells no pairs apart (of a fit), and who is inverted."""
-        return [*self._idle, *self.inverted]
 
     def predict_proba(self, votes: Votes) -> Floats:
         """Return ``(n,)`` P(good | votes): a half where nobody votes. An abstention says nothing.

@@ -27,17 +27,8 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import Settings
 from nemo_mm_rank.errors import ConfigError, nearest
-from nemo_mm_rank.quality.ensemble.fit import (
-    LABELLED,
-    MapShards,
-    Settled,
-    labelled_rows,
-    modalities_of,
-    resolve,
-    settle,
-    sorted_scores,
-    voting_rows,
-)
+from nemo_mm_rank.quality.ensemble import fit
+from nemo_mm_rank.quality.ensemble.fit import LABELLED, MapShards, Settled
 from nemo_mm_rank.quality.ensemble.model import LEAST, summarise
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, Quantile
 from nemo_mm_rank.quality.ensemble.votes import LabelingFunction, PatternCounts, Votes, label_votes
@@ -212,7 +203,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search has found.
 
     Attributes:
@@ -270,7 +261,7 @@ def _candidates(function: FunctionSettings, settings: SearchSettings) -> Iterato
             yield Candidate(top, margin, FunctionSettings.model_validate({**same, **levels}))
 
 
-def search(shards: Shards, ensemble: EnsembleSettings, settings: SearchSettings, map_shards: MapShards) -> Found:
+def search(shards: Shards, ensemble: EnsembleSettings, settings: SearchSettings, map_shards: MapShards) -> SearchResult:
     """Search for the thresholds of an ensemble's functions; see `Search`.
 
     Args:
@@ -285,12 +276,12 @@ def search(shards: Shards, ensemble: EnsembleSettings, settings: SearchSettings,
         ConfigError: there is nothing to search, or nothing labelled.
     """
     options = candidates(ensemble, settings)
-    modalities = modalities_of(shards)
+    modalities = fit.modalities_of(shards)
     binnings: dict[str, list[list[LabelingFunction]]] = {modality: [] for modality in modalities}
     for some in options.values():
-        scores = sorted_scores(shards, some[0].settings.column, modalities, ensemble.by_modality)
+        scores = fit.sorted_scores(shards, some[0].settings.column, modalities, ensemble.by_modality)
         for modality in modalities:
-            binnings[modality].append([resolve(one.settings, scores[modality]) for one in some])
+            binnings[modality].append([fit.resolve(one.settings, scores[modality]) for one in some])
     counting = CountBins(shards, {modality: Binning.of(functions) for modality, functions in binnings.items()})
     parts = [counts for _, counts in map_shards(counting, range(shards.count))]
     pool, clean, noisy = (merge(part[place] for part in parts) for place in range(3))
@@ -315,8 +306,8 @@ class CountBins:
     def __call__(self, part: int) -> tuple[Binned, Binned, Binned]:
         """Count one shard."""
         columns = sorted({column for binning in self.binnings.values() for column in binning.columns})
-        pool = voting_rows(self.shards, part, columns)
-        labelled = labelled_rows(self.shards, part, columns)
+        pool = fit.voting_rows(self.shards, part, columns)
+        labelled = fit.labelled_rows(self.shards, part, columns)
         good = labelled[LABELLED]
         raw, clean, noisy = (
             bin_table(table, self.binnings) for table in (pool, labelled.filter(good), labelled.filter(pc.invert(good)))
@@ -345,7 +336,7 @@ class Search:
     clean: Binned
     noisy: Binned
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Try the grid, and return the best of it with the whole trace.
 
         Raises:
@@ -373,7 +364,7 @@ class Search:
         functions = {
             name: options[place].settings for (name, options), place in zip(self.options.items(), best, strict=True)
         }
-        return Found(self.ensemble.model_copy(update={"functions": functions}), self._trace(tried, best))
+        return SearchResult(self.ensemble.model_copy(update={"functions": functions}), self._trace(tried, best))
 
     def _evolve(self, value: Any, sizes: Sequence[int]) -> None:
         free = [place for place, size in enumerate(sizes) if size > 1]
@@ -399,7 +390,7 @@ class Search:
 
     def measure(self, choice: Sequence[int]) -> dict[str, float | None]:
         """Return ``f1, overlap, conflict, coverage`` and ``m`` of one point."""
-        settled = settle(patterns(self.pool, self.binnings, choice), self.ensemble)
+        settled = fit.settle(patterns(self.pool, self.binnings, choice), self.ensemble)
         if settled is None:
             return dict.fromkeys(("f1", "overlap", "conflict", "coverage", "m"))
         right, wrong = (self._selected(labelled, choice, settled) for labelled in (self.clean, self.noisy))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,27 +22,51 @@ from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.quality.operators.media import Judged
 from nemo_mm_rank.quality.operators.settings import AgreementSettings, GroundingSettings, column
 from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.steps import Portable
 from nemo_mm_rank.text.phrases import components
 
 AS_IT_IS, MIRRORED, UPSIDE_DOWN = "", "_h", "_v"
 
 
+S = TypeVar("S", AgreementSettings, GroundingSettings)
+
+
 @dataclass
-class Agreement:
-    """Adds the agreement by one encoder.
+class ByModel(Portable, Generic[S]):
+    """An operator that asks one model.
 
     Args:
-        name: of the operator.
-        settings: which encoder, and whether mirrored too.
+        name: of the operator; how its columns begin.
+        settings: which model, and what it is asked.
         models: the configuration's models by name.
         given: columns of these operators come from elsewhere.
     """
 
     name: str
-    settings: AgreementSettings
+    settings: S
     models: Mapping[str, ModelSpec]
     given: frozenset[str] = frozenset()
-    _encoder: Encoder | None = field(default=None, init=False, repr=False)
+
+    def identity(self) -> dict[str, Any]:
+        """Columns and settings, and the model with its revision."""
+        model = self.settings.model
+        return {
+            type(self).__name__.lower(): self.name,
+            "columns": list(self.provides),
+            "settings": self.settings.model_dump(mode="json"),
+            "models": loader.identities({model: self.models[model]}),
+        }
+
+    @property
+    @abstractmethod
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """Columns that it fills."""
+
+
+class Agreement(ByModel[AgreementSettings]):
+    """Adds the agreement by one encoder."""
+
+    _encoder: Encoder | None = None
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -69,27 +94,14 @@ class Agreement:
             )
         self._encoder = encoder
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_encoder": None}
-
     def takes(self, modality: str) -> bool:
         """What the settings say, or else the media that the encoder takes."""
         if self.settings.modalities is not None:
             return modality in self.settings.modalities
         return is_media(modality) and self._encoder is not None and modality in self._encoder.modalities
 
-    def identity(self) -> dict[str, Any]:
-        """Settings, and the model with its revision."""
-        model = self.settings.model
-        return {
-            "agreement": self.name,
-            "ways": self._ways,
-            "settings": self.settings.model_dump(mode="json"),
-            "models": loader.identities({model: self.models[model]}),
-        }
-
     def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
-        """Embed annotations once, and the data in each of its ways; sound and text have no mirror image."""
+        """Embed annotations once, and the data in each of its ways; audio and text have no mirror image."""
         assert self._encoder is not None, "setup runs before every frame"  # noqa: S101
         annotations = self._encoder.encode(texts, Modality.TEXT)
         judged = Judged({}, dict(annotations.errors))
@@ -111,7 +123,7 @@ def cosines(data: Encoded, annotations: Encoded) -> npt.NDArray[np.float32]:
 
 
 def mirrored(item: Item, way: str) -> Item:
-    """Return a picture, or a video, as it looks mirrored or upside down."""
+    """Return an image, or a video, as it looks mirrored or upside down."""
     if way == AS_IT_IS:
         return item
     if isinstance(item, Image):
@@ -125,22 +137,10 @@ def mirrored(item: Item, way: str) -> Item:
 SCORES = ("count", "mean", "best", "coverage")
 
 
-@dataclass
-class Grounding:
-    """Adds what one grounder finds.
+class Grounding(ByModel[GroundingSettings]):
+    """Adds what one grounder finds."""
 
-    Args:
-        name: how its columns begin.
-        settings: which grounder, and what it looks for.
-        models: the configuration's models by name.
-        given: columns of these operators come from elsewhere.
-    """
-
-    name: str
-    settings: GroundingSettings
-    models: Mapping[str, ModelSpec]
-    given: frozenset[str] = frozenset()
-    _grounder: Grounder | None = field(default=None, init=False, repr=False)
+    _grounder: Grounder | None = None
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -154,22 +154,9 @@ class Grounding:
         loaded = loader.load(self.settings.model, spec.class_, spec.arguments, device)
         self._grounder = loader.as_grounder(self.settings.model, loaded)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_grounder": None}
-
     def takes(self, modality: str) -> bool:
         """What the grounder lists."""
         return self._grounder is not None and modality in self._grounder.modalities
-
-    def identity(self) -> dict[str, Any]:
-        """Settings, and the model with its revision."""
-        model = self.settings.model
-        return {
-            "grounding": self.name,
-            "columns": list(self.provides),
-            "settings": self.settings.model_dump(mode="json"),
-            "models": loader.identities({model: self.models[model]}),
-        }
 
     def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Look for the phrases of each annotation in its own data, all of them in one go."""

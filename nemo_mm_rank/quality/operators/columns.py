@@ -20,7 +20,7 @@ from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.quality.operators.settings import ExpertSettings, OperatorSettings, column
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, VECTOR, annotation_column, data_column
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.steps import Added, Portable, Step
 
 DATACOMP = {"clip_b32": "clip_b32_similarity_score", "clip_l14": "clip_l14_similarity_score"}
 """Operator -> column, as ``given`` takes it, of the scores in DataComp's metadata."""
@@ -102,7 +102,7 @@ def shared_experts(experts: Sequence[ExpertSpec]) -> dict[str, ExpertSettings]:
 
 
 @dataclass
-class SentenceStep(Step):
+class SentenceStep(Portable, Step):
     """Adds the agreement of the weakest sentence, by each expert that the settings name.
 
     Args:
@@ -137,10 +137,6 @@ class SentenceStep(Step):
         self._encoders = {
             name: load_encoder(one.model, self.models, picked) for name, one in self.settings.weakest.items()
         }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the loaded models."""
-        return {key: value for key, value in self.__dict__.items() if key != "_encoders"}
 
     def identity(self) -> dict[str, Any]:
         """Experts, and the models with their revisions."""

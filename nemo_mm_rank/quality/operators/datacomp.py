@@ -42,38 +42,25 @@ _WORD = re.compile(r"\n|[^ \n\r\t\v\f\0]+")
 
 
 def basic(languages: Sequence[str | None], texts: Sequence[str], widths: Numbers, heights: Numbers) -> Bools:
-    """Keep English captions of more than two words and five characters, of pictures that are large and not too long.
+    """Keep English captions of more than two words and five characters, of images that are large and not too long.
 
     Args:
         languages: ``n`` labels.
         texts: captions.
-        widths, heights: ``(n,)`` pixels of the original pictures: the shorter side at least 200, the longer one at
+        widths, heights: ``(n,)`` pixels of the original images: the shorter side at least 200, the longer one at
             most three times that.
     """
     words = np.fromiter((len(text.split()) for text in texts), np.int64, len(texts))
     characters = np.fromiter(map(len, texts), np.int64, len(texts))
     shorter, longer = np.minimum(widths, heights), np.maximum(widths, heights)
-    pictures = (shorter >= MIN_SIDE) & (longer <= MAX_ASPECT * shorter)
-    return english(languages) & (words > 2) & (characters > 5) & pictures
+    images = (shorter >= MIN_SIDE) & (longer <= MAX_ASPECT * shorter)
+    return english(languages) & (words > 2) & (characters > 5) & images
 
 
 def clip_score(scores: Floats, threshold: float) -> Bools:
     """Keep scores of at least ``threshold`` (DataComp's examples: .3 of ViT-L/14, .25 of ViT-B/32)."""
     kept: Bools = scores >= threshold
     return kept
-
-
-def clip_threshold(scores: Floats, fraction: float) -> float:
-    """Return the threshold that keeps ``fraction`` of the pool: the score at place ``int(n * fraction)``, best first.
-
-    `clip_score` keeps that one too, and all that are equal to it. Pairs without a score come last, and count.
-
-    Args:
-        scores: ``(n,)`` of the whole pool, at least one.
-        fraction: below 1.
-    """
-    descending = -np.sort(-np.nan_to_num(scores, nan=-np.inf))
-    return float(descending[int(len(scores) * fraction)])
 
 
 def laion2b(languages: Sequence[str | None], clip_b32: Floats) -> Bools:
@@ -88,14 +75,14 @@ def image_based(
     centroids: torch.Tensor,
     targets: npt.NDArray[np.integer],
 ) -> Bools:
-    """Keep English captions of more than a word and five characters, of pictures in a cluster that has target images.
+    """Keep English captions of more than a word and five characters, of images in a cluster that has target images.
 
     Args:
         languages: ``n`` labels.
         texts: captions.
-        features: ``(n, d)`` embeddings of the pictures (DataComp: CLIP ViT-L/14).
+        features: ``(n, d)`` embeddings of the images (DataComp: CLIP ViT-L/14).
         centroids: ``(k, d)`` of a clustering of the pool (100,000 by k-means).
-        targets: the clusters to keep, for example `nearest_centroids` of ImageNet's training pictures.
+        targets: the clusters to keep, for example `nearest_centroids` of ImageNet's training images.
     """
     characters = np.fromiter(map(len, texts), np.int64, len(texts))
     inside = np.isin(nearest_centroids(features, centroids), targets)
@@ -125,12 +112,12 @@ def english(languages: Sequence[str | None]) -> Bools:
 
 
 WIDTH, HEIGHT = "original_width", "original_height"
-"""What DataComp's metadata call the sizes in pixels; where a table has none, those of the decoded picture count."""
+"""What DataComp's metadata call the sizes in pixels; where a table has none, those of the decoded image count."""
 
 
 @dataclass
 class DataCompStep(Step):
-    """Adds a column for each baseline; null for what is no picture, which DataComp's are not made for.
+    """Adds a column for each baseline; null for what is no image, which DataComp's are not made for.
 
     Args:
         settings: which baselines.
@@ -156,7 +143,7 @@ class DataCompStep(Step):
 
     @property
     def uses(self) -> tuple[str, ...]:
-        """Sizes of pictures."""
+        """Sizes of images."""
         return (WIDTH, HEIGHT, column("resolution"), column("geometric"))
 
     @property

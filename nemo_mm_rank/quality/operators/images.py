@@ -24,7 +24,7 @@ from nemo_mm_rank.schema import Modality
 Integers: TypeAlias = npt.NDArray[np.int32]
 
 BLUR_SIDE = 64
-"""Pixels on the longer side of the picture that blur is measured on."""
+"""Pixels on the longer side of the image that blur is measured on."""
 BLUR_SCALE, GREY_FLOOR = 0.01, 0.18
 ENTROPY_SCALE = 0.1
 DARK_PERCENTILE, LIGHT_PERCENTILE = 99, 5
@@ -33,7 +33,7 @@ DARK_PERCENTILE, LIGHT_PERCENTILE = 99, 5
 def blurry(picture: PILImage.Image) -> float:
     """Return ``min(b + s, 1)``: how strong the edges are, and how uneven the histogram of greys is.
 
-    Both are measured on the picture scaled to 64 pixels: b = 1 - exp(-.01 sqrt(variance of its edges)), and s the
+    Both are measured on the image scaled to 64 pixels: b = 1 - exp(-.01 sqrt(variance of its edges)), and s the
     same of the standard deviation of the histogram, nothing where it is at most .18. That deviation grows with flat
     areas, so that drawings and screenshots are sharp by it, whatever their edges are like.
     """
@@ -107,7 +107,7 @@ class PictureScores:
 
     Args:
         scores: which.
-        threads: that look at pictures at a time.
+        threads: that look at images at a time.
     """
 
     scores: Sequence[Picture]
@@ -130,7 +130,7 @@ class PictureScores:
         return {"pictures": list(self.scores), "version": 1}
 
     def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
-        """Look at each picture, and at each frame of a video."""
+        """Look at each image, and at each frame of a video."""
         seen = list(ahead(partial(_look, self.scores), items, self.threads, 2 * self.threads))
         values = np.array(seen, dtype=np.float32).reshape(len(items), len(self.scores))
         return Judged(
@@ -153,7 +153,7 @@ def _look(names: Sequence[Picture], item: Item) -> Floats:
 
 
 def picture_scores(pixels: PILImage.Image, names: Iterable[Picture]) -> Floats:
-    """Return ``(k,)`` scores of a picture, in the order of ``names``."""
+    """Return ``(k,)`` scores of an image, in the order of ``names``."""
     wanted = list(names)
     found: dict[str, float] = {}
     if "dark" in wanted or "light" in wanted:

@@ -1,4 +1,4 @@
-"""The operators that look at the data, as one step: whatever they are, every picture and recording is decoded once."""
+"""The operators that look at the data, as one step: whatever they are, every image and recording is decoded once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,8 @@ from nemo_mm_rank.modality import modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import answering, fulfil
 from nemo_mm_rank.quality.operators.settings import column
-from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.steps import Added, PairStep
 from nemo_mm_rank.text.ngrams import mix
-
-CHUNK_ITEMS, CHUNK_BYTES = 256, 256 * 2**20
-"""Decoded media held at a time: at most this many, and no more once they weigh this much."""
 
 
 @dataclass
@@ -165,7 +161,7 @@ class OwnOperator:
 
 
 @dataclass
-class MediaStep(Step):
+class MediaStep(PairStep):
     """Adds what operators say of the data; data that nothing looks at is not decoded.
 
     A pair whose data cannot be decoded, or that a model fails on, is quarantined. Of data of several parts each part is
@@ -179,16 +175,6 @@ class MediaStep(Step):
     operators: Sequence[Operator]
     media: MediaSettings = field(default_factory=MediaSettings)
     name: str = "quality-media"
-
-    @property
-    def requires(self) -> Mapping[str, pa.DataType]:
-        """The canonical columns."""
-        return CANONICAL
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """What SNS kept, and where media are to be found."""
-        return (DATA_SPANS, ANNOTATION_SPANS, DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -238,7 +224,7 @@ class MediaStep(Step):
         if not ways:
             return
         decoded, named = self._decoded(rows, name, positions, errors)
-        for here, chunk in in_chunks(decoded, errors, CHUNK_ITEMS, CHUNK_BYTES):
+        for here, chunk in in_chunks(decoded, errors, *self.chunk):
             annotations = [str(texts[row]) for row in here]
             for operator, parts in ways:
                 judged = [operator.judge([own[part] for own in chunk], annotations, kinds[part]) for part in parts]

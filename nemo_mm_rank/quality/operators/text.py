@@ -17,15 +17,15 @@ import pyarrow.compute as pc
 
 from nemo_mm_rank.arrays import Floats, Ints, UInt64s
 from nemo_mm_rank.config import MediaSettings, ModelSpec
-from nemo_mm_rank.errors import ConfigError, ModelError, PairError, require
+from nemo_mm_rank.errors import ConfigError, ModelError, TextError, require
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import answering, fulfil
 from nemo_mm_rank.quality.operators.settings import OperatorSettings, column
-from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS
-from nemo_mm_rank.steps import Added, Step
+from nemo_mm_rank.quality.text_filters import AnnotationStep
+from nemo_mm_rank.schema import ANNOTATION_SPANS
 from nemo_mm_rank.text.ngrams import mix
 from nemo_mm_rank.text.phrases import FUNCTION_WORDS
 
@@ -250,7 +250,7 @@ class TextScorer(Protocol):
 
 
 @dataclass
-class TextStep(Step):
+class TextStep(AnnotationStep):
     """Adds what the annotation's words say of a pair, of every modality.
 
     Args:
@@ -263,11 +263,6 @@ class TextStep(Step):
     models: Mapping[str, ModelSpec] = field(default_factory=dict)
     media: MediaSettings = field(default_factory=MediaSettings)
     name: str = "quality-texts"
-
-    @property
-    def requires(self) -> Mapping[str, pa.DataType]:
-        """The annotation."""
-        return {ANNOTATION: pa.string()}
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -301,10 +296,6 @@ class TextStep(Step):
         if ICC in self._operators and concreteness and concreteness.model:
             self._scorer = _load_scorer(concreteness.model, self.models, loader.pick_device(device))
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle without the loaded model."""
-        return {key: value for key, value in self.__dict__.items() if key != "_scorer"}
-
     def identity(self) -> dict[str, Any]:
         """Operators, what their files hold, and the model's revision."""
         values: dict[str, Any] = {"step": self.name, "operators": self._operators, "version": 1}
@@ -318,22 +309,12 @@ class TextStep(Step):
             values[ICC] = loader.identities({concreteness.model: self.models[concreteness.model]})
         return values
 
-    def process(self, rows: Frame) -> Added:
-        """Judge each distinct annotation, and give every row its scores."""
-        places: dict[str, int] = {}
-        errors: dict[int, PairError] = {}
-        index: list[int | None] = []
-        for row, one in enumerate(annotation_texts(rows, self.media)):
-            if isinstance(one, str):
-                index.append(places.setdefault(one, len(places)))
-            else:
-                errors[row] = one
-                index.append(None)
-        taken = pa.array(index, pa.int64())
-        return Added({name: scores.take(taken) for name, scores in self._judge(list(places)).items()}, errors)
+    def read(self, rows: Frame) -> Sequence[str | TextError]:
+        """What SNS kept of them."""
+        return annotation_texts(rows, self.media)
 
-    def _judge(self, texts: list[str]) -> dict[str, pa.Array]:
-        """Return this step's columns for distinct texts."""
+    def judge(self, texts: list[str]) -> dict[str, pa.Array]:
+        """Apply the operators."""
         columns: dict[str, pa.Array] = {}
         for name in self._operators:
             if name == LANGUAGE and self.settings.language:

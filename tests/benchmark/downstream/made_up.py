@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nemo_mm_rank.benchmark.downstream import Features, SmallSettings
+from nemo_mm_rank.benchmark.downstream.features import Features
+from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.benchmark.downstream.vocabulary import Vocabulary
 from nemo_mm_rank.frames import Vectors
 

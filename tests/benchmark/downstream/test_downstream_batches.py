@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.benchmark.downstream.small import Batch, PrefixLM, all_rows, lay_out, training_batches
+from nemo_mm_rank.benchmark.downstream.small import PackedRows, PrefixLM, all_rows, lay_out, training_batches
 from nemo_mm_rank.benchmark.downstream.vocabulary import Tokens
 from nemo_mm_rank.frames import Vectors
 
@@ -19,7 +19,7 @@ def tokens_of(lengths: list[int]) -> Tokens:
     return Tokens(torch.arange(int(starts[-1])), starts)
 
 
-def asked(tokens: Tokens, batch: Batch) -> dict[int, list[int]]:
+def asked(tokens: Tokens, batch: PackedRows) -> dict[int, list[int]]:
     """Return what is asked for of each place among the rows, having checked that what is read fits it."""
     found: dict[int, list[int]] = {}
     read = dict(zip(batch.place.tolist(), batch.inputs.tolist(), strict=True))

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_mm_rank.benchmark.downstream import Features, SmallSettings, features, train
+from nemo_mm_rank.benchmark.downstream import features, train
 from nemo_mm_rank.benchmark.downstream.features import (
     SETS,
+    Features,
     LetterPairs,
     Spectrograms,
     Thumbnails,
     frozen_encoders,
     principal,
 )
+from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.engine import SerialEngine

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import weights
-from nemo_mm_rank.benchmark.downstream import LMSettings, Words, features, train
+from nemo_mm_rank.benchmark.downstream import features, train
 from nemo_mm_rank.benchmark.downstream.lm import Written, learn, load, loss, perplexity
-from nemo_mm_rank.benchmark.downstream.words import WordsStep
+from nemo_mm_rank.benchmark.downstream.settings import LMSettings
+from nemo_mm_rank.benchmark.downstream.words import Words, WordsStep
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.demo import make_demo_pool

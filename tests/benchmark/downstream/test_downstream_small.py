@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.benchmark.downstream import DownstreamSettings, OffSettings, Perplexity, SmallSettings, train
-from nemo_mm_rank.benchmark.downstream.perplexity import evaluation_steps, pace
+from nemo_mm_rank.benchmark.downstream import train
+from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity, evaluation_steps, pace
+from nemo_mm_rank.benchmark.downstream.settings import DownstreamSettings, OffSettings, SmallSettings
 from nemo_mm_rank.benchmark.downstream.small import PrefixLM, lay_out, perplexity
 from nemo_mm_rank.config import Settings, parse
 from nemo_mm_rank.errors import ConfigError, UserError

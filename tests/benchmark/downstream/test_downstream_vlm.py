@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nemo_mm_rank.benchmark.downstream import Pairs, VLMSettings, features, train
+from nemo_mm_rank.benchmark.downstream import features, train
 from nemo_mm_rank.benchmark.downstream.perplexity import evaluation_steps
-from nemo_mm_rank.benchmark.downstream.vlm.job import Example, Job, Reader
+from nemo_mm_rank.benchmark.downstream.settings import VLMSettings
+from nemo_mm_rank.benchmark.downstream.vlm.job import Example, Pairs, Reader, TrainingRun
 from nemo_mm_rank.benchmark.downstream.vlm.training import Shown, load, loss
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import Config, parse, read_yaml
@@ -155,13 +156,13 @@ def test_perplexity_before_anything_is_learnt_is_the_model_s_own(settings: VLMSe
     model.eval()
     reader = Reader(processor, model.get_base_model(), settings.prompt, 48, settings.longest_data)
     total, count = 0.0, 0
-    for example in examples(Job.of(pairs, pairs.annotations, blend, validation, still, 0), reader):
+    for example in examples(TrainingRun.of(pairs, pairs.annotations, blend, validation, still, 0), reader):
         total += float(loss(model, example, torch.device("cpu")).detach())
         count += len(example.targets)
     assert found.best == pytest.approx(torch.tensor(total / count).exp().item(), rel=1e-5)
 
 
-def examples(job: Job, reader: Reader) -> list[Example]:
+def examples(job: TrainingRun, reader: Reader) -> list[Example]:
     return list(Shown(job, reader).validation(0, 1))
 
 
@@ -186,7 +187,7 @@ def test_only_what_trimming_kept_is_shown(settings: VLMSettings, pairs: Pairs) -
     trimmed = dataclasses.replace(pairs, table=pairs.table.append_column(DATA_SPANS, pa.array(spans, SPANS)))
     blend, rows = pairs.rows("pool", ["code-000"]), pairs.rows("pool", list(kept))
     whole, parts = (
-        examples(Job.of(one, one.annotations, blend, rows, settings, 0), reader) for one in (pairs, trimmed)
+        examples(TrainingRun.of(one, one.annotations, blend, rows, settings, 0), reader) for one in (pairs, trimmed)
     )
     assert all(
         after.inputs["input_ids"].shape[1] < before.inputs["input_ids"].shape[1]
@@ -208,7 +209,7 @@ def test_data_of_several_parts_is_shown_as_one(settings: VLMSettings, pairs: Pai
     fused = dataclasses.replace(pairs, table=table.append_column(DATA_PARTS, pa.array(parts, PARTS)))
     blend = pairs.rows("pool", ["code-000"])
     whole, alone = (
-        examples(Job.of(one, one.annotations, blend, [row], settings, 0), reader)[0] for one in (fused, pairs)
+        examples(TrainingRun.of(one, one.annotations, blend, [row], settings, 0), reader)[0] for one in (fused, pairs)
     )
     assert torch.equal(whole.inputs["pixel_values"], alone.inputs["pixel_values"])
     text = processor.tokenizer.decode(whole.inputs["input_ids"][0])
@@ -258,10 +259,10 @@ def test_a_job_is_the_same_after_it_was_written(settings: VLMSettings, pairs: Pa
     blend, validation = split(pairs)
     annotations: list[str | None] = list(pairs.annotations)
     annotations[blend[0]] = None
-    job = Job.of(pairs, annotations, blend, validation, settings, 3)
+    job = TrainingRun.of(pairs, annotations, blend, validation, settings, 3)
     assert job.skipped == 1
     job.save(tmp_path)
-    assert Job.load(tmp_path) == job
+    assert TrainingRun.load(tmp_path) == job
 
 
 @pytest.mark.slow

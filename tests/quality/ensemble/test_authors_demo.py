@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nemo_mm_rank.quality import LabelModel, label_votes
-from nemo_mm_rank.quality.ensemble import PatternCounts, idle
+from nemo_mm_rank.quality.ensemble.model import idle
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 from nemo_mm_rank.ranking import top_k
 from tests.quality.ensemble.oracle import FUNCTIONS, Demo, demo
 
@@ -52,7 +53,8 @@ def test_two_functions_are_constant_and_clip_is_turned_round_and_all_of_it_is_re
     authors: Demo, fitted: LabelModel
 ) -> None:
     names = authors.model["lfs"]
-    assert {names[fault.function]: fault.kind for fault in fitted.faults} == {
+    faults = [*idle(PatternCounts.of(authors.votes)), *fitted.inverted]
+    assert {names[fault.function]: fault.kind for fault in faults} == {
         "blurry": "silent",
         "geometric": "silent",
         "hclip": "constant",

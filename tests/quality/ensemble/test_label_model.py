@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality import LabelModel, lf_summary
-from nemo_mm_rank.quality.ensemble import PatternCounts
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 
 
 def random_votes(n: int, m: int, seed: int) -> np.ndarray:

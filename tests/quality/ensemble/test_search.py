@@ -17,10 +17,11 @@ from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ConfigError, MissingColumnError
 from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.quality import LabelingFunction, LabelModel, label_votes, lf_summary
-from nemo_mm_rank.quality.ensemble import EnsembleSettings, PatternCounts
 from nemo_mm_rank.quality.ensemble.fit import thresholds
-from nemo_mm_rank.quality.ensemble.search import BinCounts, Binning, Found, SearchSettings, candidates, search
-from nemo_mm_rank.quality.ensemble.step import LabelStep
+from nemo_mm_rank.quality.ensemble.search import BinCounts, Binning, SearchResult, SearchSettings, candidates, search
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
+from nemo_mm_rank.quality.ensemble.step import label_step
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 from nemo_mm_rank.ranking import Files
 
 NAMES = ("clip", "icc", "boxes", "blurry")
@@ -76,7 +77,9 @@ def by_hand(frame: pd.DataFrame, levels: dict[str, tuple[float, float]]) -> dict
     return {"f1": f1, "overlap": data.overlap, "conflict": data.conflict, "coverage": data.coverage}
 
 
-def found(folder: Path, frame: pd.DataFrame, names: tuple[str, ...] = NAMES, count: int = 3, **changes: Any) -> Found:
+def found(
+    folder: Path, frame: pd.DataFrame, names: tuple[str, ...] = NAMES, count: int = 3, **changes: Any
+) -> SearchResult:
     return search(shards(folder, frame, count), ensemble(*names), parse(SearchSettings, changes), SerialEngine().map)
 
 
@@ -154,7 +157,7 @@ def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
 def test_labels_are_looked_up_by_id(tmp_path: Path) -> None:
     truth = pd.DataFrame({"pair_id": ["b", "a", "z"], "clean": [False, True, True], "kinds": [["x"], [], []]})
     truth.to_parquet(tmp_path / "truth.parquet")
-    frame = LabelStep(tmp_path / "truth.parquet")(pd.DataFrame({"pair_id": ["a", "b", "c"]}))
+    frame = label_step(tmp_path / "truth.parquet")(pd.DataFrame({"pair_id": ["a", "b", "c"]}))
     assert frame["labelled"].to_numpy(dtype=object, na_value=None).tolist() == [True, False, None]
 
 
@@ -196,19 +199,3 @@ def test_shares_are_never_exceeded_whatever_is_tied(scores: list[float | None], 
     if frame["x"].dropna().is_unique:
         assert (votes == 1).sum() == there * top // 100
         assert (votes == 0).sum() == there * bottom // 100
-
-
-def test_the_plot_is_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    matplotlib = pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    from nemo_mm_rank.quality.ensemble.plot import plot_search
-
-    result = found(tmp_path, pool(60), NAMES[:3], tops=[50])
-    # As a matplotlibrc in the current folder may have it.
-    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
-    monkeypatch.setitem(matplotlib.rcParams, "text.latex.preamble", r"\input{/etc/hostname}")
-    plot_search(result.trace, tmp_path / "search.png")
-    with Image.open(tmp_path / "search.png") as picture:
-        assert picture.size == (720, 540)
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10

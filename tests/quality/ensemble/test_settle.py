@@ -8,8 +8,10 @@ import numpy as np
 
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.quality import LabelModel
-from nemo_mm_rank.quality.ensemble import EnsembleSettings, PatternCounts, idle
 from nemo_mm_rank.quality.ensemble.fit import settle
+from nemo_mm_rank.quality.ensemble.model import idle
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 
 
 def votes(*accuracies: float, n: int = 4_000) -> np.ndarray:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality import LabelingFunction, label_votes
-from nemo_mm_rank.quality.ensemble import EnsembleSettings, FunctionSettings, default_functions
 from nemo_mm_rank.quality.ensemble.fit import FEW, resolve, thresholds
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, default_functions
 from tests.quality.ensemble.shards import InMemory
 
 

@@ -15,19 +15,11 @@ from nemo_mm_rank.config import Budget, parse
 from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality import LabelModel, lf_summary
-from nemo_mm_rank.quality.ensemble import (
-    DUPLICATE_OF,
-    Ensemble,
-    EnsembleSettings,
-    EnsembleStep,
-    Fitted,
-    PatternCounts,
-    choose,
-    fit,
-)
-from nemo_mm_rank.quality.ensemble.choose import reasons
-from nemo_mm_rank.quality.ensemble.fit import settle
+from nemo_mm_rank.quality.ensemble.fit import DUPLICATE_OF, Ensemble, Fitted, fit, settle
 from nemo_mm_rank.quality.ensemble.search import Candidate, SearchSettings, candidates, search
+from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings
+from nemo_mm_rank.quality.ensemble.step import EnsembleStep, choose, reasons
+from nemo_mm_rank.quality.ensemble.votes import PatternCounts
 from tests.quality.ensemble.shards import InMemory
 
 VOTERS = ("clip", "icc", "boxes")

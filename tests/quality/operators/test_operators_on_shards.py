@@ -13,7 +13,7 @@ from PIL import Image
 from nemo_mm_rank.config import PoolSource, parse
 from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.io.ingest import ingest
-from nemo_mm_rank.quality.dedup import DuplicateSettings, deduplicate
+from nemo_mm_rank.quality.duplicates import DuplicateSettings, deduplicate
 from nemo_mm_rank.quality.operators import DATACOMP, OperatorSettings, agreements, column, columns, steps
 from nemo_mm_rank.run.store import Chain, ShardStore, Stage, digest
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from nemo_mm_rank.benchmark.downstream.rows import Rows, read_rows, usable
 from nemo_mm_rank.benchmark.downstream.settings import VLMSettings
-from nemo_mm_rank.config import MediaSettings, parse
+from nemo_mm_rank.config import Config, MediaSettings, parse
+from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.io.files import read_table, write_json, write_table
 from nemo_mm_rank.io.owned import Claim
@@ -47,15 +48,18 @@ class Pairs(Rows):
     media: MediaSettings
 
 
-def read_pairs(parts: Mapping[str, ShardStore], media: MediaSettings) -> Pairs:
-    """Return the pairs of ``parts``, which are not opened."""
+def read_pairs(
+    parts: Mapping[str, ShardStore], settings: VLMSettings, config: Config, folder: Path, engine: Engine
+) -> Pairs:
+    """Return the pairs of ``parts``, which are not opened; see `downstream.features`."""
+    media = config.media
     rows = read_rows(parts, media)
-    tables = [shards.read(number, SHOWN) for shards in parts.values() for number in range(shards.count)]
+    tables = [shards.table(SHOWN) for shards in parts.values()]
     return Pairs(rows.parts, rows.annotations, pa.concat_tables(tables, promote_options="default"), media)
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingRun:
     """One training run.
 
     Attributes:
@@ -85,7 +89,7 @@ class Job:
         validation_rows: Sequence[int],
         settings: VLMSettings,
         seed: int,
-    ) -> Job:
+    ) -> TrainingRun:
         """Return the run on some rows of ``pairs``, with nothing of the others.
 
         Raises:
@@ -123,7 +127,7 @@ class Job:
         write_json(folder / _RUN, values)
 
     @classmethod
-    def load(cls, folder: Path) -> Job:
+    def load(cls, folder: Path) -> TrainingRun:
         """Read a job back."""
         values = json.loads((folder / _RUN).read_text(encoding="utf-8"))
         settings, media = parse(VLMSettings, values.pop("settings")), parse(MediaSettings, values.pop("media"))

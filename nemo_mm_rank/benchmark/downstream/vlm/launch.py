@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
 from nemo_mm_rank.benchmark.downstream.settings import VLMSettings
-from nemo_mm_rank.benchmark.downstream.vlm.job import Job
+from nemo_mm_rank.benchmark.downstream.vlm.job import Pairs, TrainingRun
 from nemo_mm_rank.benchmark.downstream.vlm.training import run
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import write_json, write_text
@@ -23,12 +24,20 @@ from nemo_mm_rank.io.owned import recognised
 _FOUND, _MISTAKE = "perplexity.json", "error.txt"
 
 
-def perform(job: Job) -> Perplexity:
-    """Do a job.
+def train_vlm(
+    pairs: Pairs,
+    annotations: Sequence[str | None],
+    blend_rows: Sequence[int],
+    validation_rows: Sequence[int],
+    settings: VLMSettings,
+    seed: int,
+) -> Perplexity:
+    """Fine-tune the model on a blend and judge it on the validation pairs; see `downstream.train`.
 
     Raises:
         UserError: anything that the user can mend.
     """
+    job = TrainingRun.of(pairs, annotations, blend_rows, validation_rows, settings, seed)
     count = processes(job.settings)
     if count == 1:
         return run(job)
@@ -61,7 +70,7 @@ def work(folder: Path) -> None:
     recognised(folder, "training")
     first = os.environ.get("RANK", "0") == "0"
     try:
-        found = run(Job.load(folder))
+        found = run(TrainingRun.load(folder))
     except UserError as error:
         write_text(folder / _MISTAKE, str(error))
         raise

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity, evaluation_steps, pace
+from nemo_mm_rank.benchmark.downstream.perplexity import Descent, Perplexity, evaluation_steps
 from nemo_mm_rank.benchmark.downstream.settings import VLMSettings
-from nemo_mm_rank.benchmark.downstream.vlm.job import Example, Job, Reader
+from nemo_mm_rank.benchmark.downstream.vlm.job import Example, Reader, TrainingRun
 from nemo_mm_rank.errors import ModelError, PairError, UserError, require
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import iter_class
@@ -55,12 +55,10 @@ def load(settings: VLMSettings, device: str, seed: int) -> tuple[Any, Any]:
     return adapted(model, settings, seed), processor
 
 
-_WARM_UP = 0.1
-_CLIP = 1.0
 _IN_ORDER = 256  # rows of a process that are opened by one decoder, which reads ahead
 
 
-def run(job: Job) -> Perplexity:
+def run(job: TrainingRun) -> Perplexity:
     """Train on the job's blend and judge its validation pairs; every process of a launch calls it.
 
     Pairs go through the model one at a time, without padding, so that none depends on its neighbours; a step's
@@ -85,7 +83,7 @@ def run(job: Job) -> Perplexity:
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(learnt, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     model, optimiser = accelerator.prepare(model, optimiser)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: pace(step, settings.steps, _WARM_UP))
+    descent = Descent(optimiser, learnt, settings.steps, accelerator.clip_grad_norm_)
     shown = Shown(job, reader)
     examples = shown.endlessly(accelerator.process_index, processes)
     judged_at = evaluation_steps(settings.steps, settings.evaluations)
@@ -99,10 +97,7 @@ def run(job: Job) -> Perplexity:
             with accelerator.no_sync(model) if number < len(batch) else nullcontext():
                 # Of the mean over processes that the exchange takes, a sum is to be left.
                 accelerator.backward(loss(model, example, accelerator.device) * (processes / count))
-        accelerator.clip_grad_norm_(learnt, _CLIP)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad(set_to_none=True)
+        descent.step()
         seen += round(count)
         if step in judged_at:
             total, judged = _judge(model, accelerator, shown)
@@ -150,7 +145,7 @@ class Shown:
         failed: rows of the blend that could not be shown.
     """
 
-    job: Job
+    job: TrainingRun
     reader: Reader
     failed: set[int] = field(default_factory=set)
 
