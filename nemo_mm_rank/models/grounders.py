@@ -144,11 +144,11 @@ def windows(start: float, end: float, length: float, most: int) -> Iterator[tupl
     Where that were more than ``most``, they are as much longer as it takes.
     """
     length = max(length, 2 * (end - start) / (most + 1))
-    if end - start <= length:
-        yield start, end
-        return
     # A rounding error is no reason for one more window.
     steps = math.ceil(round((end - start - length) / (length / 2), 6))
+    if steps < 1:
+        yield start, end
+        return
     for step in range(steps):
         yield start + step * length / 2, start + step * length / 2 + length
     yield end - length, end

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
@@ -175,6 +175,7 @@ def test_regions_lie_inside_and_cover(width: int, height: int, grid: int) -> Non
 
 
 @given(st.floats(0, 1e4), st.floats(1e-3, 5e3), st.floats(0.1, 30), st.integers(1, 80))
+@example(0.1, 0.3576, 0.3576, 2)  # longer than a window by no more than a rounding error
 def test_windows_cover_and_end_with_the_recording(start: float, duration: float, length: float, most: int) -> None:
     end = start + duration
     found = list(windows(start, end, length, most))
