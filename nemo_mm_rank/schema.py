@@ -73,7 +73,7 @@ the least likely its data's own (string, null where there is only one)."""
 DATA_SPANS, ANNOTATION_SPANS, SNS_REASON = "sns_data_spans", "sns_annotation_spans", "sns_reason"
 
 
-AGREEMENT = "agreement"
+AGREEMENT = "agreement_score"
 """Cosine of the fused data with its own annotation, out of sample (float32 in [-1, 1])."""
 
 

@@ -30,7 +30,7 @@ def main() -> None:
             QuarantineStage("failed"),
             ScoreFilter(WordCountFilter(min_words=3), text_field="annotation", score_field="words"),
             MultimodalRankStage(run=run.folder, quarantine="failed"),
-            ParquetWriter("scored", fields=["pair_id", "modality", "annotation", "words", "agreement", "score"]),
+            ParquetWriter("scored", fields=["pair_id", "modality", "annotation", "words", "agreement_score", "score"]),
         ],
     )
     pipeline.run(RayActorPoolExecutor(show_progress=False))

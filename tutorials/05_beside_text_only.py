@@ -63,7 +63,7 @@ def main() -> None:
     theirs = text_only.blend.set_index("pair_id")
     text_only.print()
 
-    pairs = run.pairs(["pair_id", "modality", "annotation", "agreement", "error"])
+    pairs = run.pairs(["pair_id", "modality", "annotation", "agreement_score", "error"])
     pairs = pairs[pairs["error"].isna()].set_index("pair_id")
     both = blend.index.intersection(theirs.index)
     print(f"\n{len(blend)} pairs each, of {len(pairs)}; {len(both)} in both blends")
@@ -71,7 +71,9 @@ def main() -> None:
     columns = {"pool": pairs.index, "ours": blend.index, "text only": theirs.index.intersection(pairs.index)}
     mix = {name: pairs.loc[index, "modality"].value_counts() for name, index in columns.items()}
     table = pd.DataFrame(mix).fillna(0).astype(int)
-    table.loc["agreement"] = {name: f"{pairs.loc[index, 'agreement'].mean():.3f}" for name, index in columns.items()}
+    table.loc["agreement_score"] = {
+        name: f"{pairs.loc[index, 'agreement_score'].mean():.3f}" for name, index in columns.items()
+    }
     print(table.to_string())
     for name, chosen, other in (("ours", blend, theirs), ("text only", theirs, blend)):
         alone = chosen.loc[chosen.index.difference(other.index, sort=False)]

@@ -46,7 +46,7 @@ class _Threshold(DocumentFilter):
 
 
 class PairAgreementFilter(_Threshold):
-    """Keeps pairs whose data agree with their own annotation. Reads ``agreement``, which `ProjectionStage` adds.
+    """Keeps pairs whose data agree with their own annotation. Reads ``agreement_score``, which `ProjectionStage` adds.
 
     Args:
         minimum: least cosine of the fused data with the annotation, out of sample.

@@ -22,11 +22,11 @@ from nemo_mm_rank.io.references import References, is_url
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.source import lacking
 from nemo_mm_rank.modality import names
-from nemo_mm_rank.schema import ERROR, MEDIA_ROOT, MODALITY, POOL, WEAKEST, WEAKEST_SENTENCE
+from nemo_mm_rank.schema import AGREEMENT, ERROR, MEDIA_ROOT, MODALITY, POOL, WEAKEST, WEAKEST_SENTENCE
 
 RESERVED = frozenset(
     {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE}
-    | {"agreement", "rank", "pool_rank", "score", "filters_passed", "reason"}
+    | {AGREEMENT, "rank", "pool_rank", "score", "filters_passed", "reason"}
 )
 RESERVED_PREFIXES = (
     *("emb_", "sns_", "description__", "cosine__", "score_", "traditional__"),

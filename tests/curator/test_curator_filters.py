@@ -80,9 +80,9 @@ def test_the_objective_is_embedded_once_and_does_not_travel(finished: FinishedRu
 
 
 def test_agreement(fused: pa.Table, through: Any) -> None:
-    values = fused["agreement"].to_pylist()
+    values = fused["agreement_score"].to_pylist()
     cut = sorted(value for value in values if value is not None)[5]
-    stage = ScoreFilter(PairAgreementFilter(cut), text_field="agreement", score_field="again")
+    stage = ScoreFilter(PairAgreementFilter(cut), text_field="agreement_score", score_field="again")
     (out,) = through([stage], [DocumentBatch("demo", fused)])
     assert out.data["again"].tolist() == [value for value in values if value is not None and value >= cut]
     assert None in values  # a pair that failed has none, and goes

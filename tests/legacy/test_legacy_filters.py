@@ -48,7 +48,7 @@ def kept(filtered: DocumentDataset) -> list[str]:
 
 
 def test_agreement_is_the_cosine_of_the_two_sides(made: pa.Table, scheduler: None) -> None:
-    agreement = made["agreement"].to_numpy()
+    agreement = made["agreement_score"].to_numpy()
     middle = float(np.nanmedian(agreement))
     wanted = made[PAIR_ID].filter(pa.array(agreement >= middle)).to_pylist()
     judge = PairAgreementFilter(FUSED, ANCHOR, middle - 1e-6)
@@ -56,7 +56,7 @@ def test_agreement_is_the_cosine_of_the_two_sides(made: pa.Table, scheduler: Non
     assert 5 < len(wanted) < made.num_rows - 5
     assert kept(out) == wanted
     table = computed(out)
-    np.testing.assert_allclose(table["cosine"].to_numpy(), table["agreement"].to_numpy(), atol=1e-6)
+    np.testing.assert_allclose(table["cosine"].to_numpy(), table["agreement_score"].to_numpy(), atol=1e-6)
     # Inverted, the others come, those without any embedding among them.
     others = ScoreFilter(judge, text_field=judge.fields, score_type=float, invert=True)(dataset(made))
     assert sorted(kept(others) + wanted) == made[PAIR_ID].to_pylist()

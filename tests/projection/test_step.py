@@ -46,12 +46,12 @@ def test_adds_fused_embeddings_and_agreement(folder: Path, frame: pd.DataFrame) 
     assert out["mine"].tolist() == list(range(48))
     assert out[ERROR].isna().all()
     assert frames.array(out, FUSED).type == pa.list_(pa.float32())
-    assert frames.array(out, "agreement").type == pa.float32()
+    assert frames.array(out, "agreement_score").type == pa.float32()
     torch.testing.assert_close(fused.values.norm(dim=1), torch.ones(48))
     expected = (fused.values * SAMPLE.anchors).sum(1)
-    torch.testing.assert_close(torch.tensor(out["agreement"].tolist()), expected)
+    torch.testing.assert_close(torch.tensor(out["agreement_score"].tolist()), expected)
     assert list(step.meta(frame).columns) == list(out.columns)
-    assert list(step.provides) == [FUSED, "agreement"]
+    assert list(step.provides) == [FUSED, "agreement_score"]
 
 
 def test_partitions_and_processes_give_the_same_bytes(folder: Path, frame: pd.DataFrame) -> None:
@@ -60,7 +60,7 @@ def test_partitions_and_processes_give_the_same_bytes(folder: Path, frame: pd.Da
     other = pickle.loads(pickle.dumps(step))
     parts = pd.concat([other(frame.iloc[:1]), other(frame.iloc[1:20]), other(frame.iloc[20:])])
     assert frames.array(parts, FUSED).equals(frames.array(whole, FUSED))
-    assert frames.array(parts, "agreement").equals(frames.array(whole, "agreement"))
+    assert frames.array(parts, "agreement_score").equals(frames.array(whole, "agreement_score"))
 
 
 def test_what_cannot_be_projected_is_quarantined(folder: Path, frame: pd.DataFrame) -> None:
@@ -80,7 +80,9 @@ def test_what_cannot_be_projected_is_quarantined(folder: Path, frame: pd.DataFra
         3: "projection: EmbeddingError: no expert embedded the data",
         4: "projection: EmbeddingError: the fused embedding is not finite",
     }
-    assert out[FUSED].isna().tolist() == out["agreement"].isna().tolist() == [r in (0, 1, 3, 4) for r in range(48)]
+    assert (
+        out[FUSED].isna().tolist() == out["agreement_score"].isna().tolist() == [r in (0, 1, 3, 4) for r in range(48)]
+    )
     rest = torch.tensor([row for row in range(48) if row not in (0, 1, 3, 4)])
     clean = frames.vectors(_step(folder)(frame.drop(columns=[ERROR, FUSED], errors="ignore")), FUSED)
     assert torch.equal(frames.vectors(out, FUSED).values[rest], clean.values[rest])

@@ -30,7 +30,7 @@ import numpy as np
 class Long:
     """Says that long data is likely, and nothing of data with a 3."""
 
-    columns = ("data", "agreement")
+    columns = ("data", "agreement_score")
     least = 0.01
 
     def __init__(self, name, characters, times=1.0):
@@ -127,7 +127,7 @@ def test_it_decides(config: dict[str, Any], run: Result) -> None:
 def test_new_pairs_are_scored_by_it(run: Result, library: Path) -> None:
     finished = FinishedRun.load(run.folder, Trust((str(library),)))
     step = QueryStep(finished.config, finished.models, finished.scoring)
-    assert {"data", "agreement", "match_probability"} <= step.requires.keys()
+    assert {"data", "agreement_score", "match_probability"} <= step.requires.keys()
     folder = RunFolder(run.folder)
     table = State.load(folder).open(folder).read(1)
     done = step(frames.from_table(table))

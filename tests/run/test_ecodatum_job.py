@@ -155,17 +155,17 @@ def test_a_finished_runs_embeddings_and_agreement_are_used(pool: Path, tmp_path:
     ranked = rank_pool(config=run_settings(pool, tmp_path / "ranked", budget=5, sns={"mode": "off"}), progress=False)
     config = {"run": str(tmp_path / "ranked"), "output": str(tmp_path / "quality")}
     result = curate(parse(EcoDatumConfig, config))
-    operators = {"quality__agreement", "quality__weakest", "quality__agreement_words", "quality__weakest_words"}
+    operators = {"quality__agreement_score", "quality__weakest", "quality__agreement_words", "quality__weakest_words"}
     assert operators <= set(result.manifest["operators"])
     assert {name.removeprefix("quality__") for name in operators} <= set(result.manifest["ensemble"]["functions"])
     assert "concrete_words" not in result.manifest["ensemble"]["functions"]
     assert result.manifest["tie_break"] == "quality__weakest_words"
     assert not list(result.folder.glob("steps/experts-*"))
     assert not (result.folder / "pool").exists()
-    agreement = ranked.pairs(["pair_id", "agreement"]).set_index("pair_id")["agreement"]
-    threshold = result.manifest["ensemble"]["functions"]["agreement"]["thresholds"]["image"]["high"]
+    agreement = ranked.pairs(["pair_id", "agreement_score"]).set_index("pair_id")["agreement_score"]
+    threshold = result.manifest["ensemble"]["functions"]["agreement_score"]["thresholds"]["image"]["high"]
     votes = dict(zip(result.quality["pair_id"], result.quality["votes"], strict=True))
-    place = list(result.manifest["ensemble"]["functions"]).index("agreement")
+    place = list(result.manifest["ensemble"]["functions"]).index("agreement_score")
     selected = {name for name, mine in votes.items() if name.startswith("image") and mine[place] == 1}
     assert selected == {n for n in votes if n.startswith("image") and agreement[n] >= threshold}
     assert selected

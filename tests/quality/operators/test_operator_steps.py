@@ -296,10 +296,10 @@ def test_meta_is_what_comes_out(rows: pd.DataFrame) -> None:
 def test_columns_that_decide_between_duplicates_in_their_order() -> None:
     settings = {
         "agreement": {"clip": {"model": "colours", "mirrored": True}},
-        "given": {"agreement": "agreement", "mine": "mine", "clip_l14": DATACOMP["clip_l14"]},
+        "given": {"agreement_score": "agreement_score", "mine": "mine", "clip_l14": DATACOMP["clip_l14"]},
         "experts": {"agreement_words": {"expert": "words", "model": "text"}},
     }
-    names = ["agreement", "clip_l14", "clip", "agreement_words"]
+    names = ["agreement_score", "clip_l14", "clip", "agreement_words"]
     assert agreements(parse(OperatorSettings, settings)) == [column(name) for name in names]
 
 
