@@ -38,8 +38,10 @@ Encoders = dict[str, ModelSpec]
 
 
 def _set(text: str, image: str, video: str, audio: str) -> Encoders:
-    names = dict(zip(Modality, (text, text, image, audio, video), strict=True))
-    return {modality: ModelSpec.model_validate({"class": name}) for modality, name in names.items()}
+    # In this order: it is that of the features' columns, and so of the weights that are drawn for them.
+    order = (Modality.TEXT, Modality.CODE, Modality.IMAGE, Modality.VIDEO, Modality.AUDIO)
+    names = zip(order, (text, text, image, video, audio), strict=True)
+    return {modality: ModelSpec.model_validate({"class": name}) for modality, name in names}
 
 
 _HERE = "nemo_mm_rank.benchmark.downstream.features"
