@@ -204,7 +204,8 @@ class DuplicateSettings(Settings):
     """Quality-guided deduplication."""
 
     by: tuple[str, ...] = Field(
-        ("quality__agreement_score",), description="columns that say which stays, higher is better: the first that a pair has"
+        ("quality__agreement_score",),
+        description="columns that say which stays, higher is better: the first that a pair has",
     )
     text: bool | None = Field(
         None,
