@@ -20,7 +20,16 @@ from nemo_mm_rank.ranking.calibrate import ANNOTATION_COSINE, FUSED_COSINE, Como
 from nemo_mm_rank.ranking.conditions import Stored, chances_of, stored
 from nemo_mm_rank.ranking.feedback import Means, feedback_column
 from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
-from nemo_mm_rank.ranking.topic import FEWEST, Mixture, Topic, breadth_of, broad_weights, experts_among, tells_of
+from nemo_mm_rank.ranking.topic import (
+    FEWEST,
+    ONE_KIND,
+    Mixture,
+    Topic,
+    breadth_of,
+    broad_weights,
+    experts_among,
+    tells_of,
+)
 from nemo_mm_rank.schema import MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.shards import Shards, live
 
@@ -133,7 +142,9 @@ class Scoring:
         assert self.topic.broad is not None  # noqa: S101 (`_counted` makes both)
         narrow = Mixture.of(settings.weights, self.topic.narrow.moments, settings.spread, tells)
         broad = None
-        if settings.broad is not None and self.ranked >= FEWEST and (weights := broad_weights(settings, names)):
+        kinds = self.counts[MODALITY].values()
+        mixed = self.ranked >= FEWEST and max(kinds, default=0) <= ONE_KIND * self.ranked
+        if settings.broad is not None and mixed and (weights := broad_weights(settings, names)):
             broad = Mixture.of(weights, self.topic.broad.moments, 0.0, tells)
         narrow_total, broad_total = Moments(), Moments()
         scoring = replace(self, topic=Topic(narrow, broad))

@@ -31,6 +31,9 @@ it counts fully."""
 
 FEWEST = 100
 """Pairs below which nothing is said of how broad an objective is: it counts as narrow."""
+ONE_KIND = 0.9
+"""Where one modality is more of a pool than this, no objective is taken for broad: what tells kinds of data apart does
+not tell the pairs of one kind apart, and there the annotation says best what is asked for."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def many_texts(file: Path, pairs: int = 120) -> Path:
-    """Write a pool of texts, half of the sea and half of a town: enough to say how broad an objective is."""
+    """Write a pool of texts (a fifth called code), half of the sea and half of a town, large enough for broad objectives."""
     scenes = {
         "sea": (("A boat", "A gull", "A child", "A swimmer"), "the sea under a blue sky", ("waves", "sand", "wind")),
         "town": (("A tram", "A dog", "A baker", "A clerk"), "a street at night", ("lamps", "walls", "bells")),
@@ -73,7 +73,8 @@ def many_texts(file: Path, pairs: int = 120) -> Path:
     for number in range(pairs):
         who, where, what = scenes["sea" if number % 2 else "town"]
         left, right = who[number // 2 % 4], what[number // 8 % 3]
-        row = {"pair_id": f"p{number:03d}", "modality": "text", "annotation": f"{left} and {right} {number}."}
+        kind = "code" if number % 5 == 0 else "text"
+        row = {"pair_id": f"p{number:03d}", "modality": kind, "annotation": f"{left} and {right} {number}."}
         lines.append(json.dumps({**row, "data": f"{left} by {where}. There are {right}, {number % 7} of them."}))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
