@@ -64,7 +64,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def many_texts(file: Path, pairs: int = 120) -> Path:
-    """Write a pool of texts (a fifth called code), half of the sea and half of a town, large enough for broad objectives."""
+    """Write a pool of texts, a fifth called code, half of the sea and half of a town: enough for broad objectives."""
     scenes = {
         "sea": (("A boat", "A gull", "A child", "A swimmer"), "the sea under a blue sky", ("waves", "sand", "wind")),
         "town": (("A tram", "A dog", "A baker", "A clerk"), "a street at night", ("lamps", "walls", "bells")),
