@@ -19,7 +19,7 @@ from nemo_mm_rank.benchmark.training import VALIDATION, train_all
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import write_json, write_table, write_text
+from nemo_mm_rank.io.files import write_sealed, write_table, write_text
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.finished import State
@@ -190,7 +190,7 @@ def _write(
     write_table(folder / RESULTS, results)
     write_text(folder / TABLE, table)
     write_text(folder / COST, cost)
-    write_json(folder / FACTS, facts)
+    write_sealed(folder / FACTS, facts)
     try:
         write_benchmark_report(folder)
     except UserError as error:  # the extra is missing: the figures are there all the same

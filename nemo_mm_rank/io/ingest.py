@@ -12,11 +12,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
-from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.errors import DamagedError, PoolError
 from nemo_mm_rank.io.bad_rows import SCHEMA, BadRow, bad_rows_table
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
-from nemo_mm_rank.io.files import file_digest, write_json, write_table
+from nemo_mm_rank.io.files import file_digest, is_sound, read_sealed, write_sealed, write_table
 from nemo_mm_rank.io.owned import Claim, clear
 from nemo_mm_rank.io.part_files import PartWriter, files_unchanged, is_part
 from nemo_mm_rank.io.pool import manifests, read_pools
@@ -116,7 +116,7 @@ def ingest(
     for path in folder.glob("part-*.parquet"):
         if path.name not in {part["name"] for part in parts} and is_part(path):
             path.unlink()
-    write_json(folder / RECORD, {"key": key, "report": asdict(report), "parts": parts, "again": outcome.again})
+    write_sealed(folder / RECORD, {"key": key, "report": asdict(report), "parts": parts, "again": outcome.again})
     return report
 
 
@@ -214,10 +214,10 @@ def _fingerprint(pools: Sequence[PoolSource], settings: dict[str, Any]) -> str:
 def _earlier(folder: Path, key: str) -> IngestReport | None:
     """Return the report of an ingest of the same input, where its parts and their media files are as they were."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_sealed(folder / RECORD)
+    except DamagedError:
         return None
-    if record.get("key") != key or record["again"] or not (folder / BAD_ROWS).exists():
+    if record.get("key") != key or record["again"] or not is_sound(folder / BAD_ROWS):
         return None
     if not all(files_unchanged(folder, part) for part in record["parts"]):
         return None

@@ -253,6 +253,11 @@ def recognised(folder: Path, kind: str, more: str = "") -> Mark:
     """
     mark = Mark.read(folder)
     if mark is None:
+        if os.path.lexists(folder / MARK):
+            raise UserError(
+                f"{folder / MARK}: is damaged, and alone says that nemo-mm-rank made this folder; where it did, remove "
+                f"the folder and start again{more}"
+            )
         raise UserError(
             f"{folder}: is not empty, and nothing says that nemo-mm-rank made it (there is no {MARK} in it); name "
             f"another folder{more}"

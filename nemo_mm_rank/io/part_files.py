@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import MediaError
-from nemo_mm_rank.io.files import read_note, read_table, table_digest, write_table
+from nemo_mm_rank.io.files import read_note, read_schema, read_table, table_digest, write_table
 from nemo_mm_rank.io.references import References, folded
 from nemo_mm_rank.modality import identity, is_media
 from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY
@@ -92,7 +91,7 @@ def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
         return False
     if not part["files"]:
         return True
-    there = pq.read_schema(folder / part["name"]).names
+    there = read_schema(folder / part["name"]).names
     if DATA_BYTES in there:
         return False
     names = [name for name in (MODALITY, DATA, MEDIA_ROOT, DATA_PARTS) if name in there]

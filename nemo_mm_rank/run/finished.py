@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.config import Config, ModelSpec, parse
-from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import file_digest, read_table, write_json
+from nemo_mm_rank.errors import DamagedError, UserError
+from nemo_mm_rank.io.files import file_digest, read_sealed, read_table, write_sealed
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.run.fits import whole
+from nemo_mm_rank.run.fits import damaged, whole
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.trust import NOTHING, Trust
@@ -57,20 +56,23 @@ class State:
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder."""
-        write_json(folder.state, asdict(self))
+        write_sealed(folder.state, asdict(self))
 
     @classmethod
     def load(cls, folder: RunFolder) -> State:
-        """Read it back.
+        """Read it back, where what was fitted for it is as it was.
 
         Raises:
-            UserError: the run has not come that far.
+            UserError: the run has not come that far, or a file of these is damaged.
         """
-        try:
-            values = json.loads(folder.state.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder.path} holds no finished run: start it again with curate") from error
-        return cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        if not folder.state.exists():
+            raise UserError(f"{folder.path} holds no finished run: start it again with curate")
+        values = read_sealed(folder.state)
+        state = cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        for fitted in (*state.statistics.values(), state.projection, state.matcher):
+            if (file := damaged(folder.path / fitted)) is not None:
+                raise DamagedError(file)
+        return state
 
     def open(self, folder: RunFolder) -> ShardStore:
         """Return the embedded shards."""
@@ -144,7 +146,7 @@ class FinishedRun:
         state = State.load(folder)
         models, scoring = state.specs(folder), state.scored_by(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
-        config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
+        config = parse(Config, read_sealed(folder.manifest)["config"])
         if trust is not None:
             trust.admit(models, folder, describing=True)
             trust.admit(config.ranking.computed, folder, kind="condition")
@@ -163,6 +165,7 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
     config = folder.load_config()
     if not folder.manifest.exists():
         raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
+    read_sealed(folder.manifest)
     blend = read_table(folder.blend)
     state = State.load(folder)
     pool = ShardStore(state.open(folder).stages[:1], state.shards)

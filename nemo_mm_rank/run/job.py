@@ -21,7 +21,7 @@ from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, using
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.export import write_blend
-from nemo_mm_rank.io.files import file_digest, table_digest, write_json, write_table
+from nemo_mm_rank.io.files import file_digest, table_digest, write_sealed, write_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.owned import Claim, drop, take
 from nemo_mm_rank.io.pool import manifests
@@ -166,7 +166,7 @@ class Job:
             },
             "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
         }
-        write_json(folder.manifest, manifest)
+        write_sealed(folder.manifest, manifest)
         return manifest
 
 
