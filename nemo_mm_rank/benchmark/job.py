@@ -141,10 +141,12 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
             for seed, key in wanted:
                 blend = found[seed]
                 if blend is None:
-                    with measured(config.cold and seed == config.seeds[0], here) as cost:
+                    spent = folder / f"{strategy}-{seed}.cost.json"
+                    with measured(config.cold and seed == config.seeds[0], here, spent, key) as cost:
                         ids = choose(bench, strategy, seed)
                     blend = Blend.of(strategy, seed, ids, cost)
                     blend.save(folder, key)
+                    spent.unlink(missing_ok=True)
                     advance(1)
                 blends.append(blend)
                 keys.append(key)
@@ -183,6 +185,7 @@ def _write(
         "planted": {"counts": source.planted.counts(), "short": [str(one) for one in source.planted.short]},
         "validation": {"pairs": source.held_out, "removed": source.removed, "leaks": len(source.leaks)},
         "blends": {f"{blend.strategy}-{blend.seed}": blend.digest for blend in blends},
+        "interrupted": {f"{one.strategy}-{one.seed}": one.cost.interrupted for one in blends if one.cost.interrupted},
     }
     bench = tables.Comparison(tables.Results(results, config.seeds), facts)
     shown = [table for of in (tables.training, tables.selection, tables.mix, tables.geometry) for table in of(bench)]

@@ -239,7 +239,7 @@ def read_note(path: Path) -> dict[str, Any] | None:
         with _sound_file(path):
             note: dict[str, Any] = json.loads((pq.read_metadata(path).metadata or {})[NOTE])
             note.pop(SEAL, None)
-            return note
+            return note or None
     except (DamagedError, KeyError):
         return None
 

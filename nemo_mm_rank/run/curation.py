@@ -65,12 +65,14 @@ class Result:
     @cached_property
     def blend(self) -> pd.DataFrame:
         """The chosen pairs, best first."""
-        return read_table(RunFolder(self.folder).blend).to_pandas()
+        frame: pd.DataFrame = read_table(RunFolder(self.folder).blend).to_pandas()
+        return frame
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """The pairs that could not be ranked, with step, error class and message."""
-        return read_table(RunFolder(self.folder).quarantine).to_pandas()
+        frame: pd.DataFrame = read_table(RunFolder(self.folder).quarantine).to_pandas()
+        return frame
 
     def pairs(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return every pair of the pool with some columns: its own, and those that steps have added.

@@ -160,7 +160,8 @@ class EcoDatumResult(Result):
 
         The quality of a duplicate is lowered as by a veto.
         """
-        return read_table(self.folder / SCORES).to_pandas()
+        frame: pd.DataFrame = read_table(self.folder / SCORES).to_pandas()
+        return frame
 
     def print(self, console: Console | None = None) -> None:
         """Print how each labeling function votes, what it weighs, and what somebody should know."""

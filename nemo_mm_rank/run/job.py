@@ -28,7 +28,7 @@ from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.outcome import write_quarantine
+from nemo_mm_rank.run.outcome import cpu, write_quarantine
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
@@ -153,6 +153,7 @@ class Job:
             "nemo_mm_rank": __version__,
             "python": platform.python_version(),
             "versions": {name: version(name) for name in config.libraries},
+            "cpu": cpu(),
             "strategy": config.kind,
             "config": config.model_dump(mode="json", by_alias=True, exclude=_WHERE, exclude_none=True),
             "steps": [step.identity() for step in steps],

@@ -146,10 +146,10 @@ def test_the_same_folder_gives_the_same_bytes_and_an_unfinished_one_none(folder:
 
 def test_leaks_and_few_seeds_are_told(folder: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs", "features"))
-    facts = json.loads((copied / "benchmark.json").read_text(encoding="utf-8"))
+    facts = read_sealed(copied / "benchmark.json")
     facts["validation"]["leaks"] = 2
     facts["config"]["seeds"] = [0]
-    (copied / "benchmark.json").write_text(json.dumps(facts), encoding="utf-8")
+    write_sealed(copied / "benchmark.json", facts)
     said = {one.text: one.mark for one in findings(Benchmark.open(copied))}
     assert said["2 pairs of the pool too near to a validation pair."] == "warn"
     assert said["1 seed: too few to tell strategies apart."] == "warn"

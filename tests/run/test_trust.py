@@ -64,12 +64,12 @@ def renamed(run: Path, to: Path, spec: dict[str, Any], **settings: Any) -> Path:
     config["models"]["text"] = spec
     config |= {"import_from": [str(to)], **settings}
     (to / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    state = json.loads((to / "state.json").read_text("utf-8"))
+    state = read_sealed(to / "state.json")
     state["models"]["text"] = spec
-    (to / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    manifest = json.loads((to / "manifest.json").read_text("utf-8"))
+    write_sealed(to / "state.json", state)
+    manifest = read_sealed(to / "manifest.json")
     manifest["config"]["models"]["text"] = spec
-    (to / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_sealed(to / "manifest.json", manifest)
     return to
 
 
