@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from nemo_mm_rank.benchmark.page import Benchmark, findings, write_benchmark_rep
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.files import read_sealed, write_sealed
 from nemo_mm_rank.measures.statistics import holm, paired_difference
 from tests.report.pages import Elements, Opened, data_of
 

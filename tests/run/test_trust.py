@@ -17,6 +17,7 @@ from nemo_mm_rank import curate, rank
 from nemo_mm_rank.adapt.pairs import Pairs
 from nemo_mm_rank.config import ModelSpec, parse
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.files import read_sealed, write_sealed
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.trust import Trust
