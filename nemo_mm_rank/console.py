@@ -70,6 +70,10 @@ class _Printable(logging.Formatter):
         return printable(super().format(record), lines=True)
 
 
+class Note(UserWarning):
+    """Something that somebody should know; the command line prints its one line."""
+
+
 def guard_messages() -> None:
     """Make printable, too, what libraries say in warnings and, where nobody has set up logging, in its messages."""
 
@@ -81,7 +85,8 @@ def guard_messages() -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        said = warnings.formatwarning(message, category, filename, lineno, line)
+        ours = issubclass(category, Note)
+        said = f"note: {message}\n" if ours else warnings.formatwarning(message, category, filename, lineno, line)
         print(printable(said, lines=True), end="", file=file or sys.stderr)
 
     warnings.showwarning = show

@@ -45,6 +45,16 @@ class StorageError(UserError):
     """A file of a run cannot be written: the disk is full, or the folder is not ours to write to."""
 
 
+class DamagedError(UserError):
+    """A file that we have written is gone, or is not as it was written."""
+
+    def __init__(self, file: object) -> None:
+        super().__init__(
+            f"{file}: is gone, damaged or edited; curate (or the command that made it) with the same configuration "
+            "makes it again, and keeps what is sound"
+        )
+
+
 class PairError(_PrintableError):
     """One pair cannot be processed; it is quarantined with this error's class and message."""
 

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.io.files import read_table
+from nemo_mm_rank.io.files import read_schema, read_table
 from nemo_mm_rank.schema import ERROR
 
 
@@ -49,7 +48,7 @@ class Files:
 
     def read(self, part: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one shard; names that it does not have are left out."""
-        source = {name: path for path in self.parts[part] for name in pq.read_schema(path).names}
+        source = {name: path for path in self.parts[part] for name in read_schema(path).names}
         wanted = [name for name in (source if columns is None else columns) if name in source]
         tables = {
             path: read_table(path, [name for name in wanted if source[name] == path])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,9 +14,9 @@ from rich.console import Console
 from nemo_mm_rank.adapt.pairs import Pairs
 from nemo_mm_rank.adapt.training import AdaptSettings, Checkpoint, StageSettings, train
 from nemo_mm_rank.console import SafeConsole
-from nemo_mm_rank.errors import ConfigError, UserError, require
+from nemo_mm_rank.errors import ConfigError, DamagedError, ModelError, UserError, require
 from nemo_mm_rank.imports import import_from
-from nemo_mm_rank.io.files import write_json, write_table
+from nemo_mm_rank.io.files import folder_digest, read_sealed, write_json, write_sealed, write_table
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.measures.geometry import recalls
 from nemo_mm_rank.models import loader, lora
@@ -152,7 +151,7 @@ class _Adaptation:
             pairs = Pairs.load(stage.run or settings.run, encoder.modalities | encoder.together)
             key = digest([key, stage.model_dump(mode="json", exclude={"run"}), pairs.digest])
             record = _read(folder / RECORD)
-            if record.get("key") != key:
+            if record.get("key") != key or record.get("files") != _files(folder):
                 record = self._learn(encoder, pairs, stage, folder, key)
             lora.merge_adapter(encoder.model, str(folder))
             records.append(record)
@@ -161,7 +160,7 @@ class _Adaptation:
         record = {
             "settings": settings.model_dump(mode="json", by_alias=True, exclude={"output", "import_from", "device"}),
             "revision": encoder.revision,
-            "stages": [{name: value for name, value in one.items() if name != "key"} for one in records],
+            "stages": [{name: value for name, value in one.items() if name not in ("key", "files")} for one in records],
         }
         outcome = Adapted(self.folder, record)
         lora.write_adapter(outcome.adapter, weights, configured, str(arguments.get("path", "")))
@@ -189,6 +188,7 @@ class _Adaptation:
         write_table(folder / "quarantine.parquet", quarantined(pairs.quarantine()))
         record = {
             "key": key,
+            "files": _files(folder),
             "name": stage.name,
             "pairs": len(learnt),
             "left_out": len(pairs.left_out),
@@ -196,14 +196,20 @@ class _Adaptation:
             "before": before,
             "after": after,
         }
-        write_json(folder / RECORD, record)
+        write_sealed(folder / RECORD, record)
         checkpoint.path.unlink(missing_ok=True)
         return record
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        record: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_sealed(path)
+    except DamagedError:
         return {}
-    return record
+
+
+def _files(folder: Path) -> str:
+    try:
+        return folder_digest(folder, (lora.WEIGHTS, lora.CONFIG), "adapter")
+    except ModelError:
+        return ""

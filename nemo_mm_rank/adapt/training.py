@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nemo_mm_rank.adapt.pairs import Batch, Pairs
 from nemo_mm_rank.config import Folders, ModelSpec, Settings
-from nemo_mm_rank.io.files import write_tensors
+from nemo_mm_rank.io.files import OPEN, SEAL, is_sound, write_tensors
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.chat_encoder import ChatEncoder
 from nemo_mm_rank.models.lora import get_weights, put_weights
@@ -254,11 +254,11 @@ class Checkpoint:
             tensors |= {f"chances.{place}": state for place, state in enumerate(torch.cuda.get_rng_state_all())}
         left_out = {str(row): why for row, why in pairs.left_out.items()}
         said = json.dumps({"losses": losses, "left_out": left_out})
-        write_tensors(self.path, tensors, {"format": "pt", "key": self.key, "state": said})
+        write_tensors(self.path, tensors, {"format": "pt", "key": self.key, "state": said, SEAL: OPEN})
 
     def load(self, adapted: Any, optimiser: torch.optim.Optimizer, pairs: Pairs) -> list[float]:
         """Take up the state that is there; return the losses so far, none where there is no such state."""
-        if not self.path.exists():
+        if not is_sound(self.path):
             return []
         with safe_open(self.path, "pt") as file:
             metadata = file.metadata() or {}

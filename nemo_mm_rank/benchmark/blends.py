@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pyarrow as pa
 
-from nemo_mm_rank.io.files import read_note, read_table, table_digest, write_table
+from nemo_mm_rank.errors import DamagedError, StorageError
+from nemo_mm_rank.io.files import read_note, read_sealed, read_table, table_digest, write_sealed, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.schema import PAIR_ID
 
@@ -21,38 +23,89 @@ _STATUS = Path("/proc/self/status")
 
 @dataclass
 class Cost:
-    """What was spent in this process.
+    """What was spent.
 
     Attributes:
         seconds: on the clock.
         peak_bytes: resident memory at the peak; None where the system does not say, or the work is done elsewhere.
         model_items: what encoders and describers were given, what they had seen before left out; None likewise.
+        interrupted: starts of the same work that came to no end; their last half second, at most, is not counted.
     """
 
     seconds: float = 0.0
     peak_bytes: int | None = None
     model_items: int | None = None
+    interrupted: int = 0
+
+    def add(self, earlier: Cost) -> None:
+        """Add what an earlier part cost, which was interrupted."""
+        self.seconds += earlier.seconds
+        self.peak_bytes = max(filter(None, (self.peak_bytes, earlier.peak_bytes)), default=None)
+        counted = (self.model_items, earlier.model_items)
+        self.model_items = None if None in counted else sum(filter(None, counted))
+        self.interrupted += earlier.interrupted + 1
+
+
+_EVERY = 0.5
 
 
 @contextmanager
-def measured(cold: bool, here: bool = True) -> Iterator[Cost]:
-    """Measure what is done inside.
+def measured(cold: bool, here: bool = True, file: Path | None = None, key: str = "") -> Iterator[Cost]:
+    """Measure what is done inside, and add what interrupted starts of the same have cost.
 
     Args:
         cold: from models not yet loaded on.
         here: whether models run in this process, not on workers.
+        file: where the cost so far is kept while the work goes on, twice a second; None keeps nothing.
+        key: of the work: what another has left in the file does not count.
     """
+    earlier = None if file is None else _left(file, key)
     if cold:
         loader.release()
     _reset_peak()
     before = loader.computed()
     cost = Cost()
     started = time.perf_counter()
-    yield cost
-    cost.seconds = time.perf_counter() - started
-    if here:
-        cost.peak_bytes = _peak()
-        cost.model_items = loader.computed() - before
+
+    def count(cost: Cost) -> Cost:
+        cost.seconds = time.perf_counter() - started
+        if here:
+            cost.peak_bytes, cost.model_items = _peak(), loader.computed() - before
+        if earlier is not None:
+            cost.add(earlier)
+        return cost
+
+    def keep() -> None:
+        if file is not None:
+            write_sealed(file, {"key": key, "cost": asdict(count(Cost()))})
+
+    done = Event()
+
+    def keep_on() -> None:
+        while not done.wait(_EVERY):
+            with suppress(StorageError):  # the work itself will say so
+                keep()
+
+    keeper = Thread(target=keep_on, daemon=True)
+    keeper.start()
+    try:
+        yield cost
+    except BaseException:
+        keep()
+        raise
+    finally:
+        done.set()
+        keeper.join()
+    count(cost)
+
+
+def _left(file: Path, key: str) -> Cost | None:
+    """Return what an interrupted start has left of its cost."""
+    try:
+        kept = read_sealed(file)
+    except DamagedError:
+        return None
+    return Cost(**kept["cost"]) if kept["key"] == key else None
 
 
 def _reset_peak() -> None:

@@ -19,7 +19,7 @@ from nemo_mm_rank.benchmark.training import VALIDATION, train_all
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import write_json, write_table, write_text
+from nemo_mm_rank.io.files import write_sealed, write_table, write_text
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.finished import State
@@ -141,10 +141,12 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
             for seed, key in wanted:
                 blend = found[seed]
                 if blend is None:
-                    with measured(config.cold and seed == config.seeds[0], here) as cost:
+                    spent = folder / f"{strategy}-{seed}.cost.json"
+                    with measured(config.cold and seed == config.seeds[0], here, spent, key) as cost:
                         ids = choose(bench, strategy, seed)
                     blend = Blend.of(strategy, seed, ids, cost)
                     blend.save(folder, key)
+                    spent.unlink(missing_ok=True)
                     advance(1)
                 blends.append(blend)
                 keys.append(key)
@@ -183,6 +185,7 @@ def _write(
         "planted": {"counts": source.planted.counts(), "short": [str(one) for one in source.planted.short]},
         "validation": {"pairs": source.held_out, "removed": source.removed, "leaks": len(source.leaks)},
         "blends": {f"{blend.strategy}-{blend.seed}": blend.digest for blend in blends},
+        "interrupted": {f"{one.strategy}-{one.seed}": one.cost.interrupted for one in blends if one.cost.interrupted},
     }
     bench = tables.Comparison(tables.Results(results, config.seeds), facts)
     shown = [table for of in (tables.training, tables.selection, tables.mix, tables.geometry) for table in of(bench)]
@@ -190,7 +193,7 @@ def _write(
     write_table(folder / RESULTS, results)
     write_text(folder / TABLE, table)
     write_text(folder / COST, cost)
-    write_json(folder / FACTS, facts)
+    write_sealed(folder / FACTS, facts)
     try:
         write_benchmark_report(folder)
     except UserError as error:  # the extra is missing: the figures are there all the same

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from nemo_mm_rank.benchmark.measures import POOL
 from nemo_mm_rank.benchmark.settings import Strategy
 from nemo_mm_rank.benchmark.tables import Comparison, Results
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import read_table
+from nemo_mm_rank.io.files import read_sealed, read_table
 from nemo_mm_rank.measures.statistics import mean_interval
 from nemo_mm_rank.report import charts, content, page
 from nemo_mm_rank.report import overview as of_run
@@ -44,13 +43,12 @@ class Benchmark(Comparison):
         """Read a benchmark's folder.
 
         Raises:
-            UserError: it is not finished.
+            UserError: it is not finished, or a file of it is damaged.
         """
         path = Path(folder)
-        try:
-            facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(f"{path}: the benchmark is not finished; start it again") from error
+        if not (path / FACTS).exists():
+            raise UserError(f"{path}: the benchmark is not finished; start it again")
+        facts = read_sealed(path / FACTS)
         return cls(Results(read_table(path / RESULTS), facts["config"]["seeds"]), facts, path)
 
     @property

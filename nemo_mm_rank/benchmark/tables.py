@@ -285,6 +285,9 @@ def cost(bench: Comparison) -> list[Table]:
         "what ranked has embedded. Peak: resident memory of this process; like model items, only where there are no "
         "workers."
     )
+    if parts := bench.facts.get("interrupted"):
+        said = ", ".join(f"{name} ({times} x)" for name, times in parts.items())
+        note += f" Interrupted and taken up again, all parts added up: {said}."
     return [_table("Cost", head, rows, note)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,8 +14,8 @@ from nemo_mm_rank.benchmark.downstream.rows import Rows
 from nemo_mm_rank.benchmark.downstream.settings import OffSettings, TrainedSettings
 from nemo_mm_rank.config import Config
 from nemo_mm_rank.engine import Engine, SerialEngine
-from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.errors import DamagedError, UserError
+from nemo_mm_rank.io.files import read_sealed, write_sealed
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
@@ -70,8 +69,8 @@ class Training:
     def result(self, job: Task) -> Perplexity | None:
         """Return what an earlier run has left of a job, or None."""
         try:
-            found: dict[str, Any] = json.loads(self.file(job).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            found: dict[str, Any] = read_sealed(self.file(job))
+        except DamagedError:
             return None
         return Perplexity.of(found) if found.pop("key") == job.key else None
 
@@ -90,7 +89,7 @@ class Training:
             self.settings,
             job.seed,
         )
-        write_json(self.file(job), {"key": job.key, **asdict(found)})
+        write_sealed(self.file(job), {"key": job.key, **asdict(found)})
         return number
 
     def corpus(self, engine: Engine) -> Rows:

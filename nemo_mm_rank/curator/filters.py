@@ -140,7 +140,7 @@ class BlendMembershipFilter(_Threshold):
             UserError: there is no such blend.
         """
         try:
-            chosen = read_table(self._file, [PAIR_ID, "rank"])
+            chosen = read_table(self._file, [PAIR_ID, "rank"], our=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{self._file}: no blend: {' '.join(str(error).split())}") from error
         self._loaded = dict(zip(chosen[PAIR_ID].to_pylist(), chosen["rank"].to_pylist(), strict=True))

@@ -127,7 +127,7 @@ class BlendMembershipFilter(_Threshold):
 
     def __init__(self, blend: str | Path) -> None:
         super().__init__([PAIR_ID], 0)
-        chosen = read_table(Path(blend), [PAIR_ID, "rank"])
+        chosen = read_table(Path(blend), [PAIR_ID, "rank"], our=False)
         self._rank = dict(zip(chosen[PAIR_ID].to_pylist(), chosen["rank"].to_pylist(), strict=True))
 
     @_batched

@@ -9,7 +9,8 @@ import os
 import secrets
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from nemo_mm_rank.errors import ModelError, StorageError
+from nemo_mm_rank.errors import DamagedError, ModelError, StorageError
 from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.tar import walk
@@ -102,17 +103,88 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+SEAL = "seal"
+_MARKS, _DIGITS = (f'"{SEAL}": "'.encode(), f'"{SEAL}":"'.encode()), 32
+"""What stands before a file's seal, hexadecimal digits of a digest of all its other bytes, where its format has room:
+last in a JSON object, in the note of a Parquet file, in the metadata of tensors."""
+OPEN = "0" * _DIGITS
+"""A seal before it is set."""
+
+
+def sealed(content: bytes) -> bytes:
+    """Return a file's content with the seal that fits it; as it is where it has room for none."""
+    start = max((place + len(mark) for mark in _MARKS if (place := content.rfind(mark)) >= 0), default=0)
+    if not start:
+        return content
+    view = memoryview(content)
+    digest = hashlib.blake2b(view[:start], digest_size=_DIGITS // 2)
+    digest.update(view[start + _DIGITS :])
+    return b"".join([view[:start], digest.hexdigest().encode(), view[start + _DIGITS :]])
+
+
+@lru_cache(maxsize=2**17)
+def _sound(path: str, *stamp: int) -> bool:
+    content = Path(path).read_bytes()
+    return len(content) == stamp[0] > 0 and sealed(content) == content
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a file is there, and its seal, where it has one, fits: looked at once a process and state of the file."""
+    try:
+        stat = path.stat()
+        return _sound(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _sound_file(path: Path) -> Iterator[None]:
+    """Refuse a file that is not sound, and turn what is raised over its content into one line.
+
+    Raises:
+        DamagedError: naming it.
+    """
+    if not is_sound(path):
+        raise DamagedError(path)
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DamagedError(path) from error
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON as `write_json` does, with a seal as its last value."""
+    write_bytes(path, sealed((json.dumps({**values, SEAL: OPEN}, indent=2, ensure_ascii=False) + "\n").encode()))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the seal.
+
+    Raises:
+        DamagedError: it is gone, or is not as it was written.
+    """
+    with _sound_file(path):
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values.pop(SEAL, None)
+        return values
+
+
 def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = None) -> None:
-    """Write one Parquet file atomically, with ``note`` as JSON in its metadata (and none of pandas' own)."""
-    metadata = {} if note is None else {NOTE: json.dumps(note, sort_keys=True).encode()}
-    table = table.replace_schema_metadata(metadata)
-    write_atomically(path, lambda target: pq.write_table(table, target, compression="zstd"))
+    """Write one Parquet file atomically, with ``note`` as JSON in its metadata (none of pandas' own), and a seal."""
+    text = json.dumps({**(note or {}), SEAL: OPEN}, sort_keys=True)
+    table = table.replace_schema_metadata({NOTE: text.encode()})
+
+    def write(target: Path) -> None:
+        pq.write_table(table, target, compression="zstd", write_page_checksum=True)
+        target.write_bytes(sealed(target.read_bytes()))
+
+    write_atomically(path, write)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically; an `OPEN` seal among its metadata is set."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(content, metadata=None if metadata is None else dict(metadata)))
+    write_bytes(path, sealed(save(content, metadata=None if metadata is None else dict(metadata))))
 
 
 @contextmanager
@@ -129,19 +201,47 @@ def reading(folder: Path, what: str) -> Iterator[None]:
         raise ModelError(f"{folder} holds no {what}: {type(error).__name__}: {line}") from error
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet file."""
-    return pq.read_table(path, columns=None if columns is None else list(columns), partitioning=None)
+def read_table(path: Path, columns: Sequence[str] | None = None, *, our: bool = True) -> pa.Table:
+    """Read one Parquet file.
+
+    Args:
+        path: of the file.
+        columns: those to read.
+        our: whether it is as we wrote it; a user's may have been made from one of ours, and have its note.
+
+    Raises:
+        DamagedError: ours is gone, or is not as it was written.
+    """
+    with _sound_file(path) if our else nullcontext():
+        return pq.read_table(
+            path,
+            columns=None if columns is None else list(columns),
+            partitioning=None,
+            page_checksum_verification=True,
+        )
+
+
+def read_schema(path: Path) -> pa.Schema:
+    """Return the columns of a Parquet file; raises as `read_table` does."""
+    with _sound_file(path):
+        return pq.read_schema(path)
+
+
+def count_rows(path: Path) -> int:
+    """Return the number of rows of a Parquet file; raises as `read_table` does."""
+    with _sound_file(path):
+        return int(pq.read_metadata(path).num_rows)
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """Return the note that `write_table` left, or None where there is no such file or no note in it."""
+    """Return the note that `write_table` left, or None where there is no such file, none of ours, or a damaged one."""
     try:
-        metadata = pq.read_metadata(path).metadata or {}
-    except (OSError, pa.ArrowInvalid):
+        with _sound_file(path):
+            note: dict[str, Any] = json.loads((pq.read_metadata(path).metadata or {})[NOTE])
+            note.pop(SEAL, None)
+            return note or None
+    except (DamagedError, KeyError):
         return None
-    note: dict[str, Any] | None = json.loads(metadata[NOTE]) if NOTE in metadata else None
-    return note
 
 
 _SIZE = 16

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
-from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.errors import DamagedError, PoolError
 from nemo_mm_rank.io.bad_rows import SCHEMA, BadRow, bad_rows_table
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
-from nemo_mm_rank.io.files import file_digest, write_json, write_table
+from nemo_mm_rank.io.files import file_digest, is_sound, read_sealed, write_sealed, write_table
 from nemo_mm_rank.io.owned import Claim, clear
-from nemo_mm_rank.io.part_files import PartWriter, files_unchanged, is_part
+from nemo_mm_rank.io.part_files import STAMPS, PartWriter, files_unchanged, is_part
 from nemo_mm_rank.io.pool import manifests, read_pools
 from nemo_mm_rank.modality import registered
 
@@ -59,14 +59,14 @@ def ingest(
     check_files: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> IngestReport:
-    """Write the pools to ``folder`` as ``part-00000.parquet`` ..., and the bad rows to ``bad_rows.parquet``.
+    """Write the pools to ``folder`` as ``part-00000.parquet`` ..., the bad rows to ``bad_rows.parquet``.
 
     Every part has the same columns: the canonical ones, ``media_root``, ``data_bytes`` where any row carries
     content, and the user's own. A column of the user's that has several types becomes JSON text. Rows keep the
     order of the manifests. The note of a part has ``key`` (digest of the content), ``rows`` and ``files``.
 
     The manifests are read once, or twice where types turn out to differ later on or ``shards`` is given. Memory: one
-    part, 16 bytes for each row's id, and the bad rows.
+    part, 16 bytes for each row's id and 16 for the stamps of its media, and the bad rows.
 
     Args:
         pools: in the order they are read.
@@ -116,7 +116,7 @@ def ingest(
     for path in folder.glob("part-*.parquet"):
         if path.name not in {part["name"] for part in parts} and is_part(path):
             path.unlink()
-    write_json(folder / RECORD, {"key": key, "report": asdict(report), "parts": parts, "again": outcome.again})
+    write_sealed(folder / RECORD, {"key": key, "report": asdict(report), "parts": parts, "again": outcome.again})
     return report
 
 
@@ -214,10 +214,10 @@ def _fingerprint(pools: Sequence[PoolSource], settings: dict[str, Any]) -> str:
 def _earlier(folder: Path, key: str) -> IngestReport | None:
     """Return the report of an ingest of the same input, where its parts and their media files are as they were."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_sealed(folder / RECORD)
+    except DamagedError:
         return None
-    if record.get("key") != key or record["again"] or not (folder / BAD_ROWS).exists():
+    if record.get("key") != key or record["again"] or not all(is_sound(folder / name) for name in (BAD_ROWS, STAMPS)):
         return None
     if not all(files_unchanged(folder, part) for part in record["parts"]):
         return None

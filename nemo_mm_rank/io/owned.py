@@ -253,9 +253,10 @@ def recognised(folder: Path, kind: str, more: str = "") -> Mark:
     """
     mark = Mark.read(folder)
     if mark is None:
+        damaged = os.path.lexists(folder / MARK)
+        lacks = f"{MARK} in it is damaged or not ours" if damaged else f"there is no {MARK} in it"
         raise UserError(
-            f"{folder}: is not empty, and nothing says that nemo-mm-rank made it (there is no {MARK} in it); name "
-            f"another folder{more}"
+            f"{folder}: is not empty, and nothing says that nemo-mm-rank made it ({lacks}); name another folder{more}"
         )
     if mark.version > _FORMAT:
         raise UserError(f"{folder}: was made by a later version of nemo-mm-rank; choose another output")

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.errors import MediaError
-from nemo_mm_rank.io.files import read_note, read_table, table_digest, write_table
+from nemo_mm_rank.io.files import read_note, read_schema, read_table, table_digest, write_table
 from nemo_mm_rank.io.references import References, folded
 from nemo_mm_rank.modality import identity, is_media
 from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY
@@ -48,6 +47,7 @@ class PartWriter:
         self._parts: list[dict[str, Any]] = []
         self._tables: list[pa.Table] = []
         self._stamps: list[Ints] = []
+        self._written: list[Ints] = []
         self._waiting = 0
         self.rows = 0
 
@@ -70,13 +70,17 @@ class PartWriter:
         """Write what is left, and return name, key, rows and digest of the stamps of every part."""
         if self._waiting:
             self._write()
+        stamps = np.concatenate([np.empty((0, 2), dtype=np.int64), *self._written])
+        write_table(self._folder / STAMPS, pa.table({"bytes": stamps[:, 0], "time": stamps[:, 1]}))
         return self._parts
 
     def _write(self) -> None:
         name = part_name(len(self._parts))
         # The place of the pool on this machine is no content: a copy of a pool has the same digests.
         table = pa.concat_tables(self._tables).combine_chunks()
-        files = _stamps_digest(np.concatenate(self._stamps))
+        stamps = np.concatenate(self._stamps)
+        self._written.append(stamps)
+        files = _stamps_digest(stamps)
         decoded_by = identity(table[MODALITY].unique().to_pylist())
         key = table_digest(table.drop_columns([MEDIA_ROOT]), f"{files}{decoded_by}".encode())
         note = {"key": key, "rows": table.num_rows, "files": files}
@@ -92,12 +96,31 @@ def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
         return False
     if not part["files"]:
         return True
-    there = pq.read_schema(folder / part["name"]).names
+    there = read_schema(folder / part["name"]).names
     if DATA_BYTES in there:
         return False
-    names = [name for name in (MODALITY, DATA, MEDIA_ROOT, DATA_PARTS) if name in there]
-    columns = read_table(folder / part["name"], names).to_pydict()
-    stamps = np.full((part["rows"], 2), -1, dtype=np.int64)
+    return _stamps_digest(stamps_now(read_table(folder / part["name"], STAMPED))) == part["files"]
+
+
+STAMPS = "stamps.parquet"
+"""The stamps of all rows of a pool, ``bytes, time``, in the order of its parts."""
+
+STAMPED = (MODALITY, DATA, MEDIA_ROOT, DATA_PARTS)
+"""Columns that say which media files a row has."""
+
+_GONE = -2
+
+
+def stamps_now(table: pa.Table) -> Ints:
+    """Return ``(n, 2)`` int64 size and modification time (ns) of rows' media files as they are now.
+
+    -1 where there is none to look at, -2 where one is gone.
+
+    Args:
+        table: with those of `STAMPED` that there are.
+    """
+    columns = {name: table[name].to_pylist() for name in STAMPED if name in table.column_names}
+    stamps = np.full((table.num_rows, 2), -1, dtype=np.int64)
     references = {root: References(root) for root in set(columns[MEDIA_ROOT])}
     for row, (modality, data, root, *parts) in enumerate(zip(*columns.values(), strict=True)):
         try:
@@ -107,8 +130,8 @@ def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
                 files = [one[DATA] for one in parts[0] if is_media(one[MODALITY])]
                 stamps[row] = folded([references[root].stamp(file) for file in files])
         except MediaError:
-            return False
-    return bool(_stamps_digest(stamps) == part["files"])
+            stamps[row] = _GONE
+    return stamps
 
 
 def _stamps_digest(stamps: Ints) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import pyarrow as pa
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Budget, RankingSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
-from nemo_mm_rank.io.files import read_table, write_json, write_table
+from nemo_mm_rank.io.files import read_sealed, read_table, write_sealed, write_table
 from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups, pool_ranks
 from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.ranking.feedback import FeedbackStep, Means, means_of
@@ -54,20 +53,19 @@ class Ranking:
         chosen = self.chosen.append_column(_PLACE[0], pa.array(self.places[:, 0]))
         write_table(folder / "chosen.parquet", chosen.append_column(_PLACE[1], pa.array(self.places[:, 1])))
         write_table(folder / "duplicates.parquet", self.duplicates)
-        write_json(folder / "ranking.json", self.summary)
+        write_sealed(folder / "ranking.json", self.summary)
 
     @classmethod
     def load(cls, folder: Path) -> Ranking:
         """Read a ranking back.
 
         Raises:
-            UserError: there is none in ``folder``.
+            UserError: there is none in ``folder``, or it is damaged.
         """
-        try:
-            summary = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
-            chosen, duplicates = (read_table(folder / f"{name}.parquet") for name in ("chosen", "duplicates"))
-        except FileNotFoundError as error:
-            raise UserError(f"nothing has been ranked in {folder}") from error
+        if not folder.exists():
+            raise UserError(f"nothing has been ranked in {folder}")
+        summary = read_sealed(folder / "ranking.json")
+        chosen, duplicates = (read_table(folder / f"{name}.parquet") for name in ("chosen", "duplicates"))
         places = np.stack([chosen[name].to_numpy() for name in _PLACE], axis=1)
         return cls(chosen.drop_columns(list(_PLACE)), places, duplicates, summary)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import Config, RankingSettings
-from nemo_mm_rank.io.files import read_table
+from nemo_mm_rank.io.files import read_sealed, read_table
 from nemo_mm_rank.ranking.blend import Ranking
 from nemo_mm_rank.ranking.candidates import Groups
 from nemo_mm_rank.ranking.scoring import Scoring
@@ -154,7 +153,7 @@ class Run:
         groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
         return cls(
             folder=folder,
-            manifest=json.loads(folder.manifest.read_text(encoding="utf-8")),
+            manifest=read_sealed(folder.manifest),
             config=finished.config,
             shards=shards,
             ranking=ranking,

@@ -18,7 +18,7 @@ from nemo_mm_rank.console import SafeConsole, printable
 from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.step import ExpertStep
-from nemo_mm_rank.io.files import read_table, write_json
+from nemo_mm_rank.io.files import read_table, write_json, write_sealed
 from nemo_mm_rank.io.ingest import IngestReport, ingest
 from nemo_mm_rank.io.owned import Claim, remove
 from nemo_mm_rank.io.part_files import is_part
@@ -65,12 +65,14 @@ class Result:
     @cached_property
     def blend(self) -> pd.DataFrame:
         """The chosen pairs, best first."""
-        return pd.read_parquet(RunFolder(self.folder).blend)
+        frame: pd.DataFrame = read_table(RunFolder(self.folder).blend).to_pandas()
+        return frame
 
     @cached_property
     def quarantine(self) -> pd.DataFrame:
         """The pairs that could not be ranked, with step, error class and message."""
-        return pd.read_parquet(RunFolder(self.folder).quarantine)
+        frame: pd.DataFrame = read_table(RunFolder(self.folder).quarantine).to_pandas()
+        return frame
 
     def pairs(self, columns: Sequence[str]) -> pd.DataFrame:
         """Return every pair of the pool with some columns: its own, and those that steps have added.
@@ -336,7 +338,7 @@ class _Curation:
         self._forget_rankings_but(near.stages)
         fits.forget("scoring", fitted)
         write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
-        write_json(self.folder.manifest, manifest)
+        write_sealed(self.folder.manifest, manifest)
         return Result(self.folder.path, manifest)
 
     def _tell(self, ranking: Ranking) -> None:

@@ -6,7 +6,6 @@ labeling functions' thresholds may be searched for, with a small labelled set.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +25,7 @@ from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
-from nemo_mm_rank.io.files import read_table, write_json, write_table
+from nemo_mm_rank.io.files import read_sealed, read_table, write_sealed, write_table
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.quality import operators
@@ -81,7 +80,7 @@ class OperatorSetup(Settings):
         for spec in values["models"].values():
             if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
                 spec[STATISTICS] = folder.relative(path)
-        write_json(folder.fitted / SETUP, values)
+        write_sealed(folder.fitted / SETUP, values)
 
     @classmethod
     def load(cls, run: str | Path) -> tuple[OperatorSetup, Ensemble]:
@@ -91,10 +90,9 @@ class OperatorSetup(Settings):
             UserError: the folder holds no finished job.
         """
         folder = RunFolder.at(run)
-        try:
-            values = json.loads((folder.fitted / SETUP).read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder.path} holds no finished EcoDatum job") from error
+        if not (folder.fitted / SETUP).exists():
+            raise UserError(f"{folder.path} holds no finished EcoDatum job")
+        values = read_sealed(folder.fitted / SETUP)
         for spec in values["models"].values():
             if path := spec.get(STATISTICS):
                 spec[STATISTICS] = str(folder.path / path)
@@ -162,7 +160,8 @@ class EcoDatumResult(Result):
 
         The quality of a duplicate is lowered as by a veto.
         """
-        return pd.read_parquet(self.folder / SCORES)
+        frame: pd.DataFrame = read_table(self.folder / SCORES).to_pandas()
+        return frame
 
     def print(self, console: Console | None = None) -> None:
         """Print how each labeling function votes, what it weighs, and what somebody should know."""

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.config import Config, ModelSpec, parse
-from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import file_digest, read_table, write_json
+from nemo_mm_rank.console import Note
+from nemo_mm_rank.errors import DamagedError, UserError
+from nemo_mm_rank.io.files import file_digest, read_sealed, read_table, write_sealed
+from nemo_mm_rank.io.part_files import STAMPED, STAMPS, stamps_now
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.ranking.scoring import Scoring
-from nemo_mm_rank.run.fits import whole
+from nemo_mm_rank.run.fits import damaged, whole
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.trust import NOTHING, Trust
@@ -57,20 +60,23 @@ class State:
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder."""
-        write_json(folder.state, asdict(self))
+        write_sealed(folder.state, asdict(self))
 
     @classmethod
     def load(cls, folder: RunFolder) -> State:
-        """Read it back.
+        """Read it back, where what was fitted for it is as it was.
 
         Raises:
-            UserError: the run has not come that far.
+            UserError: the run has not come that far, or a file of these is damaged.
         """
-        try:
-            values = json.loads(folder.state.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder.path} holds no finished run: start it again with curate") from error
-        return cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        if not folder.state.exists():
+            raise UserError(f"{folder.path} holds no finished run: start it again with curate")
+        values = read_sealed(folder.state)
+        state = cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        for fitted in (*state.statistics.values(), state.projection, state.matcher):
+            if (file := damaged(folder.path / fitted)) is not None:
+                raise DamagedError(file)
+        return state
 
     def open(self, folder: RunFolder) -> ShardStore:
         """Return the embedded shards."""
@@ -144,7 +150,7 @@ class FinishedRun:
         state = State.load(folder)
         models, scoring = state.specs(folder), state.scored_by(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
-        config = parse(Config, json.loads(folder.manifest.read_text(encoding="utf-8"))["config"])
+        config = parse(Config, read_sealed(folder.manifest)["config"])
         if trust is not None:
             trust.admit(models, folder, describing=True)
             trust.admit(config.ranking.computed, folder, kind="condition")
@@ -163,13 +169,38 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
     config = folder.load_config()
     if not folder.manifest.exists():
         raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
+    read_sealed(folder.manifest)
     blend = read_table(folder.blend)
     state = State.load(folder)
     pool = ShardStore(state.open(folder).stages[:1], state.shards)
-    found = []
+    found, seen, first = [], [], 0
     for part in range(pool.count):
-        rows = pool.read(part, [PAIR_ID, MEDIA_ROOT])
-        found.append(rows.filter(pc.is_in(rows[PAIR_ID], value_set=blend[PAIR_ID].combine_chunks())))
-    chosen = pa.concat_tables(found)
-    places = pc.index_in(blend[PAIR_ID], value_set=chosen[PAIR_ID].combine_chunks())
-    return config, blend.append_column(MEDIA_ROOT, chosen[MEDIA_ROOT].combine_chunks().take(places))
+        rows = pool.read(part, [PAIR_ID, *STAMPED])
+        chosen = pc.is_in(rows[PAIR_ID], value_set=blend[PAIR_ID].combine_chunks())
+        found.append(rows.filter(chosen))
+        seen.append(first + np.flatnonzero(chosen))
+        first += rows.num_rows
+    rows = pa.concat_tables(found)
+    _tell_replaced(rows, read_table(pool.stages[0] / STAMPS).take(pa.array(np.concatenate(seen))))
+    places = pc.index_in(blend[PAIR_ID], value_set=rows[PAIR_ID].combine_chunks())
+    return config, blend.append_column(MEDIA_ROOT, rows[MEDIA_ROOT].combine_chunks().take(places))
+
+
+_NAMED = 5
+
+
+def _tell_replaced(rows: pa.Table, stamps: pa.Table) -> None:
+    """Warn of pairs whose media files are not those that the run has read: their sizes or times are others."""
+    before = np.stack([stamps["bytes"].to_numpy(), stamps["time"].to_numpy()], axis=1)
+    other = np.flatnonzero((before[:, 0] >= 0) & (before != stamps_now(rows)).any(axis=1))
+    if not len(other):
+        return
+    names = rows[PAIR_ID].take(pa.array(other[:_NAMED])).to_pylist()
+    more = f" and {len(other) - _NAMED:,} more" if len(other) > _NAMED else ""
+    warnings.warn(
+        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced since the run read them "
+        f"(another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration reads them "
+        "again",
+        Note,
+        stacklevel=3,
+    )

@@ -24,6 +24,7 @@ from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.io.owned import remove
 from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import Matcher, Sample
 from nemo_mm_rank.media.rows import annotation_texts
@@ -183,10 +184,23 @@ MATCHING_PAIRS = 2048
 
 def whole(path: Path) -> bool:
     """Whether what was fitted is there as it was made: what is damaged, or was never finished, counts as not there."""
+    return damaged(path) is None
+
+
+def damaged(path: Path) -> Path | None:
+    """Return the file of what was fitted that is gone or not as it was made, None where all is whole."""
+    seal = _seal(path)
     try:
-        return bool(json.loads(_seal(path).read_text(encoding="utf-8")) == _content(path))
-    except (OSError, ValueError):
-        return False
+        kept = json.loads(seal.read_text(encoding="utf-8"))
+        there = _content(path)
+        wrong = [name for name in {**kept, **there} if kept.get(name) != there.get(name)]
+    except FileNotFoundError as error:
+        return Path(error.filename)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return seal
+    if not wrong:
+        return None
+    return path / wrong[0] if path.is_dir() else path
 
 
 def _seal(path: Path) -> Path:
@@ -225,6 +239,7 @@ class Fits:
         """
         path = self.folder / f"{name}-{digest(made_from)[:12]}{suffix}"
         if not whole(path):
+            remove(path, Path.is_file)  # half of one would be in the way of another
             make(path)
             write_json(_seal(path), _content(path))
         return path

@@ -11,8 +11,8 @@ from pathlib import Path
 import yaml
 
 from nemo_mm_rank.config import Config, parse, read_yaml
-from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import write_text
+from nemo_mm_rank.errors import DamagedError, UserError
+from nemo_mm_rank.io.files import OPEN, SEAL, is_sound, sealed, write_bytes
 from nemo_mm_rank.io.owned import Claim, clear, local, locked, recognised, refuse_links, take
 
 
@@ -124,14 +124,17 @@ class RunFolder:
             take(self.path, self.lines.name)
         self.state.unlink(missing_ok=True)
         values = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        write_text(self.config, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        write_bytes(self.config, sealed(f'{text}# "{SEAL}": "{OPEN}"\n'.encode()))
 
     def load_config(self) -> Config:
         """Read the run's configuration back.
 
         Raises:
-            UserError: this is not a run's folder.
+            UserError: this is not a run's folder, or its configuration is damaged.
         """
         if not self.config.exists():
             raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
+        if not is_sound(self.config):
+            raise DamagedError(self.config)
         return parse(Config, read_yaml(self.config))

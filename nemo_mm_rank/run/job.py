@@ -21,14 +21,14 @@ from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, using
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.export import write_blend
-from nemo_mm_rank.io.files import file_digest, table_digest, write_json, write_table
+from nemo_mm_rank.io.files import file_digest, table_digest, write_sealed, write_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.owned import Claim, drop, take
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.outcome import write_quarantine
+from nemo_mm_rank.run.outcome import cpu, write_quarantine
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
@@ -153,6 +153,7 @@ class Job:
             "nemo_mm_rank": __version__,
             "python": platform.python_version(),
             "versions": {name: version(name) for name in config.libraries},
+            "cpu": cpu(),
             "strategy": config.kind,
             "config": config.model_dump(mode="json", by_alias=True, exclude=_WHERE, exclude_none=True),
             "steps": [step.identity() for step in steps],
@@ -166,7 +167,7 @@ class Job:
             },
             "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
         }
-        write_json(folder.manifest, manifest)
+        write_sealed(folder.manifest, manifest)
         return manifest
 
 

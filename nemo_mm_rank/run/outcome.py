@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, ModelSpec, RankingSettings
@@ -113,6 +114,16 @@ VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
 """Libraries whose version can change what comes out."""
 
 
+def cpu() -> dict[str, str]:
+    """Return model and instruction set of this machine's CPU: sums may be rounded differently on another kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return {"model": model or platform.processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
+
+
 def write_blends(folder: RunFolder, ranking: Ranking, shards: ShardStore, jsonl: bool) -> pa.Table:
     """Write the chosen pairs with the users' own columns, what SNS kept, what describers said, score and reason."""
     pool = ShardStore(shards.stages[:1], shards.count)
@@ -168,7 +179,10 @@ def manifest(
     blend: pa.Table,
     quarantine: pa.Table,
 ) -> dict[str, Any]:
-    """Return where a blend comes from and what became of every row. The same for the same input, seed and versions."""
+    """Return where a blend comes from and what became of every row.
+
+    The same for the same input, seed, versions and kind of CPU.
+    """
     last = steps[-1]
     ranked = {m: n - sum(last.quarantined.get(m, Counter()).values()) for m, n in sorted(last.rows.items())}
     settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
@@ -176,6 +190,7 @@ def manifest(
         "nemo_mm_rank": __version__,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
+        "cpu": cpu(),
         "config": settings,
         "models": loader.identities(models),
         "inputs": state.inputs,

@@ -12,13 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.frames import check_free
-from nemo_mm_rank.io.files import read_note, write_table
+from nemo_mm_rank.io.files import count_rows, read_note, read_schema, write_table
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.folder import RunFolder
@@ -68,13 +67,13 @@ class ShardStore:
         """Return the columns of a shard (every other has the same), with their types."""
         found: dict[str, pa.DataType] = {}
         for stage in self.stages:
-            schema = pq.read_schema(stage / part_name(part))
+            schema = read_schema(stage / part_name(part))
             found.update(zip(schema.names, schema.types, strict=True))
         return found
 
     def rows(self, part: int) -> int:
         """Return the number of rows of a shard."""
-        return int(pq.read_metadata(self.stages[0] / part_name(part)).num_rows)
+        return count_rows(self.stages[0] / part_name(part))
 
     def then(self, stage: Path) -> ShardStore:
         """Return these shards with one more stage."""
@@ -134,7 +133,7 @@ class Stage:
 
     def _columns(self, part: int) -> list[str]:
         there = self.inputs.columns(part)
-        own = pq.read_schema(self.inputs.stages[0] / part_name(part)).names
+        own = read_schema(self.inputs.stages[0] / part_name(part)).names
         check_free(own, self.step.provides, f"{self.step.name}, in the pool")
         missing = [name for name in self.step.requires if name not in there]
         if missing:

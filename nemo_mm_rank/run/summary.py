@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nemo_mm_rank.console import printable
+from nemo_mm_rank.errors import DamagedError
 from nemo_mm_rank.io.files import read_note
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.matching.matcher import SPOILT
@@ -70,7 +71,8 @@ def count_steps(shards: ShardStore) -> list[StepCounts]:
     for stage in shards.stages[1:]:
         counts = StepCounts(stage.name.rpartition("-")[0])
         for part in range(shards.count):
-            note = read_note(stage / part_name(part)) or {}
+            if (note := read_note(stage / part_name(part))) is None:
+                raise DamagedError(stage / part_name(part))
             counts.add(note.get("counts", {}))
         steps.append(counts)
     return steps

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nemo_mm_rank.benchmark.blends import Blend, Cost, measured
-from nemo_mm_rank.benchmark.tables import markdown, verdict
+from nemo_mm_rank.benchmark.measures import SCHEMA
+from nemo_mm_rank.benchmark.tables import Comparison, Results, cost, markdown, verdict
 from nemo_mm_rank.measures.statistics import Difference
 from nemo_mm_rank.report.content import Row, Table
 
@@ -52,6 +56,41 @@ def test_costs_are_those_of_what_is_done_inside() -> None:
         pass
     assert elsewhere.peak_bytes is None
     assert elsewhere.model_items is None
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from nemo_mm_rank.benchmark.blends import measured
+from nemo_mm_rank.models import loader
+loader.computed = lambda: 592 * (time.monotonic() > began)
+began = time.monotonic() + 0.01
+with measured(cold=False, file=Path(sys.argv[1]), key=sys.argv[2]):
+    time.sleep(1.3)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_interrupted_starts_have_cost_counts(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", KILLED, file, "k"], check=False).returncode == -signal.SIGKILL
+    with pytest.raises(ValueError, match="stopped"), measured(cold=False, file=file, key="k"):
+        raise ValueError("stopped")
+    with measured(cold=False, file=file, key="k") as spent:
+        pass
+    assert spent.model_items == 2 * 592
+    assert 1.0 < spent.seconds < 4.0
+    assert spent.interrupted == 3
+    with measured(cold=False, file=file, key="other") as fresh:
+        pass
+    assert (fresh.model_items, fresh.interrupted) == (0, 0)
+
+
+def test_interrupted_starts_are_told() -> None:
+    facts = {"config": {"cold": True, "strategies": [], "seeds": [0]}, "interrupted": {"ranked-0": 2}}
+    [shown] = cost(Comparison(Results(SCHEMA.empty_table(), [0]), facts))
+    assert str(shown.note).endswith(" Interrupted and taken up again, all parts added up: ranked-0 (2 x).")
 
 
 def test_blends_are_found_by_what_they_are_made_from(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from nemo_mm_rank.benchmark.page import Benchmark, findings, write_benchmark_rep
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.files import read_sealed, write_sealed
 from nemo_mm_rank.measures.statistics import holm, paired_difference
 from tests.report.pages import Elements, Opened, data_of
 
@@ -146,10 +146,10 @@ def test_the_same_folder_gives_the_same_bytes_and_an_unfinished_one_none(folder:
 
 def test_leaks_and_few_seeds_are_told(folder: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs", "features"))
-    facts = json.loads((copied / "benchmark.json").read_text(encoding="utf-8"))
+    facts = read_sealed(copied / "benchmark.json")
     facts["validation"]["leaks"] = 2
     facts["config"]["seeds"] = [0]
-    (copied / "benchmark.json").write_text(json.dumps(facts), encoding="utf-8")
+    write_sealed(copied / "benchmark.json", facts)
     said = {one.text: one.mark for one in findings(Benchmark.open(copied))}
     assert said["2 pairs of the pool too near to a validation pair."] == "warn"
     assert said["1 seed: too few to tell strategies apart."] == "warn"

@@ -17,6 +17,7 @@ from nemo_mm_rank import curate, rank
 from nemo_mm_rank.adapt.pairs import Pairs
 from nemo_mm_rank.config import ModelSpec, parse
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io.files import read_sealed, write_sealed
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.trust import Trust
@@ -64,12 +65,12 @@ def renamed(run: Path, to: Path, spec: dict[str, Any], **settings: Any) -> Path:
     config["models"]["text"] = spec
     config |= {"import_from": [str(to)], **settings}
     (to / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    state = json.loads((to / "state.json").read_text("utf-8"))
+    state = read_sealed(to / "state.json")
     state["models"]["text"] = spec
-    (to / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    manifest = json.loads((to / "manifest.json").read_text("utf-8"))
+    write_sealed(to / "state.json", state)
+    manifest = read_sealed(to / "manifest.json")
     manifest["config"]["models"]["text"] = spec
-    (to / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_sealed(to / "manifest.json", manifest)
     return to
 
 

@@ -204,7 +204,7 @@ def plant(
         ]
     )
     truth_file, made = folder / "truth.parquet", PoolSource(path=str(folder / "pool.jsonl"))
-    if truth_file.exists():
+    if files.is_sound(truth_file):
         note = files.read_note(truth_file) or {}
         if note.get("key") == key:
             return Planted(made, files.read_table(truth_file), tuple(Short.of(one) for one in note["short"]))

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError
 
 from nemo_mm_rank.config import Settings
-from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, require
-from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.errors import DamagedError, EmbeddingError, ModelError, PairError, require
+from nemo_mm_rank.io.files import read_sealed, write_sealed
 
 
 class Answer(BaseModel):
@@ -45,8 +45,8 @@ class Answers:
         if self._folder is None:
             return None
         try:
-            return Answer.model_validate_json(self._path(self._folder, key).read_bytes())
-        except (OSError, ValidationError):
+            return Answer.model_validate(read_sealed(self._path(self._folder, key)))
+        except (DamagedError, ValidationError):
             return None
 
     def keep(self, key: str, answer: Answer) -> Answer:
@@ -59,7 +59,7 @@ class Answers:
             return answer
         kept = self.get(key)
         if kept is None:
-            write_json(self._path(self._folder, key), answer.model_dump())
+            write_sealed(self._path(self._folder, key), answer.model_dump())
         return kept or answer
 
     @staticmethod

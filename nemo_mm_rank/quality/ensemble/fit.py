@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, UserError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.io.files import read_sealed, write_sealed
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.quality.ensemble.model import LEAST, Fault, LabelModel, Rates, Summary, idle, summarise
 from nemo_mm_rank.quality.ensemble.settings import EnsembleSettings, FunctionSettings, Quantile, Reject
@@ -103,19 +102,18 @@ class Ensemble:
             UserError: the folder is not ours to write.
         """
         folder = Claim("ensemble").make(folder)
-        write_json(folder / FILE, self.as_json())
+        write_sealed(folder / FILE, self.as_json())
 
     @classmethod
     def load(cls, folder: Path) -> Ensemble:
         """Read it back.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or it is damaged.
         """
-        try:
-            return cls.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} holds no fitted ensemble (no {FILE})") from error
+        if not (folder / FILE).exists():
+            raise UserError(f"{folder} holds no fitted ensemble (no {FILE})")
+        return cls.from_json(read_sealed(folder / FILE))
 
 
 def vote_by_modality(frame: Frame, functions: Functions, m: int) -> Votes:

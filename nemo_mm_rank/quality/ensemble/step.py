@@ -120,7 +120,7 @@ class LookUpStep(Step):
         Raises:
             UserError: the file lacks a column.
         """
-        table = read_table(self.file)
+        table = read_table(self.file, our=False)
         for name in (PAIR_ID, self.column):
             if name not in table.column_names:
                 raise UserError(

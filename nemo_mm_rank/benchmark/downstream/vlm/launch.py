@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from nemo_mm_rank.benchmark.downstream.settings import VLMSettings
 from nemo_mm_rank.benchmark.downstream.vlm.job import Pairs, TrainingRun
 from nemo_mm_rank.benchmark.downstream.vlm.training import run
 from nemo_mm_rank.errors import UserError
-from nemo_mm_rank.io.files import write_json, write_text
+from nemo_mm_rank.io.files import read_sealed, write_sealed, write_text
 from nemo_mm_rank.io.owned import recognised
 
 _FOUND, _MISTAKE = "perplexity.json", "error.txt"
@@ -56,7 +55,7 @@ def train_vlm(
             raise UserError((folder / _MISTAKE).read_text(encoding="utf-8"))
         if done.returncode:
             raise UserError(f"downstream: accelerate launch ended with {done.returncode}; see its output above")
-        return Perplexity.of(json.loads((folder / _FOUND).read_text(encoding="utf-8")))
+        return Perplexity.of(read_sealed(folder / _FOUND))
 
 
 def processes(settings: VLMSettings) -> int:
@@ -75,4 +74,4 @@ def work(folder: Path) -> None:
         write_text(folder / _MISTAKE, str(error))
         raise
     if first:
-        write_json(folder / _FOUND, asdict(found))
+        write_sealed(folder / _FOUND, asdict(found))
