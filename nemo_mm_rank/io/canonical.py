@@ -97,8 +97,8 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     data, payload, wrong = contents(table, n, media)
     faults.add(wrong, DATA, "a string or bytes", wrong)
     if several is not None:
-        for row, parts in several.rows.items():
-            several.rows[row] = [(kind, references.settled(ref) if is_media(kind) else ref) for kind, ref in parts]
+        for row, given in several.rows.items():
+            several.rows[row] = [(kind, references.settled(ref) if is_media(kind) else ref) for kind, ref in given]
         data = several.data(data)
     data, reads = _from_files(table, DATA_PATH, DATA, data, ~media, references, faults)
     data = _settled(data, media if payload is None else media & mask(pc.is_null(payload)), references)

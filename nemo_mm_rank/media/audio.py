@@ -111,7 +111,7 @@ def _channels(frame: Any) -> Samples:
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
     kind = frame.format.name.removesuffix("p")
-    channels: Samples = values.astype(np.float32)
+    channels: Samples = np.array(values, dtype=np.float32, order="C")
     if kind == "u8":
         channels -= 128
     channels /= _FULL_SCALE[kind]
@@ -124,5 +124,5 @@ def _mono(channels: Samples) -> Samples:
     if len(channels) > 1:
         energy = np.square(channels, dtype=np.float64).mean(axis=1)
         if np.square(mono, dtype=np.float64).mean() < _CANCELLED * energy.max():
-            return channels[energy.argmax()]
+            return np.asarray(channels[energy.argmax()])
     return mono

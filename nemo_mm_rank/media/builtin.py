@@ -122,9 +122,8 @@ class VideoMedium(_Recording):
 
         count, side, limit = settings.video_frames, settings.video_side, settings.max_seconds
         windows = None if spans is None else merge(spans)
-        frames, times, duration = decode_video(
-            file, count, side, windows, limit, settings.max_pixels, settings.max_side
-        )
+        bounds = (settings.max_pixels, settings.max_side)
+        frames, times, duration = decode_video(file, count, side, windows, limit, *bounds)
         key = content_key(file, self.name, count, side, limit)
         if windows is not None:
             key = part_key(key, "seconds", *(bound for window in windows for bound in window))

@@ -54,8 +54,8 @@ def decode_video(
 ) -> tuple[Pixels, npt.NDArray[np.float64], float]:
     """Decode the frames shown in the middle of ``count`` equal slices of the kept windows (None: of all of it).
 
-    Frames come upright (quarter turns and mirrors as the file says), with square pixels, scaled down to ``side`` pixels on the
-    longer side. A recording that is cut short or damaged gives what decodes of it: in place of a frame that does
+    Frames come upright (quarter turns and mirrors as the file says), with square pixels, scaled down to ``side``
+    pixels on the longer side. A recording that is cut short or damaged gives what decodes of it: in place of a frame that does
     not, the last one before it that was decoded. Where there are fewer frames than slices they come again.
 
     Returns:
@@ -202,7 +202,7 @@ class _Picture:
             self.size = max(1, round(width * scale)), max(1, round(height * scale))
             self.matrix = _display_matrix(frame)
         scaled = self.scaler.reformat(frame, *self.size, format="rgb24", threads=1)
-        return np.ascontiguousarray(_upright(scaled.to_ndarray(), self.matrix))
+        return np.ascontiguousarray(_upright(np.asarray(scaled.to_ndarray(), np.uint8), self.matrix))
 
 
 def _display_matrix(frame: Any) -> npt.NDArray[np.int32] | None:
