@@ -52,6 +52,9 @@ ModalityName = Annotated[str | None, typer.Option(help="Modality of pools whose 
 Root = Annotated[
     str | None, typer.Option(help="What media references are relative to; default: the manifest's folder.")
 ]
+TrustRoot = Annotated[
+    list[str] | None, typer.Option(help="Another folder that references and links may lead to, repeatable.")
+]
 Workers = Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")]
 Scheduler = Annotated[str | None, typer.Option(help="A running Dask scheduler.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
@@ -75,6 +78,7 @@ def curate(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
+    trust_root: TrustRoot = None,
     mix: MixName = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
@@ -91,7 +95,7 @@ def curate(
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
     values = _configured(config, preset, import_from)
-    _take_pools(values, pool, field, modality, root)
+    _take_pools(values, pool, field, modality, root, trust_root)
     values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
     values |= _given(queries=_queries(query, avoid))
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
@@ -144,6 +148,7 @@ def ecodatum(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
+    trust_root: TrustRoot = None,
     workers: Workers = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
@@ -152,7 +157,7 @@ def ecodatum(
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
-    _take_pools(values, pool, field, modality, root)
+    _take_pools(values, pool, field, modality, root, trust_root)
     values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
     _merge(values, "engine", workers=workers, device=device)
     from nemo_mm_rank.run import ecodatum as job
@@ -172,6 +177,7 @@ def benchmark(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
+    trust_root: TrustRoot = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
     workers: Workers = None,
     scheduler_address: Scheduler = None,
@@ -181,7 +187,7 @@ def benchmark(
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
     values = _configured(config, preset, import_from)
-    _take_pools(values, pool, field, modality, root)
+    _take_pools(values, pool, field, modality, root, trust_root)
     if pool and values.pop("demo", None) is not None:
         values.pop("relevant", None)  # a column of the built-in pool's
     values |= _given(budget=budget, output=output, seeds=seeds, queries=_queries(query, avoid))
@@ -274,6 +280,7 @@ def validate(
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
+    trust_root: TrustRoot = None,
     config: ConfigFile = None,
     import_from: ImportFrom = None,
 ) -> None:
@@ -282,7 +289,7 @@ def validate(
 
     values = _configured(config, None, import_from)
     parse(Importing, {key: values[key] for key in Importing.model_fields if key in values}).register()
-    sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root)]
+    sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root, trust_root)]
     report = check(sources)
     console = SafeConsole()
     for line in report.lines():
@@ -345,23 +352,33 @@ def version() -> None:
 
 
 def _take_pools(
-    values: dict[str, Any], paths: list[str] | None, fields: list[str] | None, modality: str | None, root: str | None
+    values: dict[str, Any],
+    paths: list[str] | None,
+    fields: list[str] | None,
+    modality: str | None,
+    root: str | None,
+    trusted: list[str] | None,
 ) -> None:
     """Put the pools of the command line into the configuration, in place of those that it names."""
     if paths:
-        values["pools"] = _pools(paths, fields, modality, root)
-    elif fields or modality or root:
-        raise UserError("--field, --modality and --root are for pools on the command line; write yours beside them")
+        values["pools"] = _pools(paths, fields, modality, root, trusted)
+    elif fields or modality or root or trusted:
+        raise UserError(
+            "--field, --modality, --root and --trust-root are for pools on the command line; write yours beside them"
+        )
 
 
-def _pools(paths: list[str], fields: list[str] | None, modality: str | None, root: str | None) -> list[dict[str, Any]]:
+def _pools(
+    paths: list[str], fields: list[str] | None, modality: str | None, root: str | None, trusted: list[str] | None
+) -> list[dict[str, Any]]:
     mapping = {}
     for field in fields or []:
         ours, separator, theirs = field.partition("=")
         if not separator or not ours or not theirs:
             raise UserError(f"--field {field!r}: write it as ours=theirs, e.g. annotation=caption")
         mapping[ours] = theirs
-    return [_given(path=path, fields=mapping or None, modality=modality, root=root) for path in paths]
+    about = _given(fields=mapping or None, modality=modality, root=root, trusted_roots=trusted)
+    return [{"path": path, **about} for path in paths]
 
 
 def _configured(config: Path | None, preset: str | None, import_from: list[str] | None) -> dict[str, Any]:

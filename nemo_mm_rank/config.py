@@ -149,19 +149,30 @@ class PoolSource(Settings):
     name: str | None = Field(None, description="the `pool` of rows that do not say; default: the manifest's stem")
     rename: dict[str, str] = Field(default_factory=dict, description="your own columns: name -> name to keep it under")
     root: str | None = Field(None, description="what media references are relative to; default: the manifest's folder")
+    trusted_roots: list[str] = Field(
+        default_factory=list, description="folders besides the root that references and links may lead to"
+    )
+    download_seconds: float = Field(300, gt=0, description="to wait for one read of a manifest behind a URL, in all")
 
     @model_validator(mode="after")
     def _known_fields(self) -> PoolSource:
         for ours in self.fields:
             if ours not in FIELDS:
                 raise ValueError(f"field map: no field {ours!r}{nearest(ours, FIELDS)}")
+        if "\n" in (self.root or "") or any("\n" in root or "://" in root for root in self.trusted_roots):
+            raise ValueError("root and trusted_roots: names on one line, and those that are trusted folders on a disk")
         return self
+
+
+MEDIA_NO_MATTER = {"threads", "decode_seconds", "download_seconds"}
+"""Settings of media that say how long the work may take, and change nothing of what comes out."""
 
 
 class MediaSettings(_Carrying, Settings):
     """How media are opened, and the bounds that protect a run from hostile files."""
 
     max_pixels: int = Field(100_000_000, gt=0, description="an image with more is refused before it is decoded")
+    max_side: int = Field(65_535, gt=0, description="pixels; an image with a longer side is refused, too")
     max_bytes: int = Field(2_000_000_000, gt=0, description="a larger file is refused")
     max_text_chars: int = Field(200_000, gt=0, description="a longer text or code is quarantined")
     max_seconds: float = Field(3600, gt=0, description="only this much of a recording is decoded")
@@ -170,6 +181,12 @@ class MediaSettings(_Carrying, Settings):
     video_side: int = Field(256, ge=16, le=4096, description="longer side in pixels that frames are scaled down to")
     allow_urls: bool = Field(False, description="open references that are fsspec URLs")
     threads: int = Field(2, ge=1, le=64, description="threads that decode ahead of the models")
+    decode_seconds: float = Field(60, gt=0, description="of CPU that decoding one file may take")
+    download_seconds: float = Field(300, gt=0, description="that fetching one file may take")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a decoded file depends on (for fingerprints)."""
+        return self.model_dump(mode="json", exclude=MEDIA_NO_MATTER)
 
 
 class ModelSpec(_Carrying, BaseModel):

@@ -32,7 +32,8 @@ apart."""
 PARTS = pa.list_(pa.struct([("modality", pa.string()), ("data", pa.string())]))
 
 MEDIA_ROOT = "media_root"
-"""Optional: the folder or URL that this row's media reference is relative to (string)."""
+"""Optional: the folder or URL that this row's media reference is relative to (string); on further lines, folders that
+it may lead to besides."""
 
 ERROR = "error"
 """Why a pair left the run: ``step: ErrorClass: message`` (string, null for a live pair)."""

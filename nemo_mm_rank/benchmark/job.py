@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -16,6 +17,7 @@ from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Strategy
 from nemo_mm_rank.benchmark.source import Source, prepare
 from nemo_mm_rank.benchmark.strategies import Bench, choose
 from nemo_mm_rank.benchmark.training import VALIDATION, train_all
+from nemo_mm_rank.config import MEDIA_NO_MATTER
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
@@ -160,9 +162,10 @@ _OWN = {
 }
 """Settings that only some strategies know."""
 
-_NO_MATTER = {
-    *("engine", "output", "import_from", "strategies", "seeds", "downstream", "bootstrap"),
-    *("cold", "jsonl", "shards", "rows_per_shard"),
+_NO_MATTER: dict[str, Any] = {
+    **dict.fromkeys(("engine", "output", "import_from", "strategies", "seeds", "downstream", "bootstrap"), True),
+    **dict.fromkeys(("cold", "jsonl", "shards", "rows_per_shard"), True),
+    "media": MEDIA_NO_MATTER,
 }
 """Settings that change nothing of what one strategy chooses under one seed."""
 

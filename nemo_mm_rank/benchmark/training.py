@@ -135,7 +135,7 @@ def train_all(
     jobs = []
     for blend, blend_key, part in blends:
         made = [blend.digest, next(iter(keys.values())), keys[part], keys[VALIDATION]]
-        key = digest([*made, settings.model_dump(mode="json"), config.model_dump(mode="json", include={"media"})])
+        key = digest([*made, settings.model_dump(mode="json"), config.media.identity()])
         jobs.append(Task(blend.strategy, blend.seed, part, blend_key, key))
     task = replace(task, jobs=tuple(jobs))
     todo = [number for number, job in enumerate(jobs) if task.result(job) is None]

@@ -21,7 +21,7 @@ from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
 from nemo_mm_rank.io.pool import Manifest, manifests, read_manifest
-from nemo_mm_rank.io.references import is_url
+from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.schema import CANONICAL, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 
 Pools = str | Path | PoolSource | Mapping[str, Any] | Sequence[str | Path | PoolSource | Mapping[str, Any]]
@@ -76,7 +76,9 @@ def _absolute(source: PoolSource) -> PoolSource:
     """Return ``source`` with absolute paths: workers may stand elsewhere."""
     given = {"path": source.path, "root": source.root}
     local = {key: path for key, path in given.items() if path is not None and not is_url(path)}
-    return source.model_copy(update={key: os.path.abspath(os.path.expanduser(path)) for key, path in local.items()})
+    update: dict[str, Any] = {key: os.path.abspath(os.path.expanduser(path)) for key, path in local.items()}
+    update["trusted_roots"] = [os.path.abspath(os.path.expanduser(path)) for path in source.trusted_roots]
+    return source.model_copy(update=update)
 
 
 @dataclass(kw_only=True, repr=False)

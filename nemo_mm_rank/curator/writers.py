@@ -27,7 +27,7 @@ from nemo_mm_rank.errors import ConfigError, StorageError
 from nemo_mm_rank.io.export import write_blend, write_tar
 from nemo_mm_rank.io.files import write_atomically, write_table
 from nemo_mm_rank.io.owned import Claim, Mark, clear, local, remove
-from nemo_mm_rank.io.references import is_url
+from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.run.outcome import quarantined
 from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 

@@ -118,7 +118,7 @@ class ExpertStep(PairStep):
             "experts": [expert.model_dump(mode="json") for expert in self.experts],
             "anchor": self.anchor,
             "models": loader.identities({name: self.models[name] for name in sorted(used)}),
-            "media": self.media.model_dump(exclude={"threads"}),
+            "media": self.media.identity(),
         }
 
     def process(self, rows: Frame) -> Added:

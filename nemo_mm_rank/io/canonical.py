@@ -97,8 +97,11 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     data, payload, wrong = contents(table, n, media)
     faults.add(wrong, DATA, "a string or bytes", wrong)
     if several is not None:
+        for row, given in several.rows.items():
+            several.rows[row] = [(kind, references.settled(ref) if is_media(kind) else ref) for kind, ref in given]
         data = several.data(data)
     data, reads = _from_files(table, DATA_PATH, DATA, data, ~media, references, faults)
+    data = _settled(data, media if payload is None else media & mask(pc.is_null(payload)), references)
     _check_there(data, DATA, table, faults)
 
     annotation = _read(table, ANNOTATION, n, faults)
@@ -179,6 +182,16 @@ def _from_files(
     for row, text in texts.items():
         filled[row] = text
     return pa.array(filled, pa.string()), bool((given & is_text).any())
+
+
+def _settled(data: pa.Array, media: Bools, references: References) -> pa.Array:
+    """Return the data with references as the root takes them."""
+    values = data.to_pylist()
+    settled = {row: references.settled(values[row]) for row in np.flatnonzero(media).tolist() if values[row]}
+    changed = {row: reference for row, reference in settled.items() if reference != values[row]}
+    if not changed:
+        return data
+    return pa.array([changed.get(row, value) for row, value in enumerate(values)], pa.string())
 
 
 def _with_made_ids(

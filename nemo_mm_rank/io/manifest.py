@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 import fsspec
 import numpy as np
@@ -22,9 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nemo_mm_rank.arrays import Ints
+from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, shown
-from nemo_mm_rank.media.source import lacking
+from nemo_mm_rank.media.limits import within
+from nemo_mm_rank.media.pretenders import pretender
+from nemo_mm_rank.media.source import is_url, lacking
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_COLUMNS = 1000
@@ -34,6 +37,7 @@ MAX_DEPTH = 200
 """Lists and records inside each other: more stand in no row that anybody has written by hand or by program."""
 MAX_RATIO, FREE_BYTES = 200, 2**30
 """A compressed manifest may hold so many times its size, or so many bytes whatever its size."""
+DOWNLOAD_SECONDS: float = PoolSource.model_fields["download_seconds"].default
 MAX_ROW_BYTES = 2**30
 """Of one row of Parquet, decoded."""
 OTHER_FIELDS = "other_fields"
@@ -42,14 +46,6 @@ FREQUENT = 100
 """Keys that are columns all the same."""
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-_PRETENDERS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
-    b"<!doctype html": "an HTML page, most likely what a server answered in the file's place: download it again",
-    b"<html": "an HTML page, most likely what a server answered in the file's place: download it again",
-    codecs.BOM_UTF16_LE: "UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`",
-    codecs.BOM_UTF16_BE: "UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`",
-}
-"""How files begin that are not what their names say."""
 
 JSON_SUFFIXES, PARQUET_SUFFIXES, TAR_SUFFIX = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq"), ".tar"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -91,8 +87,12 @@ def split_suffix(path: str) -> tuple[str, str | None, str | None]:
     return name, None, None
 
 
-def read_rows(file: str) -> Iterator[Rows]:
+def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
     """Stream the rows of one JSONL or Parquet manifest, a few megabytes at a time.
+
+    Args:
+        file: local path or URL.
+        seconds: that each read of a URL may take.
 
     Raises:
         PoolError: the file is missing, is no such manifest, or breaks off; naming the file and why.
@@ -100,7 +100,7 @@ def read_rows(file: str) -> Iterator[Rows]:
     kind = split_suffix(file)[1]
     if kind not in ("json", "parquet"):
         raise PoolError(f"{file}: a manifest is {KINDS}")
-    with opened(file) as handle:
+    with opened(file, seconds) as handle:
         head = handle.read(64)
         handle.seek(0)
         refuse_pretender(file, head)
@@ -117,23 +117,45 @@ def refuse_pretender(file: str, head: bytes) -> None:
     Raises:
         PoolError: naming what it is, and what to do.
     """
-    for beginning, what in _PRETENDERS.items():
-        if head[: len(beginning)].lower() == beginning.lower():
-            raise PoolError(f"{file}: cannot be read: it is {what}")
+    if what := pretender(head, text=True):
+        raise PoolError(f"{file}: cannot be read: it is {what}")
 
 
 @contextmanager
-def opened(file: str) -> Iterator[IO[bytes]]:
-    """Open a local path or fsspec URL; whatever goes wrong while it is read becomes a `PoolError`."""
+def opened(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[IO[bytes]]:
+    """Open a local path or fsspec URL; whatever goes wrong while it is read becomes a `PoolError`.
+
+    Args:
+        file: path or URL.
+        seconds: that opening a URL and each read of it may take, whatever a server does meanwhile.
+    """
     try:
-        with fsspec.open(file, "rb") as handle:
-            yield handle
+        if not is_url(file):
+            with open(file, "rb") as handle:
+                yield handle
+            return
+        with within(seconds, fsspec.open(file, "rb").__enter__) as remote:
+            yield cast("IO[bytes]", _Remote(remote, seconds))
     except FileNotFoundError as error:
         raise PoolError(f"{file}: no such file") from error
     except ImportError as error:
         raise PoolError(f"{file}: cannot be read: {lacking(file, error)}") from error
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         raise PoolError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+class _Remote:
+    """An open remote file, each read of which ends in time."""
+
+    def __init__(self, handle: IO[bytes], seconds: float) -> None:
+        self._handle, self._seconds = handle, seconds
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        return within(self._seconds, lambda: self._handle.read(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle, name)
 
 
 def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterator[Rows]:

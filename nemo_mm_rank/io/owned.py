@@ -24,7 +24,7 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
 from nemo_mm_rank.io.files import TEMPORARY, lock, temporary_name, write_text
 from nemo_mm_rank.io.pool import manifests
-from nemo_mm_rank.io.references import is_url
+from nemo_mm_rank.media.source import is_url
 
 MARK, LOCK, HOLDER = ".nemo-mm-rank.json", ".lock", ".lock-holder"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
@@ -197,7 +197,7 @@ class Claim:
             if _below(_real(run), own):
                 raise UserError(f"{folder}: the run {run} lies in it; name an output that no input lies in")
         for pool in self.pools:
-            places = [pool.root] if pool.root else []
+            places = [*([pool.root] if pool.root else []), *pool.trusted_roots]
             if not is_url(pool.path):  # which would be listed anew
                 places += [manifest.file for manifest in manifests(pool)]
             for place in places:

@@ -18,9 +18,10 @@ from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch, canonical
 from nemo_mm_rank.io.manifest import KINDS, Rows, read_rows, split_suffix
-from nemo_mm_rank.io.references import References, is_url
+from nemo_mm_rank.io.references import References
 from nemo_mm_rank.io.webdataset import tar_rows
-from nemo_mm_rank.media.source import lacking
+from nemo_mm_rank.media.limits import within
+from nemo_mm_rank.media.source import is_url, lacking
 from nemo_mm_rank.modality import names
 from nemo_mm_rank.schema import AGREEMENT, ERROR, MEDIA_ROOT, MODALITY, POOL, WEAKEST, WEAKEST_SENTENCE
 
@@ -44,7 +45,7 @@ class Manifest:
     Attributes:
         file: local path or URL.
         pool: name of the pool for rows that do not say.
-        root: absolute folder or URL that references are relative to.
+        root: absolute folder or URL that references are relative to; on further lines, folders that are trusted, too.
     """
 
     file: str
@@ -63,7 +64,7 @@ def manifests(source: PoolSource) -> list[Manifest]:
     path = os.path.expanduser(source.path)
     remote = is_url(path)
     try:
-        files, named = _remote(path) if remote else _local(path)
+        files, named = within(source.download_seconds, lambda: _remote(path)) if remote else _local(path)
     except ImportError as error:
         raise PoolError(f"{source.path}: cannot be read: {lacking(path, error)}") from error
     except (OSError, ValueError) as error:
@@ -73,6 +74,7 @@ def manifests(source: PoolSource) -> list[Manifest]:
         folder = file.rpartition("/")[0] if remote else os.path.dirname(os.path.abspath(file))
         root = source.root or folder
         root = root if is_url(root) else os.path.abspath(os.path.expanduser(root))
+        root = "\n".join((root, *(os.path.abspath(os.path.expanduser(trusted)) for trusted in source.trusted_roots)))
         found.append(Manifest(file, source.name or named or split_suffix(file)[0], root))
     return found
 
@@ -157,9 +159,13 @@ def read_manifest(
     Raises:
         PoolError: the manifest cannot be read, or a column of the user's has a canonical name.
     """
-    references = References(manifest.root, check_files)
+    references = References(manifest.root, check_files, manifest.file)
     is_tar = split_suffix(manifest.file)[1] == "tar"
-    batches = tar_rows(manifest.file, source, manifest.pool, manifest.root) if is_tar else read_rows(manifest.file)
+    batches = (
+        tar_rows(manifest.file, source, manifest.pool, manifest.root)
+        if is_tar
+        else read_rows(manifest.file, source.download_seconds)
+    )
     for rows in _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches:
         batch = canonical(rows, source, manifest.pool, references, seen)
         taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.io.bad_rows import MISSING_FILE, shown
-from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.source import Roots, is_local, is_url, open_source
 from nemo_mm_rank.media.tar import place_of
 
 MAX_TEXT_BYTES = 16 * 2**20
@@ -18,26 +18,44 @@ MAX_TEXT_BYTES = 16 * 2**20
 _TEXT_FILES = MediaSettings(max_bytes=MAX_TEXT_BYTES)
 
 
-def is_url(path: str) -> bool:
-    """Whether ``path`` is for fsspec rather than a local path."""
-    return "://" in path or "::" in path
-
-
 class References:
     """Resolves references below one root.
 
     Args:
-        root: local folder (absolute) or fsspec URL.
+        root: local folder (absolute) or fsspec URL, and trusted folders on further lines, as `open_source` takes them.
         check_files: look whether media files are there. References behind URLs are never looked up one by one:
             what is not there shows when it is opened.
+        manifest: the file that the references stand in.
     """
 
-    def __init__(self, root: str, check_files: bool = True) -> None:
+    def __init__(self, root: str, check_files: bool = True, manifest: str | None = None) -> None:
         self.root = root
         self.check_files = check_files and not is_url(root)
-        self._real_root = root if is_url(root) else os.path.realpath(root)
-        self._inside = self._real_root.rstrip("/") + "/"
+        self._roots = Roots((root,)) if is_url(root) else Roots.of(root)
+        self._inside = self._roots.folders[0].rstrip("/") + "/"
         self._real_folders: dict[str, str] = {}
+        self._beside = None
+        if manifest is not None and not is_url(root) and not is_url(manifest):
+            folder = os.path.dirname(os.path.abspath(manifest))
+            self._beside = folder if folder != root.split("\n")[0] else None
+
+    def settled(self, reference: str) -> str:
+        """Return a manifest's reference as one that is relative to the root.
+
+        It is that already, unless there is nothing of the name below the root, but below it beside the manifest.
+        """
+        if self._beside is None or not is_local(reference) or place_of(reference) is not None:
+            return reference
+        if not self.check_files and not reference.startswith(".."):
+            return reference
+        beside = os.path.relpath(os.path.join(self._beside, reference), self.root.split("\n")[0])
+        return beside if not self._holds(reference) and self._holds(beside) else reference
+
+    def _holds(self, reference: str) -> bool:
+        try:
+            return bool(self._roots.find(reference))
+        except (MediaError, OSError, ValueError):
+            return False
 
     def stamp(self, reference: str) -> tuple[int, int]:
         """Return size and modification time (ns) of a local media file, or of the tar it lies in; (-1, -1) for a URL.
@@ -49,36 +67,35 @@ class References:
         """
         if (place := place_of(reference)) is not None:
             reference = place.archive
-        if is_url(reference):
+        if not is_local(reference):
             return -1, -1
-        if reference.startswith("/"):
-            raise MediaError(f"the absolute path {shown(reference)}")
-        if ".." in reference.split("/"):
-            raise MediaError(f"{shown(reference)}, which leads out of the pool's root")
         try:
-            found = os.lstat(path := self._path(reference))
-            if stat.S_ISLNK(found.st_mode):
-                found = os.lstat(path := os.path.realpath(path, strict=True))
+            found = self._plain_file(reference) or os.lstat(self._roots.find(reference))
         except FileNotFoundError as error:
             raise MediaError(f"{MISSING_FILE}: {shown(reference)}") from error
         except OSError as error:
             raise MediaError(f"{shown(reference)}: {error.strerror}") from error
         except ValueError as error:
             raise MediaError(f"{shown(reference)}, which is no file name") from error
-        if not path.startswith(self._inside):
-            raise MediaError(f"{shown(reference)}, which leads out of the pool's root")
+        except MediaError as error:
+            raise MediaError(f"{shown(reference)}, which {error}") from error
         if not stat.S_ISREG(found.st_mode):
             raise MediaError(f"{shown(reference)}, which is no file")
         if not found.st_size:
             raise MediaError(f"{shown(reference)}, which is empty")
         return found.st_size, found.st_mtime_ns
 
-    def _path(self, reference: str) -> str:
-        """Return the absolute path, the links in its folders resolved (once a folder: many files share one)."""
+    def _plain_file(self, reference: str) -> os.stat_result | None:
+        """Look at a file below the root that is no link (links in its folders are resolved once a folder)."""
         folder, name = os.path.split(reference)
         if folder not in self._real_folders:
-            self._real_folders[folder] = os.path.realpath(os.path.join(self._real_root, folder))
-        return os.path.join(self._real_folders[folder], name)
+            self._real_folders[folder] = os.path.realpath(os.path.join(self._roots.folders[0], folder))
+        path = os.path.join(self._real_folders[folder], name)
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        return found if stat.S_ISREG(found.st_mode) and path.startswith(self._inside) else None
 
     def text(self, reference: str) -> str:
         """Read a text file of at most `MAX_TEXT_BYTES`.
@@ -87,7 +104,7 @@ class References:
             MediaError: it is not there, lies outside the root, is a URL, is too long, or is not UTF-8.
         """
         try:
-            with open_source(reference, self.root, _TEXT_FILES) as file:
+            with open_source(self.settled(reference), self.root, _TEXT_FILES) as file:
                 return file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise MediaError(f"{shown(reference)}, which is not UTF-8 at byte {error.start + 1}") from error

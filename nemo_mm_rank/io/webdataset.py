@@ -34,7 +34,8 @@ from nemo_mm_rank.io.manifest import (
     split_suffix,
     why_not,
 )
-from nemo_mm_rank.io.references import MAX_TEXT_BYTES, is_url
+from nemo_mm_rank.io.references import MAX_TEXT_BYTES
+from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.media.tar import Place, place_of, walk
 from nemo_mm_rank.modality import by_extension, is_media, names
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, PAIR_ID, POOL
@@ -84,14 +85,14 @@ def tar_rows(file: str, source: PoolSource, pool: str, root: str) -> Iterator[Ro
         file: local path or URL.
         source: the pool's configuration: field map, fixed modality.
         pool: name of the pool, for ids.
-        root: folder or URL that the references to members are to be relative to.
+        root: folder or URL that the references to members are to be relative to (its first line).
 
     Raises:
         PoolError: the file is missing or no archive, or does not lie below the root.
     """
     archive, stem = _below(file, root), split_suffix(file)[0]
     prefix = stem if pool == stem else f"{pool}/{stem}"
-    with opened(file) as handle:
+    with opened(file, source.download_seconds) as handle:
         reader = _Reader(handle, archive, prefix, source)
         rows: list[dict[str, Any]] = []
         numbers: list[int] = []
@@ -114,7 +115,7 @@ def tar_rows(file: str, source: PoolSource, pool: str, root: str) -> Iterator[Ro
 def _below(file: str, root: str) -> str:
     """Return an archive's path relative to the root, as references to its members name it."""
     path = file if is_url(file) else os.path.abspath(file)
-    folder = root.rstrip("/") + "/"
+    folder = root.split("\n")[0].rstrip("/") + "/"
     if not path.startswith(folder):
         raise PoolError(f"{file}: lies outside the root {root}, which its members are to be found below")
     name = path.removeprefix(folder)

@@ -14,6 +14,8 @@ from nemo_mm_rank.media.container import frames, open_stream, packets
 
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
+_CANCELLED = 0.01
+"""Share of the loudest channel's energy (-20 dB) below which a mean of channels is no picture of them."""
 _RATES = range(1_000, 1_000_001)
 """Hz. Outside of it a file lies: at 1 Hz, one packet would be resampled to hours of sound."""
 
@@ -27,8 +29,9 @@ def to_samples(windows: Sequence[tuple[float, float]] | None, rate: int, max_sec
 
 
 def decode_audio(file: IO[bytes], rate: int, ranges: Sequence[tuple[int, int]]) -> Samples:
-    """Decode to mono (the mean of the channels) at ``rate`` Hz and put the kept ranges of samples end to end.
+    """Decode to mono at ``rate`` Hz and put the kept ranges of samples end to end.
 
+    Mono is the mean of the channels or, for any second in which they cancel each other out, the loudest of them.
     The file is decoded from its start to the last range's end, so that a range holds the same samples, whatever
     else is kept. What is claimed in headers is not used. A recording that is cut short or damaged gives what
     decodes of it.
@@ -83,16 +86,17 @@ def _blocks(file: IO[bytes]) -> Iterator[tuple[Samples, int]]:
         waiting: list[Samples] = []
         length, rate = 0, 0
         for frame in _frames(container, stream):
-            if waiting and (length >= rate or frame.sample_rate != rate):
-                yield np.concatenate(waiting), rate
+            channels = _channels(frame)
+            if waiting and (length >= rate or frame.sample_rate != rate or len(channels) != len(waiting[0])):
+                yield _mono(np.concatenate(waiting, axis=1)), rate
                 waiting, length = [], 0
             rate = frame.sample_rate
             if rate not in _RATES:
                 raise MediaError(f"claims a sample rate of {rate} Hz")
-            waiting.append(_mono(frame))
+            waiting.append(channels)
             length += frame.samples
         if waiting:
-            yield np.concatenate(waiting), rate
+            yield _mono(np.concatenate(waiting, axis=1)), rate
 
 
 def _frames(container: Any, stream: Any) -> Iterator[Any]:
@@ -101,13 +105,24 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
     yield from frames(stream, None)
 
 
-def _mono(frame: Any) -> Samples:
+def _channels(frame: Any) -> Samples:
+    """Return ``(channels, n)`` float32."""
     values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
-    mono = values[0].astype(np.float32) if len(values) == 1 else values.mean(axis=0, dtype=np.float32)
     kind = frame.format.name.removesuffix("p")
+    channels: Samples = np.array(values, dtype=np.float32, order="C")
     if kind == "u8":
-        mono -= 128
-    mono /= _FULL_SCALE[kind]
-    return np.asarray(mono)
+        channels -= 128
+    channels /= _FULL_SCALE[kind]
+    return channels
+
+
+def _mono(channels: Samples) -> Samples:
+    """Return the mean of ``(channels, n)``, or the loudest where that has lost nearly all of its energy."""
+    mono: Samples = channels.mean(axis=0)
+    if len(channels) > 1:
+        energy = np.square(channels, dtype=np.float64).mean(axis=1)
+        if np.square(mono, dtype=np.float64).mean() < _CANCELLED * energy.max():
+            return np.asarray(channels[energy.argmax()])
+    return mono

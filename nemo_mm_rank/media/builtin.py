@@ -27,7 +27,7 @@ class ImageMedium(Medium):
         """Decode a picture, cropped to what lies in all boxes together."""
         from nemo_mm_rank.media.image import decode_image
 
-        image = Image(content_key(file, self.name), decode_image(file, settings.max_pixels))
+        image = Image(content_key(file, self.name), decode_image(file, settings.max_pixels, settings.max_side))
         return image if spans is None else self.cut(image, spans)
 
     def extent(self, segment: Image) -> tuple[float, float]:
@@ -122,7 +122,8 @@ class VideoMedium(_Recording):
 
         count, side, limit = settings.video_frames, settings.video_side, settings.max_seconds
         windows = None if spans is None else merge(spans)
-        frames, times, duration = decode_video(file, count, side, windows, limit, settings.max_pixels)
+        bounds = (settings.max_pixels, settings.max_side)
+        frames, times, duration = decode_video(file, count, side, windows, limit, *bounds)
         key = content_key(file, self.name, count, side, limit)
         if windows is not None:
             key = part_key(key, "seconds", *(bound for window in windows for bound in window))

@@ -12,6 +12,7 @@ import av.stream
 from av.container import InputContainer
 
 from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.media.limits import check_cpu
 
 CONTAINERS = (
     "3gp,aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,flv,gif,ivf,loas,m4a,matroska,mov,mp3,mp4,mpeg,mpegts,ogg,"
@@ -56,13 +57,28 @@ def open_stream(
         yield container, stream
 
 
+MAX_PACKETS = 4_000_000
+"""Of a stream. An hour of sound in the shortest packets has 1.5 million."""
+MAX_SCANS = 100
+"""Of a frame in Motion JPEG, as of a picture (`media.image`)."""
+
+
 def packets(container: InputContainer, stream: Any) -> Iterator[Any]:
     """Yield the stream's packets up to the file's end, or to where the file is cut short.
 
     Empty packets (dropped frames in AVI) are left out: a decoder takes one for the end.
+
+    Raises:
+        MediaError: there are too many, one would take too long, or time is up.
     """
+    jpeg = stream.codec_context.name == "mjpeg"
     try:
-        for packet in container.demux(stream):
+        for number, packet in enumerate(container.demux(stream)):
+            check_cpu()
+            if number >= MAX_PACKETS:
+                raise MediaError(f"has more than {MAX_PACKETS:,} packets")
+            if jpeg and bytes(packet).count(b"\xff\xda") > MAX_SCANS:
+                raise MediaError(f"has a frame of more than {MAX_SCANS} JPEG scans, which no picture needs")
             if packet.size:
                 yield packet
     except av.error.FFmpegError:
@@ -71,6 +87,7 @@ def packets(container: InputContainer, stream: Any) -> Iterator[Any]:
 
 def frames(stream: Any, packet: Any | None) -> list[Any]:
     """Decode one packet (None: what the decoder still holds). A damaged packet gives no frames."""
+    check_cpu()
     try:
         return list(stream.codec_context.decode(packet))
     except av.error.FFmpegError:

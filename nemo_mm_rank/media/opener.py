@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
 from av.error import FFmpegError
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.console import without_passwords
-from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.errors import MediaError, UserError
+from nemo_mm_rank.media.limits import cpu_limit
+from nemo_mm_rank.media.pretenders import pretender
 from nemo_mm_rank.media.segment import Segment, Span
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.modality import is_media, media_names, of
@@ -59,12 +62,35 @@ class Opener:
                 if not is_media(modality):
                     raise MediaError(f"cannot be opened as {modality!r}: media are {', '.join(media_names())}")
                 update = {} if self.frames is None else {"video_frames": self.frames}
-                return of(modality).decode(file, self.settings.model_copy(update=update), spans)
+                return _decode(file, modality, self.settings.model_copy(update=update), spans)
         except MediaError as error:
             raise MediaError(f"{name}: {error}") from error
-        except FFmpegError as error:  # before OSError: some of FFmpeg's are both, and name files
-            raise MediaError(f"{name}: cannot be decoded: {error.strerror}") from error
-        except OSError as error:
-            raise MediaError(f"{name}: cannot be read: {error.strerror or type(error).__name__}") from error
-        except ValueError as error:
-            raise MediaError(f"{name}: cannot be decoded: {' '.join(str(error).split())}") from error
+
+
+def _decode(file: IO[bytes], modality: str, settings: MediaSettings, spans: Sequence[Span] | None) -> Segment:
+    """Decode an open file; whatever a decoder raises over it is a `MediaError`."""
+    try:
+        with cpu_limit(settings.decode_seconds):
+            return of(modality).decode(file, settings, spans)
+    except UserError:
+        raise
+    except Exception as error:
+        file.seek(0)
+        if what := pretender(file.read(64)):
+            raise MediaError(f"cannot be decoded as {modality}: it is {what}") from error
+        if isinstance(error, MediaError):
+            raise
+        raise MediaError(_why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, FFmpegError):  # before OSError: some of FFmpeg's are both, and name files
+        return f"cannot be decoded: {error.strerror}"
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror or type(error).__name__}"
+    said = " ".join(str(error).split())[:200]
+    return (
+        f"cannot be decoded: {said}"
+        if isinstance(error, ValueError)
+        else (f"cannot be decoded: {type(error).__name__}{said and ': '}{said}")
+    )

@@ -10,12 +10,17 @@ import os
 import re
 import stat
 import tempfile
+import time
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BufferedReader, BytesIO
 from typing import IO, Any
 from urllib.parse import unquote
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.tar import Place, Window, find, place_of
 
 REMOTE_SCHEMES = frozenset(
@@ -29,19 +34,79 @@ REMOTE_SCHEMES = frozenset(
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = re.compile(r"(?:file|local)://")
+OUTSIDE = "leads out of the pool's root: --root names a folder that holds it, --trust-root one that may be led to, too"
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """To go through a folder, which may be one that cannot be listed."""
 _CHUNK = 1 << 20
 _IN_MEMORY = 1 << 24  # a larger download waits on disk
 
 
+def is_url(path: str) -> bool:
+    """Whether ``path`` is for fsspec rather than a local path."""
+    return "://" in path or "::" in path
+
+
+@dataclass(frozen=True)
+class Roots:
+    """Local folders that media may lie below: what references are relative to, and others that are trusted.
+
+    Attributes:
+        folders: absolute, without links; the root first.
+    """
+
+    folders: tuple[str, ...]
+
+    @classmethod
+    def of(cls, media_root: str) -> Roots:
+        """Return the folders that a ``media_root`` names: the root, and trusted ones each on a line of its own."""
+        root, *trusted = media_root.split("\n")
+        return cls((os.path.realpath(_LOCAL.sub("", root)), *map(os.path.realpath, trusted)))
+
+    def holder(self, path: str) -> str | None:
+        """Return the folder that holds ``path``, which has no links; None where none does."""
+        return next((folder for folder in self.folders if os.path.commonpath((folder, path)) == folder), None)
+
+    def find(self, reference: str) -> str:
+        """Return the path, without links, of what a reference names.
+
+        Where there is nothing of this spelling, what there is in another one of the same meaning: composed or
+        decomposed letters (which differ between systems), slashes for backslashes.
+
+        Raises:
+            MediaError: it leads out of all folders.
+            OSError: it is not there.
+            ValueError: it is no file name.
+        """
+        for spelling in (*_spellings(reference), reference):
+            path = os.path.realpath(os.path.join(self.folders[0], spelling))
+            if self.holder(path) is None:  # and what there is beyond is nobody's business
+                raise MediaError(OUTSIDE)
+            if os.path.lexists(path):
+                return path
+        os.lstat(path)
+        return path
+
+
+def _spellings(reference: str) -> Iterator[str]:
+    if reference.lower().startswith("file://"):
+        reference = "/" + unquote(reference[len("file://") :].removeprefix("localhost")).lstrip("/")
+    for separated in dict.fromkeys((reference, reference.replace("\\", "/"))):
+        yield from dict.fromkeys((separated, *(unicodedata.normalize(form, separated) for form in ("NFC", "NFD"))))
+
+
+def is_local(reference: str) -> bool:
+    """Whether a reference of a row is for this machine's files: no URL but ``file://``."""
+    return not is_url(reference) or (reference.lower().startswith("file://") and "::" not in reference)
+
+
 def open_source(ref: str, root: str, settings: MediaSettings, content: bytes | None = None) -> IO[bytes]:
     """Open what ``ref`` names for reading, as a seekable file at its start; the caller closes it.
 
     Args:
-        ref: a path below ``root``, or an fsspec URL where ``settings.allow_urls``; of a file, or of a member of a tar
-            archive. With ``content`` only a name.
-        root: a folder or an fsspec URL, given by the user and trusted.
+        ref: a path below ``root`` (relative to it, absolute or ``file://``), or an fsspec URL where
+            ``settings.allow_urls``; of a file, or of a member of a tar archive. With ``content`` only a name.
+        root: a folder or an fsspec URL, given by the user and trusted; further lines name folders that references and
+            links may lead to besides.
         settings: for ``allow_urls`` and ``max_bytes``.
         content: the bytes themselves.
 
@@ -63,17 +128,16 @@ def open_source(ref: str, root: str, settings: MediaSettings, content: bytes | N
 
 def _open_path(path: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     """Open the file at ``path``, or the member at ``place`` of the archive at ``path``."""
-    if match := _URL.match(path):
+    if (match := _URL.match(path)) and not is_local(path):
         return _open_url(path, match[1].lower(), settings, place)
-    if path.startswith("/"):
-        raise MediaError("is an absolute path; a reference is a path below the pool's root")
-    local = _LOCAL.sub("", root) if _LOCAL.match(root) or not _URL.search(root) else None
-    # A server undoes %2e%2e before it looks for the file, so below a URL it counts as written out.
-    if ".." in re.split(r"[/\\]", path if local is not None else unquote(path)):
+    if _LOCAL.match(root) or not _URL.search(root):
+        return _open_local(path, root, settings, place)
+    if path.startswith("/") or match:
+        raise MediaError("is an absolute path; below a URL, a reference is a path relative to it")
+    # A server undoes %2e%2e before it looks for the file, so it counts as written out.
+    if ".." in re.split(r"[/\\]", unquote(path)):
         raise MediaError("leads out of the pool's root")
-    if local is None:
-        return _open_below_url(path, root, settings, place)
-    return _open_local(path, local, settings, place)
+    return _open_below_url(path, root.split("\n")[0], settings, place)
 
 
 def _check_size(size: int, limit: int) -> None:
@@ -83,11 +147,9 @@ def _check_size(size: int, limit: int) -> None:
 
 def _open_local(ref: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     try:
-        base = os.path.realpath(root, strict=True)
-        path = os.path.realpath(os.path.join(base, ref), strict=True)
-        if os.path.commonpath((base, path)) != base:
-            raise MediaError("leads out of the pool's root")
-        handle = _open_below(base, path)
+        roots = Roots.of(root)
+        path = roots.find(ref)
+        handle = _open_below(str(roots.holder(path)), path)
     except OSError as error:
         raise MediaError(_why(error)) from error
     except ValueError as error:  # a NUL or an unpaired surrogate
@@ -141,8 +203,7 @@ def _open_below(base: str, path: str) -> int:
 
 def _open_below_url(ref: str, root: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     # The root is resolved alone: joined first, a '::' in the reference could name another file system.
-    fs, base = _file_system(root)
-    return _download(fs, f"{base.rstrip('/')}/{ref}", settings.max_bytes, place)
+    return _download(root, ref, settings, place)
 
 
 def _open_url(ref: str, scheme: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
@@ -150,8 +211,7 @@ def _open_url(ref: str, scheme: str, settings: MediaSettings, place: Place | Non
         raise MediaError("is a URL; set media.allow_urls to open those")
     if scheme not in REMOTE_SCHEMES or "::" in ref:
         raise MediaError(f"is not a URL that a row may name ({', '.join(sorted(REMOTE_SCHEMES))})")
-    fs, path = _file_system(ref)
-    return _download(fs, path, settings.max_bytes, place)
+    return _download(ref, None, settings, place)
 
 
 def _file_system(url: str) -> tuple[Any, str]:
@@ -175,8 +235,20 @@ def lacking(url: str, error: ImportError) -> str:
     return f"a library is missing: {error}{hint}"
 
 
-def _download(fs: Any, path: str, limit: int, place: Place | None) -> IO[bytes]:
+def _download(url: str, below: str | None, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     """Copy a remote file, or a member of it, once: it is read twice (hashed, decoded), and decoders seek."""
+    seconds = settings.download_seconds
+    end = time.monotonic() + seconds
+    try:
+        return within(seconds, lambda: _copy(url, below, settings.max_bytes, place, end))
+    except TimeoutError as error:
+        raise MediaError(f"cannot be read: {error}") from error
+
+
+def _copy(url: str, below: str | None, limit: int, place: Place | None, end: float) -> IO[bytes]:
+    fs, path = _file_system(url)
+    if below is not None:
+        path = f"{path.rstrip('/')}/{below}"
     spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 (handed to the caller)
     try:
         with fs.open(path, "rb") as opened:
@@ -187,6 +259,8 @@ def _download(fs: Any, path: str, limit: int, place: Place | None) -> IO[bytes]:
                 if spool.tell() + len(chunk) > limit:
                     raise MediaError(f"has more than the {limit:,} bytes allowed")
                 spool.write(chunk)
+                if time.monotonic() > end:  # nobody waits any more
+                    raise MediaError("cannot be read in time")
     except MediaError:
         spool.close()
         raise

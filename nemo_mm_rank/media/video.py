@@ -50,11 +50,12 @@ def decode_video(
     windows: Sequence[tuple[float, float]] | None,
     max_seconds: float,
     max_pixels: int,
+    max_side: int = 65_535,
 ) -> tuple[Pixels, npt.NDArray[np.float64], float]:
     """Decode the frames shown in the middle of ``count`` equal slices of the kept windows (None: of all of it).
 
-    Frames come upright (rotation by quarter turns), with square pixels, scaled down to ``side`` pixels on the
-    longer side. A recording that is cut short or damaged gives what decodes of it: in place of a frame that does
+    Frames come upright (quarter turns and mirrors as the file says), with square pixels, scaled down to ``side``
+    pixels on the longer side. A recording that is cut short or damaged gives what decodes of it: in place of a frame that does
     not, the last one before it that was decoded. Where there are fewer frames than slices they come again.
 
     Returns:
@@ -64,7 +65,7 @@ def decode_video(
         MediaError: no moving pictures, none that decodes, too many pixels, or nothing within the windows.
     """
     with open_stream(file, "video", max_pixels) as (container, stream):
-        _check_pixels(stream.codec_context, max_pixels)
+        _check_pixels(stream.codec_context, max_pixels, max_side)
         timeline = _read_timeline(container, stream, max_seconds)
     duration = min(timeline.length / timeline.second, max_seconds)
     kept = clip(windows if windows is not None else [(0.0, duration)], duration)
@@ -83,9 +84,12 @@ def decode_video(
     return np.stack([pixels for _, pixels in taken]), ticks / timeline.second, duration
 
 
-def _check_pixels(context: Any, limit: int) -> None:
+def _check_pixels(context: Any, limit: int, max_side: int) -> None:
+    frames_of = f"has frames of {context.width} x {context.height} pixels"
     if context.width * context.height > limit:
-        raise MediaError(f"has frames of {context.width} x {context.height} pixels, more than the {limit:,} allowed")
+        raise MediaError(f"{frames_of}, more than the {limit:,} allowed")
+    if max(context.width, context.height) > max_side:
+        raise MediaError(f"{frames_of}, a side longer than the {max_side:,} allowed")
 
 
 def _read_timeline(container: Any, stream: Any, max_seconds: float) -> Timeline:
@@ -137,14 +141,20 @@ def _decode_at(
     taken: list[tuple[int, Pixels]] = []
     before: Any = None  # the last frame that came out of the decoder
 
+    def tick_of(frame: Any) -> int:
+        shown = frame.pts if frame.pts is not None else frame.dts
+        if shown is None:
+            raise MediaError("has frames that do not say when they are shown")
+        return int(shown) - timeline.first
+
     def take(frame: Any) -> None:
-        tick = frame.pts - timeline.first
+        tick = tick_of(frame)
         taken.append((tick, taken[-1][1] if taken and taken[-1][0] == tick else picture(frame)))
 
     def look(decoded: list[Any]) -> None:
         nonlocal before
         for frame in decoded:
-            tick = frame.pts - timeline.first
+            tick = tick_of(frame)
             while len(taken) < len(wanted) and tick >= wanted[len(taken)]:
                 take(frame if before is None or tick == wanted[len(taken)] else before)
             before = frame
@@ -182,7 +192,7 @@ class _Picture:
         self.aspect = float(stream.sample_aspect_ratio or 1)
         self.side = side
         self.size: tuple[int, int] | None = None
-        self.turns = 0
+        self.matrix: npt.NDArray[np.int32] | None = None
         self.scaler = VideoReformatter()
 
     def __call__(self, frame: Any) -> Pixels:
@@ -190,6 +200,22 @@ class _Picture:
             width, height = frame.width * self.aspect, float(frame.height)
             scale = min(1.0, self.side / max(width, height))
             self.size = max(1, round(width * scale)), max(1, round(height * scale))
-            self.turns = round(frame.rotation / 90)
+            self.matrix = _display_matrix(frame)
         scaled = self.scaler.reformat(frame, *self.size, format="rgb24", threads=1)
-        return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), self.turns))
+        return np.ascontiguousarray(_upright(np.asarray(scaled.to_ndarray(), np.uint8), self.matrix))
+
+
+def _display_matrix(frame: Any) -> npt.NDArray[np.int32] | None:
+    """Return how a frame is to be shown, ``(3, 3)`` as FFmpeg writes it: ``(x, y, 1) @ matrix``; None: as it is."""
+    found = frame.side_data.get("DISPLAYMATRIX")
+    return None if found is None else np.frombuffer(found, dtype=np.int32, count=9).reshape(3, 3)
+
+
+def _upright(pixels: Pixels, matrix: npt.NDArray[np.int32] | None) -> Pixels:
+    """Turn and mirror ``(h, w, 3)`` by the quarter turn that is nearest to a display matrix."""
+    if matrix is None:
+        return pixels
+    (a, b), (c, d) = matrix[:2, :2].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.config import Budget, EngineSettings, Importing, Pools
+from nemo_mm_rank.config import MEDIA_NO_MATTER, Budget, EngineSettings, Importing, Pools
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, using
 from nemo_mm_rank.errors import UserError
@@ -61,7 +61,7 @@ class StrategyConfig(Importing):
 
 _WHERE: dict[str, Any] = {
     **dict.fromkeys(("pools", "run", "engine", "output", "import_from", "trust_run", "shards", "rows_per_shard"), True),
-    "media": {"threads"},
+    "media": MEDIA_NO_MATTER,
 }
 """Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from nemo_mm_rank import __version__
-from nemo_mm_rank.config import Config, ModelSpec, RankingSettings
+from nemo_mm_rank.config import MEDIA_NO_MATTER, Config, ModelSpec, RankingSettings
 from nemo_mm_rank.io.bad_rows import SCHEMA
 from nemo_mm_rank.io.export import write_blend, write_webdataset
 from nemo_mm_rank.io.files import read_table, table_digest, write_table
@@ -105,7 +105,7 @@ _NO_MATTER: dict[str, bool | set[str]] = {
     "import_from": True,
     "shards": True,
     "rows_per_shard": True,
-    "media": {"threads"},
+    "media": MEDIA_NO_MATTER,
     "projection": {"threads"},
 }
 """Settings that say where and how the work is done, and change nothing of what comes out."""

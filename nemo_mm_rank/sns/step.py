@@ -173,7 +173,7 @@ class SNSStep(Step):
             "expert": spec.model_dump(mode="json"),
             "models": loader.identities({name: self.models[name] for name in sorted(used)}),
             "spacy": parser_revision(parser) if parser else None,
-            "media": self.media.model_dump(exclude={"threads"}),
+            "media": self.media.identity(),
         }
 
     def process(self, rows: Frame) -> Added:

@@ -18,6 +18,7 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.pool import manifests, read_pools, validate
+from nemo_mm_rank.media.source import OUTSIDE
 
 GOOD = {"pair_id": "a", "pool": "p", "modality": "text", "data": "some text", "annotation": "a note"}
 
@@ -84,8 +85,7 @@ MODALITIES = "one of text, code, image, audio, video"
         ({"data_path": "t.txt"}, "pair 'x': data_path: expected either data or data_path, found both"),
         (
             {"data": "absent", "data_path": "../t.txt"},
-            "pair 'x': data_path: expected a text file below the pool's root, "
-            "found '../t.txt', which leads out of the pool's root",
+            f"pair 'x': data_path: expected a text file below the pool's root, found '../t.txt', which {OUTSIDE}",
         ),
         (
             {"annotation": "absent", "annotation_path": "no.txt"},
@@ -111,22 +111,19 @@ MODALITIES = "one of text, code, image, audio, video"
         ),
         (
             {"modality": "video", "data": "../outside.jpg"},
-            "pair 'x': data: expected a media file below the pool's root, "
-            "found '../outside.jpg', which leads out of the pool's root",
+            f"pair 'x': data: expected a media file below the pool's root, found '../outside.jpg', which {OUTSIDE}",
         ),
         (
             {"modality": "image", "data": "/etc/passwd"},
-            "pair 'x': data: expected a media file below the pool's root, found the absolute path '/etc/passwd'",
+            f"pair 'x': data: expected a media file below the pool's root, found '/etc/passwd', which {OUTSIDE}",
         ),
         (
             {"modality": "image", "data": "link.jpg"},
-            "pair 'x': data: expected a media file below the pool's root, "
-            "found 'link.jpg', which leads out of the pool's root",
+            f"pair 'x': data: expected a media file below the pool's root, found 'link.jpg', which {OUTSIDE}",
         ),
         (
             {"modality": "image", "data": "linked/outside.jpg"},
-            "pair 'x': data: expected a media file below the pool's root, "
-            "found 'linked/outside.jpg', which leads out of the pool's root",
+            f"pair 'x': data: expected a media file below the pool's root, found 'linked/outside.jpg', which {OUTSIDE}",
         ),
         (
             {"modality": "image", "data": "a\0b"},

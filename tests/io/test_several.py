@@ -16,6 +16,7 @@ from nemo_mm_rank.io.export import write_webdataset
 from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.pool import read_pools, validate
+from nemo_mm_rank.media.source import OUTSIDE
 from nemo_mm_rank.modality import combined, known_class, modalities_of
 from nemo_mm_rank.schema import DATA_PARTS, PARTS
 from tests.parts_pool import write
@@ -117,7 +118,7 @@ BAD = {
         TEXT,
         {"modality": "image", "data": "no.png"},
     ],
-    "data: expected a media file below the pool's root, found the absolute path '/a.png' (image part)": [
+    f"data: expected a media file below the pool's root, found '/a.png', which {OUTSIDE} (image part)": [
         {"modality": "image", "data": "/a.png"},
         TEXT,
     ],

@@ -109,8 +109,8 @@ def test_hostile_references(archive: Path, tmp_path: Path) -> None:
     for reference, message in {
         "../shard.tar@0!a.bin": "leads out of the pool's root",
         "out.tar@0!a.bin": "leads out of the pool's root",
-        f"{archive}@0!a.bin": "absolute path",
-        f"file://{archive}@0!a.bin": "is a URL",
+        f"{archive}@0!a.bin": "leads out of the pool's root",
+        f"file://{archive}@0!a.bin": "leads out of the pool's root",
         "fifo.tar@0!a.bin": "not a regular file",
         "plain.tar@0!a.bin": "not in the archive where the reference says",
         "plain.tar@999999999999999999!a.bin": "not in the archive where the reference says",

@@ -105,7 +105,7 @@ class WordsStep(PairStep):
         return {
             "step": self.name,
             "models": loader.identities(models),
-            "media": self.media.model_dump(exclude={"threads"}),
+            "media": self.media.identity(),
         }
 
     def process(self, rows: Frame) -> Added:

@@ -29,11 +29,10 @@ from nemo_mm_rank.errors import MediaError, UserError
 from nemo_mm_rank.io import files
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests, read_pools
-from nemo_mm_rank.io.references import is_url
 from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.segment import Audio, Image, Segment, Video
-from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.source import Roots, is_local, is_url, open_source
 from nemo_mm_rank.media.tar import place_of
 from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.run.store import digest
@@ -197,7 +196,7 @@ def plant(
             _FORMAT,
             seed,
             settings.model_dump(mode="json"),
-            media.model_dump(mode="json", exclude={"threads"}),
+            media.identity(),
             [source.model_dump(mode="json") for source in pools],
             [files.file_digest(manifest.file) for source in pools for manifest in manifests(source)],
             sorted(without),
@@ -379,15 +378,16 @@ class _Planting:
     def _kept(self, place: int, row: dict[str, Any], below: str) -> str:
         """Return the row's own data; a file is put below the new folder."""
         root, ref = row[MEDIA_ROOT], str(row[DATA])
-        if not is_media(row[MODALITY]) or is_url(ref):
+        if not is_media(row[MODALITY]) or not is_local(ref):
             return ref
-        if row.get(DATA_BYTES) is not None or is_url(root) or place_of(ref) is not None:
+        elsewhere = ref.startswith("/") or is_url(ref) or ".." in ref.split("/")
+        if row.get(DATA_BYTES) is not None or is_url(root) or place_of(ref) is not None or elsewhere:
             name = f"{below}/{place:06d}{os.path.splitext(ref)[1]}"
             _write(self.folder / name, self._content(row))
             return name
         name = f"{below}/{ref}"
         target = self.folder / name
-        source = os.path.realpath(os.path.join(root, ref))
+        source = Roots.of(root).find(ref)
         if not (target.exists() and target.samefile(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
             link = files.temporary_name(target)

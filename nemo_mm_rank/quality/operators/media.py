@@ -192,7 +192,7 @@ class MediaStep(PairStep):
         return {
             "step": self.name,
             "operators": [operator.identity() for operator in self.operators],
-            "media": self.media.model_dump(exclude={"threads"}),
+            "media": self.media.identity(),
         }
 
     def process(self, rows: Frame) -> Added:

@@ -1,0 +1,34 @@
+"""Files that are not what their names say, told by their first bytes, each with the way on."""
+
+from __future__ import annotations
+
+import codecs
+
+_WEB_PAGE = "an HTML page, most likely what a server answered in the file's place: download it again"
+_UTF16 = "UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`"
+
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
+    b"<svg": "SVG, a drawing and no raster: convert it, e.g. with `rsvg-convert -o x.png x.svg`",
+    b"<?xml": "XML: a server's word in the file's place (download it again), or a drawing (convert it to PNG)",
+    b"%pdf-": "a PDF: convert its pages to pictures, e.g. with `pdftoppm -png`",
+}
+_HEIC = "HEIC, which Pillow does not decode: convert it to JPEG, e.g. with `heif-convert x.heic x.jpg`"
+_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def pretender(head: bytes, text: bool = False) -> str | None:
+    """Return what a file is that was taken for something else, and what to do; None where its beginning says nothing.
+
+    Args:
+        head: its first 64 bytes.
+        text: whether it was taken for a text.
+    """
+    if text and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return _UTF16
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+        return _HEIC
+    begins = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    return next((what for beginning, what in _BEGINNINGS.items() if begins.startswith(beginning)), None)
