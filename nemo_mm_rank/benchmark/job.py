@@ -160,7 +160,7 @@ _OWN = {
 
 _NO_MATTER = {
     *("engine", "output", "import_from", "strategies", "seeds", "downstream", "bootstrap"),
-    *("cold", "jsonl", "shards", "rows_per_shard"),
+    *("cold", "jsonl", "shards", "rows_per_shard", "allow_failures", "retry_failed"),
 }
 """Settings that change nothing of what one strategy chooses under one seed."""
 

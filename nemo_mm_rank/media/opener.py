@@ -9,7 +9,7 @@ from av.error import FFmpegError
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.console import without_passwords
-from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.errors import MediaError, PairError, TransientError, in_one_line
 from nemo_mm_rank.media.segment import Segment, Span
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.modality import is_media, media_names, of
@@ -51,7 +51,7 @@ class Opener:
             content: the bytes themselves.
 
         Raises:
-            MediaError: one line that names ``ref`` as it was given.
+            PairError: one line that names ``ref`` as it was given; transient where a network or memory is at fault.
         """
         name = without_passwords(repr(ref if len(ref) <= 200 else f"{ref[:200]}..."))
         try:
@@ -60,11 +60,15 @@ class Opener:
                     raise MediaError(f"cannot be opened as {modality!r}: media are {', '.join(media_names())}")
                 update = {} if self.frames is None else {"video_frames": self.frames}
                 return of(modality).decode(file, self.settings.model_copy(update=update), spans)
-        except MediaError as error:
-            raise MediaError(f"{name}: {error}") from error
+        except PairError as error:
+            raise type(error)(f"{name}: {error}") from error
         except FFmpegError as error:  # before OSError: some of FFmpeg's are both, and name files
             raise MediaError(f"{name}: cannot be decoded: {error.strerror}") from error
         except OSError as error:
             raise MediaError(f"{name}: cannot be read: {error.strerror or type(error).__name__}") from error
         except ValueError as error:
             raise MediaError(f"{name}: cannot be decoded: {' '.join(str(error).split())}") from error
+        except MemoryError as error:
+            raise TransientError(f"{name}: memory is too short to decode it") from error
+        except Exception as error:  # whatever a decoder makes of damaged bytes
+            raise MediaError(f"{name}: cannot be decoded: {in_one_line(error)}") from error

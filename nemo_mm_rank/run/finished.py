@@ -34,6 +34,7 @@ class State:
         rows: all rows of the pool.
         bad_rows: those that never became pairs.
         inputs: the manifests with digests of their bytes.
+        notes: what a reader of a blend has to know of its columns.
         models: the models of the configuration.
         statistics: model -> file of what it counted in this pool.
         projection: folder of the fitted projection.
@@ -54,6 +55,7 @@ class State:
     matcher: str
     ranked: tuple[str, ...] = ()
     scoring: str = ""
+    notes: tuple[str, ...] = ()
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder."""
@@ -70,7 +72,8 @@ class State:
             values = json.loads(folder.state.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"{folder.path} holds no finished run: start it again with curate") from error
-        return cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        tuples = {name: tuple(values.get(name, ())) for name in ("stages", "ranked", "notes")}
+        return cls(**{**values, **tuples})
 
     def open(self, folder: RunFolder) -> ShardStore:
         """Return the embedded shards."""
