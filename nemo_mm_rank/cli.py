@@ -13,7 +13,7 @@ import typer
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import Config, Importing, PoolSource, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole, guard_messages, printable
-from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.errors import FailedError, UserError
 from nemo_mm_rank.mix import MIXES
 from nemo_mm_rank.presets import overlay, read
 
@@ -63,6 +63,14 @@ FinishedRun = Annotated[Path, typer.Argument(help="The folder of a finished run.
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what this command wrote there of other input; never what is yours.")
 ]
+AllowFailures = Annotated[
+    str | None,
+    typer.Option(help="Share of a modality that a step may not fail for; default: 95%. 100%: it may fail for all."),
+]
+RetryFailed = Annotated[
+    bool | None,
+    typer.Option("--retry-failed", help="Try all failed pairs again, not only those whose failure may pass."),
+]
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
 
 
@@ -90,6 +98,8 @@ def curate(
     seed: Seed = None,
     jsonl: Jsonl = None,
     import_from: ImportFrom = None,
+    allow_failures: AllowFailures = None,
+    retry_failed: RetryFailed = None,
     overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
 ) -> None:
@@ -97,7 +107,7 @@ def curate(
     values = _configured(config, preset, import_from)
     _take_pools(values, pool, field, modality, root, trust_root)
     values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
-    values |= _given(queries=_queries(query, avoid))
+    values |= _given(queries=_queries(query, avoid), allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
     _merge(values, "sns", mode=sns)
     _merge(values, "ranking", mix=mix)
@@ -153,12 +163,15 @@ def ecodatum(
     device: DeviceName = None,
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
+    allow_failures: AllowFailures = None,
+    retry_failed: RetryFailed = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
     _take_pools(values, pool, field, modality, root, trust_root)
     values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
+    values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, device=device)
     from nemo_mm_rank.run import ecodatum as job
 
@@ -422,7 +435,7 @@ def main() -> None:
         status = app(standalone_mode=False)
     except UserError as error:
         errors.print(f"error: {error}", style="red")
-        status = 2
+        status = 1 if isinstance(error, FailedError) else 2
     except typer.Abort:
         status = 1
     except Exception as error:

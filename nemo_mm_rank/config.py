@@ -483,6 +483,12 @@ Pools = Annotated[tuple[PoolSource, ...], BeforeValidator(_pools)]
 """One pool or several; a plain path is a pool."""
 
 
+def _share(value: Any) -> Any:
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
+        return float(Fraction(match[1]) / 100)
+    return value
+
+
 class Budget(Settings):
     """How much the blend holds: a count, a share of the ranked pairs, or a least score."""
 
@@ -496,8 +502,8 @@ class Budget(Settings):
         if isinstance(value, int) and not isinstance(value, bool):
             return {"count": value}
         if isinstance(value, str):
-            if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value):
-                return {"fraction": float(Fraction(match[1]) / 100)}
+            if isinstance(share := _share(value), float):
+                return {"fraction": share}
             if re.fullmatch(r"\s*\d[\d_,]*\s*", value):
                 return {"count": int(re.sub(r"[\s_,]", "", value))}
             raise ValueError(f"a budget is a number of pairs or a share like 20%, not {value!r}")
@@ -519,7 +525,22 @@ class Budget(Settings):
         return ranked
 
 
-class Config(Importing):
+class JobSettings(Importing):
+    """What every job is told of how its pairs are read and worked on, and of what to do about those that fail."""
+
+    on_bad_row: Literal["fail", "quarantine"] = "quarantine"
+    rows_per_shard: int = Field(1024, ge=1)
+    shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    allow_failures: Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)] = Field(
+        0.95, description="a step that fails for this share of a modality (20 pairs at least) stops; 100%: none does"
+    )
+    retry_failed: bool = Field(
+        False, description="try all failed pairs of an earlier start again, not only those whose failure may pass"
+    )
+
+
+class Config(JobSettings):
     """A whole run. Only ``pools`` and ``queries`` have no default; the default models need no download."""
 
     pools: Annotated[Pools, Field(min_length=1)]
@@ -527,10 +548,7 @@ class Config(Importing):
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
     output: str = "nemo-mm-rank-run"
     seed: int = Field(0, ge=0)
-    on_bad_row: Literal["fail", "quarantine"] = "quarantine"
-    rows_per_shard: int = Field(1024, ge=1)
     jsonl: bool = Field(False, description="write blend.jsonl beside blend.parquet")
-    shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
     experts: tuple[ExpertSpec, ...] = Field(default_factory=lambda: CLASSICAL_EXPERTS)
@@ -538,7 +556,6 @@ class Config(Importing):
     sns: SNSSettings = Field(default_factory=SNSSettings)
     projection: ProjectionSettings = Field(default_factory=ProjectionSettings)
     ranking: RankingSettings = Field(default_factory=RankingSettings)
-    engine: EngineSettings = Field(default_factory=EngineSettings)
 
     @property
     def ranked_by(self) -> RankingSettings:

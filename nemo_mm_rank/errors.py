@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 
 from nemo_mm_rank.console import printable
@@ -29,6 +31,10 @@ class PoolError(UserError):
     """A pool that cannot be read, or a bad row where bad rows are to stop the run."""
 
 
+class EmptyPoolError(PoolError):
+    """A pool of which no row is a pair."""
+
+
 class MissingColumnError(UserError):
     """A frame lacks a column that a step needs."""
 
@@ -39,6 +45,14 @@ class TakenColumnError(UserError):
 
 class ModelError(UserError):
     """A model that cannot be loaded, or that breaks its contract for a whole batch."""
+
+
+class AnswerError(ModelError):
+    """A model that raised for what it was given: perhaps for one item of it, perhaps for whatever it is given."""
+
+
+class MemoryShortError(AnswerError):
+    """A model that needs more memory than there is for what it was given."""
 
 
 class StorageError(UserError):
@@ -55,6 +69,10 @@ class DamagedError(UserError):
         )
 
 
+class FailedError(UserError):
+    """So many pairs failed that there is nothing to go on with; the command line's exit status is 1."""
+
+
 class PairError(_PrintableError):
     """One pair cannot be processed; it is quarantined with this error's class and message."""
 
@@ -69,6 +87,17 @@ class TextError(PairError):
 
 class EmbeddingError(PairError):
     """A model gave no usable vector or text for this item."""
+
+
+class TransientError(PairError):
+    """What may pass: an endpoint or network that does not answer, memory that is short. The next start tries again."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return an error as one line: its class, what it says, and the line of code that raised it."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    return f"{said} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

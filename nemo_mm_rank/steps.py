@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,9 +15,18 @@ import torch
 
 from nemo_mm_rank import frames, schema
 from nemo_mm_rank.console import printable
-from nemo_mm_rank.errors import PairError, TakenColumnError
+from nemo_mm_rank.errors import (
+    AnswerError,
+    EmbeddingError,
+    MemoryShortError,
+    PairError,
+    TakenColumnError,
+    TransientError,
+    UserError,
+    in_one_line,
+)
 from nemo_mm_rank.frames import Frame, Vectors
-from nemo_mm_rank.schema import ERROR
+from nemo_mm_rank.schema import ERROR, MODALITY
 
 # Models are not safe for several threads, and a Dask worker may run several tasks at a time.
 _ONE_AT_A_TIME = threading.RLock()
@@ -106,6 +115,8 @@ class Step(ABC):
     def __call__(self, frame: Frame) -> Frame:
         """Return ``frame`` with the provided columns added.
 
+        What `process` raises for a single pair becomes that pair's reason (see `processed`).
+
         Raises:
             MissingColumnError: naming the step and the columns that are missing, before any model loads.
             TakenColumnError: naming the step and those of its columns that are there already.
@@ -122,7 +133,7 @@ class Step(ABC):
             return frames.attach(frame, {**columns, ERROR: pa.array(errors, pa.string())})
         with _ONE_AT_A_TIME:
             self.setup(self.device)
-            added = self.process(frame if live.all() else frame[live])
+            added = processed(self.process, frame if live.all() else frame[live], self.provides)
         positions = np.flatnonzero(live)
         for row, error in added.errors.items():
             errors[positions[row]] = reason(self.name, error)
@@ -179,6 +190,71 @@ def columns_added(step: Step, table: pa.Table, backend: str = "pandas") -> pa.Ta
     frame = step(frames.from_table(table.select(dict.fromkeys(read)), backend))
     added = frames.to_table(frame[[*step.provides, ERROR]])
     return added.cast(pa.schema([*step.provides.items(), (ERROR, pa.string())]))
+
+
+ALIKE = 32
+"""Rows that fail one by one, all alike, before any has gone through: the others are not tried."""
+
+
+def processed(process: Callable[[Frame], Added], rows: Frame, provides: Mapping[str, pa.DataType]) -> Added:
+    """Return what ``process`` adds to ``rows``; where it raises, the rows that it raises for are found by halves.
+
+    Raises:
+        UserError: what is not about what the rows hold, or a model that fails alike for all rows of a modality.
+        Exception: likewise, of what is no model.
+    """
+    raised: dict[int, Exception] = {}
+    through: list[int] = []
+
+    def halves(first: int, end: int) -> list[tuple[int, Added]]:
+        try:
+            added = process(rows if end - first == len(rows) else rows.iloc[first:end])
+        except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, AnswerError):
+                raise
+            if end - first > 1:
+                middle = (first + end) // 2
+                return [*halves(first, middle), *halves(middle, end)]
+            raised[first] = error
+            if not through and len(raised) == ALIKE:
+                _refuse_alike([*raised.values()])
+            return [(first, Added({name: pa.nulls(1, kind) for name, kind in provides.items()}, {0: _own(error)}))]
+        through.extend(range(first, end))
+        return [(first, added)]
+
+    pieces = halves(0, len(rows))
+    if raised:
+        modalities = frames.strings(rows, MODALITY) if MODALITY in rows.columns else [None] * len(rows)
+        for group in by_value([str(modality) for modality in modalities]).values():
+            if len(group) > 1 and all(row in raised for row in group):
+                _refuse_alike([raised[row] for row in group])
+    return pieces[0][1] if len(pieces) == 1 else _end_to_end(pieces, provides)
+
+
+def _refuse_alike(raised: Sequence[Exception]) -> None:
+    """Raise the first of several errors where all say the same: it is not the rows that are at fault."""
+    if len({(type(error), str(error)) for error in raised}) == 1:
+        raise raised[0]
+
+
+def _own(error: Exception) -> PairError:
+    """Return what was raised for a single row as the reason of its failure."""
+    if isinstance(error, PairError):
+        return error
+    if isinstance(error, (MemoryShortError, MemoryError)):
+        return TransientError(str(error) or "memory is short")
+    return EmbeddingError(str(error) if isinstance(error, AnswerError) else in_one_line(error))
+
+
+def _end_to_end(pieces: Sequence[tuple[int, Added]], provides: Mapping[str, pa.DataType]) -> Added:
+    """Return what was added to neighbouring rows, each piece with the number of its first row, as one."""
+    errors = {first + row: error for first, piece in pieces for row, error in piece.errors.items()}
+    columns: dict[str, pa.Array | Vectors] = {}
+    for name, kind in provides.items():
+        parts = [piece.columns[name] for _, piece in pieces]
+        arrays = [frames.to_arrow(part) if isinstance(part, Vectors) else part for part in parts]
+        columns[name] = pa.concat_arrays([array.cast(kind) for array in arrays])
+    return Added(columns, errors)
 
 
 def _spread(column: pa.Array | Vectors, live: np.ndarray[Any, Any]) -> pa.Array | Vectors:

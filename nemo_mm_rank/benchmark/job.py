@@ -164,7 +164,7 @@ _OWN = {
 
 _NO_MATTER: dict[str, Any] = {
     **dict.fromkeys(("engine", "output", "import_from", "strategies", "seeds", "downstream", "bootstrap"), True),
-    **dict.fromkeys(("cold", "jsonl", "shards", "rows_per_shard"), True),
+    **dict.fromkeys(("cold", "jsonl", "shards", "rows_per_shard", "allow_failures", "retry_failed"), True),
     "media": MEDIA_NO_MATTER,
 }
 """Settings that change nothing of what one strategy chooses under one seed."""

@@ -30,7 +30,8 @@ from nemo_mm_rank.quality.operators.fingerprints import Fingerprints
 from nemo_mm_rank.quality.operators.media import MediaStep
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore, digest, take_through
+from nemo_mm_rank.run.store import ShardStore, digest
+from nemo_mm_rank.run.through import take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
 
@@ -209,7 +210,7 @@ def _read(
     report = ingest(pools, folder, config.rows_per_shard, config.shards, config.on_bad_row)
     step = MediaStep((Fingerprints(config.media.threads),), config.media, name="fingerprints")
     shards = ShardStore((folder,), report.shards)
-    shards = take_through([step], shards, report.good, RunFolder(folder), engine, reporter)
+    shards = take_through([step], shards, report.good, RunFolder(folder), engine, reporter, config)
     own = [config.relevant.column] if config.relevant else []
     columns = list(dict.fromkeys([PAIR_ID, MODALITY, DATA, ANNOTATION, FINGERPRINT, ERROR, *own]))
     return shards, shards.table(columns)

@@ -17,7 +17,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError, UserError
+from nemo_mm_rank.errors import PairError, UserError
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.files import write_atomically, write_table
 from nemo_mm_rank.io.owned import Claim, whole
@@ -195,7 +195,7 @@ def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, r
     def opened(reference: str) -> IO[bytes]:
         try:
             return open_source(reference, own or root, media, content)
-        except MediaError as error:
+        except PairError as error:
             raise UserError(f"pair {row[PAIR_ID]!r}: {shown(reference)} {error}; no tar was written") from error
 
     kinds = modalities_of(row[MODALITY])

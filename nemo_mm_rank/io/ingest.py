@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
-from nemo_mm_rank.errors import DamagedError, PoolError
+from nemo_mm_rank.errors import DamagedError, EmptyPoolError, PoolError
 from nemo_mm_rank.io.bad_rows import SCHEMA, BadRow, bad_rows_table
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
@@ -78,7 +78,8 @@ def ingest(
         progress: called with the number of rows read, again and again.
 
     Raises:
-        PoolError: a manifest cannot be read, a bad row where those are to fail, or no good row at all.
+        PoolError: a manifest cannot be read, or a bad row where those are to fail.
+        EmptyPoolError: no good row at all; the bad ones are written.
         UserError: the folder is not ours to write.
     """
     folder = Claim("pool").make(folder)
@@ -96,12 +97,10 @@ def ingest(
         sizes = _equal_sizes(outcome.good, shards)
     while outcome is None or not outcome.written:
         if outcome is not None:
-            _refuse(outcome, on_bad_row)
+            _refuse(outcome, on_bad_row, folder)
         outcome = work.read(PartWriter(folder, sizes or [rows_per_shard], bounded=sizes is None))
-    _refuse(outcome, on_bad_row)
-
-    bad = pa.concat_tables([SCHEMA.empty_table(), *outcome.bad_tables])
-    write_table(folder / BAD_ROWS, bad)
+    _refuse(outcome, on_bad_row, folder)
+    write_table(folder / BAD_ROWS, outcome.bad_table)
     parts = outcome.parts
     keys = tuple(part["key"] for part in parts)
     report = IngestReport(
@@ -134,6 +133,10 @@ class _Outcome:
     renamed: dict[str, str] = field(default_factory=dict)
     again: bool = False
     """Whether the result depends on files that neither the manifests' digests nor the parts' stamps cover."""
+
+    @property
+    def bad_table(self) -> pa.Table:
+        return pa.concat_tables([SCHEMA.empty_table(), *self.bad_tables])
 
     def count(self, batch: PoolBatch) -> None:
         self.rows_in += batch.rows_in
@@ -183,8 +186,8 @@ class _Ingest:
         return outcome
 
 
-def _refuse(outcome: _Outcome, on_bad_row: str) -> None:
-    """Raise for bad rows where those are to fail, and for pools without a pair."""
+def _refuse(outcome: _Outcome, on_bad_row: str, folder: Path) -> None:
+    """Raise for bad rows where those are to fail, and for pools without a pair, whose bad rows are kept."""
     if not outcome.bad and outcome.rows_in:
         return
     shown = [str(bad) for bad in outcome.first_bad]
@@ -193,7 +196,9 @@ def _refuse(outcome: _Outcome, on_bad_row: str) -> None:
     if on_bad_row == "fail" and outcome.bad:
         raise PoolError("\n".join([f"{outcome.bad} of {outcome.rows_in} rows are bad", *shown]))
     if not outcome.good:
-        raise PoolError("\n".join([f"the pool has no usable pair: {outcome.rows_in} rows, {outcome.bad} bad", *shown]))
+        write_table(folder / BAD_ROWS, outcome.bad_table)
+        said = f"the pool has no usable pair: {outcome.rows_in} rows, {outcome.bad} bad"
+        raise EmptyPoolError("\n".join([said, *shown]))
 
 
 def _equal_sizes(rows: int, shards: int) -> list[int]:

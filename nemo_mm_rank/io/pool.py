@@ -17,7 +17,7 @@ from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch, canonical
-from nemo_mm_rank.io.manifest import KINDS, Rows, read_rows, split_suffix
+from nemo_mm_rank.io.manifest import KINDS, MAX_COLUMNS, OTHER_FIELDS, Rows, read_rows, split_suffix
 from nemo_mm_rank.io.references import References
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.limits import within
@@ -253,6 +253,11 @@ def renamed_note(renamed: Mapping[str, str]) -> str:
     names = ", ".join(f"{name!r} as {new!r}" for name, new in sorted(renamed.items())[:5])
     more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
     return f"columns that have names of ours are kept under others: {names}{more}"
+
+
+def gathered_note() -> str:
+    """Say where the columns are of a pool that has too many for a table."""
+    return f"there are more than {MAX_COLUMNS:,} columns besides ours: all of them are kept as JSON in {OTHER_FIELDS!r}"
 
 
 def validate(pools: Sequence[PoolSource], check_files: bool = True, most: int = 10_000) -> Report:

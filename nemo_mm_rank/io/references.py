@@ -8,7 +8,7 @@ import stat
 from collections.abc import Sequence
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.errors import MediaError, PairError
 from nemo_mm_rank.io.bad_rows import MISSING_FILE, shown
 from nemo_mm_rank.media.source import Roots, is_local, is_url, open_source
 from nemo_mm_rank.media.tar import place_of
@@ -108,7 +108,7 @@ class References:
                 return file.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise MediaError(f"{shown(reference)}, which is not UTF-8 at byte {error.start + 1}") from error
-        except MediaError as error:
+        except PairError as error:
             raise MediaError(f"{shown(reference)}, which {error}") from error
 
 

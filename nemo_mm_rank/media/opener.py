@@ -10,7 +10,7 @@ from av.error import FFmpegError
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.console import without_passwords
-from nemo_mm_rank.errors import MediaError, UserError
+from nemo_mm_rank.errors import MediaError, PairError, TransientError, UserError
 from nemo_mm_rank.media.limits import cpu_limit
 from nemo_mm_rank.media.pretenders import pretender
 from nemo_mm_rank.media.segment import Segment, Span
@@ -54,7 +54,7 @@ class Opener:
             content: the bytes themselves.
 
         Raises:
-            MediaError: one line that names ``ref`` as it was given.
+            PairError: one line that names ``ref`` as it was given; transient where a network or memory is at fault.
         """
         name = without_passwords(repr(ref if len(ref) <= 200 else f"{ref[:200]}..."))
         try:
@@ -63,8 +63,8 @@ class Opener:
                     raise MediaError(f"cannot be opened as {modality!r}: media are {', '.join(media_names())}")
                 update = {} if self.frames is None else {"video_frames": self.frames}
                 return _decode(file, modality, self.settings.model_copy(update=update), spans)
-        except MediaError as error:
-            raise MediaError(f"{name}: {error}") from error
+        except PairError as error:
+            raise type(error)(f"{name}: {error}") from error
 
 
 def _decode(file: IO[bytes], modality: str, settings: MediaSettings, spans: Sequence[Span] | None) -> Segment:
@@ -74,11 +74,13 @@ def _decode(file: IO[bytes], modality: str, settings: MediaSettings, spans: Sequ
             return of(modality).decode(file, settings, spans)
     except UserError:
         raise
+    except MemoryError as error:
+        raise TransientError("memory is too short to decode it") from error
     except Exception as error:
         file.seek(0)
         if what := pretender(file.read(64)):
             raise MediaError(f"cannot be decoded as {modality}: it is {what}") from error
-        if isinstance(error, MediaError):
+        if isinstance(error, PairError):
             raise
         raise MediaError(_why(error)) from error
 

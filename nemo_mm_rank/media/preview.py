@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image as PILImage
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import ConfigError, MediaError
+from nemo_mm_rank.errors import ConfigError, MediaError, PairError
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.segment import Audio, Span, Video
 from nemo_mm_rank.modality import of
@@ -79,7 +79,7 @@ def copy(
         medium = of(modality)
         segment = Opener(small).open(ref, modality, medium.shown(spans), root, content)
         return _checked(medium.preview(segment, spans))
-    except (MediaError, ConfigError) as error:
+    except (PairError, ConfigError) as error:
         return {"missing": str(error)}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 import stat
 import tempfile
 import time
@@ -19,7 +20,7 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.errors import MediaError, PairError, TransientError
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.tar import Place, Window, find, place_of
 
@@ -151,7 +152,7 @@ def _open_local(ref: str, root: str, settings: MediaSettings, place: Place | Non
         path = roots.find(ref)
         handle = _open_below(str(roots.holder(path)), path)
     except OSError as error:
-        raise MediaError(_why(error)) from error
+        raise _failed(error) from error
     except ValueError as error:  # a NUL or an unpaired surrogate
         raise MediaError("is not a file name") from error
     status = os.fstat(handle)
@@ -225,7 +226,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     except ValueError as error:  # not well-formed
         raise MediaError(f"cannot be opened: {error}") from error
     except OSError as error:
-        raise MediaError(_why(error)) from error
+        raise _failed(error) from error
     return fs, path
 
 
@@ -266,12 +267,38 @@ def _copy(url: str, below: str | None, limit: int, place: Place | None, end: flo
         raise
     except FileNotFoundError as error:  # fsspec says so, too, where a server does not answer
         spool.close()
+        if may_pass(error):
+            raise TransientError("cannot be found: its server does not answer as it should") from error
         raise MediaError("cannot be found") from error
     except Exception as error:  # every file system brings its own error classes
         spool.close()
-        raise MediaError(_why(error)) from error
+        raise _failed(error) from error
     spool.seek(0)
     return spool
+
+
+_PASSING = frozenset({errno.ETIMEDOUT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})
+_NETWORK = ("aiohttp", "botocore", "urllib3")
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether it is the way to a file that failed (time-outs, refused connections, servers in trouble), or memory."""
+    while error is not None:
+        status = getattr(error, "status", None)
+        if isinstance(status, int):
+            return status in (408, 425, 429) or status >= 500
+        if isinstance(error, (ConnectionError, TimeoutError, socket.gaierror, MemoryError)):
+            return True
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            return True
+        if type(error).__module__.startswith(_NETWORK) and not isinstance(error, ValueError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _failed(error: Exception) -> PairError:
+    return (TransientError if may_pass(error) else MediaError)(_why(error))
 
 
 def _why(error: Exception) -> str:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 
 from nemo_mm_rank.arrays import Floats
-from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError, UserError
+from nemo_mm_rank.errors import (
+    AnswerError,
+    EmbeddingError,
+    MemoryShortError,
+    ModelError,
+    PairError,
+    UserError,
+    in_one_line,
+)
 from nemo_mm_rank.media.segment import Item, Segment
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.vectors import unit_rows
@@ -181,19 +187,19 @@ def support(model: Any, modality: str) -> None:
 
 @contextmanager
 def answering(name: str) -> Iterator[None]:
-    """Turn what the model called ``name`` raises into one line: one item's fault is returned, never raised.
+    """Turn what the model called ``name`` raises into one line; `steps.Step` finds the items that it raises for.
 
     Raises:
-        ModelError: naming the model, its error, and the line of code that raised it.
+        AnswerError: naming the model, its error, and the line of code that raised it.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-        raise ModelError(f"{name} failed with {said} ({Path(place.filename).name}, line {place.lineno})") from error
+        short = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        kind = MemoryShortError if short else AnswerError
+        raise kind(f"{name} failed with {in_one_line(error)}") from error
 
 
 def usable(encoded: Encoded, encoder: Encoder, n: int) -> Encoded:

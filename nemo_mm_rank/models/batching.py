@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank.errors import ModelError
+from nemo_mm_rank.errors import MemoryShortError, ModelError
 from nemo_mm_rank.models.weights import one_line
 
 Features: TypeAlias = Mapping[str, torch.Tensor]
@@ -61,7 +61,7 @@ class FixedRows:
             ``(n, d)`` float32 on the device, L2-normalised.
 
         Raises:
-            ModelError: a single row needs more memory than the device has.
+            MemoryShortError: a single row needs more memory than the device has.
         """
         n = len(next(iter(features.values())))
         embedded: list[torch.Tensor] = []
@@ -78,7 +78,7 @@ class FixedRows:
                 said = one_line(error)
             # Not in the handler, whose traceback holds on to the memory of the batch.
             if here == 1:
-                raise ModelError(f"one row is more than {self._device} has memory for: {said}")
+                raise MemoryShortError(f"one row is more than {self._device} has memory for: {said}")
             self._found[_shape(features)] = here // 2
             torch.cuda.empty_cache()
         return torch.cat(embedded)[:n]
@@ -266,7 +266,7 @@ class EqualShapes(Generic[R]):
                 they may be long in the making, and no more of them than `HELD_BYTES` are held.
 
         Raises:
-            ModelError: a single item needs more memory than the device has.
+            MemoryShortError: a single item needs more memory than the device has.
         """
         waiting: dict[Shape, list[tuple[int, Features]]] = {}
         results: dict[int, R] = {}
@@ -298,7 +298,7 @@ class EqualShapes(Generic[R]):
                 said = one_line(error)
             # Not in the handler, whose traceback holds on to the memory of the batch.
             if rows == 1:
-                raise ModelError(f"one item is more than {self._model.device} has memory for: {said}")
+                raise MemoryShortError(f"one item is more than {self._model.device} has memory for: {said}")
             self._found[shape] = rows // 2
             torch.cuda.empty_cache()
         return {position: result for (position, _), result in zip(group, results, strict=True)}

@@ -6,19 +6,30 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 
 from nemo_mm_rank.config import ExpertSpec, ModelSpec
-from nemo_mm_rank.errors import ConfigError, PairError
+from nemo_mm_rank.errors import ConfigError, PairError, TransientError
 from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.modality import modalities_of
 from nemo_mm_rank.models import base, loader
 from nemo_mm_rank.schema import Modality, data_column
 
 Key: TypeAlias = tuple[str, bytes]
-V = TypeVar("V")
+
+
+class Made(Protocol):
+    """What a model made of an item, or why it could not."""
+
+    @property
+    def error(self) -> PairError | None:
+        """Why it could not."""
+        ...
+
+
+V = TypeVar("V", bound=Made)
 M = TypeVar("M", bound=base.Encoder | base.Describer)
 
 QUERY = "query"
@@ -37,7 +48,7 @@ def item_key(item: Item | Items, modality: str) -> Key:
 
 
 class Recent(Generic[V]):
-    """The values of the ``max_items`` keys used last.
+    """The values of the ``max_items`` keys used last; not of what may pass.
 
     Args:
         max_items: the bound; 0 keeps nothing between calls.
@@ -65,7 +76,9 @@ class Recent(Generic[V]):
         if first:
             made = dict(zip(first, make(list(first.values())), strict=True))
             found.update(made)
-            self._values.update(made)
+            self._values.update(
+                (key, value) for key, value in made.items() if not isinstance(value.error, TransientError)
+            )
             while len(self._values) > self._max_items:
                 self._values.popitem(last=False)
         return [found[key] for key in keys]
@@ -75,6 +88,11 @@ class _Embedding(NamedTuple):
     vector: torch.Tensor
     error: PairError | None
     text: str | None
+
+
+class _Description(NamedTuple):
+    text: str | None
+    error: PairError | None
 
 
 class _Cached(Generic[M, V]):
@@ -144,7 +162,7 @@ class CachedEncoder(_Cached[base.Encoder, _Embedding]):
         )
 
 
-class CachedDescriber(_Cached[base.Describer, tuple[str | None, PairError | None]]):
+class CachedDescriber(_Cached[base.Describer, _Description]):
     """Gives each distinct segment to ``describer`` once; results are the same.
 
     Args:
@@ -158,16 +176,16 @@ class CachedDescriber(_Cached[base.Describer, tuple[str | None, PairError | None
     def describe(self, items: Sequence[Item], modality: str) -> base.Described:
         """Describe ``items``, those that are not known yet in one call."""
 
-        def make(positions: list[int]) -> list[tuple[str | None, PairError | None]]:
+        def make(positions: list[int]) -> list[_Description]:
             self.computed += len(positions)
             with base.answering(self.name):
                 described = self._model.describe([items[position] for position in positions], modality)
             described = base.told(described, self.name, len(positions))
-            return [(text, described.errors.get(i)) for i, text in enumerate(described.texts)]
+            return [_Description(text, described.errors.get(i)) for i, text in enumerate(described.texts)]
 
         got = self._recent.get([item_key(item, modality) for item in items], make)
-        errors = {row: error for row, (_, error) in enumerate(got) if error is not None}
-        return base.Described([None if row in errors else text for row, (text, _) in enumerate(got)], errors)
+        errors = {row: one.error for row, one in enumerate(got) if one.error is not None}
+        return base.Described([None if row in errors else one.text for row, one in enumerate(got)], errors)
 
 
 class DescribedEncoder:

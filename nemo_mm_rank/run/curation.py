@@ -19,7 +19,7 @@ from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.files import read_table, write_json, write_sealed
-from nemo_mm_rank.io.ingest import IngestReport, ingest
+from nemo_mm_rank.io.ingest import IngestReport
 from nemo_mm_rank.io.owned import Claim, remove
 from nemo_mm_rank.io.part_files import is_part
 from nemo_mm_rank.io.pool import manifests
@@ -40,8 +40,9 @@ from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.outcome import notes
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore, take_through
+from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.summary import count_steps, print_summary
+from nemo_mm_rank.run.through import pool_notes, take_in, take_through
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import MATCH
 from nemo_mm_rank.sns.step import SNSStep
@@ -269,21 +270,12 @@ class _Curation:
         return Fits(self.folder.fitted, self.engine, self.reporter, pairs)
 
     def _ingest(self) -> tuple[IngestReport, ShardStore]:
-        config = self.config
-        report = ingest(
-            config.pools,
-            self.folder.pool,
-            rows_per_shard=config.rows_per_shard,
-            shards=config.shards,
-            on_bad_row=config.on_bad_row,
-        )
-        if not report.good:
-            raise UserError(f"the pool has no usable pair: {report.rows_in} rows in, {report.bad} of them bad")
+        report = take_in(self.config.pools, self.folder, self.config)
         self.reporter.say(f"{'pool':<17} {report.good:,} pairs in {report.shards} shards, {report.bad:,} bad rows")
         return report, ShardStore((self.folder.pool,), report.shards)
 
     def _through(self, steps: Sequence[Step], shards: ShardStore, pairs: int) -> ShardStore:
-        return take_through(steps, shards, pairs, self.folder, self.engine, self.reporter)
+        return take_through(steps, shards, pairs, self.folder, self.engine, self.reporter, self.config)
 
     def _state(
         self, report: IngestReport, fused: ShardStore, models: Mapping[str, ModelSpec], projection: Path, matcher: Path
@@ -304,6 +296,7 @@ class _Curation:
             },
             projection=self.folder.relative(projection),
             matcher=self.folder.relative(matcher),
+            notes=pool_notes(report),
         )
 
     def _rank(self, state: State, models: Mapping[str, ModelSpec], shards: ShardStore, fits: Fits) -> Result:

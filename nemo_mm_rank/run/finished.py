@@ -37,6 +37,7 @@ class State:
         rows: all rows of the pool.
         bad_rows: those that never became pairs.
         inputs: the manifests with digests of their bytes.
+        notes: what a reader of a blend has to know of its columns.
         models: the models of the configuration.
         statistics: model -> file of what it counted in this pool.
         projection: folder of the fitted projection.
@@ -57,6 +58,7 @@ class State:
     matcher: str
     ranked: tuple[str, ...] = ()
     scoring: str = ""
+    notes: tuple[str, ...] = ()
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder."""
@@ -72,7 +74,8 @@ class State:
         if not folder.state.exists():
             raise UserError(f"{folder.path} holds no finished run: start it again with curate")
         values = read_sealed(folder.state)
-        state = cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        tuples = {name: tuple(values.get(name, ())) for name in ("stages", "ranked", "notes")}
+        state = cls(**{**values, **tuples})
         for fitted in (*state.statistics.values(), state.projection, state.matcher):
             if (file := damaged(folder.path / fitted)) is not None:
                 raise DamagedError(file)

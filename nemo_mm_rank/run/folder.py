@@ -123,7 +123,7 @@ class RunFolder:
         if config.jsonl:
             take(self.path, self.lines.name)
         self.state.unlink(missing_ok=True)
-        values = config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        values = config.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"retry_failed"})
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_bytes(self.config, sealed(f'{text}# "{SEAL}": "{OPEN}"\n'.encode()))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -16,13 +16,11 @@ from rich.console import Console
 
 from nemo_mm_rank import __version__
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.config import MEDIA_NO_MATTER, Budget, EngineSettings, Importing, Pools
+from nemo_mm_rank.config import MEDIA_NO_MATTER, Budget, JobSettings, Pools
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, using
-from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.export import write_blend
 from nemo_mm_rank.io.files import file_digest, table_digest, write_sealed, write_table
-from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.owned import Claim, drop, take
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.ranking import attach_rows
@@ -30,12 +28,14 @@ from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.outcome import cpu, write_quarantine
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore, take_through
+from nemo_mm_rank.run.reasons import may_pass
+from nemo_mm_rank.run.store import ShardStore
+from nemo_mm_rank.run.through import pool_notes, take_in, take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.steps import Step
 
 
-class StrategyConfig(Importing):
+class StrategyConfig(JobSettings):
     """A whole job. Either ``pools`` or ``run`` has to be given."""
 
     kind: ClassVar[str]
@@ -47,10 +47,6 @@ class StrategyConfig(Importing):
     run: str | None = Field(None, description="folder of a finished run whose pool is to be used")
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
     output: str
-    on_bad_row: Literal["fail", "quarantine"] = "quarantine"
-    rows_per_shard: int = Field(1024, ge=1)
-    shards: int | None = Field(None, ge=1, description="this many shards instead")
-    engine: EngineSettings = Field(default_factory=EngineSettings)
 
     @model_validator(mode="after")
     def _one_source(self) -> StrategyConfig:
@@ -61,6 +57,7 @@ class StrategyConfig(Importing):
 
 _WHERE: dict[str, Any] = {
     **dict.fromkeys(("pools", "run", "engine", "output", "import_from", "trust_run", "shards", "rows_per_shard"), True),
+    **dict.fromkeys(("allow_failures", "retry_failed"), True),
     "media": MEDIA_NO_MATTER,
 }
 """Settings that say where and how the work is done, and change nothing of what comes out (inputs have digests)."""
@@ -77,6 +74,7 @@ class Pool:
         rows: all rows.
         bad_rows: those that never became pairs.
         inputs: the manifests with digests of their bytes.
+        notes: what a reader of a blend has to know of its columns.
     """
 
     shards: ShardStore
@@ -85,6 +83,7 @@ class Pool:
     rows: int
     bad_rows: int
     inputs: list[dict[str, str]]
+    notes: tuple[str, ...]
 
 
 @dataclass
@@ -107,7 +106,7 @@ class Job:
 
     def take_through(self, steps: Sequence[Step], shards: ShardStore) -> ShardStore:
         """Take all shards through some steps, those that are not done yet."""
-        return take_through(steps, shards, self.pool.pairs, self.folder, self.engine, self.reporter)
+        return take_through(steps, shards, self.pool.pairs, self.folder, self.engine, self.reporter, self.config)
 
     def step(self, name: str) -> AbstractContextManager[None]:
         """Report what is done inside as one step over all pairs."""
@@ -159,6 +158,7 @@ class Job:
             "steps": [step.identity() for step in steps],
             **about,
             "inputs": pool.inputs,
+            "notes": [*pool.notes, *may_pass(quarantine)],
             "counts": {
                 "pool": {"rows": pool.rows, "bad_rows": pool.bad_rows},
                 **counts,
@@ -197,17 +197,9 @@ def _pool(config: StrategyConfig, folder: RunFolder) -> Pool:
         run = RunFolder.at(config.run)
         state = State.load(run)
         embedded = state.open(run)
-        return Pool(embedded.pool, embedded, state.pairs, state.rows, state.bad_rows, state.inputs)
+        return Pool(embedded.pool, embedded, state.pairs, state.rows, state.bad_rows, state.inputs, state.notes)
     files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
-    report = ingest(
-        config.pools,
-        folder.pool,
-        rows_per_shard=config.rows_per_shard,
-        shards=config.shards,
-        on_bad_row=config.on_bad_row,
-    )
-    if not report.good:
-        raise UserError(f"the pool has no usable pair: {report.rows_in} rows in, {report.bad} of them bad")
+    report = take_in(config.pools, folder, config)
     inputs = [{"file": file, "digest": file_digest(file)} for file in files]
     shards = ShardStore((folder.pool,), report.shards)
-    return Pool(shards, shards, report.good, report.rows_in, report.bad, inputs)
+    return Pool(shards, shards, report.good, report.rows_in, report.bad, inputs, pool_notes(report))

@@ -28,6 +28,7 @@ from nemo_mm_rank.ranking import Ranking, attach_rows
 from nemo_mm_rank.ranking.blend import label
 from nemo_mm_rank.run.finished import State, read_blend
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.reasons import may_pass
 from nemo_mm_rank.run.store import ShardStore, split_error
 from nemo_mm_rank.run.summary import StepCounts
 from nemo_mm_rank.schema import (
@@ -105,6 +106,8 @@ _NO_MATTER: dict[str, bool | set[str]] = {
     "import_from": True,
     "shards": True,
     "rows_per_shard": True,
+    "allow_failures": True,
+    "retry_failed": True,
     "media": MEDIA_NO_MATTER,
     "projection": {"threads"},
 }
@@ -205,7 +208,7 @@ def manifest(
         "matching": Matcher.load(folder.path / state.matcher).about(),
         "ranking": ranking.summary,
         "mix": mix_entry(config.ranking, ranking.summary),
-        "notes": [*notes(config), *caveats(config)],
+        "notes": [*notes(config), *caveats(config), *state.notes, *may_pass(quarantine)],
         "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
     }
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
-from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.files import count_rows, read_note, read_schema, write_table
 from nemo_mm_rank.io.part_files import part_name
-from nemo_mm_rank.models import loader
-from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.progress import Reporter
+from nemo_mm_rank.run.reasons import TRANSIENT
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
 from nemo_mm_rank.shards import Files
 from nemo_mm_rank.steps import Step, columns_added
@@ -96,6 +92,7 @@ class Stage:
         identity: digest of what the step's result depends on besides its input.
         backend: ``pandas`` or ``cudf``.
         device: where its models run.
+        again: shards in which pairs failed for whatever reason are done again.
     """
 
     step: Step
@@ -104,6 +101,7 @@ class Stage:
     identity: str
     backend: str = "pandas"
     device: str | None = None
+    again: bool = False
 
     @property
     def name(self) -> str:
@@ -115,9 +113,15 @@ class Stage:
         return digest([self.identity, self.inputs.key(part)])
 
     def done(self, part: int) -> bool:
-        """Whether the shard's file is there and was made from the same input in the same way."""
+        """Whether the shard's file is there and was made from the same input in the same way.
+
+        One in which pairs failed for what may pass counts as not done.
+        """
         note = read_note(self.folder / part_name(part))
-        return note is not None and note.get("key") == self.key(part)
+        if note is None or str(note.get("key")).partition(_FAILED)[0] != self.key(part):
+            return False
+        failed = _failed(note["counts"])
+        return not failed if self.again else TRANSIENT not in failed
 
     def __call__(self, part: int) -> int:
         """Do one shard, unless it is done, and return its number of rows."""
@@ -127,7 +131,11 @@ class Stage:
         if self.device is not None:
             self.step.device = self.device
         added = columns_added(self.step, table, self.backend)
-        note = {"key": self.key(part), "counts": count(table, added)}
+        counts, key = count(table, added), self.key(part)
+        if self.again or TRANSIENT in _failed(counts):
+            # Where another start lets other pairs fail, what comes after is made anew as well.
+            key += _FAILED + digest(added[ERROR].to_pylist())
+        note = {"key": key, "counts": counts}
         write_table(self.folder / part_name(part), added, note)
         return int(table.num_rows)
 
@@ -167,6 +175,15 @@ class Chain:
         return [stage(part) for stage in self.stages][-1]
 
 
+_FAILED = ":"
+"""In the key of a shard's file, before a digest of which pairs failed, and why."""
+
+
+def _failed(counts: Mapping[str, Any]) -> set[str]:
+    """Return the classes of errors that pairs failed with, as `count` has counted them."""
+    return {name for entry in counts.values() for name in entry["quarantined"]}
+
+
 def count(before: pa.Table, after: pa.Table) -> dict[str, dict[str, Any]]:
     """Return by modality: live rows in, rows trimmed, and rows newly quarantined by error class."""
     n = before.num_rows
@@ -194,34 +211,3 @@ def split_error(error: str) -> tuple[str, str, str]:
     """Return step, error class and message of a value of the ``error`` column."""
     step, kind, message = error.split(": ", 2)
     return step, kind, message
-
-
-def take_through(
-    steps: Sequence[Step], shards: ShardStore, pairs: int, folder: RunFolder, engine: Engine, reporter: Reporter
-) -> ShardStore:
-    """Take all shards through some steps, those that are not done yet, and return them with the columns added.
-
-    Args:
-        steps: one after the other, shard by shard.
-        shards: as they are before.
-        pairs: how many they hold.
-        folder: of the run.
-        engine: where the work is done.
-        reporter: where progress goes.
-    """
-    # Models compute in another type on another kind of device, so a run goes on only on the kind that it began on.
-    device = torch.device(loader.pick_device(engine.device)).type
-    stages = []
-    for step in steps:
-        identity = digest([step.identity(), device])
-        stage = folder.stage(step.name, identity)
-        stages.append(Stage(step, shards, stage, identity, engine.backend, engine.device))
-        shards = shards.then(stage)
-    # Shard by shard through all of them: what one step has embedded, the next one still remembers.
-    chain = Chain(tuple(stages))
-    todo = [part for part in range(shards.count) if not chain.done(part)]
-    done = pairs - sum(shards.rows(part) for part in todo)
-    with reporter.step(chain.name, pairs, done) as advance:
-        for _, rows in engine.map(chain, todo):
-            advance(rows)
-    return shards

@@ -16,10 +16,12 @@ from rich.text import Text
 
 from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import DamagedError
-from nemo_mm_rank.io.files import read_note
+from nemo_mm_rank.io.files import read_note, read_table
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.measures.gaps import gap_text
+from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.reasons import Reason, reasons, shortened
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
 
@@ -54,6 +56,15 @@ class StepCounts:
     def lost(self) -> int:
         """Pairs quarantined by this step."""
         return sum(sum(reasons.values()) for reasons in self.quarantined.values())
+
+    def failed(self, modality: str) -> int:
+        """Return how many pairs of a modality failed."""
+        return sum(self.quarantined.get(modality, Counter()).values())
+
+    @property
+    def live(self) -> int:
+        """How many pairs are left after it."""
+        return sum(self.rows.values()) - sum(map(self.failed, self.quarantined))
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for the manifest."""
@@ -110,20 +121,22 @@ def rows_table(manifest: Mapping[str, Any]) -> Table:
     return table
 
 
-def reasons_table(manifest: Mapping[str, Any]) -> Table | None:
-    """Return why pairs were quarantined, or None where none was."""
-    reasons: Counter[tuple[str, str]] = Counter()
-    for step in manifest["counts"]["steps"]:
-        for by_class in step["quarantined"].values():
-            for name, n in by_class.items():
-                reasons[step["step"], name] += n
-    if bad := manifest["counts"]["pool"]["bad_rows"]:
-        reasons["pool", "BadRow"] += bad
-    if not reasons:
+def reasons_table(quarantine: pa.Table) -> Table | None:
+    """Return why pairs were quarantined, with the most frequent message of each class; None where none was.
+
+    Args:
+        quarantine: with ``step, error, message``.
+    """
+    if not quarantine.num_rows:
         return None
+    by_class: dict[tuple[str, str], list[Reason]] = {}
+    for reason in reasons(quarantine):
+        by_class.setdefault((reason.step, reason.error), []).append(reason)
     table = text_table("Quarantined", ["step", "reason", "pairs"], left=2)
-    for (step, name), n in sorted(reasons.items()):
-        table.add_row(step, name, f"{n:,}")
+    table.add_column("most often", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.expand = True
+    for (step, name), found in sorted(by_class.items()):
+        table.add_row(step, name, f"{sum(one.pairs for one in found):,}", shortened(found[0].message))
     return table
 
 
@@ -188,8 +201,8 @@ def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, co
     """Print everything a user wants to see at the end of a run."""
     console.print()
     console.print(rows_table(manifest))
-    if (reasons := reasons_table(manifest)) is not None:
-        console.print(reasons)
+    if (why := reasons_table(read_table(RunFolder(folder).quarantine))) is not None:
+        console.print(why)
     console.print(spaces_table(manifest["projection"]["metrics"]))
     if manifest["matching"]:
         console.print(matching_table(manifest["matching"]))

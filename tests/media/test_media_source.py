@@ -16,7 +16,7 @@ import fsspec
 import pytest
 
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.errors import MediaError, TransientError
 from nemo_mm_rank.io.references import References
 from nemo_mm_rank.media import source
 from nemo_mm_rank.media.source import open_source
@@ -302,7 +302,7 @@ def test_http(server: str, tmp_path: Path) -> None:
         read("a b.bin", server, MediaSettings(max_bytes=1000))
     with pytest.raises(MediaError, match="more than the 100,000 bytes allowed"):
         read("long.bin", server, MediaSettings(max_bytes=100_000))
-    with pytest.raises(MediaError, match="cannot be found"):
+    with pytest.raises(TransientError, match="cannot be found: its server does not answer"):
         read("http://127.0.0.1:1/a.bin", tmp_path, OPEN)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.config import MediaSettings
+from nemo_mm_rank.config import JobSettings, MediaSettings
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import UserError
@@ -18,7 +18,8 @@ from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore, take_through
+from nemo_mm_rank.run.store import ShardStore
+from nemo_mm_rank.run.through import take_through
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, PAIR_ID
 from nemo_mm_rank.steps import Step
 
@@ -67,11 +68,11 @@ def added(step: Step, parts: Mapping[str, ShardStore], folder: Path, engine: Eng
         engine: where the work is done.
         columns: the step's, or the parts' own.
     """
-    quiet = Reporter(SafeConsole(quiet=True))
+    quiet, lenient = Reporter(SafeConsole(quiet=True)), JobSettings(allow_failures=1)
     tables = []
     for part, shards in parts.items():
         pairs = sum(map(shards.rows, range(shards.count)))
-        done = take_through([step], shards, pairs, RunFolder(folder / part), engine, quiet)
+        done = take_through([step], shards, pairs, RunFolder(folder / part), engine, quiet, lenient)
         tables.append(done.table(columns))
     return frames.from_table(pa.concat_tables(tables))
 

@@ -25,7 +25,7 @@ from nemo_mm_rank.benchmark.planting.plan import Kind, PlantSettings, Short, mak
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_pair
 from nemo_mm_rank.demo.images import mp4
-from nemo_mm_rank.errors import MediaError, UserError
+from nemo_mm_rank.errors import PairError, UserError
 from nemo_mm_rank.io import files
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests, read_pools
@@ -326,7 +326,7 @@ class _Planting:
 
     def _corrupt(self, rows: Ints) -> None:
         for row in rows.tolist():
-            with suppress(MediaError):  # one that cannot be read is corrupt as it is
+            with suppress(PairError):  # one that cannot be read is corrupt as it is
                 content = corrupted(self._content(self.was[row]))
                 self._put(row, content, os.path.splitext(self.was[row][DATA])[1])
 
@@ -334,7 +334,7 @@ class _Planting:
         """Put what becomes of the row's medium in its place; one that cannot be opened is corrupt as it is."""
         try:
             self._put(row, *change(self._open(self.rows[row])))
-        except MediaError:
+        except PairError:
             self.corrupt.add(row)
 
     # Whole pairs.

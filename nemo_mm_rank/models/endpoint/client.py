@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, ValidationError
 
 from nemo_mm_rank.config import Settings
-from nemo_mm_rank.errors import DamagedError, EmbeddingError, ModelError, PairError, require
+from nemo_mm_rank.errors import DamagedError, EmbeddingError, ModelError, PairError, TransientError, require
 from nemo_mm_rank.io.files import read_sealed, write_sealed
 
 
@@ -161,10 +161,6 @@ class _Completion(BaseModel):
     usage: _Usage | None = None
 
 
-class _GaveUpError(EmbeddingError):
-    """All attempts met with what might have passed: perhaps the item's fault, perhaps the endpoint's."""
-
-
 def check(base_url: object, key_variable: object) -> None:
     """Refuse what may be a key where none belongs; what is refused is not repeated.
 
@@ -231,7 +227,7 @@ class Endpoint:
             took: is handed each answer as it comes, in a thread.
 
         Returns:
-            Position -> why there is no answer.
+            Position -> why there is no answer; transient where all attempts met with what may pass.
 
         Raises:
             ModelError: the endpoint refuses the key or the model, or there were several requests and not one got
@@ -272,9 +268,9 @@ class Endpoint:
                         group.create_task(one(position))
             except ExceptionGroup as failed:
                 raise failed.exceptions[0] from None
-        if len(requests) > 1 and sum(isinstance(error, _GaveUpError) for error in errors.values()) == len(requests):
+        if len(requests) > 1 and sum(isinstance(error, TransientError) for error in errors.values()) == len(requests):
             raise ModelError(f"{self.base_url}: none of {len(requests)} requests got through; the first: {errors[0]}")
-        return {row: EmbeddingError(str(e)) if isinstance(e, _GaveUpError) else e for row, e in sorted(errors.items())}
+        return dict(sorted(errors.items()))
 
     async def _patiently(self, client: Any, key: str, body: Body) -> Answer:
         """Send one request until it is answered, refused, or tried often enough.
@@ -309,12 +305,12 @@ class Endpoint:
                 cause = error.__cause__ or error
                 said = hide(f"connection failed: {type(cause).__name__}: {cause}", key)
             if asked > self._calls.longest_wait:
-                raise _GaveUpError(f"{said}; asked to wait {asked:g} s, more than longest_wait")
+                raise TransientError(f"{said}; asked to wait {asked:g} s, more than longest_wait")
             if attempt < self._calls.retries:
                 own = min(self._calls.first_wait * 2**attempt, self._calls.longest_wait)
                 # Jitter, so that requests refused together do not come back together.
                 await asyncio.sleep(max(asked, own * SystemRandom().uniform(0.5, 1)))
-        raise _GaveUpError(f"{said} (after {self._calls.retries + 1} attempts)")
+        raise TransientError(f"{said} (after {self._calls.retries + 1} attempts)")
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T:
