@@ -55,8 +55,8 @@ def decode_video(
     """Decode the frames shown in the middle of ``count`` equal slices of the kept windows (None: of all of it).
 
     Frames come upright (quarter turns and mirrors as the file says), with square pixels, scaled down to ``side``
-    pixels on the longer side. A recording that is cut short or damaged gives what decodes of it: in place of a frame that does
-    not, the last one before it that was decoded. Where there are fewer frames than slices they come again.
+    pixels on the longer side. A recording that is cut short or damaged gives what decodes of it: in place of a frame
+    that does not, the last one before it that was decoded. Where there are fewer frames than slices they come again.
 
     Returns:
         ``(count, h, w, 3)`` uint8 RGB, ``(count,)`` seconds from the first frame, and the duration in seconds.
