@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,7 @@ class Fields:
 
 
 def strings(column: Column | None, n: int, numbers: bool = False) -> tuple[pa.Array, dict[int, str]]:
-    """Return a column as ``n`` strings, null where there is none, and what stood where it is none.
+    """Return a column as ``n`` strings, null where there is none (or NaN), and what stood where it is none.
 
     Args:
         column: JSON values or an Arrow array, or None for a column that is not there.
@@ -81,6 +82,8 @@ def strings(column: Column | None, n: int, numbers: bool = False) -> tuple[pa.Ar
     wrong: dict[int, str] = {}
     out: list[str | None] = [None] * n
     for row, value in enumerate(column if isinstance(column, list) else column.to_pylist()):
+        if isinstance(value, float) and math.isnan(value):  # what dataframes make of nothing
+            continue
         if isinstance(value, str):
             out[row] = value
         elif numbers and isinstance(value, (int, float)) and not isinstance(value, bool):

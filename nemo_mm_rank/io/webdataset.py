@@ -1,8 +1,9 @@
 """WebDataset tars as manifests: members that share a key are a sample, and a sample is one row.
 
 The row's fields are the keys of the sample's ``.json``, and beside them its other members by their extensions: a text
-(``.txt``, ``.text``, ``.transcript``) as what it says, any other as a reference to where it lies in the archive. So a
-pool's field map can name either, and what it does not name, and no rule below uses, is a column of the user's own.
+(`TEXTS`, and what the field map names as a field other than the data) as what it says, any other as a reference to
+where it lies in the archive. So a pool's field map can name either, and what it does not name, and no rule below uses,
+is a column of the user's own. A key ends at the first dot; dots that all members of a sample share are of the key, too.
 
 * annotation: the field ``annotation``, else the first of `ANNOTATIONS` that the sample has;
 * data: the field ``data``, else the one member of the pair's modality: by its extension (`Medium.extensions`), or,
@@ -15,9 +16,12 @@ from __future__ import annotations
 
 import os
 import tarfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
+
+import numpy as np
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
@@ -41,8 +45,8 @@ from nemo_mm_rank.modality import by_extension, is_media, names
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, PAIR_ID, POOL
 
 JSON = ("json", "jsn")
-TEXTS = ("txt", "text", "transcript")
-"""Extensions of what is read into the row, as the library `webdataset` decodes them."""
+TEXTS = ("txt", "text", "transcript", "caption")
+"""Extensions of what is read into the row (also behind others, as in ``outputs.txt``), as `webdataset` decodes them."""
 
 ANNOTATIONS = ("txt", "caption", "text", "transcript")
 """Fields, each a key of the json or a member, that are taken for the annotation where none has that name."""
@@ -58,6 +62,10 @@ class _FaultError(Exception):
     def __init__(self, field_name: str, expected: str, found: str) -> None:
         super().__init__(f"{field_name}: expected {expected}, found {found}")
         self.told = (field_name, expected, found)
+
+
+class _ApartError(_FaultError):
+    """The members of the sample do not follow each other."""
 
 
 @dataclass
@@ -92,6 +100,7 @@ def tar_rows(file: str, source: PoolSource, pool: str, root: str) -> Iterator[Ro
     """
     archive, stem = _below(file, root), split_suffix(file)[0]
     prefix = stem if pool == stem else f"{pool}/{stem}"
+    told: set[int] = set()
     with opened(file, source.download_seconds) as handle:
         reader = _Reader(handle, archive, prefix, source)
         rows: list[dict[str, Any]] = []
@@ -102,6 +111,10 @@ def tar_rows(file: str, source: PoolSource, pool: str, root: str) -> Iterator[Ro
             try:
                 reader.fill(row, sample)
             except _FaultError as fault:
+                if isinstance(fault, _ApartError):
+                    if hash(sample.key) in told:
+                        continue
+                    told.add(hash(sample.key))
                 bad.append(BadRow(file, sample.number, *fault.told, *reader.named(row, sample, pool)))
             else:
                 rows.append(row)
@@ -206,11 +219,14 @@ class _Reader:
     prefix: str
     source: PoolSource
     held: int = 0
+    scattered: set[int] | None = None
+    """Hashes of the keys of samples whose members lie apart; None until it is asked for."""
 
     def fill(self, row: dict[str, Any], sample: _Sample) -> None:
         """Make a sample a row, its canonical fields under the names that the field map gives them."""
         if sample.fault is not None:
             raise sample.fault
+        self._join_dots(sample)
         for extension in JSON:
             if extension in sample.members:
                 row.update(self._object(sample.members[extension]))
@@ -218,12 +234,39 @@ class _Reader:
             if extension in row:
                 raise _FaultError("row", "a field once", f"{extension!r} as a member and in the json")
             if extension not in JSON:
-                row[extension] = self._text(member) if extension in TEXTS else self._reference(member)
+                row[extension] = self._text(member) if self._is_text(extension) else self._reference(member)
         self._name_parts(row, sample.members)
-        self._name_annotation(row)
-        self._name_data(row, sample.members)
-        if row.get(self._theirs(PAIR_ID)) is None:
+        annotated = self._name_annotation(row)
+        try:
+            self._name_data(row, sample.members)
+        except _FaultError as fault:
+            raise self._apart(sample) or fault from fault
+        if not annotated and (apart := self._apart(sample)):
+            raise apart
+        given = row.get(self._theirs(PAIR_ID))
+        if given is None or given != given:  # NaN is no id
             row[self._theirs(PAIR_ID)] = f"{self.prefix}/{sample.key}"
+
+    def _join_dots(self, sample: _Sample) -> None:
+        """Give the key what stands before the last dot of all members (``a.v1.jpg`` and ``a.v1.txt``)."""
+        stems = {extension.rpartition(".")[0] for extension in sample.members}
+        named = not sample.members.keys().isdisjoint(self.source.fields.values())
+        if len(sample.members) > 1 and len(stems) == 1 and "" not in stems and not named:
+            sample.key = f"{sample.key}.{stems.pop()}"
+            sample.members = {extension.rpartition(".")[2]: each for extension, each in sample.members.items()}
+
+    def _is_text(self, extension: str) -> bool:
+        mapped = {self.source.fields.get(name) for name in (ANNOTATION, PAIR_ID, POOL, MODALITY)}
+        return extension.rpartition(".")[2] in TEXTS or extension in mapped
+
+    def _apart(self, sample: _Sample) -> _FaultError | None:
+        """Return what is wrong with a sample that lacks something: its other members may lie elsewhere."""
+        if self.scattered is None:
+            self.scattered = _scattered(self.handle)
+        if hash(sample.key) not in self.scattered:
+            return None
+        expected, found = f"the members of sample {shown(sample.key)} side by side", "them apart"
+        return _ApartError("row", expected, f"{found}: sort the archive by name (tar --sort=name)")
 
     def named(self, row: dict[str, Any], sample: _Sample, pool: str) -> tuple[str | None, str | None, str | None]:
         """Return id, pool and modality of a sample that is no row, as far as they are known."""
@@ -236,15 +279,17 @@ class _Reader:
     def _theirs(self, ours: str) -> str:
         return self.source.fields.get(ours, ours)
 
-    def _name_annotation(self, row: dict[str, Any]) -> None:
+    def _name_annotation(self, row: dict[str, Any]) -> bool:
+        """Put the text that is the annotation into its field, where nothing else is there; whether there is one."""
         fields = self.source.fields
         given = row.get(ANNOTATION) is not None or row.get(self._theirs(ANNOTATION_PATH)) is not None
         if given or ANNOTATION in fields:
-            return
+            return given or row.get(self._theirs(ANNOTATION)) is not None
         for name in ANNOTATIONS:
             if row.get(name) is not None and name not in fields.values():
                 row[ANNOTATION] = row.pop(name)
-                return
+                return True
+        return False
 
     def _name_parts(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> None:
         """Put the members that parts of the data name by their extension into these parts."""
@@ -254,6 +299,8 @@ class _Reader:
                 extension = part.get(DATA) if isinstance(part, dict) else None
                 if isinstance(extension, str) and extension in members and extension in row:
                     part[DATA] = row.pop(extension)
+                    if _written(part.get(MODALITY)):
+                        part[DATA] = self._text(members[extension])
 
     def _name_data(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> None:
         """Put the member that is the pair's data into its field, with its modality, where nothing else is there."""
@@ -271,8 +318,7 @@ class _Reader:
         member = members[extension]
         if not member.size:
             raise _FaultError(DATA, "a member with content", f"{shown(member.name)}, which is empty")
-        written = modality in names() and not is_media(modality)
-        row[name] = self._text(member) if written else self._reference(member)
+        row[name] = self._text(member) if _written(modality) else self._reference(member)
         if name != extension:
             del row[extension]
 
@@ -301,6 +347,25 @@ class _Reader:
         return self.handle.read(member.size)
 
 
+def _written(modality: Any) -> bool:
+    return modality in names() and not is_media(modality)
+
+
+def _scattered(handle: IO[bytes]) -> set[int]:
+    """Return the hashes of the keys that come again after another: eight bytes of memory for each sample."""
+    hashes, last = array("q"), None
+    try:
+        for member in walk(handle):
+            key, extension = split_name(member.name)
+            if key and extension and not member.isdir() and key != last:
+                hashes.append(hash(key))
+                last = key
+    except tarfile.TarError:
+        pass  # what is wrong behind is told where it is read
+    found, counts = np.unique(np.array(hashes), return_counts=True)
+    return set(found[counts > 1].tolist())
+
+
 def _only(extensions: list[str], modality: Any) -> str:
     """Return the one extension that is the data's."""
     kinds = {extension: kind_of(extension) for extension in extensions}
@@ -313,8 +378,9 @@ def _only(extensions: list[str], modality: Any) -> str:
         return fitting[0]
     if fitting:
         several = ", ".join(fitting)
+        dots = "; a key ends at the first dot of a name: are these several samples?" if "." in several else ""
         raise _FaultError(
-            DATA, "one member with the data", f"several ({several}); map one: fields: {{data: {fitting[0]}}}"
+            DATA, "one member with the data", f"several ({several}); map one: fields: {{data: {fitting[0]}}}{dots}"
         )
     wanted = "the data" if modality is None else f"the {modality}"
     there = ", ".join(extensions) or "nothing else"

@@ -227,7 +227,8 @@ HALF = os.fsdecode(b"k\xff")
         ),
         (
             [("k.1.jpg", b"x"), ("k.2.jpg", b"x"), ("k.txt", b"note")],
-            "data: expected one member with the data, found several (1.jpg, 2.jpg); map one: fields: {data: 1.jpg}",
+            "data: expected one member with the data, found several (1.jpg, 2.jpg); map one: fields: {data: 1.jpg}; "
+            "a key ends at the first dot of a name: are these several samples?",
         ),
         ([("k.png", b""), ("k.txt", b"note")], "data: expected a member with content, found 'k.png', which is empty"),
         (
