@@ -111,21 +111,28 @@ OPEN = "0" * _DIGITS
 """A seal before it is set."""
 
 
-def sealed(content: bytes) -> bytes:
-    """Return a file's content with the seal that fits it; as it is where it has room for none."""
+def _seal(content: bytes) -> tuple[int, bytes]:
+    """Return where a file's content has its seal, 0 where it has none, and the one that fits."""
     start = max((place + len(mark) for mark in _MARKS if (place := content.rfind(mark)) >= 0), default=0)
     if not start:
-        return content
+        return 0, b""
     view = memoryview(content)
     digest = hashlib.blake2b(view[:start], digest_size=_DIGITS // 2)
     digest.update(view[start + _DIGITS :])
-    return b"".join([view[:start], digest.hexdigest().encode(), view[start + _DIGITS :]])
+    return start, digest.hexdigest().encode()
+
+
+def sealed(content: bytes) -> bytes:
+    """Return a file's content with the seal that fits it; as it is where it has room for none."""
+    start, seal = _seal(content)
+    return content[:start] + seal + content[start + len(seal) :]
 
 
 @lru_cache(maxsize=2**17)
 def _sound(path: str, *stamp: int) -> bool:
     content = Path(path).read_bytes()
-    return len(content) == stamp[0] > 0 and sealed(content) == content
+    start, seal = _seal(content)
+    return len(content) == stamp[0] > 0 and content[start : start + len(seal)] == seal
 
 
 def is_sound(path: Path) -> bool:
@@ -176,7 +183,10 @@ def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = No
 
     def write(target: Path) -> None:
         pq.write_table(table, target, compression="zstd", write_page_checksum=True)
-        target.write_bytes(sealed(target.read_bytes()))
+        start, seal = _seal(target.read_bytes())
+        with target.open("rb+") as file:
+            file.seek(start)
+            file.write(seal)
 
     write_atomically(path, write)
 

@@ -19,7 +19,8 @@ from nemo_mm_rank.report import content
 from nemo_mm_rank.report.charts import colour, distributions, mixes
 from nemo_mm_rank.report.content import Finding, Row, Section, Table, Tile, counted, number, share, space_name
 from nemo_mm_rank.report.run import Run
-from nemo_mm_rank.schema import POOL
+from nemo_mm_rank.run.finished import replaced, rows_of
+from nemo_mm_rank.schema import PAIR_ID, POOL
 
 _SHIFT = 0.1  # of a share, from which on a mix is another
 _CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
@@ -39,6 +40,8 @@ def findings(run: Run) -> list[Finding]:
         found.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
     else:
         found.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
+    if (said := replaced(rows_of(run.folder, run.ranking.chosen[PAIR_ID]))) is not None:
+        found.append(Finding("warn", f"{said}."))
     if quarantined > 0.05 * rows:
         said = f"{share(quarantined, rows)} of the rows could not be ranked; see what was left out."
         found.append(Finding("warn", said))

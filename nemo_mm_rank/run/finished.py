@@ -174,36 +174,44 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
         raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
     read_sealed(folder.manifest)
     blend = read_table(folder.blend)
-    state = State.load(folder)
-    pool = ShardStore(state.open(folder).stages[:1], state.shards)
-    found, seen, first = [], [], 0
-    for part in range(pool.count):
-        rows = pool.read(part, [PAIR_ID, *STAMPED])
-        chosen = pc.is_in(rows[PAIR_ID], value_set=blend[PAIR_ID].combine_chunks())
-        found.append(rows.filter(chosen))
-        seen.append(first + np.flatnonzero(chosen))
-        first += rows.num_rows
-    rows = pa.concat_tables(found)
-    _tell_replaced(rows, read_table(pool.stages[0] / STAMPS).take(pa.array(np.concatenate(seen))))
+    rows = rows_of(folder, blend[PAIR_ID])
+    if (said := replaced(rows)) is not None:
+        warnings.warn(said, Note, stacklevel=2)
     places = pc.index_in(blend[PAIR_ID], value_set=rows[PAIR_ID].combine_chunks())
     return config, blend.append_column(MEDIA_ROOT, rows[MEDIA_ROOT].combine_chunks().take(places))
 
 
-_NAMED = 5
+def rows_of(folder: RunFolder, pair_ids: pa.ChunkedArray) -> pa.Table:
+    """Return what says which media some pairs of a run's pool have (`STAMPED`), and the stamps that ingest saw."""
+    state = State.load(folder)
+    pool = state.open(folder).pool
+    found, seen, first = [], [], 0
+    for part in range(pool.count):
+        rows = pool.read(part, [PAIR_ID, *STAMPED])
+        chosen = pc.is_in(rows[PAIR_ID], value_set=pair_ids.combine_chunks())
+        found.append(rows.filter(chosen))
+        seen.append(first + np.flatnonzero(chosen))
+        first += rows.num_rows
+    stamps = read_table(pool.stages[0] / STAMPS).take(pa.array(np.concatenate(seen)))
+    rows = pa.concat_tables(found)
+    for name in stamps.column_names:
+        rows = rows.append_column(f"{_SEEN}{name}", stamps[name])
+    return rows
 
 
-def _tell_replaced(rows: pa.Table, stamps: pa.Table) -> None:
-    """Warn of pairs whose media files are not those that the run has read: their sizes or times are others."""
-    before = np.stack([stamps["bytes"].to_numpy(), stamps["time"].to_numpy()], axis=1)
+_SEEN, _NAMED = "seen_", 5
+
+
+def replaced(rows: pa.Table) -> str | None:
+    """Say which of some pairs (`rows_of`) have media files of other sizes or times than the run read; None for none."""
+    before = np.stack([rows[f"{_SEEN}bytes"].to_numpy(), rows[f"{_SEEN}time"].to_numpy()], axis=1)
     other = np.flatnonzero((before[:, 0] >= 0) & (before != stamps_now(rows)).any(axis=1))
     if not len(other):
-        return
+        return None
     names = rows[PAIR_ID].take(pa.array(other[:_NAMED])).to_pylist()
     more = f" and {len(other) - _NAMED:,} more" if len(other) > _NAMED else ""
-    warnings.warn(
-        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced since the run read them "
-        f"(another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration reads them "
-        "again",
-        Note,
-        stacklevel=3,
+    return (
+        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost since the run read "
+        f"them (another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration reads them "
+        "again"
     )
