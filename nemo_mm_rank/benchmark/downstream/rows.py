@@ -72,9 +72,7 @@ def added(step: Step, parts: Mapping[str, ShardStore], folder: Path, engine: Eng
     tables = []
     for part, shards in parts.items():
         pairs = sum(map(shards.rows, range(shards.count)))
-        done = take_through(
-            [step], shards, pairs, RunFolder(folder / part), engine, quiet, JobSettings(allow_failures=1)
-        )
+        done = take_through([step], shards, pairs, RunFolder(folder / part), engine, quiet, lenient)
         tables.append(done.table(columns))
     return frames.from_table(pa.concat_tables(tables))
 
