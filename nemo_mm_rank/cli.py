@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,7 +119,8 @@ def curate(
     if dry_run:
         curation.dry_run(settings, SafeConsole(), overwrite)
     else:
-        curation.curate(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
+        with _going_on(settings.output):
+            curation.curate(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
 
 
 @app.command()
@@ -145,7 +148,8 @@ def rank(
         ranking |= as_condition(RunFolder.at(run).load_config().ranking, quality)
     changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl, queries=_queries(query, avoid))
     trust = Trust(tuple(import_from or ()), trust_run)
-    curation.rank(run, changes, SafeConsole(), trust=trust).print(SafeConsole())
+    with _going_on(run):
+        curation.rank(run, changes, SafeConsole(), trust=trust).print(SafeConsole())
 
 
 @app.command()
@@ -175,7 +179,9 @@ def ecodatum(
     _merge(values, "engine", workers=workers, device=device)
     from nemo_mm_rank.run import ecodatum as job
 
-    job.curate(parse(job.EcoDatumConfig, values), SafeConsole(), overwrite=overwrite).print(SafeConsole())
+    settings = parse(job.EcoDatumConfig, values)
+    with _going_on(settings.output):
+        job.curate(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
 
 
 @app.command()
@@ -208,8 +214,9 @@ def benchmark(
     from nemo_mm_rank.benchmark.job import benchmark as compare
     from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 
-    console = SafeConsole()
-    compare(parse(BenchmarkConfig, values), console, overwrite=overwrite).print(console)
+    console, settings = SafeConsole(), parse(BenchmarkConfig, values)
+    with _going_on(settings.output):
+        compare(settings, console, overwrite=overwrite).print(console)
 
 
 @app.command()
@@ -423,6 +430,19 @@ _INTERRUPTED = 130
 """The status that typer gives a command that was stopped from the keyboard."""
 
 
+class _StoppedError(UserError):
+    """A job was stopped from the keyboard."""
+
+
+@contextmanager
+def _going_on(folder: str | Path) -> Iterator[None]:
+    """Say of a job that is stopped from the keyboard what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _StoppedError(f"what is finished is kept in {folder}; start the same command again") from None
+
+
 def main() -> None:
     """Run the command line; what the user can mend is one line on standard error and exit status 2."""
     # The current folder may be somebody else's pool: nothing is imported from it, here or in what is started from here.
@@ -431,8 +451,11 @@ def main() -> None:
     guard_messages()
     errors = SafeConsole(stderr=True, soft_wrap=True)
     SafeConsole()  # sees that standard output, too, can take every letter
+    stopped = "start the same command again"
     try:
         status = app(standalone_mode=False)
+    except _StoppedError as error:
+        status, stopped = _INTERRUPTED, str(error)
     except UserError as error:
         errors.print(f"error: {error}", style="red")
         status = 1 if isinstance(error, FailedError) else 2
@@ -447,7 +470,7 @@ def main() -> None:
                 errors.print(f"error: {message}", style="red")
             status = getattr(error, "exit_code", 2)
     if status == _INTERRUPTED:
-        errors.print("stopped; start the same command again to go on from here")
+        errors.print(f"stopped; {stopped} to go on from here")
     sys.exit(status)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -18,6 +19,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -322,6 +324,13 @@ class Query(Settings):
 
     text: str = Field(min_length=1)
     weight: float = 1.0
+
+    @field_validator("text")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not any(unicodedata.category(letter)[0] in "LN" or unicodedata.category(letter) == "So" for letter in text):
+            raise ValueError(f"a query is made of words, and {text!r} holds neither letter nor digit")
+        return text
 
 
 class GivenScore(Settings):

@@ -74,6 +74,7 @@ def benchmark(
         UserError: anything that the user can mend, in one line.
     """
     config.register()
+    loader.pick_device(config.engine.device)
     loader.check_models(config.models)
     if isinstance(config.downstream, SmallSettings) and isinstance(config.downstream.features, dict):
         loader.check_models({str(modality): spec for modality, spec in config.downstream.features.items()})

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -88,6 +88,7 @@ class DaskEngine:
             UserError: Dask (or Dask-CUDA) is missing, or the scheduler does not answer.
         """
         distributed, dask = require("distributed", "dask"), require("dask", "dask")
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a scheduler that is gone is said by `map`
         if settings.scheduler_address:
             try:
                 client = distributed.Client(settings.scheduler_address, timeout=20)
@@ -153,6 +154,7 @@ class DaskEngine:
             self.client.cancel([future for future in futures if not future.done()])
 
     def close(self) -> None:
-        """Close the client and the cluster, where they are ours."""
+        """Close the client and the cluster, where they are ours; one that was stopped halfway is past closing."""
         while self._owned:
-            self._owned.pop().close()
+            with suppress(Exception):
+                self._owned.pop().close()

@@ -112,8 +112,19 @@ def modalities(name: str, class_name: str, arguments: Mapping[str, Any]) -> froz
 
 
 def pick_device(device: str | None) -> str:
-    """Return ``device``, or CUDA where there is one and nothing was asked for."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+    """Return ``device``, or CUDA where there is one and nothing was asked for.
+
+    Raises:
+        ConfigError: it is no device's name; those that are there are named.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise ConfigError(f"device: {device!r} is none; here there are {', '.join(names)}") from error
+    return device
 
 
 def identities(models: Mapping[str, ModelSpec]) -> dict[str, Any]:

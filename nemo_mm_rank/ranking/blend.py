@@ -94,7 +94,7 @@ def choose(shards: Shards, scoring: Scoring, settings: RankingSettings, budget: 
         UserError: a group is too small for its quota, and the settings say ``fail``.
     """
     if settings.quota_by == POOL:
-        _check_pools(settings.quotas, shards)
+        check_pools(settings.quotas, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
     there = _rows_by_group(scoring, shards, groups, budget.threshold)
     total = int(there.sum()) if budget.threshold is not None else budget.pairs(scoring.ranked)
@@ -162,7 +162,7 @@ class _Picked:
     double_of: Ints
 
 
-def _check_pools(names: Iterable[str], shards: Shards) -> None:
+def check_pools(names: Iterable[str], shards: Shards) -> None:
     """Refuse quotas for pools that are not there (a quarantined one is only short); the settings know modalities."""
     known = {name for part in range(shards.count) for name in shards.read(part, [POOL])[POOL].unique().to_pylist()}
     for name in names:

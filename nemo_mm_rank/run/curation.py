@@ -28,7 +28,7 @@ from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
-from nemo_mm_rank.ranking.blend import Ranking, choose
+from nemo_mm_rank.ranking.blend import Ranking, check_pools, choose
 from nemo_mm_rank.ranking.conditions import ConditionStep
 from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.queries import score_step
@@ -44,7 +44,7 @@ from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.summary import count_steps, print_summary
 from nemo_mm_rank.run.through import pool_notes, take_in, take_through
 from nemo_mm_rank.run.trust import Trust
-from nemo_mm_rank.schema import MATCH
+from nemo_mm_rank.schema import MATCH, POOL
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
 
@@ -165,6 +165,7 @@ def _check(config: Config) -> list[str]:
     """
     found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
     config.register()
+    loader.pick_device(config.engine.device)
     loader.check_models(config.models)
     loader.check_models(config.ranking.computed)
     return found
@@ -244,6 +245,8 @@ class _Curation:
         """Take the pool through all steps, or as many as an earlier run has left, and choose."""
         config = self.config
         report, pool = self._ingest()
+        if config.ranked_by.quota_by == POOL:
+            check_pools(config.ranked_by.quotas, pool)  # before anything is embedded
         fits = self._fits(report.good)
         models = fits.statistics(config.models, pool)
         embedded = self._through(_embedding_steps(config, models), pool, report.good)

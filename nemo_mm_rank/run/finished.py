@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.console import Note
 from nemo_mm_rank.errors import DamagedError, UserError
 from nemo_mm_rank.io.files import file_digest, read_sealed, read_table, write_sealed
-from nemo_mm_rank.io.part_files import STAMPED, STAMPS, stamps_now
+from nemo_mm_rank.io.part_files import STAMPED, STAMPS, part_name, stamps_now
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.ranking.scoring import Scoring
@@ -82,18 +83,30 @@ class State:
         return state
 
     def open(self, folder: RunFolder) -> ShardStore:
-        """Return the embedded shards."""
-        return ShardStore(tuple(folder.path / stage for stage in self.stages), self.shards)
+        """Return the embedded shards.
+
+        Raises:
+            UserError: a file of theirs is gone.
+        """
+        return self._there(folder, self.stages)
+
+    def _there(self, folder: RunFolder, stages: Sequence[str]) -> ShardStore:
+        for name in (f"{stage}/{part_name(part)}" for stage in stages for part in range(self.shards)):
+            if not (folder.path / name).is_file():
+                raise UserError(
+                    f"{folder.path}: {name} is gone; the command that made the run makes it anew, and keeps the others"
+                )
+        return ShardStore(tuple(folder.path / stage for stage in stages), self.shards)
 
     def scored(self, folder: RunFolder) -> ShardStore:
         """Return the embedded shards with the scores of the last ranking.
 
         Raises:
-            UserError: that ranking is not finished.
+            UserError: that ranking is not finished, or a file of a shard is gone.
         """
         if not self.ranked or not folder.manifest.exists():
             raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
-        return ShardStore(tuple(folder.path / stage for stage in (*self.stages, *self.ranked)), self.shards)
+        return self._there(folder, (*self.stages, *self.ranked))
 
     def scored_by(self, folder: RunFolder) -> Scoring:
         """Return how the last ranking put scores together.
@@ -211,7 +224,7 @@ def replaced(rows: pa.Table) -> str | None:
     names = rows[PAIR_ID].take(pa.array(other[:_NAMED])).to_pylist()
     more = f" and {len(other) - _NAMED:,} more" if len(other) > _NAMED else ""
     return (
-        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost since the run read "
-        f"them (another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration reads them "
-        "again"
+        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost since the run "
+        f"read them (another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration "
+        "reads them again"
     )

@@ -23,6 +23,7 @@ from nemo_mm_rank.io.export import write_blend
 from nemo_mm_rank.io.files import file_digest, table_digest, write_sealed, write_table
 from nemo_mm_rank.io.owned import Claim, drop, take
 from nemo_mm_rank.io.pool import manifests
+from nemo_mm_rank.models import loader
 from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
@@ -184,6 +185,7 @@ def at_work(config: StrategyConfig, console: Console | None, engine: Engine | No
     Raises:
         UserError: the folder is not ours to write or holds something else, or the pool has no usable pair.
     """
+    loader.pick_device(config.engine.device)
     claim = Claim(config.kind, config.pools, [config.run] if config.run is not None else [], overwrite)
     folder = RunFolder(claim.check(config.output))
     reporter = Reporter(console or SafeConsole(quiet=True))
