@@ -369,7 +369,6 @@ def test_an_operator_of_one_s_own(rows: pd.DataFrame) -> None:
     ("spec", "said"),
     [
         ({**RED, "shape": 2}, r"operator 'red' returned scores of shape \(\d, 1\) for \d items"),
-        ({**RED, "times": "much"}, "operator 'red' failed with"),
         ({**RED, "tims": 2}, "takes no 'tims'; did you mean 'times'"),
         ({"class": f"{HERE}:Lengths"}, "is no pairscorer: it lacks modalities"),
         ({"class": f"{HERE}:Blueness"}, "has no class 'Blueness'"),
@@ -378,6 +377,14 @@ def test_an_operator_of_one_s_own(rows: pd.DataFrame) -> None:
 def test_what_is_no_operator(rows: pd.DataFrame, spec: dict[str, Any], said: str) -> None:
     with pytest.raises((ConfigError, ModelError), match=said):
         run(rows, {**PLAIN, "own": {"red": spec}}, {})
+
+
+def test_what_an_operator_raises_is_the_reason_of_the_pairs_that_it_takes(rows: pd.DataFrame) -> None:
+    out = run(rows, {**PLAIN, "own": {"red": {**RED, "times": "much"}}}, {})
+    failed = out["error"].astype(str).str.contains("operator 'red' failed with", regex=False)
+    assert failed.any()
+    assert set(out["modality"][failed]) <= {"image", "video"}
+    assert not failed[~out["modality"].isin(["image", "video"])].any()
 
 
 def test_an_operator_of_one_s_own_has_a_name_of_its_own() -> None:
