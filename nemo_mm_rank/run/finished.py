@@ -72,7 +72,10 @@ class State:
         if not folder.state.exists():
             raise UserError(f"{folder.path} holds no finished run: start it again with curate")
         values = read_sealed(folder.state)
-        state = cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        try:
+            state = cls(**{**values, "stages": tuple(values["stages"]), "ranked": tuple(values["ranked"])})
+        except (KeyError, TypeError) as error:
+            raise DamagedError(folder.state) from error
         for fitted in (*state.statistics.values(), state.projection, state.matcher):
             if (file := damaged(folder.path / fitted)) is not None:
                 raise DamagedError(file)
@@ -208,7 +211,7 @@ def replaced(rows: pa.Table) -> str | None:
     names = rows[PAIR_ID].take(pa.array(other[:_NAMED])).to_pylist()
     more = f" and {len(other) - _NAMED:,} more" if len(other) > _NAMED else ""
     return (
-        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost since the run read them "
-        f"(another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration reads them "
-        "again"
+        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost since the run "
+        f"read them (another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration "
+        "reads them again"
     )
