@@ -171,9 +171,10 @@ def read_sealed(path: Path) -> dict[str, Any]:
         DamagedError: it is gone, or is not as it was written.
     """
     with _sound_file(path):
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        values.pop(SEAL, None)
-        return values
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("no object")
+        return {name: value for name, value in values.items() if name != SEAL}
 
 
 def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = None) -> None:

@@ -75,8 +75,11 @@ class State:
         if not folder.state.exists():
             raise UserError(f"{folder.path} holds no finished run: start it again with curate")
         values = read_sealed(folder.state)
-        tuples = {name: tuple(values.get(name, ())) for name in ("stages", "ranked", "notes")}
-        state = cls(**{**values, **tuples})
+        try:
+            tuples = {name: tuple(values.get(name, ())) for name in ("stages", "ranked", "notes")}
+            state = cls(**{**values, **tuples})
+        except (KeyError, TypeError) as error:
+            raise DamagedError(folder.state) from error
         for fitted in (*state.statistics.values(), state.projection, state.matcher):
             if (file := damaged(folder.path / fitted)) is not None:
                 raise DamagedError(file)
