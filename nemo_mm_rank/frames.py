@@ -78,10 +78,10 @@ def array(frame: Frame, name: str) -> pa.Array:
 
 
 def strings(frame: Frame, name: str) -> list[str | None]:
-    """Return a text column as Python strings (``None`` for missing values)."""
+    """Return a text column as Python strings (``None`` for missing values); what is no text stays what it is."""
     try:
         values: list[str | None] = array(frame, name).to_pylist()
-    except UnicodeEncodeError:  # an unpaired surrogate, which pandas can hold and Arrow cannot: one row's error
+    except (UnicodeEncodeError, pa.ArrowException):  # pandas can hold unpaired surrogates, and numbers among texts
         values = [None if pd.isna(value) else value for value in frame[name]]
     return values
 

@@ -31,9 +31,11 @@ from nemo_mm_rank.config import (
     SNSSettings,
     parse,
 )
-from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.errors import ConfigError, TextError
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
+from nemo_mm_rank.io.bad_rows import shown
+from nemo_mm_rank.io.columns import as_json
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection, ProjectionStep
@@ -41,6 +43,7 @@ from nemo_mm_rank.ranking.queries import QueryStep
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
+    CANONICAL,
     DATA_BYTES,
     DATA_PARTS,
     DATA_SPANS,
@@ -56,7 +59,7 @@ from nemo_mm_rank.schema import (
     description_column,
 )
 from nemo_mm_rank.sns.step import SNSStep
-from nemo_mm_rank.steps import Step, columns_added
+from nemo_mm_rank.steps import Step, columns_added, reason
 
 _OURS = {
     DATA_BYTES: pa.binary(),
@@ -75,15 +78,43 @@ def to_table(batch: DocumentBatch) -> pa.Table:
     """Return the rows of a batch, pandas or Arrow, as an Arrow table without an index and pandas' metadata.
 
     Curator's filters and modifiers go through pandas, where our lists become objects that have lost their type, and
-    a column of nulls any type at all. Our columns get their types back; the values are the same.
+    a column of nulls any type at all. Our columns get their types back; the values are the same. Where pandas held
+    several types in one column, each value is JSON text, and a row in which one of our texts is none has failed.
     """
     data = batch.data
-    table = data if isinstance(data, pa.Table) else _strings(pa.Table.from_pandas(data, preserve_index=False))
+    table = data if isinstance(data, pa.Table) else _strings(_from_pandas(data))
     for place, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
         kind = _kind(name)
         if kind is not None and column.type != kind and (pa.types.is_null(column.type) or pa.types.is_nested(kind)):
             table = table.set_column(place, name, column.cast(kind))
     return table.replace_schema_metadata(None)
+
+
+def _from_pandas(frame: pd.DataFrame) -> pa.Table:
+    try:
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except pa.ArrowException:
+        columns = {name: _column(frame[name]) for name in frame.columns}
+    reasons = columns[ERROR].to_pylist() if ERROR in columns else [None] * len(frame)
+    for name in CANONICAL:
+        for row, value in enumerate(frame[name]) if name in frame.columns else ():
+            if not isinstance(value, str) and not _missing(value) and reasons[row] is None:
+                reasons[row] = reason("batch", TextError(f"{name} is {shown(value)}, no text"))
+    return pa.table({**columns, ERROR: pa.array(reasons, pa.string())})
+
+
+def _missing(value: Any) -> bool:
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _column(values: pd.Series[Any]) -> pa.Array:
+    try:
+        return pa.Array.from_pandas(values)
+    except pa.ArrowException:
+        there = [None if _missing(value) else value for value in values]
+        if values.name in CANONICAL:
+            return pa.array([value if value is None or isinstance(value, str) else str(value) for value in there])
+        return as_json(there)
 
 
 def _strings(table: pa.Table) -> pa.Table:

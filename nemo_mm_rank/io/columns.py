@@ -69,7 +69,7 @@ def settled(kind: pa.DataType) -> pa.DataType:
 def converted(column: Column, kind: pa.DataType) -> pa.Array | None:
     """Return ``column`` as ``kind`` (`MIXED`: JSON text), None where a value does not fit it without loss."""
     if kind == MIXED:
-        return _as_json(column if isinstance(column, list) else column.to_pylist())
+        return as_json(column if isinstance(column, list) else column.to_pylist())
     try:
         if isinstance(column, list):
             return pa.array(column, kind)
@@ -78,7 +78,8 @@ def converted(column: Column, kind: pa.DataType) -> pa.Array | None:
         return None
 
 
-def _as_json(values: Iterable[Any]) -> pa.Array:
+def as_json(values: Iterable[Any]) -> pa.Array:
+    """Return each value as JSON text, null for None."""
     texts = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
     return pa.array(texts, pa.string())
 

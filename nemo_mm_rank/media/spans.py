@@ -77,6 +77,8 @@ def kept_text(text: str | None, spans: Sequence[Span] | None, joint: str, limit:
     """
     if text is None:
         raise TextError("the text is missing")
+    if not isinstance(text, str):  # a frame can hold anything
+        raise TextError(f"{str(text)[:60]!r} is a {type(text).__name__}, no text")
     if len(text) > limit:
         raise TextError(f"the text has {len(text):,} characters, more than the {limit:,} allowed")
     if "\0" in text:

@@ -83,6 +83,11 @@ class Recent(Generic[V]):
                 self._values.popitem(last=False)
         return [found[key] for key in keys]
 
+    def forget_failures(self) -> None:
+        """Try again, when next asked for, what has failed."""
+        for key in [key for key, one in self._values.items() if one.error is not None]:
+            del self._values[key]
+
 
 class _Embedding(NamedTuple):
     vector: torch.Tensor
@@ -109,6 +114,10 @@ class _Cached(Generic[M, V]):
         self.name = model.name
         self.revision = model.revision
         self.modalities = model.modalities
+
+    def forget_failures(self) -> None:
+        """See `Recent.forget_failures`."""
+        self._recent.forget_failures()
 
 
 class CachedEncoder(_Cached[base.Encoder, _Embedding]):

@@ -246,6 +246,13 @@ def release(models: Mapping[str, ModelSpec] | None = None) -> None:
             del _loaded[key]
 
 
+def forget_failures() -> None:
+    """Have the caches round this process's models try again what has failed."""
+    with _lock:
+        for model in _loaded.values():
+            getattr(model, "forget_failures", lambda: None)()
+
+
 def computed() -> int:
     """Return how many items the models of this process were given, what caches round them knew left out."""
     with _lock:

@@ -67,4 +67,6 @@ def in_short(found: Sequence[Reason], most: int = 3) -> str:
 def may_pass(quarantine: pa.Table) -> list[str]:
     """Return a line on the pairs whose failure may pass, where there are any."""
     n = pc.sum(pc.equal(quarantine["error"], TRANSIENT), min_count=0).as_py()
-    return [f"{n:,} pairs failed for what may pass: the next start of the same command tries them again"] if n else []
+    pairs, them = ("pair", "it") if n == 1 else ("pairs", "them")
+    said = f"{n:,} {pairs} failed for what may pass: the next start of the same command tries {them} again"
+    return [said] if n else []

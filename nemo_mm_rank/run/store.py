@@ -17,6 +17,7 @@ from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.files import count_rows, read_note, read_schema, write_table
 from nemo_mm_rank.io.part_files import part_name
+from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.reasons import TRANSIENT
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
 from nemo_mm_rank.shards import Files
@@ -127,6 +128,8 @@ class Stage:
         """Do one shard, unless it is done, and return its number of rows."""
         if self.done(part):
             return self.inputs.rows(part)
+        if self.again:
+            loader.forget_failures()
         table = self.inputs.read(part, self._columns(part))
         if self.device is not None:
             self.step.device = self.device
