@@ -23,12 +23,8 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.api import curate
 from nemo_mm_rank.config import Config, ModelSpec, parse
-<<<<<<< HEAD
 from nemo_mm_rank.errors import EmbeddingError, ModelError, StorageError, TransientError
-=======
-from nemo_mm_rank.errors import EmbeddingError, ModelError, StorageError
 from nemo_mm_rank.io.files import read_sealed
->>>>>>> integrity
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.endpoint import EndpointDescriber
@@ -346,13 +342,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again(server: ChatServer, tm
         requests = len(server.bodies)
         assert describer(server, cache=str(tmp_path)).describe([picture(0)], "image").texts == texts
         assert len(server.bodies) == requests + 1
-<<<<<<< HEAD
-        kept = json.loads(file.read_bytes())
-        assert len(kept.pop("seal")) == 32
-        assert kept == {"text": texts[0], "prompt_tokens": 100, "completion_tokens": 7}
-=======
         assert read_sealed(file) == {"text": texts[0], "prompt_tokens": 100, "completion_tokens": 7}
->>>>>>> integrity
 
 
 def test_of_two_answers_the_one_that_is_kept_counts(server: ChatServer, tmp_path: Path) -> None:
