@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def pictures(folder: Path, n: int) -> list[dict[str, Any]]:
 
 def counted(run: Path) -> dict[tuple[str, str], int]:
     quarantine = pd.read_parquet(run / "quarantine.parquet")
-    return {(str(step), str(error)): int(n) for (step, error), n in quarantine.value_counts(["step", "error"]).items()}
+    return dict(Counter(zip(quarantine["step"].map(str), quarantine["error"].map(str), strict=True)))
 
 
 @pytest.fixture
