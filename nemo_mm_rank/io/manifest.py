@@ -161,7 +161,7 @@ class _Remote:
 def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterator[Rows]:
     stream: Any = _Decompressed(file, handle, compression) if compression else handle
     first = stream.read(64)
-    if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+    if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" and not _is_a_line(first):
         yield from _array_rows(file, first, stream)
         return
     if compression:
@@ -183,6 +183,16 @@ def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterato
         for start in range(0, len(lines), BATCH_ROWS):
             yield _parsed(file, line + start, lines[start : start + BATCH_ROWS])
         line += len(lines) - 1
+
+
+def _is_a_line(first: bytes) -> bool:
+    """Whether what a file begins with is one line by itself, an array of values, and not an array of objects."""
+    line, newline, _ = first.removeprefix(codecs.BOM_UTF8).partition(b"\n")
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return False
+    return bool(newline) and not (values and all(isinstance(value, dict) for value in values))
 
 
 class _Decompressed:

@@ -283,7 +283,7 @@ def test_what_a_pipeline_says_of_them(stages: list[StepStage]) -> None:
     text = Pipeline("p", stages=list(stages)).describe()
     assert "Stage 1: sns" in text
     assert "Required columns: pair_id, pool, modality, data, annotation" in text
-    assert "Output columns: emb_fused, agreement, error" in text
+    assert "Output columns: emb_fused, agreement_score, error" in text
     chances = "match_probability, match_whole, match_sentence, weakest, weakest_sentence"
     assert f"Output columns: {chances}, error" in text
     assert "Error" not in text

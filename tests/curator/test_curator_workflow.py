@@ -57,7 +57,7 @@ def test_a_run_begun_elsewhere_goes_on_where_a_worker_dies(texts: Path, tmp_path
     shards = {name: [task.data for task in tasks] for name, tasks in outcome.pipeline_tasks.items()}
     assert {name: sorted(parts) for name, parts in shards.items()} == {
         "experts": sorted(lost),
-        "match + rank": [kept],
+        "rank": [kept],
     }
 
 
