@@ -25,7 +25,7 @@ from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import Step
 
 LEAST = 20
-"""Pairs of a modality of which a step has to fail before it counts as one that fails for all."""
+"""Pairs of a modality that a step has to be given before it counts as one that fails for nearly all."""
 
 
 def take_in(pools: Sequence[PoolSource], folder: RunFolder, settings: JobSettings) -> IngestReport:
@@ -109,7 +109,7 @@ def _check(counted: Sequence[StepCounts], shards: ShardStore, folder: RunFolder,
         (step, modality)
         for step in counted
         for modality in step.quarantined
-        if most < 1 and step.failed(modality) >= max(LEAST, most * step.rows[modality])
+        if most < 1 and (rows := step.rows[modality]) >= LEAST and step.failed(modality) >= most * rows
     ]
     if not nothing and not hopeless:
         return
