@@ -85,6 +85,10 @@ class State:
         """
         return self._there(folder, self.stages)
 
+    def pool(self, folder: RunFolder) -> ShardStore:
+        """Return the shards as they were before their first step; raises as `open`."""
+        return self._there(folder, self.stages[:1])
+
     def _there(self, folder: RunFolder, stages: Sequence[str]) -> ShardStore:
         for name in (f"{stage}/{part_name(part)}" for stage in stages for part in range(self.shards)):
             if not (folder.path / name).is_file():
@@ -99,9 +103,12 @@ class State:
         Raises:
             UserError: that ranking is not finished, or a file of a shard is gone.
         """
+        self._check_ranked(folder)
+        return self._there(folder, (*self.stages, *self.ranked))
+
+    def _check_ranked(self, folder: RunFolder) -> None:
         if not self.ranked or not folder.manifest.exists():
             raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
-        return self._there(folder, (*self.stages, *self.ranked))
 
     def scored_by(self, folder: RunFolder) -> Scoring:
         """Return how the last ranking put scores together.
@@ -109,7 +116,7 @@ class State:
         Raises:
             UserError: that ranking is not finished, or its file is damaged.
         """
-        self.scored(folder)
+        self._check_ranked(folder)
         if not whole(folder.path / self.scoring):
             raise UserError(f"{folder.path}: {self.scoring} is gone or damaged; rank the run again")
         return Scoring.load(folder.path / self.scoring)
@@ -182,7 +189,7 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
         raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
     blend = read_table(folder.blend)
     state = State.load(folder)
-    pool = ShardStore(state.open(folder).stages[:1], state.shards)
+    pool = state.pool(folder)
     found = []
     for part in range(pool.count):
         rows = pool.read(part, [PAIR_ID, MEDIA_ROOT])
