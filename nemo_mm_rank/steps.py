@@ -225,9 +225,11 @@ def processed(process: Callable[[Frame], Added], rows: Frame, provides: Mapping[
     pieces = halves(0, len(rows))
     if raised:
         modalities = frames.strings(rows, MODALITY) if MODALITY in rows.columns else [None] * len(rows)
+        failed = {first + row for first, piece in pieces for row in piece.errors} - raised.keys()
         for group in by_value([str(modality) for modality in modalities]).values():
-            if len(group) > 1 and all(row in raised for row in group):
-                _refuse_alike([raised[row] for row in group])
+            tried = [row for row in group if row not in failed]
+            if len(tried) > 1 and all(row in raised for row in tried):
+                _refuse_alike([raised[row] for row in tried])
     return pieces[0][1] if len(pieces) == 1 else _end_to_end(pieces, provides)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,6 +50,44 @@ def test_columns_are_added_and_failures_keep_their_row() -> None:
     assert frames.strings(out, "text") == ["1", None, "2"]
     assert frames.vectors(out, "half").valid.tolist() == [True, False, True]
     assert frames.strings(out, ERROR) == [None, "halve: EmbeddingError: 3 is odd", None]
+
+
+class Breaks(Halve):
+    """Halves, but raises for numbers below zero, and for what is more than memory holds."""
+
+    def process(self, rows: Frame) -> Added:
+        for number in rows["number"].tolist():
+            if number < 0:
+                raise ValueError(f"{number} is less\nthan nothing")
+            if number > 100:
+                raise MemoryError
+        return super().process(rows)
+
+
+def test_what_is_raised_for_one_row_is_that_rows() -> None:
+    out = Breaks()(pd.DataFrame({"number": [2, 3, -4, 6, 8, 102, 12]}))
+    errors = frames.strings(out, ERROR)
+    assert errors[:2] == [None, "halve: EmbeddingError: 3 is odd"]
+    assert re.fullmatch(
+        r"halve: EmbeddingError: ValueError: -4 is less than nothing \(test_steps.py, line \d+\)", str(errors[2])
+    )
+    assert errors[3:] == [None, None, "halve: TransientError: memory is short", None]
+    assert frames.strings(out, "text") == ["1", None, None, "3", "4", None, "6"]
+    vectors = frames.vectors(out, "half")
+    assert vectors.values[vectors.valid].flatten().tolist() == [1, 3, 4, 6]
+
+
+@pytest.mark.parametrize("numbers", [[-3, -3], [-3] * 70, [-3] * 40 + [2]])
+def test_what_is_raised_for_all_rows_alike_is_raised(numbers: list[int]) -> None:
+    with pytest.raises(ValueError, match="-3 is less"):
+        Breaks()(pd.DataFrame({"number": numbers}))
+
+
+def test_rows_of_one_modality_that_fail_alike_are_not_at_fault() -> None:
+    with pytest.raises(ValueError, match="-3 is less"):
+        Breaks()(pd.DataFrame({"number": [2, 4, -3, -3], "modality": ["text", "text", "image", "image"]}))
+    out = Breaks()(pd.DataFrame({"number": [2, 4, -3], "modality": ["text", "text", "image"]}))
+    assert [error is None for error in frames.strings(out, ERROR)] == [True, True, False]
 
 
 def test_rows_that_failed_before_are_passed_by() -> None:

@@ -20,7 +20,6 @@ from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.files import write_table
-from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.measures.selection import Labels
 from nemo_mm_rank.modality import is_media
@@ -31,7 +30,7 @@ from nemo_mm_rank.quality.operators.media import MediaStep
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
-from nemo_mm_rank.run.through import take_through
+from nemo_mm_rank.run.through import take_in, take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
 
@@ -207,7 +206,7 @@ def _read(
     pools: Pools, folder: Path, config: BenchmarkConfig, engine: Engine, reporter: Reporter
 ) -> tuple[ShardStore, pa.Table]:
     """Return pools as shards with fingerprints, and as a table of what is compared."""
-    report = ingest(pools, folder, config.rows_per_shard, config.shards, config.on_bad_row)
+    report = take_in(pools, folder, config, RunFolder(folder))
     step = MediaStep((Fingerprints(config.media.threads),), config.media, name="fingerprints")
     shards = ShardStore((folder,), report.shards)
     shards = take_through([step], shards, report.good, RunFolder(folder), engine, reporter, config)

@@ -273,7 +273,7 @@ class _Curation:
         return Fits(self.folder.fitted, self.engine, self.reporter, pairs)
 
     def _ingest(self) -> tuple[IngestReport, ShardStore]:
-        report = take_in(self.config.pools, self.folder, self.config)
+        report = take_in(self.config.pools, self.folder.pool, self.config, self.folder)
         self.reporter.say(f"{'pool':<17} {report.good:,} pairs in {report.shards} shards, {report.bad:,} bad rows")
         return report, ShardStore((self.folder.pool,), report.shards)
 

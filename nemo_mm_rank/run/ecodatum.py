@@ -180,7 +180,7 @@ class EcoDatumResult(Result):
             f"{counts['duplicates']:,} duplicates, {counts['quarantined']:,} quarantined",
             highlight=False,
         )
-        for line in ensemble["warnings"]:
+        for line in (*ensemble["warnings"], *self.manifest["notes"]):
             out.print(f"note: {line}", style="yellow", markup=False, highlight=False)
 
 

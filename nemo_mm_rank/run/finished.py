@@ -93,6 +93,10 @@ class State:
         """
         return self._there(folder, self.stages)
 
+    def pool(self, folder: RunFolder) -> ShardStore:
+        """Return the shards as they were before their first step; raises as `open`."""
+        return self._there(folder, self.stages[:1])
+
     def _there(self, folder: RunFolder, stages: Sequence[str]) -> ShardStore:
         for name in (f"{stage}/{part_name(part)}" for stage in stages for part in range(self.shards)):
             if not (folder.path / name).is_file():
@@ -107,9 +111,12 @@ class State:
         Raises:
             UserError: that ranking is not finished, or a file of a shard is gone.
         """
+        self._check_ranked(folder)
+        return self._there(folder, (*self.stages, *self.ranked))
+
+    def _check_ranked(self, folder: RunFolder) -> None:
         if not self.ranked or not folder.manifest.exists():
             raise UserError(f"{folder.path}: the ranking is not finished; start the run again")
-        return self._there(folder, (*self.stages, *self.ranked))
 
     def scored_by(self, folder: RunFolder) -> Scoring:
         """Return how the last ranking put scores together.
@@ -117,7 +124,7 @@ class State:
         Raises:
             UserError: that ranking is not finished, or its file is damaged.
         """
-        self.scored(folder)
+        self._check_ranked(folder)
         if not whole(folder.path / self.scoring):
             raise UserError(f"{folder.path}: {self.scoring} is gone or damaged; rank the run again")
         return Scoring.load(folder.path / self.scoring)
@@ -200,7 +207,7 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
 def rows_of(folder: RunFolder, pair_ids: pa.ChunkedArray) -> pa.Table:
     """Return what says which media some pairs of a run's pool have (`STAMPED`), and the stamps that ingest saw."""
     state = State.load(folder)
-    pool = state.open(folder).pool
+    pool = state.pool(folder)
     found, seen, first = [], [], 0
     for part in range(pool.count):
         rows = pool.read(part, [PAIR_ID, *STAMPED])

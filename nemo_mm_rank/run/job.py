@@ -201,7 +201,7 @@ def _pool(config: StrategyConfig, folder: RunFolder) -> Pool:
         embedded = state.open(run)
         return Pool(embedded.pool, embedded, state.pairs, state.rows, state.bad_rows, state.inputs, state.notes)
     files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
-    report = take_in(config.pools, folder, config)
+    report = take_in(config.pools, folder.pool, config, folder)
     inputs = [{"file": file, "digest": file_digest(file)} for file in files]
     shards = ShardStore((folder.pool,), report.shards)
     return Pool(shards, shards, report.good, report.rows_in, report.bad, inputs, pool_notes(report))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +13,7 @@ from nemo_mm_rank.config import JobSettings, PoolSource
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import EmptyPoolError, FailedError
 from nemo_mm_rank.io.files import read_table, write_table
-from nemo_mm_rank.io.ingest import IngestReport, ingest
+from nemo_mm_rank.io.ingest import BAD_ROWS, IngestReport, ingest
 from nemo_mm_rank.io.pool import gathered_note, renamed_note
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.folder import RunFolder
@@ -25,11 +26,17 @@ from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import Step
 
 LEAST = 20
-"""Pairs of a modality of which a step has to fail before it counts as one that fails for all."""
+"""Pairs of a modality that a step has to be given before it counts as one that fails for nearly all."""
 
 
-def take_in(pools: Sequence[PoolSource], folder: RunFolder, settings: JobSettings) -> IngestReport:
+def take_in(pools: Sequence[PoolSource], into: Path, settings: JobSettings, folder: RunFolder) -> IngestReport:
     """Read the pools into a run's first shards.
+
+    Args:
+        pools: one or several.
+        into: the shards' folder.
+        settings: how many shards, and what a bad row leads to.
+        folder: of the run, for a quarantine where nothing is left.
 
     Raises:
         FailedError: there is no good row; the quarantine is written.
@@ -38,13 +45,13 @@ def take_in(pools: Sequence[PoolSource], folder: RunFolder, settings: JobSetting
     try:
         return ingest(
             pools,
-            folder.pool,
+            into,
             rows_per_shard=settings.rows_per_shard,
             shards=settings.shards,
             on_bad_row=settings.on_bad_row,
         )
     except EmptyPoolError:
-        bad = read_table(folder.bad_rows)
+        bad = read_table(into / BAD_ROWS)
         if not bad.num_rows:
             raise
         folder.manifest.unlink(missing_ok=True)  # it vouches for the files beside it
@@ -109,7 +116,7 @@ def _check(counted: Sequence[StepCounts], shards: ShardStore, folder: RunFolder,
         (step, modality)
         for step in counted
         for modality in step.quarantined
-        if most < 1 and step.failed(modality) >= max(LEAST, most * step.rows[modality])
+        if most < 1 and (rows := step.rows[modality]) >= LEAST and step.failed(modality) >= most * rows
     ]
     if not nothing and not hopeless:
         return

@@ -42,7 +42,10 @@ class TraditionalResult(Result):
         for name in next(iter(counts.values()), {"passed": ()})["passed"]:
             table.add_row(name, *(f"{entry['passed'][name]:,}" for entry in counts.values()))
         table.add_row("(all filters)", *(f"{entry['passed_all']:,}" for entry in counts.values()))
-        (console or SafeConsole()).print(table)
+        out = console or SafeConsole()
+        out.print(table)
+        for line in self.manifest["notes"]:
+            out.print(f"note: {line}", style="yellow", markup=False, highlight=False)
 
 
 def curate(

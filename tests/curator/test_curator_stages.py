@@ -116,6 +116,36 @@ def test_pandas_and_what_curator_makes_of_our_lists(
     assert_same(to_table(batch), expected[-1])
 
 
+def test_numbers_among_the_texts_of_a_batch(stages: list[StepStage]) -> None:
+    frame = pd.DataFrame(
+        {
+            "pair_id": ["a", "b", "c", "d"],
+            "pool": "demo",
+            "modality": "text",
+            "data": ["The sea.", "The sky.", 7, "Sand."],
+            "annotation": ["A sea.", 5, "A beach.", None],
+            "mine": ["x", 1, None, [2]],
+        }
+    )
+    done = stages[1].process(DocumentBatch(dataset_name="demo", data=frame)).data
+    assert done[ERROR].to_pylist() == [
+        None,
+        "batch: TextError: annotation is 5, no text",
+        "batch: TextError: data is 7, no text",
+        "experts: TextError: the text is missing",
+    ]
+    assert done["annotation"].to_pylist() == ["A sea.", "5", "A beach.", None]
+    assert done["mine"].to_pylist() == ['"x"', "1", None, "[2]"]
+    # A frame that goes to a step without Curator says the same.
+    errors = frames.strings(stages[1].step(frame.drop(columns="mine")), ERROR)
+    assert errors == [
+        None,
+        "experts: TextError: '5' is a int, no text",
+        "experts: TextError: '7' is a int, no text",
+        "experts: TextError: the text is missing",
+    ]
+
+
 def test_a_batch_of_nulls_keeps_its_types(stages: list[StepStage], batch: DocumentBatch) -> None:
     failed = to_table(batch).append_column(ERROR, pa.array(["x: Y: z"] * batch.num_items))
     for stage in stages:

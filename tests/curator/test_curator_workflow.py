@@ -63,7 +63,7 @@ def test_a_run_begun_elsewhere_goes_on_where_a_worker_dies(texts: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_mistake_of_the_users_is_one_line(texts: Path, tmp_path: Path) -> None:
-    model = {"class": "tests.integration.user_models:OutOfMemory", "word": WORD}
+    model = {"class": "tests.integration.user_models:OutOfMemory", "word": ""}
     config = settings(texts, tmp_path / "run", shards=2, budget=5, sns={"mode": "off"}, **expert_of(model))
     with pytest.raises(UserError, match=r"^OutOfMemory failed with RuntimeError: out of memory"):
         MultimodalRankWorkflow(config=config).run(RayActorPoolExecutor(show_progress=False))

@@ -165,9 +165,9 @@ def written(path: Path, config: dict[str, Any]) -> Path:
 
 
 @pytest.mark.slow
-def test_a_model_that_fails_for_a_batch_stops_the_run(texts: Path, tmp_path: Path) -> None:
+def test_a_model_that_fails_for_whatever_it_is_given_stops_the_run(texts: Path, tmp_path: Path) -> None:
     shutil.copy(Path(__file__).with_name("user_models.py"), tmp_path / "my_models.py")
-    own = expert_of({"class": "my_models:OutOfMemory", "word": "xyzzy"})
+    own = expert_of({"class": "my_models:OutOfMemory", "word": ""})
     config = settings(texts, tmp_path / "run", **own, rows_per_shard=4, import_from=".")
     line = stopped(["curate", "-c", written(tmp_path / "c.yaml", config)], tmp_path)
     assert re.fullmatch(r"OutOfMemory failed with RuntimeError: out of memory \(my_models.py, line \d+\)", line)
@@ -175,6 +175,19 @@ def test_a_model_that_fails_for_a_batch_stops_the_run(texts: Path, tmp_path: Pat
     # The same line from a worker, which has the class by its import path too.
     line = stopped(["curate", "-c", tmp_path / "c.yaml", "--workers", 1], tmp_path)
     assert line.startswith("OutOfMemory failed with RuntimeError: out of memory")
+
+
+@pytest.mark.parametrize("sns", ["off", "bidirectional"])
+def test_a_batch_that_a_model_fails_for_is_tried_by_halves(texts: Path, tmp_path: Path, sns: str) -> None:
+    own = expert_of({"class": OWN + "OutOfMemory", "word": "xyzzy"})
+    config = settings(texts, tmp_path / "run", budget="100%", **own, sns={"mode": sns}, rows_per_shard=6)
+    result = curate(config=config, progress=False)
+    step = "experts" if sns == "off" else "sns"
+    found = sorted(reasons(result.quarantine))
+    assert [pair_id for pair_id, _ in found] == ["t11", "t3", "t7"]
+    line = rf"{step}: EmbeddingError: OutOfMemory failed with RuntimeError: out of memory \(user_models.py, line \d+\)"
+    assert all(re.fullmatch(line, said) for _, said in found)
+    assert set(result.blend["pair_id"]) == {f"t{n}" for n in range(16)} - {"t3", "t7", "t11"}
 
 
 def test_pickles_are_no_weights(texts: Path, tmp_path: Path) -> None:
