@@ -6,12 +6,18 @@ installed package. To add one: a test that says what `run` has to print, and wha
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
+
+from nemo_mm_rank.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT.parent / "shared" / "cases"
@@ -98,3 +104,75 @@ def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
 )
 def test_one_odd_item_stops_no_run(tmp_path: Path, name: str, said: list[str]) -> None:
     assert run(f"{name}/repro.py", tmp_path) == (said, "")
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("progressive_jpeg_hang", "'j_prog_scans.jpg': is a JPEG of more than 100 scans, which no picture needs"),
+        ("wav64_kills_run", "'w_bits64.wav': cannot be decoded: Conversion from 's64' format to numpy array is"),
+        ("video_without_times_kills_run", "'v.webm': has frames that do not say when they are shown"),
+    ],
+)
+def test_media_that_ended_the_run_are_one_bad_row(tmp_path: Path, case: str, said: str) -> None:
+    assert run(f"{case}/repro.py", tmp_path) == (["rc 0 lines of stderr 0 []"], "")
+    [quarantine] = tmp_path.glob("*/run/quarantine.parquet")
+    [row] = pq.read_table(quarantine).to_pylist()
+    assert (row["pair_id"], row["error"]) == ("v", "MediaError")
+    assert row["message"].startswith(said)
+    assert pq.read_table(quarantine.with_name("blend.parquet")).num_rows > 0
+
+
+def test_channels_that_cancel_each_other_out_are_heard(tmp_path: Path) -> None:
+    said, _ = run("antiphase-stereo.sh", tmp_path)
+    words = "A loud, low-pitched, steady and tonal sound like an engine."
+    assert [line.split(maxsplit=2)[1:] for line in said[1:]] == [["anti", words], ["left", words]]
+
+
+def test_captions_in_members_are_read(tmp_path: Path) -> None:
+    said, _ = run("tar-text-member.sh", tmp_path)
+    assert said[2:5] == ["6 rows: 6 good, 0 bad", "exit 0", "exit 0"]
+    for line in said[6:9] + said[10:13]:
+        _, pair_id, annotation = line.split(maxsplit=2)
+        assert annotation == f"a green field number {pair_id[2:]}"
+
+
+def test_members_that_lie_apart_are_named(tmp_path: Path) -> None:
+    said, _ = run("unsorted-tar.sh", tmp_path)
+    assert said == [
+        *(
+            f"a.tar:{number + 1}: pair 'a/{number}': row: expected the members of sample '{number}' side by side, "
+            "found them apart: sort the archive by name (tar --sort=name)"
+            for number in range(6)
+        ),
+        "6 rows: 0 good, 6 bad (6 row)",
+    ]
+
+
+def test_nan_is_no_id(tmp_path: Path) -> None:
+    said, _ = run("nan-ids.sh", tmp_path)
+    ids = ast.literal_eval(said[0])
+    assert ids[:7] == ["0.0", "1.0", "3.0", "4.0", "6.0", "8.0", "9.0"]
+    assert len(ids) == 10
+    assert all(re.fullmatch("pool-[0-9a-f]{16}", name) for name in ids[7:])
+    assert said[1] == "Empty DataFrame"
+
+
+def test_absolute_paths_below_the_root_are_taken(tmp_path: Path) -> None:
+    said, errors = run("absolute-paths.sh", tmp_path)
+    assert errors == ""
+    assert [line.split() for line in said] == [["pool", "text", "code", "image", "audio", "video", "all"]] * 4
+
+
+def test_links_of_a_hub_are_followed_below_trusted_folders(tmp_path: Path) -> None:
+    said, _ = run("hub-snapshot-links.sh", tmp_path)
+    assert said[0].endswith(
+        "found '0.jpg', which leads out of the pool's root: --root names a folder that holds it, "
+        "--trust-root one that may be led to, too"
+    )
+    assert said[3].split() == ["pool", "0", "0", "6", "0", "0", "6"]
+    [repo] = tmp_path.glob("*/repo")
+    pool = str(repo / "snapshots" / "rev" / "pool.jsonl")
+    done = CliRunner().invoke(app, ["validate", pool, "--trust-root", str(repo / "blobs")])
+    assert done.exit_code == 0
+    assert done.output.splitlines()[-1] == "6 rows: 6 good, 0 bad"

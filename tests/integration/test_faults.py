@@ -88,7 +88,7 @@ def test_the_rest_of_the_run_is_as_if_they_had_not_been_there(clean: Result, fau
 
 
 def test_bad_rows_stop_the_run_where_they_are_to(pools: tuple[Path, Path, list[Odd]], tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"^18 of \d+ rows are bad\n.*faulty.jsonl:\d+:") as caught:
+    with pytest.raises(PoolError, match=r"^19 of \d+ rows are bad\n.*faulty.jsonl:\d+:") as caught:
         curate(config=settings(pools[0], tmp_path / "run", on_bad_row="fail"), progress=False)
     assert len(str(caught.value).splitlines()) == 7  # five of them, and how many more
     assert not (tmp_path / "run" / "blend.parquet").exists()

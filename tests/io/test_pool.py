@@ -378,3 +378,44 @@ def test_files_are_looked_for_only_when_asked(tmp_path: Path) -> None:
 def test_a_url_in_a_row_is_left_to_whoever_opens_it(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, "modality": "image", "data": "https://example.org/a.jpg"}])
     assert read(file)[1] == []
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_nan_is_no_id(tmp_path: Path, kind: str) -> None:
+    rows = [
+        {"pair_id": value, "modality": "text", "data": f"d{n}", "annotation": "a"} for n, value in enumerate(FLOATS)
+    ]
+    if kind == "jsonl":
+        file = jsonl(tmp_path / "pool.jsonl", rows)
+    else:
+        file = tmp_path / "pool.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    columns, bad = read(file)
+    assert bad == []
+    assert columns["pair_id"][:2] == ["0.0", "2.5"]
+    assert len(set(columns["pair_id"])) == 4
+    assert all(name.startswith("pool-") for name in columns["pair_id"][2:])
+
+
+FLOATS = [0.0, 2.5, float("nan"), float("nan")]
+
+
+def test_references_relative_to_a_manifest_that_lies_below_the_root(tmp_path: Path) -> None:
+    for name in ("im/a.png", "m/b.png", "b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "outside.png").symlink_to("/etc/hostname")
+    (tmp_path / "notes.txt").write_text("words")
+    parts = [{"modality": "text", "data": "t"}, {"modality": "image", "data": "../im/a.png"}]
+    media: list[Any] = ["../im/a.png", "b.png", str(tmp_path / "im/a.png"), "../outside.png", "../../x.png", parts]
+    rows: list[dict[str, Any]]
+    rows = [{"pair_id": f"{n}", "modality": "image", "data": data, "annotation": "a"} for n, data in enumerate(media)]
+    rows[5]["modality"] = None
+    rows.append({"pair_id": "6", "modality": "text", "data": "d", "annotation_path": "../notes.txt"})
+    file = jsonl(tmp_path / "m" / "pool.jsonl", rows)
+    columns, bad = read(PoolSource(path=str(file), root=str(tmp_path)))
+    assert [row.pair_id for row in bad] == ["3", "4"]
+    assert columns["data"] == ["im/a.png", "b.png", str(tmp_path / "im/a.png"), "t\nim/a.png", "d"]
+    assert columns["data_parts"][3][1] == {"modality": "image", "data": "im/a.png"}
+    assert columns["annotation"][-1] == "words"
+    assert set(columns["media_root"]) == {str(tmp_path)}

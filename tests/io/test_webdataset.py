@@ -162,6 +162,47 @@ def test_where_the_data_is(tmp_path: Path) -> None:
     assert content(row["data"], row["media_root"]) == b"outside"
 
 
+@pytest.mark.parametrize(
+    ("names", "fields"),
+    [
+        (("k.jpg", "k.caption"), {}),
+        (("k.input.jpg", "k.outputs.txt"), {"data": "input.jpg", "annotation": "outputs.txt"}),
+        (("k.jpg", "k.en"), {"annotation": "en"}),
+        (("k.v1.jpg", "k.v1.txt"), {}),
+    ],
+)
+def test_text_members_are_read(tmp_path: Path, names: tuple[str, str], fields: dict[str, str]) -> None:
+    path = write_tar(tmp_path / "s.tar", [(names[0], png(1)), (names[1], "grün".encode())])
+    row = only(path, fields=fields)
+    assert row["annotation"] == "grün"
+    assert row["data"] == f"s.tar@0!{names[0]}"
+    assert row["pair_id"] == ("s/k.v1" if "v1" in names[0] else "s/k")
+
+
+def test_text_parts_are_read_whatever_they_are_called(tmp_path: Path) -> None:
+    parts = [{"modality": "image", "data": "png"}, {"modality": "text", "data": "md"}]
+    members = [("k.png", png(1)), ("k.md", b"# words"), ("k.json", js(data=parts, annotation="a"))]
+    assert only(write_tar(tmp_path / "s.tar", members))["data_parts"][0] == {"modality": "text", "data": "# words"}
+
+
+def test_ids_named_by_the_field_map_are_texts_and_nan_is_none(tmp_path: Path) -> None:
+    members = [("k.png", png(1)), ("k.txt", b"note"), ("k.id", b"my-7")]
+    assert only(write_tar(tmp_path / "s.tar", members), fields={"pair_id": "id"})["pair_id"] == "my-7"
+    members = [("k.png", png(1)), ("k.txt", b"note"), ("k.json", b'{"pair_id": NaN}')]
+    assert only(write_tar(tmp_path / "s.tar", members))["pair_id"] == "s/k"
+
+
+def test_members_that_lie_apart_are_named_once_a_sample(tmp_path: Path) -> None:
+    apart = [(f"{key}.{kind}", png(1) if kind == "png" else b"note") for kind in ("png", "txt") for key in "abc"]
+    path = write_tar(tmp_path / "s.tar", [("good.png", png(1)), ("good.txt", b"note"), *apart, ("lone.png", png(1))])
+    columns, bad = read(path)
+    assert columns["pair_id"] == ["s/good"]
+    side = "side by side, found them apart: sort the archive by name (tar --sort=name)"
+    assert [row.message for row in bad[:3]] == [f"row: expected the members of sample '{key}' {side}" for key in "abc"]
+    assert [row.pair_id for row in bad] == ["s/a", "s/b", "s/c", "s/lone"]
+    assert bad[3].field == "annotation"
+
+
 def test_ids(tmp_path: Path) -> None:
     sample: list[Member] = [("a/b.png", png(1)), ("a/b.txt", b"one"), ("c.png", png(2))]
     for name in ("x.tar", "y.tar"):

@@ -189,3 +189,24 @@ def test_coded_sound(tmp_path: Path, container: str, codec: str) -> None:
     damaged[len(damaged) // 2 : len(damaged) // 2 + 300] = bytes(300)
     path.write_bytes(damaged)
     assert len(decode(path)) > 1.4 * RATE
+
+
+def test_channels_that_cancel_each_other_out_leave_the_loudest(write_wav: WriteSound) -> None:
+    one = tone(440, 3, RATE)
+    for louder, other in ((one, -one), (one, -0.95 * one), (0.5 * one, -0.45 * one)):
+        samples = decode(write_wav(pcm(np.stack([other, louder], 1)), RATE))
+        np.testing.assert_allclose(np.abs(samples), np.abs(louder), atol=2e-4)
+    # The mean of one channel and silence is no cancelling.
+    samples = decode(write_wav(pcm(np.stack([one, 0 * one], 1)), RATE))
+    np.testing.assert_allclose(samples, one / 2, atol=2e-4)
+    assert not decode(write_wav(pcm(np.stack([0 * one, 0 * one], 1)), RATE)).any()
+
+
+def test_channels_are_judged_second_by_second_and_alike_in_every_window(write_wav: WriteSound) -> None:
+    one = tone(440, 6, RATE)
+    half = np.arange(len(one)) < 3 * RATE
+    path = write_wav(pcm(np.stack([one, np.where(half, -one, one)], 1)), RATE)
+    whole = decode(path)
+    for part in (whole[: 2 * RATE], whole[-2 * RATE :]):
+        assert np.sqrt(np.square(part).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=0.01)
+    np.testing.assert_array_equal(decode(path, [(1.0, 4.5)]), whole[RATE : int(4.5 * RATE)])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +17,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError, TransientError
+from nemo_mm_rank.config import MediaSettings, PoolSource
+from nemo_mm_rank.errors import MediaError, PoolError, TransientError
+from nemo_mm_rank.io.pool import read_pools
 from nemo_mm_rank.io.references import References
 from nemo_mm_rank.media import source
 from nemo_mm_rank.media.source import open_source
@@ -229,6 +232,9 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
+        if self.path in ("/pool/drip.bin", "/pool/drip.jsonl"):
+            self._drip(body)
+            return
         if self.path not in ("/pool/a%20b.bin", "/pool/long.bin"):
             self.send_error(404)
             return
@@ -238,6 +244,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if body:
             self.wfile.write(CONTENT * (1 if self.path == "/pool/a%20b.bin" else 64))
+
+    def _drip(self, body: bool) -> None:
+        """Send a byte now and then: no time-out for one answer of a socket ever comes."""
+        self.send_response(200)
+        self.send_header("Content-Length", "60")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(60 if body else 0):
+                self.wfile.write(b"x")
+                time.sleep(0.1)
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -252,6 +268,17 @@ def server() -> Iterator[str]:
         yield f"http://127.0.0.1:{http.server_address[1]}/pool"
         http.shutdown()
         thread.join()
+
+
+def test_a_server_that_dribbles_is_not_waited_for(server: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(MediaError, match=r"cannot be read: no end after 0.5 s \(download_seconds\)"):
+        read(f"{server}/drip.bin", tmp_path, MediaSettings(allow_urls=True, download_seconds=0.5))
+    with pytest.raises(MediaError, match=r"no end after 0\.5 s"):
+        read("drip.bin", server, MediaSettings(download_seconds=0.5))
+    with pytest.raises(PoolError, match=r"drip\.jsonl: cannot be read: no end after 0\.5 s"):
+        list(read_pools([PoolSource(path=f"{server}/drip.jsonl", download_seconds=0.5)]))
+    assert time.monotonic() - start < 4
 
 
 MISSING = """

@@ -151,6 +151,32 @@ def test_rotation(write_video: WriteVideo) -> None:
         assert picture.mean() < 140
 
 
+def test_mirrors_are_no_half_turns(write_video: WriteVideo) -> None:
+    corner = np.zeros((4, 48, 64, 3), np.uint8)
+    corner[:, :24, :32] = 255
+    content = bytearray(write_video(count=4, pictures=corner).read_bytes())
+    place = boxes(bytes(content), b"tkhd")[0] + 40
+    for (a, b, c, d), (below, right) in {
+        (1, 0, 0, 1): (False, False),
+        (-1, 0, 0, 1): (False, True),
+        (1, 0, 0, -1): (True, False),
+        (-1, 0, 0, -1): (True, True),
+        (0, 1, 1, 0): (False, False),
+        (0, -1, -1, 0): (True, True),
+        (0, 1, -1, 0): (False, True),
+        (0, -1, 1, 0): (True, False),
+    }.items():
+        content[place : place + 8] = struct.pack(">ii", a << 16, b << 16)
+        content[place + 12 : place + 20] = struct.pack(">ii", c << 16, d << 16)
+        picture = decode(bytes(content), 1)[0][0]
+        height, width = picture.shape[:2]
+        assert (height, width) == ((48, 64) if a else (64, 48))
+        rows = slice(height // 2 + 2, None) if below else slice(height // 2 - 2)
+        columns = slice(width // 2 + 2, None) if right else slice(width // 2 - 2)
+        assert picture[rows, columns].mean() > 240
+        assert picture.mean() < 80
+
+
 def test_a_header_with_a_wrong_duration_changes_nothing(write_video: WriteVideo, indices: Indices) -> None:
     content = bytearray(write_video(count=50).read_bytes())
     for scale in (0, 1, 1000):
