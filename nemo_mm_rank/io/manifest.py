@@ -6,13 +6,15 @@ WebDataset tars, the third kind, have a room of their own: `io.webdataset`.
 from __future__ import annotations
 
 import codecs
+import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import IO, Any, TypeAlias, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import fsspec
 import numpy as np
@@ -28,6 +30,9 @@ from nemo_mm_rank.io.bad_rows import BadRow, shown
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.pretenders import pretender
 from nemo_mm_rank.media.source import is_url, lacking
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MAX_LINE_BYTES = 16 * 2**20
 MAX_COLUMNS = 1000
@@ -101,8 +106,7 @@ def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
     if kind not in ("json", "parquet"):
         raise PoolError(f"{file}: a manifest is {KINDS}")
     with opened(file, seconds) as handle:
-        head = handle.read(64)
-        handle.seek(0)
+        head = handle.peek(64)[:64]
         refuse_pretender(file, head)
         if kind == "parquet":
             yield from _parquet_rows(file, handle)
@@ -122,7 +126,7 @@ def refuse_pretender(file: str, head: bytes) -> None:
 
 
 @contextmanager
-def opened(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[IO[bytes]]:
+def opened(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[io.BufferedReader]:
     """Open a local path or fsspec URL; whatever goes wrong while it is read becomes a `PoolError`.
 
     Args:
@@ -135,7 +139,7 @@ def opened(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[IO[bytes]]:
                 yield handle
             return
         with within(seconds, fsspec.open(file, "rb").__enter__) as remote:
-            yield cast("IO[bytes]", _Remote(remote, seconds))
+            yield io.BufferedReader(_Remote(remote, seconds))
     except FileNotFoundError as error:
         raise PoolError(f"{file}: no such file") from error
     except ImportError as error:
@@ -144,18 +148,31 @@ def opened(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[IO[bytes]]:
         raise PoolError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
 
 
-class _Remote:
-    """An open remote file, each read of which ends in time."""
+class _Remote(io.RawIOBase):
+    """An open remote file, each read of which ends in time; a server that says no length can only be read onwards."""
 
     def __init__(self, handle: IO[bytes], seconds: float) -> None:
         self._handle, self._seconds = handle, seconds
 
-    def read(self, size: int = -1) -> bytes:
-        """Return the next bytes."""
-        return within(self._seconds, lambda: self._handle.read(size))
+    def readable(self) -> bool:
+        return True
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handle, name)
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)
+        content = within(self._seconds, lambda: self._handle.read(len(view)))
+        view[: len(content)] = content
+        return len(content)
+
+    def seekable(self) -> bool:
+        return True  # where it is not, `seek` says why
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if getattr(self._handle, "size", 0) is None:
+            raise ValueError("the server does not say how long it is; download it first")
+        return self._handle.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._handle.tell()
 
 
 def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterator[Rows]:

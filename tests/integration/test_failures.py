@@ -71,7 +71,8 @@ def test_nothing_is_left(pointers: Path, tmp_path: Path, command: list[object]) 
         assert done.returncode == 1
         [line] = done.stderr.splitlines()
         assert line.startswith(
-            "error: no pair is left of 7 rows: 6 x experts: MediaError: '0.jpg': cannot be decoded as image: it is a Git LFS pointer"
+            "error: no pair is left of 7 rows: 6 x experts: MediaError: "
+            "'0.jpg': cannot be decoded as image: it is a Git LFS pointer"
         )
         assert "; 1 x pool: BadRow: row: expected " in line
         assert f"({tmp_path}/run/quarantine.parquet has all)" in line

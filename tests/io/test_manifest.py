@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +276,32 @@ def test_a_row_of_parquet_has_a_most(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lines, columns, bad = read(tmp_path / "pool.parquet")
     assert (lines, columns["x"]) == ([2, 3], [["y"], None])
     assert [row.split("pool.parquet")[1] for row in bad] == [":1: row: expected at most 1 MiB, found 2 MiB"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet"])
+def test_a_server_that_says_no_length(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path, suffix)
+
+    class Flows(BaseHTTPRequestHandler):
+        """Answers as HTTP/1.0 may: what there is, until the connection ends."""
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            self.wfile.write(path.read_bytes())
+
+        def log_message(self, *args: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Flows) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_address[1]}/{path.name}"
+        if suffix == ".parquet":
+            with pytest.raises(PoolError, match="cannot be read: the server does not say how long it is; download"):
+                read(url)
+        else:
+            assert read(url) == read(path)
+        http.shutdown()

@@ -6,6 +6,7 @@ import io
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank import media
 from nemo_mm_rank.config import MediaSettings
-from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.errors import MediaError, TransientError
 from nemo_mm_rank.media.container import MAX_SCANS as FRAME_SCANS
 from nemo_mm_rank.media.image import MAX_SCANS
 from nemo_mm_rank.media.limits import check_cpu, cpu_limit, within
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.modality import Medium, register
+from tests.integration.test_sixth_modality import forget
 from tests.media_files import write_video, write_wav
 
 
@@ -164,11 +166,18 @@ class Odd(Medium):
         raise self.raised
 
 
-def test_whatever_a_decoder_raises_is_the_items_reason(tmp_path: Path) -> None:
+@pytest.fixture
+def odd() -> Iterator[None]:
+    """The name of `Odd`, until the end of the test."""
     register({"odd": f"{__name__}:Odd"})
+    yield
+    forget("odd")
+
+
+@pytest.mark.usefixtures("odd")
+def test_whatever_a_decoder_raises_is_the_items_reason(tmp_path: Path) -> None:
     (tmp_path / "a.odd").write_bytes(b"content")
     for error, said in (
-        (MemoryError(), "cannot be decoded: MemoryError"),
         (OverflowError("too\nlarge"), "cannot be decoded: OverflowError: too large"),
         (KeyError("s64"), "cannot be decoded: KeyError: 's64'"),
         (ZeroDivisionError("division by zero"), "cannot be decoded: ZeroDivisionError: division by zero"),
@@ -177,6 +186,9 @@ def test_whatever_a_decoder_raises_is_the_items_reason(tmp_path: Path) -> None:
     ):
         Odd.raised = error
         assert why(tmp_path, "a.odd", "odd") == f"'a.odd': {said}"
+    Odd.raised = MemoryError()
+    with pytest.raises(TransientError, match=r"^'a\.odd': memory is too short to decode it$"):
+        media.open("a.odd", modality="odd", root=str(tmp_path))
     Odd.raised = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         media.open("a.odd", modality="odd", root=str(tmp_path))

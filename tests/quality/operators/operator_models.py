@@ -99,3 +99,12 @@ class Redness:
         scores = np.array([red[..., 0].mean() / 250 * self._times for red in reds])
         scores[["blue" in text for text in texts]] = np.nan
         return scores if self._shape == 1 else scores[:, None]
+
+
+class Brittle(Redness):
+    """Fails for what is said to be blue."""
+
+    def score(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> npt.NDArray[np.float64]:
+        if any("blue" in text for text in texts):
+            raise ValueError("no word for blue")
+        return super().score(items, texts, modality)
