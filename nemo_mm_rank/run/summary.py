@@ -133,7 +133,7 @@ def reasons_table(quarantine: pa.Table) -> Table | None:
     for reason in reasons(quarantine):
         by_class.setdefault((reason.step, reason.error), []).append(reason)
     table = text_table("Quarantined", ["step", "reason", "pairs"], left=2)
-    table.add_column("most often", ratio=1, no_wrap=True, overflow="ellipsis")
+    table.add_column("most often", ratio=1)
     table.expand = True
     for (step, name), found in sorted(by_class.items()):
         table.add_row(step, name, f"{sum(one.pairs for one in found):,}", shortened(found[0].message))

@@ -79,7 +79,7 @@ def test_a_run_in_which_nothing_is_left_says_why(tmp_path: Path) -> None:
     assert said.count("quarantine.parquet") == 2  # the script lists two folders of three
     pointers, urls, ecodatum = errors.splitlines()
     for line in (pointers, ecodatum):
-        assert line.startswith("error: no pair is left of 6 rows: 6 x experts: MediaError: '0.jpg': is not a picture")
+        assert line.startswith("error: no pair is left of 6 rows: 6 x experts: MediaError: '0.jpg': cannot be decoded")
     assert ": is a URL; set media.allow_urls to open those (" in urls
 
 

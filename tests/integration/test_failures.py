@@ -100,7 +100,9 @@ def test_little_is_left(tmp_path: Path, pointers: Path, left: int) -> None:
     assert all(line.startswith("projection: fold ") for line in done.stderr.splitlines())
     assert len(pd.read_parquet(tmp_path / "run" / "blend.parquet")) == left
     # The terminal says why, not only what it is called.
-    assert re.search(r"experts +MediaError +6 +'0\.jpg': is not a picture", done.stdout)
+    assert re.search(
+        r"experts +MediaError +6 +'0\.jpg': cannot be decoded as image: it is a\s+Git LFS pointer", done.stdout
+    )
 
 
 def describing(server: ChatServer, pool: Path, run: Path, **changes: Any) -> dict[str, Any]:
