@@ -27,12 +27,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def run(name: str, folder: Path) -> tuple[list[str], str]:
+def run(name: str, folder: Path, *arguments: str) -> tuple[list[str], str]:
     """Run ``CASES/name`` and return what it printed: lines of standard output, and all of standard error.
 
     Args:
         name: of the script; skipped where there is none.
         folder: where it makes the folder that it works in.
+        arguments: of the script.
     """
     script = CASES / name
     if not script.exists():
@@ -44,7 +45,7 @@ def run(name: str, folder: Path) -> tuple[list[str], str]:
         "TMPDIR": str(folder),
     }
     done = subprocess.run(
-        [sys.executable if script.suffix == ".py" else "bash", str(script)],
+        [sys.executable if script.suffix == ".py" else "bash", str(script), *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -176,3 +177,40 @@ def test_links_of_a_hub_are_followed_below_trusted_folders(tmp_path: Path) -> No
     done = CliRunner().invoke(app, ["validate", pool, "--trust-root", str(repo / "blobs")])
     assert done.exit_code == 0
     assert done.output.splitlines()[-1] == "6 rows: 6 good, 0 bad"
+
+
+def test_a_terminal_that_cannot_show_a_letter(tmp_path: Path) -> None:
+    said, errors = run("console-encoding.sh", tmp_path)
+    assert (said[-2:], errors) == (["exit 0", "r/blend.parquet"], "")
+
+
+def test_an_array_of_rows_is_a_pool(tmp_path: Path) -> None:
+    said, _ = run("json-array.sh", tmp_path)
+    assert "3 rows: 3 good, 0 bad" in said
+
+
+def test_a_blend_and_its_export_are_pools(tmp_path: Path) -> None:
+    said, _ = run("own-blend-as-pool.sh", tmp_path)
+    assert said.count("6 rows: 6 good, 0 bad") == 2
+    assert sum(line.startswith("note: columns that have names of ours are kept under others: ") for line in said) == 2
+
+
+def test_a_script_without_guard_runs_once(tmp_path: Path) -> None:
+    said, errors = run("script-without-guard.sh", tmp_path)
+    assert (said[-2:], errors) == (["2", "1"], "")  # two pairs in the blend, and no line but that the second time
+
+
+@pytest.mark.parametrize("command", [["validate"], ["curate", "-q", "words"]])
+def test_modules_beside_the_pool_are_not_run(tmp_path: Path, command: list[str]) -> None:
+    said, errors = run("cwd_code_execution/repro.sh", tmp_path, *command)
+    assert errors == ""
+    assert not any("CODE_RAN" in line or "BROKEN" in line for line in said)
+
+
+def test_a_parquet_dictionary_is_read_in_bounds(tmp_path: Path) -> None:
+    lines, errors = run("parquet_dictionary_bomb/repro.py", tmp_path, "2000")
+    assert errors == ""
+    said = " ".join(lines)
+    assert said.startswith("rc 0 ")
+    assert "2,000 rows: 2,000 good, 0 bad" in said
+    assert int(said.rpartition(" ")[2]) < 2500  # MB at the most
