@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= 2
 
-.PHONY: env demo test test-curator09 lint types check bench constraints clean
+.PHONY: env demo test fast test-curator09 lint types check bench constraints clean
 
 env:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh
@@ -14,6 +14,11 @@ demo: env
 # One thread a process: several processes that each take all cores are slower than one after the other.
 test: env
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+# What takes no cluster, browser or long time.
+fast: env
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu" --ignore tests/integration \
+		--ignore tests/benchmark --ignore tests/curator --ignore tests/engine --ignore tests/report $(ARGS)
 
 # In an environment of its own: Curator 0.9 cannot share one with 1.x.
 test-curator09:

@@ -27,6 +27,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Take what stands before a command."""
+
+
 models = typer.Typer(help="The models of a configuration.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
@@ -363,12 +379,6 @@ def check_models(
     checks = check(settings.models, device or settings.engine.device, settings.media)
     if not print_checks(checks, SafeConsole()):
         raise typer.Exit(1)
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    typer.echo(__version__)
 
 
 def _take_pools(
