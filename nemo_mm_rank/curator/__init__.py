@@ -13,6 +13,7 @@ from nemo_mm_rank.errors import require
 if TYPE_CHECKING:
     from nemo_mm_rank.curator.filters import BlendMembershipFilter, ObjectiveFilter, PairAgreementFilter
     from nemo_mm_rank.curator.modifiers import AnnotationSentenceModifier, SNSModifier
+    from nemo_mm_rank.curator.pairs import PairColumnsStage
     from nemo_mm_rank.curator.quality import (
         ColumnQualityStage,
         EcoDatumStage,
@@ -44,6 +45,7 @@ __all__ = [
     "MultimodalRankWorkflow",
     "ObjectiveFilter",
     "PairAgreementFilter",
+    "PairColumnsStage",
     "PoolReader",
     "ProjectionStage",
     "QuarantineStage",
@@ -58,6 +60,7 @@ __all__ = [
 _HOMES = {
     "filters": "BlendMembershipFilter ObjectiveFilter PairAgreementFilter",
     "modifiers": "AnnotationSentenceModifier SNSModifier",
+    "pairs": "PairColumnsStage",
     "quality": "ColumnQualityStage EcoDatumStage EnsembleStage MediaQualityStage SentenceQualityStage TextQualityStage",
     "readers": "PoolReader",
     "stages": "ExpertEmbeddingStage ProjectionStage MatchStage RankScoreStage SNSStage",

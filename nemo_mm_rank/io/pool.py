@@ -72,11 +72,19 @@ def manifests(source: PoolSource) -> list[Manifest]:
     found = []
     for file in files:
         folder = file.rpartition("/")[0] if remote else os.path.dirname(os.path.abspath(file))
-        root = source.root or folder
-        root = root if is_url(root) else os.path.abspath(os.path.expanduser(root))
-        root = "\n".join((root, *(os.path.abspath(os.path.expanduser(trusted)) for trusted in source.trusted_roots)))
-        found.append(Manifest(file, source.name or named or split_suffix(file)[0], root))
+        name = source.name or named or split_suffix(file)[0]
+        found.append(Manifest(file, name, media_root(source.root or folder, source.trusted_roots)))
     return found
+
+
+def media_root(root: str, trusted: Sequence[str] = ()) -> str:
+    """Return what a pair's `MEDIA_ROOT` says: the root, and trusted folders on further lines, all absolute."""
+    folders = (root if is_url(root) else _absolute(root), *map(_absolute, trusted))
+    return "\n".join(folders)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _local(path: str) -> tuple[list[str], str | None]:
@@ -167,13 +175,17 @@ def read_manifest(
         else read_rows(manifest.file, source.download_seconds)
     )
     for rows in _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches:
-        batch = canonical(rows, source, manifest.pool, references, seen)
-        taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
-        if taken:
-            renamed = {name: _free(name, batch.extras) for name in taken}
-            extras = {renamed.get(name, name): column for name, column in batch.extras.items()}
-            batch = replace(batch, extras=extras, renamed=renamed)
-        yield batch
+        yield freely_named(canonical(rows, source, manifest.pool, references, seen))
+
+
+def freely_named(batch: PoolBatch) -> PoolBatch:
+    """Return ``batch`` with those columns of the user's renamed that have names which a run adds."""
+    taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
+    if not taken:
+        return batch
+    renamed = {name: _free(name, batch.extras) for name in taken}
+    extras = {renamed.get(name, name): column for name, column in batch.extras.items()}
+    return replace(batch, extras=extras, renamed=renamed)
 
 
 def _free(name: str, names: Collection[str]) -> str:
