@@ -31,7 +31,7 @@ from nemo_mm_rank.config import (
     SNSSettings,
     parse,
 )
-from nemo_mm_rank.errors import ConfigError, MissingColumnError, TextError
+from nemo_mm_rank.errors import ConfigError, MissingColumnError, TextError, nearest
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.bad_rows import shown
@@ -350,13 +350,22 @@ class EncoderStage(StepStage):
 
 @dataclass(kw_only=True, repr=False)
 class ExpertEmbeddingStage(EncoderStage):
-    """Embeds both sides of every pair with every expert: `experts.step.ExpertStep`. Arguments: `EncoderStage`."""
+    """Embeds both sides of every pair with every expert: `experts.step.ExpertStep`. Arguments: `EncoderStage`, and
+
+    Args:
+        given: experts whose embeddings of data are there already, as ``emb_data__<expert>``, L2-normalised.
+    """
+
+    given: Sequence[str] = ()
 
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
         config = self._checked
-        used = {config.anchor}.union(*(expert.models for expert in config.experts))
-        step = ExpertStep(config.experts, config.models, config.anchor, config.media)
-        return step, {name: config.models[name] for name in sorted(used)}
+        names = [expert.name for expert in config.experts]
+        for name in self.given:
+            if name not in names:
+                raise ConfigError(f"given: no expert {name!r}{nearest(name, names)}")
+        step = ExpertStep(config.experts, config.models, config.anchor, config.media, tuple(self.given))
+        return step, {name: config.models[name] for name in sorted(step.used)}
 
 
 @dataclass(kw_only=True, repr=False)

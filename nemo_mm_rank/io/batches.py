@@ -36,7 +36,8 @@ def in_memory(data: pa.Table | pd.DataFrame | Mapping[str, Sequence[Any]], place
     if isinstance(data, pa.Table):
         table = data
     else:
-        columns = {name: _column(values) for name, values in zip(names, (data[name] for name in data), strict=True)}
+        every = data.items() if isinstance(data, Mapping) else ((name, data[name]) for name in data)
+        columns = {str(name): _column(values) for name, values in every}
         if any(isinstance(column, list) for column in columns.values()):
             yield Rows(place, np.arange(1, 1 + len(next(iter(columns.values())))), columns)
             return
