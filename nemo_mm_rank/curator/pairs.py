@@ -167,7 +167,8 @@ class Bridge(ProcessingStage[Any, Any]):
             Curator's readers say. Content that the task carries needs none.
         trusted_roots: folders besides the root that references and links may lead to.
         embedding: the expert whose embeddings the task carries: they become its column, for stages with
-            ``given=[embedding]``, so that its model need not look at the data again.
+            ``given=[embedding]``, so that its model need not look at the data again. Of a fusion expert
+            ``expert__model``.
         name: in the pipeline.
         resources: of one worker.
         batch_size: tasks that a worker is given at a time.

@@ -51,7 +51,7 @@ class Scorer(Bridge):
         super().__post_init__()
         self._quarantine = None if self.quarantine is None else QuarantineStage(self.quarantine)
         if self.run is not None:
-            given = () if self.embedding is None else (self.embedding,)
+            given = () if self.embedding is None else (self.embedding.partition("__")[0],)
             trust: dict[str, Any] = {"import_from": self.import_from, "trust_run": self.trust_run}
             ranking = MultimodalRankStage(run=self.run, given=given, resources=self.resources, **trust)
             self._stages = ranking.decompose()

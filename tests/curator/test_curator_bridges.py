@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import shutil
 import uuid
 from io import BytesIO
 from pathlib import Path
@@ -16,11 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from nemo_curator.stages.image.io.image_writer import ImageWriterStage
+from nemo_curator.stages.video.io.clip_writer import ClipWriterStage
 from nemo_curator.tasks import AudioTask, DocumentBatch, ImageBatch, ImageObject, InterleavedBatch
 from nemo_curator.tasks.video import Clip, Video, VideoTask, _Window
 from nemo_curator.utils.performance_utils import StagePerfStats
 from PIL import Image
 
+from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.curator import (
     AudioPairsStage,
     AudioScoreStage,
@@ -32,11 +35,15 @@ from nemo_mm_rank.curator import (
     InterleavedPairsStage,
     InterleavedScoreFilterStage,
     MultimodalRankStage,
+    PoolReader,
+    QuarantineStage,
 )
 from nemo_mm_rank.curator.clips import clip_caption
-from nemo_mm_rank.errors import ConfigError, UserError
+from nemo_mm_rank.errors import ConfigError, PoolError, UserError
+from nemo_mm_rank.io.ingest import ingest
+from nemo_mm_rank.io.pool import validate
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.schema import ANNOTATION, DATA_BYTES, DATA_SPANS, ERROR, PAIR_ID, POOL
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_SPANS, ERROR, PAIR_ID, POOL
 
 NOTHING = "expected a non-empty string, found nothing"
 
@@ -387,3 +394,43 @@ def test_wrong_tasks_and_batches_without_rows(pool: Path, run: Result) -> None:
     for stage in MultimodalRankStage(run=run.folder).decompose():
         rows = stage.process(rows)
     assert rows.data.num_rows == 0
+
+
+@pytest.mark.usefixtures("ffprobe")
+def test_the_folder_that_clip_writer_leaves_is_a_pool(pool: Path, tmp_path: Path, through: Any) -> None:
+    clips = clips_of(pool)
+    clips[1].windows = []
+    clips[2].windows[1].enhanced_caption = {"llama": "Better."}
+    low = Clip(uuid=uuid.uuid4(), source_video="film.mp4", span=(8, 9), buffer=clips[0].buffer)
+    gone = Clip(uuid=uuid.uuid4(), source_video="film.mp4", span=(8, 9), windows=clips[0].windows)
+    out = tmp_path / "out"
+    arguments = {"output_path": str(out), "input_path": str(pool.parent), "caption_models": ["qwen"]}
+    flags = dict.fromkeys(("dry_run", "generate_embeddings", "generate_previews", "generate_captions"), False)
+    writer = ClipWriterStage(upload_clips=True, enhanced_caption_models=["llama"], **arguments, **flags)
+    writer.setup()
+    captions = [f"{clips[0].windows[0].caption['qwen']}\nThe end.", "Better."]
+    plain = f"{clips[2].windows[0].caption['qwen']}\nThe end."
+    writer.process(VideoTask("films", Video(pool, clips=[*clips, gone], filtered_clips=[low])))
+    (out / "metas/v0/zz.json").write_text("[")
+    [batch] = through([PoolReader(pools=out)])
+    known = {row[PAIR_ID]: row for row in batch.data.to_pylist()}
+    assert known.keys() == {*(str(clip.uuid) for clip in [*clips, gone]), None}
+    first, second, third, fourth = (known[str(clip.uuid)] for clip in [*clips, gone])
+    assert [first[ERROR], third[ERROR]] == [None, None]
+    assert [first[ANNOTATION], third[ANNOTATION]] == captions
+    assert (first[POOL], first[DATA], first["duration_span"]) == ("out", f"clips/{clips[0].uuid}.mp4", [0, 1.5])
+    assert f"annotation: {NOTHING}" in second[ERROR]
+    assert "no such file" in fourth[ERROR]
+    assert "row: expected a JSON object" in known[None][ERROR]
+    assert ExpertEmbeddingStage().process(batch).data[ERROR].null_count == 2
+    source = {"path": str(out), "fields": {"annotation": "qwen_caption"}}
+    [batch] = through([PoolReader(pools=[source])])
+    assert plain in batch.data[ANNOTATION].to_pylist()
+    assert validate([PoolSource(path=str(out))]).bad == 3
+    (out / f"metas/v0/{gone.uuid}.json").unlink()  # else it is looked for again
+    done = ingest([PoolSource(path=str(out))], tmp_path / "pool")
+    assert (done.good, ingest([PoolSource(path=str(out))], tmp_path / "pool").fresh) == (2, False)
+    shutil.rmtree(out / "metas/v0")
+    (out / "metas/v0").mkdir()
+    with pytest.raises(PoolError, match="a folder of clips without any"):
+        through([PoolReader(pools=out), QuarantineStage(tmp_path / "failed")])
