@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import math
 import pickle
@@ -9,6 +10,7 @@ import shutil
 import uuid
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,9 +38,14 @@ from nemo_mm_rank.curator import (
     InterleavedScoreFilterStage,
     MultimodalRankStage,
     PoolReader,
+    images,
+    pairs,
+    sounds,
 )
+from nemo_mm_rank.curator import interleaved as interleaved_documents
 from nemo_mm_rank.curator.clips import clip_caption
 from nemo_mm_rank.errors import ConfigError, UserError
+from nemo_mm_rank.io import batches
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.pool import validate
 from nemo_mm_rank.run.curation import Result
@@ -433,3 +440,10 @@ def test_the_folder_that_clip_writer_leaves_is_a_pool(pool: Path, tmp_path: Path
     (out / "metas/v0").mkdir()
     [batch] = through([PoolReader(pools=out)])
     assert "found a folder of clips without any" in batch.data[ERROR][0].as_py()
+
+
+@pytest.mark.parametrize("module", [batches, images, sounds, interleaved_documents, pairs])
+def test_examples(module: ModuleType) -> None:
+    done = doctest.testmod(module)
+    assert done.attempted
+    assert not done.failed
