@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= 2
 
-.PHONY: env demo test fast test-curator09 lint types check bench constraints clean
+.PHONY: env demo test fast test-curator09 lint types check bench constraints resolve clean
 
 env:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh
@@ -42,8 +42,12 @@ bench: env
 # in pyproject.toml, which are about the newest torch).
 COMPILE := uv pip compile --universal -p 3.11 --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links
 constraints:
-	$(COMPILE) pyproject.toml --all-extras -o constraints.txt
+	$(COMPILE) pyproject.toml $(foreach extra,dask curator models gpu report dev,--extra $(extra)) -o constraints.txt
 	$(COMPILE) --no-config pyproject.toml tools/curator09.in -o constraints-curator09.txt
+
+# Whether what we ask for can be installed at once: every two extras, and beside Curator's own. Nothing is installed.
+resolve: env
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/resolve.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-curator09 .mypy_cache .ruff_cache .pytest_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
@@ -664,15 +665,29 @@ S = TypeVar("S", bound=BaseModel)
 
 
 def parse(settings: type[S], values: Any) -> S:
-    """Validate ``values`` as ``settings``.
+    """Validate ``values`` as ``settings``; any mapping and sequence will do, such as Hydra's.
 
     Raises:
         ConfigError: one line per mistake: where it is, what it is, and the nearest valid name.
     """
     try:
-        return settings.model_validate(values)
+        return settings.model_validate(plain(values))
     except ValidationError as error:
         raise ConfigError("\n".join(_line(settings, mistake) for mistake in error.errors())) from error
+
+
+def plain(value: Any) -> Any:
+    """Return mappings as dictionaries and sequences as lists, all the way down.
+
+    >>> from types import MappingProxyType
+    >>> plain(MappingProxyType({"pools": range(2)}))
+    {'pools': [0, 1]}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [plain(one) for one in value]
+    return value
 
 
 def _line(settings: type[BaseModel], mistake: Any) -> str:

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 from nemo_mm_rank.errors import require
 
 if TYPE_CHECKING:
+    from nemo_mm_rank.curator.clips import ClipPairsStage, ClipScoreFilterStage
     from nemo_mm_rank.curator.filters import BlendMembershipFilter, ObjectiveFilter, PairAgreementFilter
+    from nemo_mm_rank.curator.images import ImageKeepStage, ImagePairsStage
+    from nemo_mm_rank.curator.interleaved import InterleavedPairsStage, InterleavedScoreFilterStage
     from nemo_mm_rank.curator.modifiers import AnnotationSentenceModifier, SNSModifier
+    from nemo_mm_rank.curator.pairs import PairColumnsStage
     from nemo_mm_rank.curator.quality import (
         ColumnQualityStage,
         EcoDatumStage,
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
         TextQualityStage,
     )
     from nemo_mm_rank.curator.readers import PoolReader
+    from nemo_mm_rank.curator.sounds import AudioPairsStage, AudioScoreStage
     from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
     from nemo_mm_rank.curator.workflow import MultimodalRankStage, MultimodalRankWorkflow
     from nemo_mm_rank.curator.writers import BlendWriter, QuarantineStage, WebDatasetWriter
@@ -32,18 +37,27 @@ require("nemo_curator", "curator")
 
 __all__ = [
     "AnnotationSentenceModifier",
+    "AudioPairsStage",
+    "AudioScoreStage",
     "BlendMembershipFilter",
     "BlendWriter",
+    "ClipPairsStage",
+    "ClipScoreFilterStage",
     "ColumnQualityStage",
     "EcoDatumStage",
     "EnsembleStage",
     "ExpertEmbeddingStage",
+    "ImageKeepStage",
+    "ImagePairsStage",
+    "InterleavedPairsStage",
+    "InterleavedScoreFilterStage",
     "MatchStage",
     "MediaQualityStage",
     "MultimodalRankStage",
     "MultimodalRankWorkflow",
     "ObjectiveFilter",
     "PairAgreementFilter",
+    "PairColumnsStage",
     "PoolReader",
     "ProjectionStage",
     "QuarantineStage",
@@ -56,10 +70,15 @@ __all__ = [
 ]
 
 _HOMES = {
+    "clips": "ClipPairsStage ClipScoreFilterStage",
     "filters": "BlendMembershipFilter ObjectiveFilter PairAgreementFilter",
+    "images": "ImageKeepStage ImagePairsStage",
+    "interleaved": "InterleavedPairsStage InterleavedScoreFilterStage",
     "modifiers": "AnnotationSentenceModifier SNSModifier",
+    "pairs": "PairColumnsStage",
     "quality": "ColumnQualityStage EcoDatumStage EnsembleStage MediaQualityStage SentenceQualityStage TextQualityStage",
     "readers": "PoolReader",
+    "sounds": "AudioPairsStage AudioScoreStage",
     "stages": "ExpertEmbeddingStage ProjectionStage MatchStage RankScoreStage SNSStage",
     "workflow": "MultimodalRankStage MultimodalRankWorkflow",
     "writers": "BlendWriter QuarantineStage WebDatasetWriter",

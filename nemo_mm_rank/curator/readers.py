@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from nemo_curator.tasks import DocumentBatch, EmptyTask, FileGroupTask
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.curator.stages import checked
 from nemo_mm_rank.errors import ConfigError, PoolError
-from nemo_mm_rank.io.bad_rows import BadRow, Seen
-from nemo_mm_rank.io.canonical import PoolBatch
-from nemo_mm_rank.io.columns import PoolTypes
+from nemo_mm_rank.io.bad_rows import Seen
+from nemo_mm_rank.io.batches import with_bad_rows
 from nemo_mm_rank.io.pool import Manifest, manifests, read_manifest
 from nemo_mm_rank.media.source import is_url
-from nemo_mm_rank.schema import CANONICAL, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import CANONICAL, ERROR, MEDIA_ROOT
 
 Pools = str | Path | PoolSource | Mapping[str, Any] | Sequence[str | Path | PoolSource | Mapping[str, Any]]
 
@@ -149,10 +148,7 @@ class PoolReaderStage(ProcessingStage[FileGroupTask, DocumentBatch]):
             for manifest in task.reader_config["manifests"]
             for batch in read_manifest(manifest, source, seen, self.check_files, faults_as_rows=True)
         ]
-        tables = [
-            pa.concat_tables(_rows(table, batch.bad), promote_options="default")
-            for table, batch in zip(_tables(batches), batches, strict=True)
-        ]
+        tables = with_bad_rows(batches)
         rows = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
         size = self.rows_per_batch or max(1, rows.num_rows)
         self._log_metrics({"rows": rows.num_rows, "bad": sum(len(batch.bad) for batch in batches)})
@@ -165,26 +161,3 @@ class PoolReaderStage(ProcessingStage[FileGroupTask, DocumentBatch]):
             )
             for start in range(0, rows.num_rows, size)
         ]
-
-
-def _tables(batches: Sequence[PoolBatch]) -> list[pa.Table]:
-    """Return the pairs of ``batches`` in one schema, learned from all of them."""
-    types = PoolTypes()
-    for batch in batches:
-        types.learn(batch)
-    while True:
-        tables = [types.table(batch) for batch in batches]
-        if all(table is not None for table in tables):
-            return tables
-
-
-def _rows(pairs: pa.Table, bad: Sequence[BadRow]) -> Iterator[pa.Table]:
-    """Yield the pairs, with a column for errors, and the rows that are none."""
-    yield pairs.append_column(ERROR, pa.nulls(pairs.num_rows, pa.string()))
-    columns = {
-        PAIR_ID: [row.pair_id for row in bad],
-        POOL: [row.pool for row in bad],
-        MODALITY: [row.modality for row in bad],
-        ERROR: [f"pool: BadRow: {row.message} ({row.file}:{row.line})" for row in bad],
-    }
-    yield pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})

@@ -31,7 +31,7 @@ from nemo_mm_rank.config import (
     SNSSettings,
     parse,
 )
-from nemo_mm_rank.errors import ConfigError, TextError
+from nemo_mm_rank.errors import ConfigError, MissingColumnError, TextError, nearest
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.bad_rows import shown
@@ -266,9 +266,40 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         self._log_metrics({name: so_far.get(name, 0.0) + value for name, value in measured.items()})
 
 
+BRIDGES = {
+    "ImageBatch": "ImagePairsStage",
+    "AudioTask": "AudioPairsStage",
+    "VideoTask": "ClipPairsStage",
+    "InterleavedBatch": "InterleavedPairsStage",
+}
+"""Curator's tasks -> the stage of ours that makes pairs of them."""
+
+
+def require_type(task: Task[Any], kind: type[Task[Any]], stage: str) -> None:
+    """Check that a stage is given the tasks that it takes.
+
+    Raises:
+        ConfigError: naming both, and the stage that goes between them.
+    """
+    if not isinstance(task, kind):
+        there = type(task).__name__
+        way = f": put {BRIDGES[there]} before it" if kind is DocumentBatch and there in BRIDGES else ""
+        raise ConfigError(f"{stage}: takes {kind.__name__}, not {there}{way}")
+
+
 def require_columns(task: Task[Any], columns: Iterable[str], stage: str) -> None:
-    """Raise `MissingColumnError` naming the stage and the columns that the batch lacks."""
-    frames.check_columns(pd.DataFrame(columns=task.get_columns()), dict.fromkeys(columns), stage)
+    """Check that a batch of documents has ``columns``.
+
+    Raises:
+        ConfigError: it is no batch of documents.
+        MissingColumnError: naming the stage and the columns that the batch lacks.
+    """
+    require_type(task, DocumentBatch, stage)
+    try:
+        frames.check_columns(pd.DataFrame(columns=task.get_columns()), dict.fromkeys(columns), stage)
+    except MissingColumnError as error:
+        hint = "" if set(CANONICAL) <= set(task.get_columns()) else "; PairColumnsStage makes pairs of any columns"
+        raise MissingColumnError(f"{error}{hint}") from None
 
 
 @dataclass(kw_only=True, repr=False)
@@ -319,13 +350,22 @@ class EncoderStage(StepStage):
 
 @dataclass(kw_only=True, repr=False)
 class ExpertEmbeddingStage(EncoderStage):
-    """Embeds both sides of every pair with every expert: `experts.step.ExpertStep`. Arguments: `EncoderStage`."""
+    """Embeds both sides of every pair with every expert: `experts.step.ExpertStep`. Arguments: `EncoderStage`, and
+
+    Args:
+        given: experts whose embeddings of data are there already, as ``emb_data__<expert>``, L2-normalised.
+    """
+
+    given: Sequence[str] = ()
 
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
         config = self._checked
-        used = {config.anchor}.union(*(expert.models for expert in config.experts))
-        step = ExpertStep(config.experts, config.models, config.anchor, config.media)
-        return step, {name: config.models[name] for name in sorted(used)}
+        names = [expert.name for expert in config.experts]
+        for name in self.given:
+            if name not in names:
+                raise ConfigError(f"given: no expert {name!r}{nearest(name, names)}")
+        step = ExpertStep(config.experts, config.models, config.anchor, config.media, tuple(self.given))
+        return step, {name: config.models[name] for name in sorted(step.used)}
 
 
 @dataclass(kw_only=True, repr=False)

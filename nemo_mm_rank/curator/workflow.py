@@ -111,6 +111,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         trust_run: load whatever classes the run names, and ask whatever addresses; a folder may be anybody's.
         config: a `Config`, a mapping, or the path of a YAML file; its pools do not matter here.
         projection: the folder of a fitted projection.
+        given: experts whose embeddings of data are there already: see `ExpertEmbeddingStage`.
         quarantine: the folder for pairs that fail; default: they stay, with the reason in ``error``.
         resources: of one worker of the stages that have models (``sns``, ``experts`` and ``match``).
     """
@@ -120,6 +121,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
     trust_run: bool = False
     config: Config | Mapping[str, Any] | str | Path | None = None
     projection: str | Path | None = None
+    given: Sequence[str] = ()
     quarantine: str | Path | None = None
     resources: Resources = field(default_factory=Resources)
     name: str = "multimodal_rank"
@@ -147,7 +149,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         self._stages: list[ProcessingStage[Any, Any]] = []
         if config.sns.mode != "off":
             self._stages.append(SNSStage(sns=config.sns, experts=experts, models=models, **work))
-        self._stages.append(ExpertEmbeddingStage(**spaces, **work))
+        self._stages.append(ExpertEmbeddingStage(given=self.given, **spaces, **work))
         self._stages.append(ProjectionStage(projection=projection, anchor=anchor))
         if matcher is not None:
             self._stages.append(MatchStage(matcher=matcher, models=models, **work))

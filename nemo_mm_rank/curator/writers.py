@@ -232,7 +232,7 @@ class QuarantineStage(ProcessingStage[DocumentBatch, DocumentBatch]):
 
 
 def _stem(task: DocumentBatch, table: pa.Table) -> str:
-    """Return the name of a batch's file: from its source and place there, or else from its pairs' ids.
+    """Return the name of a batch's file: from its source and place there, or else from its pairs' ids and errors.
 
     Curator gives random ids, with an ``r`` in front, where it cannot tell what a batch was made from, and none at all
     where a stage is called by hand.
@@ -240,7 +240,8 @@ def _stem(task: DocumentBatch, table: pa.Table) -> str:
     source = task._metadata.get("source_files")
     if source and task.task_id and not task.task_id.startswith("r"):
         return str(get_deterministic_hash(list(source), task.task_id))
-    return str(get_deterministic_hash([str(name) for name in table[PAIR_ID].to_pylist()]))
+    names = zip(table[PAIR_ID].to_pylist(), table[ERROR].to_pylist(), strict=True)
+    return str(get_deterministic_hash([str(name if name is not None else error) for name, error in names]))
 
 
 def _remove(file: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 import torch.nn.functional as F
 
-from nemo_mm_rank import schema
+from nemo_mm_rank import frames, schema
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
@@ -77,14 +77,21 @@ class ExpertStep(PairStep):
         models: the configuration's models by name.
         anchor: the model that embeds annotations for the projection.
         media: how media are opened.
+        given: experts whose embeddings of data are there already, L2-normalised; their models do not look at it again.
     """
 
     experts: Sequence[ExpertSpec]
     models: Mapping[str, ModelSpec]
     anchor: str
     media: MediaSettings = field(default_factory=MediaSettings)
+    given: Sequence[str] = ()
     name: str = "experts"
     loaded = ("_experts", "_device")
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The canonical columns, and those of embeddings that are given."""
+        return {**super().requires, **dict.fromkeys(self._given_columns, schema.VECTOR)}
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -93,12 +100,26 @@ class ExpertStep(PairStep):
 
     @property
     def _vector_columns(self) -> list[str]:
-        data = [source.column for expert in self.experts for source in sources(expert)]
+        data = [source.column for expert in self._embedding for source in sources(expert)]
         return [*data, *(schema.annotation_column(model) for model in self.text_models)]
 
     @property
     def _descriptions(self) -> list[str]:
-        return [schema.description_column(expert.name) for expert in self.experts if expert.describers]
+        return [schema.description_column(expert.name) for expert in self._embedding if expert.describers]
+
+    @property
+    def _embedding(self) -> list[ExpertSpec]:
+        return [expert for expert in self.experts if expert.name not in self.given]
+
+    @property
+    def _given_columns(self) -> list[str]:
+        given = [expert for expert in self.experts if expert.name in self.given]
+        return [source.column for expert in given for source in sources(expert)]
+
+    @property
+    def used(self) -> set[str]:
+        """The models that the step loads."""
+        return {*self.text_models}.union(*(expert.models for expert in self._embedding))
 
     @property
     def text_models(self) -> list[str]:
@@ -108,7 +129,7 @@ class ExpertStep(PairStep):
     def setup(self, device: str | None = None) -> None:
         """Load every model (nothing happens where this process has them)."""
         self._device = loader.pick_device(device)
-        self._experts = [build(expert, self.models, self._device) for expert in self.experts]
+        self._experts = [build(expert, self.models, self._device) for expert in self._embedding]
 
     def identity(self) -> dict[str, Any]:
         """Experts, models with their revisions, and how media are decoded."""
@@ -119,6 +140,7 @@ class ExpertStep(PairStep):
             "anchor": self.anchor,
             "models": loader.identities({name: self.models[name] for name in sorted(used)}),
             "media": self.media.identity(),
+            **({"given": sorted(self.given)} if self.given else {}),
         }
 
     def process(self, rows: Frame) -> Added:
@@ -153,7 +175,8 @@ class ExpertStep(PairStep):
             if column is not None:
                 takers.append((column, expert))
         if not takers:
-            errors.update((row, EmbeddingError(f"no expert takes {modality}")) for row in positions)
+            there = self._there(rows)
+            errors.update((row, EmbeddingError(f"no expert takes {modality}")) for row in positions if not there[row])
             return
         opener = Opener(self.media)
         items = iter_data(rows, opener, positions, threads=self.media.threads)
@@ -167,6 +190,11 @@ class ExpertStep(PairStep):
                     said = descriptions[schema.description_column(expert.name)]
                     for row, text in zip(chunk_rows, encoded.texts, strict=True):
                         said[row] = text
+
+    def _there(self, rows: Frame) -> list[bool]:
+        """Return which rows have an embedding that is given."""
+        there = [frames.array(rows, column).is_valid().to_pylist() for column in self._given_columns]
+        return [any(row) for row in zip(*there, strict=True)] if there else [False] * len(rows)
 
     def _embed_parts(
         self,

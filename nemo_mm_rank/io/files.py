@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from nemo_mm_rank.errors import DamagedError, ModelError, StorageError
+from nemo_mm_rank.io.clip_folder import clip_files
 from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.tar import walk
@@ -275,7 +276,7 @@ _CHUNK = 2**22
 
 
 def file_digest(file: str) -> str:
-    """Return the digest of a local or remote manifest's bytes; of a tar's without its media.
+    """Return the digest of a local or remote manifest's bytes; without the media of tars and clips.
 
     Media are stamped one by one, wherever they lie, and a tar of them may be as large as a disk.
 
@@ -283,6 +284,9 @@ def file_digest(file: str) -> str:
         PoolError: it cannot be read.
     """
     digest = hashlib.blake2b(digest_size=_SIZE)
+    if os.path.isdir(file):
+        digest.update(json.dumps([[os.path.basename(one), file_digest(one)] for one in clip_files(file)]).encode())
+        return digest.hexdigest()
     with opened(file) as handle:
         for part in _tar_parts(handle) if split_suffix(file)[1] == "tar" else _chunks(handle):
             digest.update(part)

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -391,8 +391,18 @@ def _parquet_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
     leaves = [whole.schema.column(i) for i in range(len(whole.schema))]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     parquet = pq.ParquetFile(handle, pre_buffer=False, read_dictionary=texts)
+    yield from arrow_rows(file, parquet.iter_batches(batch_size=batch_rows))
+
+
+def arrow_rows(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Rows]:
+    """Stream the rows of record batches, numbered from 1, without the encodings that differ from file to file.
+
+    Args:
+        file: what the rows are of, as the user would name it.
+        batches: one after the other, all of one schema.
+    """
     row = 1
-    for batch in parquet.iter_batches(batch_size=batch_rows):
+    for batch in batches:
         sizes = np.zeros(len(batch), dtype=np.int64)
         for column in batch.columns:
             sizes += _decoded_bytes(column)
@@ -402,7 +412,7 @@ def _parquet_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
                 bad = BadRow(file, row + start, "row", expected, found)
                 yield Rows(file, np.zeros(0, np.int64), {}, (bad,))
             else:
-                yield _decoded(file, names, batch.slice(start, stop - start), row + start)
+                yield _decoded(file, batch.schema.names, batch.slice(start, stop - start), row + start)
         row += len(batch)
 
 
@@ -433,7 +443,8 @@ def _decoded_bytes(column: pa.Array) -> Ints:
         return sums
     if pa.types.is_struct(kind):
         return sum((_decoded_bytes(inner) for inner in column.flatten()), np.zeros(len(column), np.int64))
-    if any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string)):
+    texts = (pa.types.is_string, pa.types.is_binary, pa.types.is_large_string, pa.types.is_large_binary)
+    if any(is_kind(kind) for is_kind in texts):
         lengths: Ints = pc.binary_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         return lengths
     return np.full(len(column), column.nbytes // max(1, len(column)), dtype=np.int64)

@@ -17,6 +17,7 @@ from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch, canonical
+from nemo_mm_rank.io.clip_folder import clip_metas, clip_root, clip_rows
 from nemo_mm_rank.io.manifest import KINDS, MAX_COLUMNS, OTHER_FIELDS, Rows, read_rows, split_suffix
 from nemo_mm_rank.io.references import References
 from nemo_mm_rank.io.webdataset import tar_rows
@@ -43,7 +44,7 @@ class Manifest:
     """One manifest file of a pool.
 
     Attributes:
-        file: local path or URL.
+        file: local path or URL; of clips, the folder of their metadata.
         pool: name of the pool for rows that do not say.
         root: absolute folder or URL that references are relative to; on further lines, folders that are trusted, too.
     """
@@ -56,7 +57,8 @@ class Manifest:
 def manifests(source: PoolSource) -> list[Manifest]:
     """Find the manifests of a pool: the file itself, those of a folder (not below it), or what a glob matches.
 
-    A folder's ``.json`` files are left alone, since they are rarely manifests; the pool bears the folder's name.
+    A folder's ``.json`` files are left alone, since they are rarely manifests, but for those of clips that Curator has
+    written (`io.clip_folder`); the pool bears the folder's name.
 
     Raises:
         PoolError: there is none, or a folder has WebDataset tars beside others, which may be about the same pairs.
@@ -72,16 +74,27 @@ def manifests(source: PoolSource) -> list[Manifest]:
     found = []
     for file in files:
         folder = file.rpartition("/")[0] if remote else os.path.dirname(os.path.abspath(file))
-        root = source.root or folder
-        root = root if is_url(root) else os.path.abspath(os.path.expanduser(root))
-        root = "\n".join((root, *(os.path.abspath(os.path.expanduser(trusted)) for trusted in source.trusted_roots)))
-        found.append(Manifest(file, source.name or named or split_suffix(file)[0], root))
+        folder = clip_root(file) if os.path.isdir(file) else folder
+        name = source.name or named or split_suffix(file)[0]
+        found.append(Manifest(file, name, media_root(source.root or folder, source.trusted_roots)))
     return found
+
+
+def media_root(root: str, trusted: Sequence[str] = ()) -> str:
+    """Return what a pair's `MEDIA_ROOT` says: the root, and trusted folders on further lines, all absolute."""
+    folders = (root if is_url(root) else _absolute(root), *map(_absolute, trusted))
+    return "\n".join(folders)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _local(path: str) -> tuple[list[str], str | None]:
     if os.path.isfile(path):
         return [path], None
+    if (metas := clip_metas(path)) is not None:
+        return [metas], os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
         files = [os.path.join(path, name) for name in os.listdir(path)]
         return _of_folder(path, [file for file in files if os.path.isfile(file)]), os.path.basename(
@@ -160,20 +173,27 @@ def read_manifest(
         PoolError: the manifest cannot be read, or a column of the user's has a canonical name.
     """
     references = References(manifest.root, check_files, manifest.file)
-    is_tar = split_suffix(manifest.file)[1] == "tar"
-    batches = (
-        tar_rows(manifest.file, source, manifest.pool, manifest.root)
-        if is_tar
-        else read_rows(manifest.file, source.download_seconds)
-    )
+    batches = _rows(manifest, source)
     for rows in _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches:
-        batch = canonical(rows, source, manifest.pool, references, seen)
-        taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
-        if taken:
-            renamed = {name: _free(name, batch.extras) for name in taken}
-            extras = {renamed.get(name, name): column for name, column in batch.extras.items()}
-            batch = replace(batch, extras=extras, renamed=renamed)
-        yield batch
+        yield freely_named(canonical(rows, source, manifest.pool, references, seen))
+
+
+def _rows(manifest: Manifest, source: PoolSource) -> Iterator[Rows]:
+    if os.path.isdir(manifest.file):
+        return clip_rows(manifest.file, source)
+    if split_suffix(manifest.file)[1] == "tar":
+        return tar_rows(manifest.file, source, manifest.pool, manifest.root)
+    return read_rows(manifest.file, source.download_seconds)
+
+
+def freely_named(batch: PoolBatch) -> PoolBatch:
+    """Return ``batch`` with those columns of the user's renamed that have names which a run adds."""
+    taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
+    if not taken:
+        return batch
+    renamed = {name: _free(name, batch.extras) for name in taken}
+    extras = {renamed.get(name, name): column for name, column in batch.extras.items()}
+    return replace(batch, extras=extras, renamed=renamed)
 
 
 def _free(name: str, names: Collection[str]) -> str:

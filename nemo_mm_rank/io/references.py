@@ -118,3 +118,31 @@ def folded(stamps: Sequence[tuple[int, int]]) -> tuple[int, int]:
         return -1, -1
     digest = hashlib.blake2b(repr(list(stamps)).encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little") >> 1, int.from_bytes(digest[8:], "little") >> 1
+
+
+class Rootless(References):
+    """For rows that need no root: texts, content that they carry, URLs. Whatever else they name is refused."""
+
+    root = None  # type: ignore[assignment]
+    check_files = True
+
+    def __init__(self) -> None:
+        """There is nothing to resolve."""
+
+    def settled(self, reference: str) -> str:
+        """Return it as it is."""
+        return reference
+
+    def stamp(self, reference: str) -> tuple[int, int]:
+        """Return (-1, -1) for a URL.
+
+        Raises:
+            MediaError: it is a file.
+        """
+        if place_of(reference) is None and not is_local(reference):
+            return -1, -1
+        raise MediaError(f"{shown(reference)}, and no root is given that it could lie below")
+
+    def text(self, reference: str) -> str:
+        """Raise `MediaError`."""
+        raise MediaError(f"{shown(reference)}, and no root is given that it could lie below")

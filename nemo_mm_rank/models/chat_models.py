@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nemo_mm_rank.errors import ModelError, require
 from nemo_mm_rank.models.base import Encoded
 from nemo_mm_rank.models.batching import Features
 from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder, Sight
@@ -15,6 +16,8 @@ from nemo_mm_rank.schema import Modality
 PASSAGE, QUERY = "passage: ", "query: "
 FRAME = (32 * 14 * 14, 64 * 28 * 28)
 """Pixels of a video's frame, by the model's card."""
+ATTENDS_BOTH_WAYS = (5, 23)
+"""The first transformers that honours ``config.is_causal``."""
 
 
 @dataclass(eq=False)
@@ -41,7 +44,18 @@ class OmniEmbedEncoder(ChatEncoder):
     _chat = Chat(asks=False, passage=PASSAGE)
 
     def __post_init__(self) -> None:
-        """Load the model, and let it attend in both directions."""
+        """Load the model, and let it attend in both directions.
+
+        Raises:
+            ModelError: the library would attend in one, whatever it is told.
+        """
+        version: str = require("transformers", "models").__version__
+        if tuple(int(part) for part in version.split(".")[:2]) < ATTENDS_BOTH_WAYS:
+            least = ".".join(map(str, ATTENDS_BOTH_WAYS))
+            raise ModelError(
+                f"{self.path}: this model needs transformers {least} or later, which lets it attend both ways, "
+                f"not {version}: pip install 'transformers>={least}'"
+            )
         super().__post_init__()
         self._model.model.language_model.config.is_causal = False
 

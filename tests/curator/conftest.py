@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +74,15 @@ def through() -> Through:
         return flowing
 
     return go
+
+
+@pytest.fixture(scope="module")
+def ffprobe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """See that there is an `ffprobe`, which Curator's video stages run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if shutil.which("ffprobe") is None:
+            program = tmp_path_factory.mktemp("bin") / "ffprobe"
+            program.write_text(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).with_name("ffprobe.py")} "$@"\n')
+            program.chmod(0o755)
+            patch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+        yield

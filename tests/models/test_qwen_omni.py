@@ -128,6 +128,12 @@ def test_vectors_are_those_of_the_library(pooling: str, folder: Path, library: L
     assert float((plain[seen] - wanted[seen]).abs().amax(dim=1).min()) > 1e-4
 
 
+def test_omni_embed_says_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers, "__version__", "5.22.1")
+    with pytest.raises(ModelError, match=r"needs transformers 5\.23 or later, .*, not 5\.22\.1: pip install"):
+        load(folder, "omni-embed")
+
+
 def test_omni_embed_attends_in_both_directions(folder: Path) -> None:
     """Against the eager attention of the library, with a mask of zeros: as the authors' class makes it."""
     eager = Library(folder, "eager")
