@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from nemo_mm_rank import __version__
-from nemo_mm_rank.config import Config, Importing, PoolSource, parse, read_yaml
+from nemo_mm_rank.config import POOL_FORMATS, Config, Importing, PoolSource, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole, guard_messages, printable
 from nemo_mm_rank.errors import FailedError, UserError
 from nemo_mm_rank.mix import MIXES
@@ -31,7 +31,7 @@ models = typer.Typer(help="The models of a configuration.", no_args_is_help=True
 app.add_typer(models, name="models")
 
 Pools = Annotated[
-    list[str] | None, typer.Argument(help="Manifests: JSONL, Parquet or WebDataset; a file, folder, glob or URL.")
+    list[str] | None, typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
 ]
 Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")]
 Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
@@ -57,6 +57,13 @@ Root = Annotated[
 TrustRoot = Annotated[
     list[str] | None, typer.Option(help="Another folder that references and links may lead to, repeatable.")
 ]
+PoolFormat = Annotated[
+    str | None,
+    typer.Option("--format", help=f"What pools are written in: {', '.join(POOL_FORMATS)}; default: as seen."),
+]
+Turns = Annotated[str | None, typer.Option(help="Turns of a conversation that make a pair: all, first or last.")]
+System = Annotated[str | None, typer.Option(help="A conversation's system prompt: keep it in the data, or drop it.")]
+Captions = Annotated[str | None, typer.Option(help="A list of captions: each is a pair, join them, or the first.")]
 Workers = Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")]
 Scheduler = Annotated[str | None, typer.Option(help="A running Dask scheduler.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
@@ -89,6 +96,10 @@ def curate(
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     mix: MixName = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
@@ -107,7 +118,8 @@ def curate(
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
     values = _configured(config, preset, import_from)
-    _take_pools(values, pool, field, modality, root, trust_root)
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
     values |= _given(queries=_queries(query, avoid), allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
@@ -163,6 +175,10 @@ def ecodatum(
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     workers: Workers = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
@@ -173,7 +189,8 @@ def ecodatum(
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
-    _take_pools(values, pool, field, modality, root, trust_root)
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
     values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, device=device)
@@ -197,6 +214,10 @@ def benchmark(
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
     workers: Workers = None,
     scheduler_address: Scheduler = None,
@@ -206,7 +227,8 @@ def benchmark(
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
     values = _configured(config, preset, import_from)
-    _take_pools(values, pool, field, modality, root, trust_root)
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     if pool and values.pop("demo", None) is not None:
         values.pop("relevant", None)  # a column of the built-in pool's
     values |= _given(budget=budget, output=output, seeds=seeds, queries=_queries(query, avoid))
@@ -295,12 +317,16 @@ def report(
 @app.command()
 def validate(
     pool: Annotated[
-        list[str], typer.Argument(help="Manifests: JSONL, Parquet or WebDataset; a file, folder, glob or URL.")
+        list[str], typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
     ],
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     config: ConfigFile = None,
     import_from: ImportFrom = None,
 ) -> None:
@@ -309,7 +335,9 @@ def validate(
 
     values = _configured(config, None, import_from)
     parse(Importing, {key: values[key] for key in Importing.model_fields if key in values}).register()
-    sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root, trust_root)]
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    about = written | _given(modality=modality, root=root, trusted_roots=trust_root)
+    sources = [parse(PoolSource, source) for source in _pools(pool, field, about)]
     report = check(sources)
     console = SafeConsole()
     for line in report.lines():
@@ -372,33 +400,26 @@ def version() -> None:
 
 
 def _take_pools(
-    values: dict[str, Any],
-    paths: list[str] | None,
-    fields: list[str] | None,
-    modality: str | None,
-    root: str | None,
-    trusted: list[str] | None,
+    values: dict[str, Any], paths: list[str] | None, fields: list[str] | None, about: dict[str, Any]
 ) -> None:
     """Put the pools of the command line into the configuration, in place of those that it names."""
     if paths:
-        values["pools"] = _pools(paths, fields, modality, root, trusted)
-    elif fields or modality or root or trusted:
+        values["pools"] = _pools(paths, fields, about)
+    elif fields or about:
         raise UserError(
-            "--field, --modality, --root and --trust-root are for pools on the command line; write yours beside them"
+            "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools "
+            "on the command line; write yours beside them"
         )
 
 
-def _pools(
-    paths: list[str], fields: list[str] | None, modality: str | None, root: str | None, trusted: list[str] | None
-) -> list[dict[str, Any]]:
+def _pools(paths: list[str], fields: list[str] | None, about: dict[str, Any]) -> list[dict[str, Any]]:
     mapping = {}
     for field in fields or []:
         ours, separator, theirs = field.partition("=")
         if not separator or not ours or not theirs:
             raise UserError(f"--field {field!r}: write it as ours=theirs, e.g. annotation=caption")
         mapping[ours] = theirs
-    about = _given(fields=mapping or None, modality=modality, root=root, trusted_roots=trusted)
-    return [{"path": path, **about} for path in paths]
+    return [{"path": path, **about, **_given(fields=mapping or None)} for path in paths]
 
 
 def _configured(config: Path | None, preset: str | None, import_from: list[str] | None) -> dict[str, Any]:

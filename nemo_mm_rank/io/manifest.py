@@ -63,12 +63,14 @@ class Rows:
         lines: ``(n,)`` int64, line (JSONL), row (Parquet) or sample (WebDataset) numbers from 1.
         columns: name -> n values; a key that a JSON row lacks is None.
         bad: rows between these that cannot be read at all.
+        texts: of JSON, the n objects as they are written.
     """
 
     file: str
     lines: npt.NDArray[np.int64]
     columns: dict[str, Column]
     bad: tuple[BadRow, ...] = ()
+    texts: Sequence[str] = ()
 
 
 def split_suffix(path: str) -> tuple[str, str | None, str | None]:
@@ -226,6 +228,8 @@ def _array_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
+    texts: list[str] = []
+    held = 0
     while True:
         while place < len(text) and text[place] in " \t\r\n,":
             place += 1
@@ -237,25 +241,28 @@ def _array_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
                 raise json.JSONDecodeError("more may follow", text, end)  # a number, cut by the block's end
         except json.JSONDecodeError as error:
             if ended or len(text) - place > MAX_LINE_BYTES:
+                yield gathered(file, rows, numbers, bad, texts)
                 said = (
-                    "it breaks off"
-                    if ended and error.pos >= len(text.rstrip())
+                    f"it breaks off in element {number + 1}"
+                    if ended and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"))
                     else f"{error.msg} in element {number + 1}"
                 )
                 raise PoolError(f"{file}: cannot be read: a JSON array, but {said}") from error
             more = stream.read(BLOCK_BYTES)
             text, place, ended = text[place:] + decoder.decode(more, not more), 0, not more
             continue
-        number, place = number + 1, end
+        number, written, place = number + 1, text[place:end], end
+        held += len(written)
         try:
             rows.append(_whole_object(element))
             numbers.append(number)
+            texts.append(written)
         except NOT_AN_OBJECT as error:
             bad.append(BadRow(file, number, "row", "a JSON object in each place of the array", why_not(error)))
-        if len(rows) + len(bad) == BATCH_ROWS:
-            yield gathered(file, rows, numbers, bad)
-            rows, numbers, bad = [], [], []
-    yield gathered(file, rows, numbers, bad)
+        if len(rows) + len(bad) == BATCH_ROWS or held >= BLOCK_BYTES:
+            yield gathered(file, rows, numbers, bad, texts)
+            rows, numbers, bad, texts, held = [], [], [], [], 0
+    yield gathered(file, rows, numbers, bad, texts)
 
 
 def _blocks(stream: Any, rest: bytes = b"") -> Iterator[bytes | None]:
@@ -292,6 +299,7 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
+    texts: list[str] = []
     for number, line in enumerate(lines, first_line):
         if not line:
             continue
@@ -304,10 +312,13 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
         else:
             rows.append(row)
             numbers.append(number)
-    return gathered(file, rows, numbers, bad)
+            texts.append(line if isinstance(line, str) else line.decode())
+    return gathered(file, rows, numbers, bad, texts)
 
 
-def gathered(file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], bad: Sequence[BadRow]) -> Rows:
+def gathered(
+    file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], bad: Sequence[BadRow], texts: Sequence[str] = ()
+) -> Rows:
     """Return rows read one by one, with their numbers, as columns; of too many, the rarest as `OTHER_FIELDS`."""
     names = Counter(chain.from_iterable(rows))
     frequent = names if len(names) <= MAX_COLUMNS else dict(names.most_common(FREQUENT))
@@ -315,7 +326,7 @@ def gathered(file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], 
     if len(frequent) < len(names):
         others = [{name: value for name, value in row.items() if name not in frequent} for row in rows]
         columns[OTHER_FIELDS] = [json.dumps(other, ensure_ascii=False) if other else None for other in others]
-    return Rows(file, np.array(numbers, dtype=np.int64), columns, tuple(bad))
+    return Rows(file, np.array(numbers, dtype=np.int64), columns, tuple(bad), texts)
 
 
 NOT_AN_OBJECT = (UnicodeError, ValueError, TypeError, RecursionError)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +19,38 @@ from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch, canonical
-from nemo_mm_rank.io.manifest import KINDS, MAX_COLUMNS, OTHER_FIELDS, Rows, read_rows, split_suffix
+from nemo_mm_rank.io.formats import ROWS, converted
+from nemo_mm_rank.io.manifest import (
+    KINDS,
+    MAX_COLUMNS,
+    MAX_LINE_BYTES,
+    NOT_AN_OBJECT,
+    OTHER_FIELDS,
+    Rows,
+    json_object,
+    read_rows,
+    split_suffix,
+    why_not,
+)
 from nemo_mm_rank.io.references import References
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.source import is_url, lacking
 from nemo_mm_rank.modality import names
-from nemo_mm_rank.schema import AGREEMENT, ERROR, MEDIA_ROOT, MODALITY, POOL, WEAKEST, WEAKEST_SENTENCE
+from nemo_mm_rank.schema import (
+    AGREEMENT,
+    ERROR,
+    MEDIA_ROOT,
+    MODALITY,
+    POOL,
+    SOURCE_MEDIA,
+    SOURCE_RECORD,
+    WEAKEST,
+    WEAKEST_SENTENCE,
+)
 
 RESERVED = frozenset(
-    {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE}
+    {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE, SOURCE_MEDIA, SOURCE_RECORD}
     | {AGREEMENT, "rank", "pool_rank", "score", "filters_passed", "reason"}
 )
 RESERVED_PREFIXES = (
@@ -37,6 +61,8 @@ RESERVED_PREFIXES = (
 
 ORIGINAL = "original_"
 
+DATASET_INFO = "dataset_info.json"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -46,11 +72,13 @@ class Manifest:
         file: local path or URL.
         pool: name of the pool for rows that do not say.
         root: absolute folder or URL that references are relative to; on further lines, folders that are trusted, too.
+        told: the entry of a ``dataset_info.json`` beside it that is for this file, as JSON.
     """
 
     file: str
     pool: str
     root: str
+    told: str = "{}"
 
 
 def manifests(source: PoolSource) -> list[Manifest]:
@@ -75,8 +103,23 @@ def manifests(source: PoolSource) -> list[Manifest]:
         root = source.root or folder
         root = root if is_url(root) else os.path.abspath(os.path.expanduser(root))
         root = "\n".join((root, *(os.path.abspath(os.path.expanduser(trusted)) for trusted in source.trusted_roots)))
-        found.append(Manifest(file, source.name or named or split_suffix(file)[0], root))
+        told = "{}" if remote else json.dumps(_told(folder, os.path.basename(file)), sort_keys=True)
+        found.append(Manifest(file, source.name or named or split_suffix(file)[0], root, told))
     return found
+
+
+def _told(folder: str, name: str) -> dict[str, Any]:
+    """Return what LLaMA-Factory's list of data sets in a folder says of a file."""
+    file = os.path.join(folder, DATASET_INFO)
+    if not os.path.isfile(file) or os.path.getsize(file) > MAX_LINE_BYTES:
+        return {}
+    with open(file, "rb") as handle:
+        try:
+            entries = json_object(handle.read())
+        except NOT_AN_OBJECT as error:
+            raise PoolError(f"{file}: cannot be read: {why_not(error)}") from error
+    found = (entry for entry in entries.values() if isinstance(entry, dict) and entry.get("file_name") == name)
+    return next(found, {})
 
 
 def _local(path: str) -> tuple[list[str], str | None]:
@@ -166,8 +209,10 @@ def read_manifest(
         if is_tar
         else read_rows(manifest.file, source.download_seconds)
     )
-    for rows in _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches:
-        batch = canonical(rows, source, manifest.pool, references, seen)
+    batches = _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches
+    known = ROWS if is_tar else None
+    for rows, form in converted(batches, source, manifest.pool, json.loads(manifest.told), known):
+        batch = replace(canonical(rows, source, manifest.pool, references, seen), format=form)
         taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
         if taken:
             renamed = {name: _free(name, batch.extras) for name in taken}
@@ -206,6 +251,7 @@ class Report:
         by_field: bad rows by the field at fault (``row``: cannot be read at all).
         counts: good rows by pool and modality.
         errors: one line for each manifest that cannot be read (to its end).
+        formats: manifest -> what it was taken for, where that is not rows of pairs.
         renamed: columns whose names a run adds -> the names that they go by.
     """
 
@@ -215,6 +261,7 @@ class Report:
     by_field: Counter[str] = field(default_factory=Counter)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
+    formats: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -228,6 +275,7 @@ class Report:
 
     def _lines(self) -> Iterator[str]:
         yield from (f"error: {error}" for error in self.errors)
+        yield from (f"{file}: {title}" for file, title in self.formats.items())
         yield from map(str, self.bad_rows)
         if self.bad > len(self.bad_rows):
             yield f"... and {self.bad - len(self.bad_rows):,} more bad rows"
@@ -278,6 +326,8 @@ def validate(pools: Sequence[PoolSource], check_files: bool = True, most: int = 
         for manifest in found:
             try:
                 for batch in read_manifest(manifest, source, seen, check_files):
+                    if batch.format is not ROWS:
+                        report.formats[manifest.file] = batch.format.title
                     _count(report, batch, most)
             except PoolError as error:
                 report.errors.append(str(error))
