@@ -143,7 +143,8 @@ FIELDS = (*CANONICAL, DATA_BYTES, "data_path", "annotation_path")
 
 
 PoolFormat = Literal[
-    "rows", "llava", "sharegpt", "alpaca", "swift", "messages", "coco", "nemo-manifest", "captions", "urls"
+    *("rows", "llava", "sharegpt", "alpaca", "swift", "messages"),
+    *("nemo-manifest", "coco", "img2dataset", "captions", "urls"),
 ]
 POOL_FORMATS: tuple[str, ...] = get_args(PoolFormat)
 """What the records of a pool may be written in; ``rows`` are pairs by our own names."""

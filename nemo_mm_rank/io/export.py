@@ -23,6 +23,7 @@ from nemo_mm_rank.io.files import write_atomically, write_table
 from nemo_mm_rank.io.owned import Claim, whole
 from nemo_mm_rank.io.webdataset import JSON, TEXTS, kind_of
 from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.window import without_window
 from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID
 
@@ -218,6 +219,6 @@ def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, r
 
 def _extension(reference: str, modality: str) -> str:
     """Return the extension that a reader takes for the modality, whatever the media are called."""
-    stem, _, extension = reference.rpartition("/")[2].lower().rpartition(".")
+    stem, _, extension = without_window(reference).rpartition("/")[2].lower().rpartition(".")
     fits = stem and _EXTENSION.fullmatch(extension) and extension not in (*JSON, *TEXTS)
     return extension if fits and kind_of(extension) in (modality, None) else "bin"

@@ -1,4 +1,4 @@
-"""Manifests as streams of rows: JSON (an object a line, or one array; also .gz and .zst) and Parquet, local or remote.
+"""Manifests as streams of rows: JSON (an object a line, one array, or COCO's object; also .gz and .zst), CSV, Parquet.
 
 WebDataset tars, the third kind, have a room of their own: `io.webdataset`.
 """
@@ -6,12 +6,15 @@ WebDataset tars, the third kind, have a room of their own: `io.webdataset`.
 from __future__ import annotations
 
 import codecs
+import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from io import TextIOWrapper
+from itertools import chain, islice
 from typing import IO, Any, TypeAlias, cast
 
 import fsspec
@@ -45,11 +48,19 @@ OTHER_FIELDS = "other_fields"
 FREQUENT = 100
 """Keys that are columns all the same."""
 
+MEDIA_FEATURES = ("Image", "Audio", "Video")
+"""What Hugging Face's library calls columns of media."""
+COCO_CAPTIONS = "coco_captions"
+"""The captions of an image of COCO, which stand apart from the images."""
+MAX_COCO_BYTES = 2**29
+_COCO = re.compile(rb'\s*\{\s*"(info|images|annotations|licenses|type|categories)"\s*:')
+
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 JSON_SUFFIXES, PARQUET_SUFFIXES, TAR_SUFFIX = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq"), ".tar"
+CSV_SUFFIX = ".csv"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-KINDS = ".jsonl, .ndjson, .json (each also .gz or .zst), .parquet or .tar (WebDataset, not compressed)"
+KINDS = ".jsonl, .ndjson, .json (each also .gz or .zst), .csv, .parquet or .tar (WebDataset, not compressed)"
 
 Column: TypeAlias = list[Any] | pa.Array
 """One field of several rows: JSON values as they are, or an Arrow array from a Parquet file."""
@@ -64,6 +75,7 @@ class Rows:
         columns: name -> n values; a key that a JSON row lacks is None.
         bad: rows between these that cannot be read at all.
         texts: of JSON, the n objects as they are written.
+        features: of Parquet that Hugging Face's library wrote, its columns of media -> Image, Audio or Video.
     """
 
     file: str
@@ -71,10 +83,11 @@ class Rows:
     columns: dict[str, Column]
     bad: tuple[BadRow, ...] = ()
     texts: Sequence[str] = ()
+    features: Mapping[str, str] = field(default_factory=dict)
 
 
 def split_suffix(path: str) -> tuple[str, str | None, str | None]:
-    """Return the stem of a manifest's file name, its kind (``json``, ``parquet`` or ``tar``) and its compression."""
+    """Return a manifest's stem, its kind (``json``, ``csv``, ``parquet`` or ``tar``), and its compression."""
     name = path.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     compression = next((codec for suffix, codec in COMPRESSIONS.items() if name.endswith(suffix)), None)
     inner = name.rpartition(".")[0] if compression else name
@@ -84,13 +97,15 @@ def split_suffix(path: str) -> tuple[str, str | None, str | None]:
     for suffix in PARQUET_SUFFIXES:
         if name.endswith(suffix):
             return name.removesuffix(suffix), "parquet", None
+    if name.endswith(CSV_SUFFIX):
+        return name.removesuffix(CSV_SUFFIX), "csv", None
     if name.endswith(TAR_SUFFIX):
         return name.removesuffix(TAR_SUFFIX), "tar", None
     return name, None, None
 
 
 def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
-    """Stream the rows of one JSONL or Parquet manifest, a few megabytes at a time.
+    """Stream the rows of one manifest that is no tar, a few megabytes at a time.
 
     Args:
         file: local path or URL.
@@ -100,7 +115,7 @@ def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
         PoolError: the file is missing, is no such manifest, or breaks off; naming the file and why.
     """
     kind = split_suffix(file)[1]
-    if kind not in ("json", "parquet"):
+    if kind not in ("json", "csv", "parquet"):
         raise PoolError(f"{file}: a manifest is {KINDS}")
     with opened(file, seconds) as handle:
         head = handle.read(64)
@@ -108,6 +123,8 @@ def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
         refuse_pretender(file, head)
         if kind == "parquet":
             yield from _parquet_rows(file, handle)
+        elif kind == "csv":
+            yield from _csv_rows(file, handle)
         else:  # what a file is compressed by is told by its first bytes, whatever its name
             known = next((codec for magic, codec in _MAGIC.items() if head.startswith(magic)), None)
             yield from _json_rows(file, handle, known)
@@ -168,6 +185,11 @@ def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterato
         return
     if compression:
         refuse_pretender(file, first)
+    if _COCO.match(first.removeprefix(codecs.BOM_UTF8)):
+        first += stream.read(MAX_LINE_BYTES)
+        if not _is_an_object(first):
+            yield from _coco_rows(file, first, stream)
+            return
     line = 1
     for block in _blocks(stream, first):
         if block is None:
@@ -195,6 +217,67 @@ def _is_a_line(first: bytes) -> bool:
     except ValueError:
         return False
     return bool(newline) and not (values and all(isinstance(value, dict) for value in values))
+
+
+def _csv_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
+    """Read a table of strings with a line of names; a row's line is its number from 1."""
+    text = TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    table = csv.DictReader(text, restkey=_TOO_MANY)
+    try:
+        numbered = enumerate(table, 1)
+        while batch := list(islice(numbered, BATCH_ROWS)):
+            good = [(number, row) for number, row in batch if _TOO_MANY not in row and None not in row.values()]
+            expected = f"{len(table.fieldnames or ())} values"
+            bad = [
+                BadRow(file, number, "row", expected, "more" if _TOO_MANY in row else "fewer")
+                for number, row in batch
+                if _TOO_MANY in row or None in row.values()
+            ]
+            yield gathered(file, [row for _, row in good], [number for number, _ in good], bad)
+    except csv.Error as error:
+        raise PoolError(f"{file}: cannot be read: {error}") from error
+    finally:
+        text.detach()
+
+
+_TOO_MANY = "\0"
+
+
+def _is_an_object(first: bytes) -> bool:
+    """Whether the first line is one object by itself, and not all of COCO."""
+    try:
+        found = json.loads(first.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0])
+    except ValueError:
+        return False
+    return not (isinstance(found, dict) and {"images", "annotations"} <= found.keys())
+
+
+def _coco_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
+    """Read COCO's one object: a row is an image, with its captions.
+
+    Raises:
+        PoolError: it is no such object, or a very large one.
+    """
+    blocks, held = [first], len(first)
+    while block := stream.read(BLOCK_BYTES):
+        blocks.append(block)
+        held += len(block)
+        if held > MAX_COCO_BYTES:
+            raise PoolError(f"{file}: cannot be read: one object of more than {MAX_COCO_BYTES // 2**20:,} MiB")
+    content = b"".join(blocks)
+    try:
+        whole = json_object(content.removeprefix(codecs.BOM_UTF8))
+        captions: dict[Any, list[Any]] = {}
+        for one in whole["annotations"]:
+            captions.setdefault(one["image_id"], []).append(one["caption"])
+        images = [{**image, COCO_CAPTIONS: captions.get(image["id"], [])} for image in whole["images"]]
+    except NOT_AN_OBJECT as error:
+        raise PoolError(f"{file}: cannot be read: one JSON object, but {why_not(error)}") from error
+    except (KeyError, AttributeError) as error:
+        raise PoolError(f"{file}: cannot be read: no captions as of COCO: {shown(error)}") from error
+    for start in range(0, len(images), BATCH_ROWS):
+        rows = images[start : start + BATCH_ROWS]
+        yield gathered(file, rows, range(start + 1, start + 1 + len(rows)), ())
 
 
 class _Decompressed:
@@ -385,7 +468,7 @@ def _parquet_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
     leaves = [whole.schema.column(i) for i in range(len(whole.schema))]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     parquet = pq.ParquetFile(handle, pre_buffer=False, read_dictionary=texts)
-    row = 1
+    row, features = 1, _features(whole.schema_arrow.metadata or {})
     for batch in parquet.iter_batches(batch_size=batch_rows):
         sizes = np.zeros(len(batch), dtype=np.int64)
         for column in batch.columns:
@@ -396,7 +479,7 @@ def _parquet_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
                 bad = BadRow(file, row + start, "row", expected, found)
                 yield Rows(file, np.zeros(0, np.int64), {}, (bad,))
             else:
-                yield _decoded(file, names, batch.slice(start, stop - start), row + start)
+                yield _decoded(file, names, batch.slice(start, stop - start), row + start, features)
         row += len(batch)
 
 
@@ -433,7 +516,15 @@ def _decoded_bytes(column: pa.Array) -> Ints:
     return np.full(len(column), column.nbytes // max(1, len(column)), dtype=np.int64)
 
 
-def _decoded(file: str, names: Sequence[str], batch: pa.RecordBatch, first: int) -> Rows:
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: kind["_type"] for name, kind in features.items() if kind.get("_type") in MEDIA_FEATURES}
+    except (ValueError, KeyError, TypeError, AttributeError):  # anybody can write there
+        return {}
+
+
+def _decoded(file: str, names: Sequence[str], batch: pa.RecordBatch, first: int, features: Mapping[str, str]) -> Rows:
     columns: dict[str, Column] = {name: plain(column) for name, column in zip(names, batch.columns, strict=True)}
     lines = np.arange(first, first + len(batch), dtype=np.int64)
     broken = {i: name for name, column in columns.items() for i in _not_utf8(column)}
@@ -444,7 +535,7 @@ def _decoded(file: str, names: Sequence[str], batch: pa.RecordBatch, first: int)
     if broken:
         keep = np.setdiff1d(np.arange(len(lines)), list(broken))
         lines, columns = lines[keep], {name: taken(column, keep) for name, column in columns.items()}
-    return Rows(file, lines, columns, bad)
+    return Rows(file, lines, columns, bad, features=features)
 
 
 def taken(column: Column, rows: npt.NDArray[np.int64]) -> Column:

@@ -42,6 +42,7 @@ from nemo_mm_rank.schema import (
     ERROR,
     MEDIA_ROOT,
     MODALITY,
+    PAIR_ID,
     POOL,
     SOURCE_MEDIA,
     SOURCE_RECORD,
@@ -82,9 +83,11 @@ class Manifest:
 
 
 def manifests(source: PoolSource) -> list[Manifest]:
-    """Find the manifests of a pool: the file itself, those of a folder (not below it), or what a glob matches.
+    """Find the manifests of a pool: the file itself, those of a folder, or what a glob matches.
 
-    A folder's ``.json`` files are left alone, since they are rarely manifests; the pool bears the folder's name.
+    A folder's ``.json`` and ``.csv`` files are left alone, since they are rarely manifests, but for ``metadata.csv``.
+    Where a folder has no manifest itself, it may be a Hugging Face data set: its Parquet files and ``metadata`` files
+    are looked for below it. The pool bears the folder's name.
 
     Raises:
         PoolError: there is none, or a folder has WebDataset tars beside others, which may be about the same pairs.
@@ -127,9 +130,10 @@ def _local(path: str) -> tuple[list[str], str | None]:
         return [path], None
     if os.path.isdir(path):
         files = [os.path.join(path, name) for name in os.listdir(path)]
-        return _of_folder(path, [file for file in files if os.path.isfile(file)]), os.path.basename(
-            os.path.abspath(path)
-        )
+        files = [file for file in files if os.path.isfile(file)]
+        if not any(_is_manifest(file) for file in files):
+            files = [file for file in glob.glob(os.path.join(path, "**"), recursive=True) if _is_of_a_data_set(file)]
+        return _of_folder(path, files), os.path.basename(os.path.abspath(path))
     return _matching(path, glob.glob(path, recursive=True)), None
 
 
@@ -144,17 +148,26 @@ def _remote(path: str) -> tuple[list[str], str | None]:
 
 
 def _of_folder(path: str, files: list[str]) -> list[str]:
-    def is_manifest(file: str) -> bool:
-        name = file.rsplit("/", 1)[-1]
-        plain_json = name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
-        return split_suffix(name)[1] is not None and not plain_json and not name.startswith((".", "_"))
-
-    found = sorted(filter(is_manifest, files))
+    found = sorted(filter(_is_manifest, files))
+    tars = {split_suffix(file)[0] for file in found if split_suffix(file)[1] == "tar"}
+    if tars:  # beside its tars, img2dataset writes what became of each download
+        found = [file for file in found if split_suffix(file)[1] != "parquet" or split_suffix(file)[0] not in tars]
     if not found:
         raise PoolError(f"{path}: a folder without a manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)")
     if len({split_suffix(file)[1] == "tar" for file in found}) > 1:
         raise PoolError(f"{path}: a folder with .tar files and other manifests: say which, e.g. '{path}/*.tar'")
     return found
+
+
+def _is_manifest(file: str) -> bool:
+    name = file.rsplit("/", 1)[-1]
+    rarely = name.removesuffix(".gz").removesuffix(".zst").endswith((".json", ".csv")) and name != "metadata.csv"
+    return split_suffix(name)[1] is not None and not rarely and not name.startswith((".", "_"))
+
+
+def _is_of_a_data_set(file: str) -> bool:
+    name = os.path.basename(file)
+    return os.path.isfile(file) and _is_manifest(name) and (name.endswith(".parquet") or name.startswith("metadata."))
 
 
 def _matching(path: str, files: list[str]) -> list[str]:
@@ -212,7 +225,9 @@ def read_manifest(
     batches = _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches
     known = ROWS if is_tar else None
     for rows, form in converted(batches, source, manifest.pool, json.loads(manifest.told), known):
-        batch = replace(canonical(rows, source, manifest.pool, references, seen), format=form)
+        ours = {name: theirs for name, theirs in source.fields.items() if form is ROWS or name in (PAIR_ID, POOL)}
+        named = source.model_copy(update={"fields": ours})  # a format has named the sides already
+        batch = replace(canonical(rows, named, manifest.pool, references, seen), format=form)
         taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
         if taken:
             renamed = {name: _free(name, batch.extras) for name in taken}

@@ -22,6 +22,7 @@ from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.pool import read_pools, validate
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import take_apart
+from nemo_mm_rank.media.source import OUTSIDE
 from nemo_mm_rank.schema import SOURCE_MEDIA, SOURCE_RECORD
 
 Record = dict[str, Any]
@@ -84,7 +85,7 @@ def test_llava_in_every_container(folder: Path, suffix: str) -> None:
     assert (one["id"], one["odd"], json.loads(one[SOURCE_RECORD])) == ("000", [1], LLAVA)
     assert (one[SOURCE_MEDIA], two[SOURCE_MEDIA]) == ([{"modality": "image", "data": "img/0.png"}], None)
     assert one["pair_id"].startswith("pool-")
-    assert list(validate([PoolSource(path=str(path))]).lines())[0] == f"{path}: conversations as of LLaVA"
+    assert next(validate([PoolSource(path=str(path))]).lines()) == f"{path}: conversations as of LLaVA"
 
 
 @pytest.mark.parametrize(
@@ -282,8 +283,7 @@ BAD = [
         {"image": "../x.png", "conversations": said("<image>What?", "That.")},
         "data",
         "a media file below the pool's root",
-        "'../x.png', which leads out of the pool's root: --root names a folder that holds it, --trust-root one that may "
-        "be led to, too (image part)",
+        f"'../x.png', which {OUTSIDE} (image part)",
     ),
 ]
 

@@ -7,14 +7,19 @@ from typing import Any
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.io.fields import ANNOTATION_PATH
-from nemo_mm_rank.io.formats.base import About, Format
+from nemo_mm_rank.io.formats.base import About, Format, looked_at
+from nemo_mm_rank.io.formats.captions import CAPTIONED
 from nemo_mm_rank.io.formats.conversations import CONVERSATIONS
+from nemo_mm_rank.io.formats.speech import SPEECH
 from nemo_mm_rank.io.manifest import Rows
 from nemo_mm_rank.schema import ANNOTATION
 
 
 def _is_rows(rows: Rows, about: About) -> bool:
-    return any(about.source.fields.get(name, name) in rows.columns for name in (ANNOTATION, ANNOTATION_PATH))
+    """Whether there is a column of annotations, or what says where they are; lists are captions."""
+    names = [about.source.fields.get(name, name) for name in (ANNOTATION, ANNOTATION_PATH)]
+    lists = any(isinstance(value, list) for value in looked_at(rows, names[0]))
+    return not lists and any(name in rows.columns for name in names)
 
 
 def _as_they_are(rows: Rows, _: About) -> Rows:
@@ -23,7 +28,7 @@ def _as_they_are(rows: Rows, _: About) -> Rows:
 
 ROWS = Format("rows", "rows of pairs", _is_rows, _as_they_are)
 
-FORMATS: tuple[Format, ...] = (ROWS, *CONVERSATIONS)
+FORMATS: tuple[Format, ...] = (ROWS, *CONVERSATIONS, SPEECH, *CAPTIONED)
 
 
 def converted(
