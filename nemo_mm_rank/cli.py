@@ -256,20 +256,26 @@ def explain(
 def export(
     run: FinishedRun,
     output: Annotated[str, typer.Option("--output", "-o", help="A folder that is made for the files.")],
-    form: Annotated[str, typer.Option("--format", help="webdataset: tars with the media themselves.")] = "webdataset",
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="own, llava, sharegpt, swift, messages, hf, energon, webdataset, nemo-manifest, uids; repeatable, "
+            "then each in a folder of its name. Default: own where the pool is of records, else webdataset.",
+        ),
+    ] = None,
+    media: Annotated[str, typer.Option(help="Media of records: copy them, link to them, or keep where they are.")] = (
+        "copy"
+    ),
+    trimmed: Annotated[bool, typer.Option("--trimmed", help="Write what was kept of each pair, and no more.")] = False,
     max_samples: Annotated[int, typer.Option(min=1, help="Most pairs of a tar.")] = 10_000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a tar.")] = 2**30,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a run's blend, media included, in another format."""
-    if form != "webdataset":
-        raise UserError(
-            f"--format {form!r}: a blend is exported as webdataset; as Parquet it lies in the run's folder, "
-            "and as JSONL beside it with rank --jsonl"
-        )
-    from nemo_mm_rank.run.outcome import export_webdataset
+    """Write a run's blend, media included, in formats that trainers and viewers read."""
+    from nemo_mm_rank.run.export import export as write
 
-    for path in export_webdataset(run, output, max_samples, max_bytes, overwrite):
+    for path in write(run, output, form or (), media, trimmed, max_samples, max_bytes, overwrite):
         typer.echo(printable(path))
 
 

@@ -142,10 +142,10 @@ FIELDS = (*CANONICAL, DATA_BYTES, "data_path", "annotation_path")
 """What a pool's field map may name; ``data_path`` and ``annotation_path`` point to text files."""
 
 
-PoolFormat = Literal[
-    *("rows", "llava", "sharegpt", "alpaca", "swift", "messages"),
-    *("nemo-manifest", "coco", "img2dataset", "captions", "urls"),
-]
+# fmt: off
+PoolFormat = Literal["rows", "llava", "sharegpt", "alpaca", "swift", "messages",
+                     "nemo-manifest", "coco", "img2dataset", "captions", "urls"]
+# fmt: on
 POOL_FORMATS: tuple[str, ...] = get_args(PoolFormat)
 """What the records of a pool may be written in; ``rows`` are pairs by our own names."""
 

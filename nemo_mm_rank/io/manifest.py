@@ -180,7 +180,7 @@ class _Remote:
 def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterator[Rows]:
     stream: Any = _Decompressed(file, handle, compression) if compression else handle
     first = stream.read(64)
-    if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" and not _is_a_line(first):
+    if _begins_an_array(first):
         yield from _array_rows(file, first, stream)
         return
     if compression:
@@ -207,6 +207,25 @@ def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterato
         for start in range(0, len(lines), BATCH_ROWS):
             yield _parsed(file, line + start, lines[start : start + BATCH_ROWS])
         line += len(lines) - 1
+
+
+def is_array(file: str, seconds: float = DOWNLOAD_SECONDS) -> bool:
+    """Whether a manifest is one JSON array of records.
+
+    Raises:
+        PoolError: it cannot be read.
+    """
+    if split_suffix(file)[1] != "json":
+        return False
+    with opened(file, seconds) as handle:
+        head = handle.read(64)
+        handle.seek(0)
+        known = next((codec for magic, codec in _MAGIC.items() if head.startswith(magic)), None)
+        return _begins_an_array(_Decompressed(file, handle, known).read(64) if known else head)
+
+
+def _begins_an_array(first: bytes) -> bool:
+    return first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" and not _is_a_line(first)
 
 
 def _is_a_line(first: bytes) -> bool:

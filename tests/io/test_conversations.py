@@ -237,11 +237,11 @@ def test_content_in_the_record_itself(folder: Path) -> None:
         ingest([PoolSource(path=str(path))], folder / path.stem)
         frame = from_table(pq.read_table(folder / path.stem / "part-00000.parquet"))
         apart = take_apart(frame, "text+image", [0])
-        [(text, segment)] = list(apart.decoded(Opener(MediaSettings()), threads=1))
-        assert (text, segment.pixels.size) == ("What?", Image.open(BytesIO(image)).size)
+        items: Any = next(apart.decoded(Opener(MediaSettings()), threads=1))
+        assert (items[0], items[1].pixels.size) == ("What?", Image.open(BytesIO(image)).size)
 
 
-BAD = [
+BAD: list[tuple[Record, str, str, str]] = [
     ({"conversations": said("Hi")}, "conversations", "a turn of the assistant's with text", "none"),
     ({"conversations": said("Hi", " ")}, "conversations", "a turn of the assistant's with text", "none"),
     (

@@ -10,12 +10,14 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.formats.base import About, FaultError, Format, kept, listed, looked_at, records
 from nemo_mm_rank.io.manifest import Column, Rows
@@ -50,6 +52,7 @@ MEDIA: dict[str, tuple[str, ...]] = {
 """Modality -> the fields of a record that list media of it."""
 
 _MARK = re.compile(r"[ \t]*<(image|video|audio)>[ \t]*\n?")
+_CARRIED = re.compile(r"data:[^,\"\\]*;base64,([A-Za-z0-9+/=]+)")
 _DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,")
 
 
@@ -151,8 +154,8 @@ class _Told:
         return " "
 
 
-def _told(turns: Any, names: Names, present: frozenset[str]) -> _Told:
-    """Take the turns of one record apart.
+def _told(turns: Any, names: Names, present: frozenset[str], marked: bool = False) -> _Told:
+    """Take the turns of one record apart, their marks left where they are ``marked``.
 
     Raises:
         FaultError: they are no conversation.
@@ -176,17 +179,17 @@ def _told(turns: Any, names: Names, present: frozenset[str]) -> _Told:
         if content is None:
             content = ""
         if type(content) is list:
-            content = "\n".join(_parts(content, told, where, number))
+            content = ("" if marked else "\n").join(_parts(content, told, where, number, marked))
         elif type(content) is not str:
             raise FaultError(where, "a text or a list of parts in each turn", f"{shown(content)} (turn {number})")
-        elif role != SYSTEM:
+        elif role != SYSTEM and not marked:
             content = told.text(content)
         told.turns.append((role, content))
     return told
 
 
-def _parts(parts: list[Any], told: _Told, where: str, number: int) -> Iterator[str]:
-    """Yield the texts of a turn that has parts; its media go into ``told``."""
+def _parts(parts: list[Any], told: _Told, where: str, number: int, marked: bool) -> Iterator[str]:
+    """Yield the texts of a turn that has parts; its media go into ``told``, marks for them among the texts."""
     for part in parts:
         if isinstance(part, str):
             yield part
@@ -198,6 +201,8 @@ def _parts(parts: list[Any], told: _Told, where: str, number: int) -> Iterator[s
         modality = next((one for one in MEDIA if isinstance(kind, str) and one in kind), None)
         if modality is None:
             raise FaultError(where, "parts of type text, image, video or audio", f"{shown(part)} (turn {number})")
+        if marked:
+            yield f"<{modality}>"
         value = _first(part, (str(kind), modality, "url", "path"))
         told.media.append((modality, None if value is None else _medium(modality, value, where)))
 
@@ -211,7 +216,7 @@ def _medium(kind: str, value: Any, where: str) -> Medium:
     if isinstance(value, dict):
         content, name = value.get("bytes"), _first(value, ("path", "url", "data"))
         if isinstance(content, bytes) and content:
-            return Medium(kind, name or hashlib.blake2b(content, digest_size=16).hexdigest(), content)
+            return Medium(kind, name or _named(content), content)
         if isinstance(value.get("data"), str) and name is value["data"]:
             return _decoded(kind, name, where)
         value = name
@@ -227,7 +232,7 @@ def _decoded(kind: str, text: str, where: str) -> Medium:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise FaultError(where, f"the content of each {kind} in base64", str(error)) from error
-    return Medium(kind, hashlib.blake2b(content, digest_size=16).hexdigest(), content)
+    return Medium(kind, _named(content), content)
 
 
 def media_of(given: Mapping[str, Any], told: _Told, names: Names) -> list[Medium]:
@@ -345,8 +350,60 @@ def read(rows: Rows, about: About, alpaca: bool = False) -> Rows:
     return kept(rows, made, fields, faults)
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """All of a conversation: turns ``(role, text)`` with a mark for each medium, and what else its record holds."""
+
+    turns: list[tuple[str, str]]
+    system: str
+    others: dict[str, Any]
+
+
+def spoken(record: Mapping[str, Any], about: About | None, kinds: Set[str]) -> Spoken:
+    """Return all that a record says.
+
+    Args:
+        record: as it was read.
+        about: of its pool; None where nothing is known.
+        kinds: the modalities of the media that it has.
+
+    Raises:
+        FaultError: it is no conversation.
+    """
+    rows = Rows("", np.zeros(1, np.int64), {name: [value] for name, value in record.items()})
+    about = about or About(PoolSource(path=""), "")
+    names = names_of(rows, about, alpaca=not _is_messages(rows, about) and _is_alpaca(rows, about))
+    turns = record.get(names.turns) if names.turns else _alpaca_turns(record, names)
+    told = _told(turns, names, frozenset(kinds), marked=True)
+    system = [record[names.system]] if isinstance(record.get(names.system), str) else []
+    system += [text for role, text in told.turns if role == SYSTEM]
+    said = [(role, text) for role, text in told.turns if role != SYSTEM]
+    if Modality.VIDEO in kinds and Modality.IMAGE not in kinds:
+        said = [(role, text.replace("<image>", "<video>")) for role, text in said]
+    unmarked = [kind for kind in MEDIA if kind in kinds and not any(f"<{kind}>" in text for _, text in said)]
+    if unmarked:
+        files = {kind: next((record[one] for one in names.media[kind] if record.get(one)), None) for kind in unmarked}
+        marks = "".join(f"<{kind}>" * (len(f) if isinstance(f := files[kind], list) else 1) for kind in unmarked)
+        first = next((at for at, (role, _) in enumerate(said) if role == USER), 0)
+        said[first] = (said[first][0], marks + said[first][1])
+    others = {name: value for name, value in record.items() if name not in names.used}
+    return Spoken(said, "\n".join(system), others)
+
+
 def _read_alpaca(rows: Rows, about: About) -> Rows:
     return read(rows, about, alpaca=True)
+
+
+def contents(record: str) -> dict[str, bytes]:
+    """Return the media that a record carries in data URLs, by the names that they go by."""
+    if ";base64," not in record:
+        return {}
+    found = (base64.b64decode(match[1]) for match in _CARRIED.finditer(record.replace("\\/", "/")))
+    return {_named(content): content for content in found}
+
+
+def _named(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _is_llava(rows: Rows, about: About) -> bool:
