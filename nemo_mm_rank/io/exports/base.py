@@ -179,10 +179,10 @@ def talk_of(row: Row, settings: Settings) -> Talk:
         values = json.loads(record)
         if NEMO_FILE not in values:
             try:
-                said = spoken(values, settings.pools.get(row[POOL]), {medium.kind for medium in media})
+                found = spoken(values, settings.pools.get(row[POOL]), {medium.kind for medium in media})
             except FaultError as error:
                 raise UserError(f"pair {row[PAIR_ID]!r}: its record is no conversation any more: {error}") from error
-            return Talk(said.turns, media, said.system, said.others)
+            return Talk(found.turns, media, found.system, found.others)
     limit = settings.media.max_text_chars
     spans = row.get(ANNOTATION_SPANS) if settings.trimmed else None
     said = row[ANNOTATION] if spans is None else annotation_text(row[ANNOTATION], spans, limit)

@@ -98,12 +98,13 @@ def _sharegpt(blend: pa.Table, folder: Path, settings: Settings) -> None:
 
     def records() -> Iterator[Row]:
         for row, talk, media in _placed(blend, folder, settings):
-            lists = {f"{kind}s": media.get(kind, []) for kind in _LISTS}
-            there.update({name: name for name, files in lists.items() if files})
-            yield {**talk.others, "conversations": _turns(talk), "system": talk.system, **lists, **told(row)}
+            lists = {f"{kind}s": media[kind] for kind in _LISTS if kind in media}
+            system = {"system": talk.system} if talk.system else {}
+            there.update({name: name for name in (*system, *lists)})
+            yield {**talk.others, "conversations": _turns(talk), **system, **lists, **told(row)}
 
     lines(folder / f"{BLEND}.jsonl", records())
-    columns = {"messages": "conversations", "system": "system", **there}
+    columns = {"messages": "conversations", **there}
     entry = {"file_name": f"{BLEND}.jsonl", "formatting": "sharegpt", "columns": columns}
     (folder / "dataset_info.json").write_text(json.dumps({BLEND: entry}, indent=2) + "\n", encoding="utf-8")
 
@@ -124,7 +125,7 @@ def _swift(blend: pa.Table, folder: Path, settings: Settings) -> None:
 
 
 def parts(text: str, kinds: Iterable[str], files: dict[str, Iterator[str]]) -> list[Row]:
-    """Return a text with marks as parts: those of media name them, in their order; a line end behind one goes with it."""
+    """Return a text with marks as parts, those of media with names in their order; a line end goes with its mark."""
     found: list[Row] = []
     place = 0
     for mark in MARK.finditer(text):
