@@ -362,7 +362,7 @@ def test_what_has_no_place_in_a_format(mixed: pa.Table, tmp_path: Path) -> None:
         export_blend(mixed, tmp_path / "out", "lava")
     with pytest.raises(UserError, match="--format own: not all pairs of the blend were made of records"):
         export_blend(mixed, tmp_path / "out", "own")
-    with pytest.raises(UserError, match="--format nemo-manifest: pairs of sound and text, .* code, image"):
+    with pytest.raises(UserError, match=r"--format nemo-manifest: pairs of sound and text, .* code, image"):
         export_blend(mixed, tmp_path / "out", "nemo-manifest")
     gone = mixed.filter(pc.equal(mixed["modality"], "image")).slice(0, 1)
     gone = gone.set_column(gone.column_names.index("data"), "data", pa.array(["gone.png"]))
