@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= 2
 
-.PHONY: env demo test fast test-curator09 lint types check bench constraints resolve clean
+.PHONY: env demo test fast test-curator09 test-readers lint types check bench constraints resolve clean
 
 env:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh
@@ -24,6 +24,11 @@ fast: env
 test-curator09:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh curator09
 	.venv-curator09/bin/python -m pytest tests/legacy $(ARGS)
+
+# What trainers' own data loaders yield of our exports, in an environment of their own as well.
+test-readers: env
+	@PYTHON="$(PYTHON)" sh tools/make_env.sh readers
+	HF_HUB_OFFLINE=1 DISABLE_VERSION_CHECK=1 .venv-readers/bin/python -m pytest tests/readers $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .
@@ -50,4 +55,4 @@ resolve: env
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/resolve.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-curator09 .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-curator09 .venv-readers .mypy_cache .ruff_cache .pytest_cache

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from nemo_mm_rank import __version__
-from nemo_mm_rank.config import Config, Importing, PoolSource, parse, read_yaml
+from nemo_mm_rank.config import POOL_FORMATS, Config, Importing, PoolSource, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole, guard_messages, printable
 from nemo_mm_rank.errors import FailedError, UserError
 from nemo_mm_rank.mix import MIXES
@@ -47,7 +47,7 @@ models = typer.Typer(help="The models of a configuration.", no_args_is_help=True
 app.add_typer(models, name="models")
 
 Pools = Annotated[
-    list[str] | None, typer.Argument(help="Manifests: JSONL, Parquet or WebDataset; a file, folder, glob or URL.")
+    list[str] | None, typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
 ]
 Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")]
 Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
@@ -73,6 +73,13 @@ Root = Annotated[
 TrustRoot = Annotated[
     list[str] | None, typer.Option(help="Another folder that references and links may lead to, repeatable.")
 ]
+PoolFormat = Annotated[
+    str | None,
+    typer.Option("--format", help=f"What pools are written in: {', '.join(POOL_FORMATS)}; default: as seen."),
+]
+Turns = Annotated[str | None, typer.Option(help="Turns of a conversation that make a pair: all, first or last.")]
+System = Annotated[str | None, typer.Option(help="A conversation's system prompt: keep it in the data, or drop it.")]
+Captions = Annotated[str | None, typer.Option(help="A list of captions: each is a pair, join them, or the first.")]
 Workers = Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")]
 Scheduler = Annotated[str | None, typer.Option(help="A running Dask scheduler.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
@@ -105,6 +112,10 @@ def curate(
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     mix: MixName = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
@@ -123,7 +134,8 @@ def curate(
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
     values = _configured(config, preset, import_from)
-    _take_pools(values, pool, field, modality, root, trust_root)
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
     values |= _given(queries=_queries(query, avoid), allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
@@ -179,6 +191,10 @@ def ecodatum(
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     workers: Workers = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
@@ -189,7 +205,8 @@ def ecodatum(
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
-    _take_pools(values, pool, field, modality, root, trust_root)
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
     values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, device=device)
@@ -213,6 +230,10 @@ def benchmark(
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
     workers: Workers = None,
     scheduler_address: Scheduler = None,
@@ -222,7 +243,8 @@ def benchmark(
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
     values = _configured(config, preset, import_from)
-    _take_pools(values, pool, field, modality, root, trust_root)
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     if pool and values.pop("demo", None) is not None:
         values.pop("relevant", None)  # a column of the built-in pool's
     values |= _given(budget=budget, output=output, seeds=seeds, queries=_queries(query, avoid))
@@ -250,20 +272,26 @@ def explain(
 def export(
     run: FinishedRun,
     output: Annotated[str, typer.Option("--output", "-o", help="A folder that is made for the files.")],
-    form: Annotated[str, typer.Option("--format", help="webdataset: tars with the media themselves.")] = "webdataset",
+    form: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="own, llava, sharegpt, swift, messages, hf, energon, webdataset, nemo-manifest, uids; repeatable, "
+            "then each in a folder of its name. Default: own where the pool is of records, else webdataset.",
+        ),
+    ] = None,
+    media: Annotated[str, typer.Option(help="Media of records: copy them, link to them, or keep where they are.")] = (
+        "copy"
+    ),
+    trimmed: Annotated[bool, typer.Option("--trimmed", help="Write what was kept of each pair, and no more.")] = False,
     max_samples: Annotated[int, typer.Option(min=1, help="Most pairs of a tar.")] = 10_000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a tar.")] = 2**30,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a run's blend, media included, in another format."""
-    if form != "webdataset":
-        raise UserError(
-            f"--format {form!r}: a blend is exported as webdataset; as Parquet it lies in the run's folder, "
-            "and as JSONL beside it with rank --jsonl"
-        )
-    from nemo_mm_rank.run.outcome import export_webdataset
+    """Write a run's blend, media included, in formats that trainers and viewers read."""
+    from nemo_mm_rank.run.export import export as write
 
-    for path in export_webdataset(run, output, max_samples, max_bytes, overwrite):
+    for path in write(run, output, form or (), media, trimmed, max_samples, max_bytes, overwrite):
         typer.echo(printable(path))
 
 
@@ -311,12 +339,16 @@ def report(
 @app.command()
 def validate(
     pool: Annotated[
-        list[str], typer.Argument(help="Manifests: JSONL, Parquet or WebDataset; a file, folder, glob or URL.")
+        list[str], typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
     ],
     field: Fields = None,
     modality: ModalityName = None,
     root: Root = None,
     trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
     config: ConfigFile = None,
     import_from: ImportFrom = None,
 ) -> None:
@@ -325,7 +357,9 @@ def validate(
 
     values = _configured(config, None, import_from)
     parse(Importing, {key: values[key] for key in Importing.model_fields if key in values}).register()
-    sources = [parse(PoolSource, source) for source in _pools(pool, field, modality, root, trust_root)]
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    about = written | _given(modality=modality, root=root, trusted_roots=trust_root)
+    sources = [parse(PoolSource, source) for source in _pools(pool, field, about)]
     report = check(sources)
     console = SafeConsole()
     for line in report.lines():
@@ -382,33 +416,26 @@ def check_models(
 
 
 def _take_pools(
-    values: dict[str, Any],
-    paths: list[str] | None,
-    fields: list[str] | None,
-    modality: str | None,
-    root: str | None,
-    trusted: list[str] | None,
+    values: dict[str, Any], paths: list[str] | None, fields: list[str] | None, about: dict[str, Any]
 ) -> None:
     """Put the pools of the command line into the configuration, in place of those that it names."""
     if paths:
-        values["pools"] = _pools(paths, fields, modality, root, trusted)
-    elif fields or modality or root or trusted:
+        values["pools"] = _pools(paths, fields, about)
+    elif fields or about:
         raise UserError(
-            "--field, --modality, --root and --trust-root are for pools on the command line; write yours beside them"
+            "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools "
+            "on the command line; write yours beside them"
         )
 
 
-def _pools(
-    paths: list[str], fields: list[str] | None, modality: str | None, root: str | None, trusted: list[str] | None
-) -> list[dict[str, Any]]:
+def _pools(paths: list[str], fields: list[str] | None, about: dict[str, Any]) -> list[dict[str, Any]]:
     mapping = {}
     for field in fields or []:
         ours, separator, theirs = field.partition("=")
         if not separator or not ours or not theirs:
             raise UserError(f"--field {field!r}: write it as ours=theirs, e.g. annotation=caption")
         mapping[ours] = theirs
-    about = _given(fields=mapping or None, modality=modality, root=root, trusted_roots=trusted)
-    return [{"path": path, **about} for path in paths]
+    return [{"path": path, **about, **_given(fields=mapping or None)} for path in paths]
 
 
 def _configured(config: Path | None, preset: str | None, import_from: list[str] | None) -> dict[str, Any]:

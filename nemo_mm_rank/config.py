@@ -143,12 +143,26 @@ FIELDS = (*CANONICAL, DATA_BYTES, "data_path", "annotation_path")
 """What a pool's field map may name; ``data_path`` and ``annotation_path`` point to text files."""
 
 
+# fmt: off
+PoolFormat = Literal["rows", "llava", "sharegpt", "alpaca", "swift", "messages",
+                     "nemo-manifest", "coco", "img2dataset", "captions", "urls"]
+# fmt: on
+POOL_FORMATS: tuple[str, ...] = get_args(PoolFormat)
+"""What the records of a pool may be written in; ``rows`` are pairs by our own names."""
+
+
 class PoolSource(Settings):
     """One pool: a manifest file, a folder or a glob of them, local or any fsspec URL."""
 
     path: str
     fields: dict[str, str] = Field(default_factory=dict, description="ours -> the manifest's own name")
     modality: ModalityName | None = Field(None, description="for pools whose rows do not say")
+    format: PoolFormat | None = Field(None, description="what the records are written in; default: as they look")
+    turns: Literal["all", "first", "last"] = Field("all", description="of a conversation, that make its two sides")
+    system: Literal["keep", "drop"] = Field("drop", description="whether a conversation's system prompt is of the data")
+    captions: Literal["each", "join", "first"] = Field(
+        "each", description="of a list of captions: each makes a pair, all of them do, or the first does"
+    )
     name: str | None = Field(None, description="the `pool` of rows that do not say; default: the manifest's stem")
     rename: dict[str, str] = Field(default_factory=dict, description="your own columns: name -> name to keep it under")
     root: str | None = Field(None, description="what media references are relative to; default: the manifest's folder")

@@ -31,6 +31,10 @@ apart."""
 
 PARTS = pa.list_(pa.struct([("modality", pa.string()), ("data", pa.string())]))
 
+SOURCE_RECORD, SOURCE_MEDIA = "source_record", "source_media"
+"""Optional: the record of another format that the row was made of, as it was written (string); and all its media in
+their order (`PARTS`), of which the data has the first of each modality."""
+
 MEDIA_ROOT = "media_root"
 """Optional: the folder or URL that this row's media reference is relative to (string); on further lines, folders that
 it may lead to besides."""

@@ -3,6 +3,7 @@
 #
 #   make_env.sh             .venv, for everything
 #   make_env.sh curator09   .venv-curator09, for NeMo Curator 0.9, which cannot share one with 1.x
+#   make_env.sh readers     .venv-readers, for trainers' data loaders, on top of what .venv stands on
 #
 # The dependencies weigh several gigabytes, so they live once per user, in the cache folder, under a digest
 # of what they are made from. A change of what pyproject.toml requires, of the constraints or of Python makes
@@ -22,7 +23,12 @@ case "${1:-}" in
         requirements() { "$python" tools/requirements.py ""; cat tools/curator09.in; }
         bare() { :; }
         ;;
-    *) echo "make_env.sh: no environment '$1'; there are the default one and curator09" >&2; exit 2 ;;
+    readers)
+        venv=.venv-readers kind=readers constraints=tools/readers.in pythons="3.11 3.12 3.13" tools=""
+        requirements() { :; }
+        bare() { cat tools/readers.in; }
+        ;;
+    *) echo "make_env.sh: no environment '$1'; there are the default one, curator09 and readers" >&2; exit 2 ;;
 esac
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -45,20 +51,26 @@ if [ ! -e "$deps/complete" ]; then
     "$python" -m venv "$deps"
     requirements >"$deps/requirements.txt"
     "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --upgrade "pip>=25"
-    "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir -c "$constraints" -r "$deps/requirements.txt"
+    [ ! -s "$deps/requirements.txt" ] ||
+        "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir -c "$constraints" -r "$deps/requirements.txt"
     bare >"$deps/bare.txt"
     "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --no-deps -r "$deps/bare.txt"
     touch "$deps/complete"
 fi
 
 project=$({ echo "$digest"; cat pyproject.toml; } | sha256sum)
-if [ ! -x "$venv/bin/nemo-mm-rank" ] || [ "$(cat "$venv/digest" 2>/dev/null)" != "$project" ]; then
+if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/digest" 2>/dev/null)" != "$project" ]; then
     rm -rf "$venv"
     "$python" -m venv --without-pip "$venv"
     site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     below=$("$deps/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "import site; site.addsitedir('$below')" >"$site/dependencies.pth"
-    "$deps/bin/python" -m pip --python "$venv/bin/python" install --quiet --no-deps --no-build-isolation -e .
+    if [ "$kind" = readers ]; then  # what these lack is found behind them
+        cat .venv/lib/python*/site-packages/dependencies.pth >>"$site/dependencies.pth"
+        pwd >"$site/project.pth"
+    else
+        "$deps/bin/python" -m pip --python "$venv/bin/python" install --quiet --no-deps --no-build-isolation -e .
+    fi
     for tool in $tools; do ln -sf "$deps/bin/$tool" "$venv/bin/"; done
     echo "$project" >"$venv/digest"
 fi

@@ -107,7 +107,7 @@ class BlendWriter(_AtomicWriter):
 
 @dataclass(repr=False)
 class WebDatasetWriter(_AtomicWriter):
-    """Writes every batch as one WebDataset tar, media included: see `io.webdataset_writer.write_webdataset`.
+    """Writes every batch as one WebDataset tar, media included: see `io.export.fill_webdataset`.
 
     Media have to be readable, so `QuarantineStage` comes first. Embeddings would go into the JSON: say in ``fields``
     what is wanted besides the pair itself.

@@ -14,11 +14,25 @@ from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import MediaError, nearest
 from nemo_mm_rank.io.bad_rows import BadRow, Seen, shown
-from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, Several, contents, mask, read_parts, strings
+from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, contents, mask, read_parts, strings
+from nemo_mm_rank.io.formats import ROWS
+from nemo_mm_rank.io.formats.base import Format
 from nemo_mm_rank.io.manifest import Column, Rows, taken
 from nemo_mm_rank.io.references import References, folded
 from nemo_mm_rank.modality import is_media, media_names, names
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import (
+    ANNOTATION,
+    DATA,
+    DATA_BYTES,
+    DATA_PARTS,
+    MEDIA_ROOT,
+    MODALITY,
+    PAIR_ID,
+    PARTS,
+    POOL,
+    SOURCE_MEDIA,
+    SOURCE_RECORD,
+)
 
 
 @dataclass(frozen=True)
@@ -27,14 +41,15 @@ class PoolBatch:
 
     Attributes:
         rows_in: how many rows there were.
-        pairs: canonical columns, `MEDIA_ROOT`, `DATA_BYTES` where rows carry content, and `DATA_PARTS` where data is in
-            several parts; n values each.
+        pairs: canonical columns, `MEDIA_ROOT`, `DATA_BYTES` where rows carry content, `DATA_PARTS` where data is in
+            several parts, `SOURCE_RECORD` and `SOURCE_MEDIA` where rows were made of records; n values each.
         extras: the user's own columns as they were read, n values each.
         stamps: ``(n, 2)`` int64 size and modification time (ns) of media files (of several, a digest of them); -1
             where there is none to look at.
         bad: the other rows, by line.
         reads_texts: whether text came from files that the manifest names.
         renamed: columns of the user's that have names of ours -> the names in ``extras``.
+        format: what the manifest is written in.
     """
 
     rows_in: int
@@ -44,6 +59,7 @@ class PoolBatch:
     bad: list[BadRow]
     reads_texts: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
+    format: Format = ROWS
 
 
 @dataclass
@@ -94,7 +110,7 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     _check_blank(pools, POOL, faults)
 
     media = mask(pc.is_in(modality, pa.array(media_names())))
-    data, payload, wrong = contents(table, n, media)
+    data, payload, wrong = contents(table, n, media if several is None else media | several.with_media(n))
     faults.add(wrong, DATA, "a string or bytes", wrong)
     if several is not None:
         for row, given in several.rows.items():
@@ -112,15 +128,27 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     ids = _with_made_ids(ids, pools, data, annotation, payload, faults)
     _check_unique(ids, rows, seen, faults)
     stamps = _stamps(data, media if payload is None else media & mask(pc.is_null(payload)), references, faults)
-    if several is not None:
-        _stamp_parts(several, stamps, references, faults)
+    extras = table.extras()
+    made = {
+        name: extras.pop(name)
+        for name, kind in ((SOURCE_RECORD, pa.string()), (SOURCE_MEDIA, PARTS))
+        if isinstance(column := extras.get(name), pa.Array) and column.type == kind
+    }
+    parts = {} if several is None else several.rows
+    files: dict[int, Sequence[tuple[str, str]]] = {row: own for row, own in parts.items() if len(own) > 1}
+    if SOURCE_MEDIA in made:
+        every = made[SOURCE_MEDIA] = _all_settled(made[SOURCE_MEDIA], references)
+        files |= {row: [(one[MODALITY], one[DATA]) for one in own] for row, own in enumerate(every.to_pylist()) if own}
+    carried = [] if payload is None else np.flatnonzero(mask(pc.is_valid(payload))).tolist()
+    _stamp_several({row: own for row, own in files.items() if row not in carried}, stamps, references, faults)
 
     pairs = {PAIR_ID: ids, POOL: pools, MODALITY: modality, DATA: data, ANNOTATION: annotation}
     pairs[MEDIA_ROOT] = pa.repeat(pa.scalar(references.root, pa.string()), n)
     if payload is not None:
         pairs[DATA_BYTES] = payload
-    if several is not None and (parts := several.column(n)) is not None:
-        pairs[DATA_PARTS] = parts
+    if several is not None and (column := several.column(n)) is not None:
+        pairs[DATA_PARTS] = column
+    pairs |= made
     bad = [
         BadRow(
             rows.file, int(rows.lines[row]), *fault, *(pairs[name][row].as_py() for name in (PAIR_ID, POOL, MODALITY))
@@ -128,7 +156,6 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
         for row, fault in faults.found.items()
     ]
     keep = np.setdiff1d(np.arange(n), list(faults.found))
-    extras = table.extras()
     if len(keep) < n:
         pairs = {name: column.take(pa.array(keep)) for name, column in pairs.items()}
         extras = {name: taken(column, keep) for name, column in extras.items()}
@@ -232,12 +259,24 @@ def _stamps(data: pa.Array, media: Bools, references: References, faults: _Fault
     return stamps
 
 
-def _stamp_parts(several: Several, stamps: Ints, references: References, faults: _Faults) -> None:
-    """Fill in the stamps of rows whose data is in several parts, one for all of a row's files."""
-    for row, parts in several.rows.items() if references.check_files else ():
+def _all_settled(media: pa.Array, references: References) -> pa.Array:
+    """Return `SOURCE_MEDIA` with references as the root takes them."""
+    names = pc.struct_field(media.flatten(), DATA)
+    found = {name: references.settled(name) for name in pc.unique(names).to_pylist()}
+    if all(name == reference for name, reference in found.items()):
+        return media
+    values = [own and [{**one, DATA: found[one[DATA]]} for one in own] for own in media.to_pylist()]
+    return pa.array(values, PARTS)
+
+
+def _stamp_several(
+    files: Mapping[int, Sequence[tuple[str, str]]], stamps: Ints, references: References, faults: _Faults
+) -> None:
+    """Fill in the stamps of rows that name several files or parts, one for all of a row's files."""
+    for row, parts in files.items() if references.check_files else ():
         found: list[tuple[int, int]] = []
         for kind, data in parts:
-            if is_media(kind) and len(parts) > 1 and row not in faults.found:
+            if is_media(kind) and row not in faults.found:
                 try:
                     found.append(references.stamp(data))
                 except MediaError as error:

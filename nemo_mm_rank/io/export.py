@@ -20,9 +20,9 @@ from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import PairError, UserError
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.files import write_atomically, write_table
-from nemo_mm_rank.io.owned import Claim, whole
 from nemo_mm_rank.io.webdataset import JSON, TEXTS, kind_of
 from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.window import without_window
 from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID
 
@@ -75,20 +75,11 @@ def jsonable(value: Any) -> Any:
 
 
 _ROWS = 256
-_CLAIM = Claim("export", again=False)
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 
 
-def write_webdataset(
-    blend: pa.Table,
-    folder: Path,
-    media: MediaSettings | None = None,
-    root: str = ".",
-    max_samples: int = 10_000,
-    max_bytes: int = 2**30,
-    claim: Claim = _CLAIM,
-) -> list[Path]:
-    """Write pairs as ``blend-000000.tar`` ..., in their order; the folder is there whole or not at all.
+def fill_webdataset(blend: pa.Table, folder: Path, media: MediaSettings, max_samples: int, max_bytes: int) -> None:
+    """Write pairs as ``blend-000000.tar`` ..., in their order, into an empty folder.
 
     A sample's key is its place in the blend (``00000001`` is the best). Its members: ``.json`` with the pair's columns,
     text and code among them; ``.txt`` with the annotation; and the media under the extension that they had (``.bin``
@@ -97,44 +88,28 @@ def write_webdataset(
 
     Args:
         blend: canonical columns, any others, and where they are there ``data_bytes`` and ``media_root``.
-        folder: made by this; may be there if it is empty, or ours where ``claim`` says that it may be replaced. Then
-            what was written there goes, and a process that is killed while files are exchanged leaves some of them.
+        folder: for the tars.
         media: which references may be opened, and how large.
-        root: the folder or URL that media references are below, for rows without a ``media_root``.
         max_samples: most samples of a tar.
         max_bytes: most bytes of a tar, but for one sample that is larger.
-        claim: where the pairs come from, and whether an earlier export may be replaced.
-
-    Returns:
-        The tars.
 
     Raises:
-        UserError: there is no pair, media that cannot be read, or a folder that is not ours to write.
-        StorageError: the folder cannot be written.
+        UserError: media that cannot be read.
     """
-    if not blend.num_rows:
-        raise UserError("the blend has no pair to write")
-    names: list[str] = []
-
-    def file(number: int) -> Path:
-        names.append(f"blend-{number:06d}.tar")
-        return unfinished / names[-1]
-
-    with whole(claim, folder) as unfinished, _Shards(file, max_samples, max_bytes) as shards:
-        _fill(shards, blend, media or MediaSettings(), root)
-    return [folder / name for name in names]
+    with Shards(lambda number: folder / f"blend-{number:06d}.tar", max_samples, max_bytes) as shards:
+        _fill(shards, blend, media)
 
 
 def write_tar(table: pa.Table, file: Path, media: MediaSettings) -> None:
-    """Write pairs, any number of them, as one tar; as `write_webdataset` writes its own."""
+    """Write pairs, any number of them, as one tar; as `fill_webdataset` writes its own."""
     if not table.num_rows:
         tarfile.open(file, "w").close()
         return
-    with _Shards(lambda _: file, table.num_rows, sys.maxsize) as shards:
-        _fill(shards, table, media, ".")
+    with Shards(lambda _: file, table.num_rows, sys.maxsize) as shards:
+        _fill(shards, table, media)
 
 
-class _Shards:
+class Shards:
     """Tars that are filled one after the other, each where ``file`` says for its number."""
 
     def __init__(self, file: Callable[[int], Path], max_samples: int, max_bytes: int) -> None:
@@ -144,7 +119,7 @@ class _Shards:
         self._held = (0, 0)
         self._tar: tarfile.TarFile | None = None
 
-    def __enter__(self) -> _Shards:
+    def __enter__(self) -> Shards:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -178,23 +153,23 @@ class _Shards:
         self._tar, self._held = None, (0, 0)
 
 
-def _fill(shards: _Shards, blend: pa.Table, media: MediaSettings, root: str) -> None:
+def _fill(shards: Shards, blend: pa.Table, media: MediaSettings) -> None:
     place = 0
     for batch in blend.to_batches(max_chunksize=_ROWS):
         for position in range(batch.num_rows):
             # Row by row: contents that the rows carry are large.
             [row] = batch.slice(position, 1).to_pylist()
             place += 1
-            _add(shards, f"{place:08d}", row, media, root)
+            _add(shards, f"{place:08d}", row, media)
 
 
-def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, root: str) -> None:
+def _add(shards: Shards, key: str, row: dict[str, Any], media: MediaSettings) -> None:
     own, content = row.pop(MEDIA_ROOT, None), row.pop(DATA_BYTES, None)
     members: dict[str, IO[bytes]] = {"txt": BytesIO(row.pop(ANNOTATION).encode())}
 
     def opened(reference: str) -> IO[bytes]:
         try:
-            return open_source(reference, own or root, media, content)
+            return open_source(reference, own or ".", media, content)
         except PairError as error:
             raise UserError(f"pair {row[PAIR_ID]!r}: {shown(reference)} {error}; no tar was written") from error
 
@@ -218,6 +193,6 @@ def _add(shards: _Shards, key: str, row: dict[str, Any], media: MediaSettings, r
 
 def _extension(reference: str, modality: str) -> str:
     """Return the extension that a reader takes for the modality, whatever the media are called."""
-    stem, _, extension = reference.rpartition("/")[2].lower().rpartition(".")
+    stem, _, extension = without_window(reference).rpartition("/")[2].lower().rpartition(".")
     fits = stem and _EXTENSION.fullmatch(extension) and extension not in (*JSON, *TEXTS)
     return extension if fits and kind_of(extension) in (modality, None) else "bin"

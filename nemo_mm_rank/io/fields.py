@@ -17,7 +17,7 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError, nearest
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.manifest import Column, Rows, plain
-from nemo_mm_rank.modality import combined, names
+from nemo_mm_rank.modality import combined, is_media, names
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MODALITY, PAIR_ID, PARTS, POOL, Modality
 
 DATA_PATH, ANNOTATION_PATH = "data_path", "annotation_path"
@@ -150,6 +150,12 @@ class Several:
 
     rows: dict[int, list[Part]] = field(default_factory=dict)
 
+    def with_media(self, n: int) -> Bools:
+        """Return which of ``n`` rows have a part that comes as a file, ``(n,)``."""
+        found = np.zeros(n, dtype=bool)
+        found[[row for row, parts in self.rows.items() if any(is_media(kind) for kind, _ in parts)]] = True
+        return found
+
     def modality(self, said: pa.Array, fault: Fault) -> pa.Array:
         """Return the rows' modalities, those of rows in parts being what the parts are; what contradicts is a fault."""
         values = said.to_pylist()
@@ -201,10 +207,10 @@ def read_parts(table: Fields, fault: Fault) -> Several | None:
             table.replace(DATA, [None if row in lists else value for row, value in enumerate(values)])
     payload = table.get(DATA_BYTES)
     for row, value in found.items():
-        if payload is not None and _there(payload[row]):
-            fault([row], DATA_BYTES, "nothing beside data in parts", "content")
         try:
             several.rows[row] = _parts(value)
+            if payload is not None and _there(payload[row]) and sum(is_media(kind) for kind, _ in _parts(value)) != 1:
+                fault([row], DATA_BYTES, "content of one part of media", f"parts of {shown(value)}")
         except _FaultError as error:
             fault([row], *error.args)
             several.rows[row] = [(str(Modality.TEXT), "")]

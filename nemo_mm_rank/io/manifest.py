@@ -1,4 +1,4 @@
-"""Manifests as streams of rows: JSON (an object a line, or one array; also .gz and .zst) and Parquet, local or remote.
+"""Manifests as streams of rows: JSON (an object a line, one array, or COCO's object; also .gz and .zst), CSV, Parquet.
 
 WebDataset tars, the third kind, have a room of their own: `io.webdataset`.
 """
@@ -6,14 +6,17 @@ WebDataset tars, the third kind, have a room of their own: `io.webdataset`.
 from __future__ import annotations
 
 import codecs
+import csv
 import io
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import fsspec
@@ -50,11 +53,19 @@ OTHER_FIELDS = "other_fields"
 FREQUENT = 100
 """Keys that are columns all the same."""
 
+MEDIA_FEATURES = ("Image", "Audio", "Video")
+"""What Hugging Face's library calls columns of media."""
+COCO_CAPTIONS = "coco_captions"
+"""The captions of an image of COCO, which stand apart from the images."""
+MAX_COCO_BYTES = 2**29
+_COCO = re.compile(rb'\s*\{\s*"(info|images|annotations|licenses|type|categories)"\s*:')
+
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 JSON_SUFFIXES, PARQUET_SUFFIXES, TAR_SUFFIX = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq"), ".tar"
+CSV_SUFFIX = ".csv"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-KINDS = ".jsonl, .ndjson, .json (each also .gz or .zst), .parquet or .tar (WebDataset, not compressed)"
+KINDS = ".jsonl, .ndjson, .json (each also .gz or .zst), .csv, .parquet or .tar (WebDataset, not compressed)"
 
 Column: TypeAlias = list[Any] | pa.Array
 """One field of several rows: JSON values as they are, or an Arrow array from a Parquet file."""
@@ -68,16 +79,20 @@ class Rows:
         lines: ``(n,)`` int64, line (JSONL), row (Parquet) or sample (WebDataset) numbers from 1.
         columns: name -> n values; a key that a JSON row lacks is None.
         bad: rows between these that cannot be read at all.
+        texts: of JSON, the n objects as they are written.
+        features: of Parquet that Hugging Face's library wrote, its columns of media -> Image, Audio or Video.
     """
 
     file: str
     lines: npt.NDArray[np.int64]
     columns: dict[str, Column]
     bad: tuple[BadRow, ...] = ()
+    texts: Sequence[str] = ()
+    features: Mapping[str, str] = field(default_factory=dict)
 
 
 def split_suffix(path: str) -> tuple[str, str | None, str | None]:
-    """Return the stem of a manifest's file name, its kind (``json``, ``parquet`` or ``tar``) and its compression."""
+    """Return a manifest's stem, its kind (``json``, ``csv``, ``parquet`` or ``tar``), and its compression."""
     name = path.split("?")[0].rstrip("/").rsplit("/", 1)[-1]
     compression = next((codec for suffix, codec in COMPRESSIONS.items() if name.endswith(suffix)), None)
     inner = name.rpartition(".")[0] if compression else name
@@ -87,13 +102,15 @@ def split_suffix(path: str) -> tuple[str, str | None, str | None]:
     for suffix in PARQUET_SUFFIXES:
         if name.endswith(suffix):
             return name.removesuffix(suffix), "parquet", None
+    if name.endswith(CSV_SUFFIX):
+        return name.removesuffix(CSV_SUFFIX), "csv", None
     if name.endswith(TAR_SUFFIX):
         return name.removesuffix(TAR_SUFFIX), "tar", None
     return name, None, None
 
 
 def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
-    """Stream the rows of one JSONL or Parquet manifest, a few megabytes at a time.
+    """Stream the rows of one manifest that is no tar, a few megabytes at a time.
 
     Args:
         file: local path or URL.
@@ -103,13 +120,15 @@ def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
         PoolError: the file is missing, is no such manifest, or breaks off; naming the file and why.
     """
     kind = split_suffix(file)[1]
-    if kind not in ("json", "parquet"):
+    if kind not in ("json", "csv", "parquet"):
         raise PoolError(f"{file}: a manifest is {KINDS}")
     with opened(file, seconds) as handle:
         head = handle.peek(64)[:64]
         refuse_pretender(file, head)
         if kind == "parquet":
             yield from _parquet_rows(file, handle)
+        elif kind == "csv":
+            yield from _csv_rows(file, handle)
         else:  # what a file is compressed by is told by its first bytes, whatever its name
             known = next((codec for magic, codec in _MAGIC.items() if head.startswith(magic)), None)
             yield from _json_rows(file, handle, known)
@@ -178,11 +197,16 @@ class _Remote(io.RawIOBase):
 def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterator[Rows]:
     stream: Any = _Decompressed(file, handle, compression) if compression else handle
     first = stream.read(64)
-    if first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" and not _is_a_line(first):
+    if _begins_an_array(first):
         yield from _array_rows(file, first, stream)
         return
     if compression:
         refuse_pretender(file, first)
+    if _COCO.match(first.removeprefix(codecs.BOM_UTF8)):
+        first += stream.read(MAX_LINE_BYTES)
+        if not _is_an_object(first):
+            yield from _coco_rows(file, first, stream)
+            return
     line = 1
     for block in _blocks(stream, first):
         if block is None:
@@ -202,6 +226,25 @@ def _json_rows(file: str, handle: IO[bytes], compression: str | None) -> Iterato
         line += len(lines) - 1
 
 
+def is_array(file: str, seconds: float = DOWNLOAD_SECONDS) -> bool:
+    """Whether a manifest is one JSON array of records.
+
+    Raises:
+        PoolError: it cannot be read.
+    """
+    if split_suffix(file)[1] != "json":
+        return False
+    with opened(file, seconds) as handle:
+        head = handle.read(64)
+        handle.seek(0)
+        known = next((codec for magic, codec in _MAGIC.items() if head.startswith(magic)), None)
+        return _begins_an_array(_Decompressed(file, handle, known).read(64) if known else head)
+
+
+def _begins_an_array(first: bytes) -> bool:
+    return first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[" and not _is_a_line(first)
+
+
 def _is_a_line(first: bytes) -> bool:
     """Whether what a file begins with is one line by itself, an array of values, and not an array of objects."""
     line, newline, _ = first.removeprefix(codecs.BOM_UTF8).partition(b"\n")
@@ -210,6 +253,67 @@ def _is_a_line(first: bytes) -> bool:
     except ValueError:
         return False
     return bool(newline) and not (values and all(isinstance(value, dict) for value in values))
+
+
+def _csv_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
+    """Read a table of strings with a line of names; a row's line is its number from 1."""
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    table = csv.DictReader(text, restkey=_TOO_MANY)
+    try:
+        numbered = enumerate(table, 1)
+        while batch := list(islice(numbered, BATCH_ROWS)):
+            good = [(number, row) for number, row in batch if _TOO_MANY not in row and None not in row.values()]
+            expected = f"{len(table.fieldnames or ())} values"
+            bad = [
+                BadRow(file, number, "row", expected, "more" if _TOO_MANY in row else "fewer")
+                for number, row in batch
+                if _TOO_MANY in row or None in row.values()
+            ]
+            yield gathered(file, [row for _, row in good], [number for number, _ in good], bad)
+    except csv.Error as error:
+        raise PoolError(f"{file}: cannot be read: {error}") from error
+    finally:
+        text.detach()
+
+
+_TOO_MANY = "\0"
+
+
+def _is_an_object(first: bytes) -> bool:
+    """Whether the first line is one object by itself, and not all of COCO."""
+    try:
+        found = json.loads(first.removeprefix(codecs.BOM_UTF8).partition(b"\n")[0])
+    except ValueError:
+        return False
+    return not (isinstance(found, dict) and {"images", "annotations"} <= found.keys())
+
+
+def _coco_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
+    """Read COCO's one object: a row is an image, with its captions.
+
+    Raises:
+        PoolError: it is no such object, or a very large one.
+    """
+    blocks, held = [first], len(first)
+    while block := stream.read(BLOCK_BYTES):
+        blocks.append(block)
+        held += len(block)
+        if held > MAX_COCO_BYTES:
+            raise PoolError(f"{file}: cannot be read: one object of more than {MAX_COCO_BYTES // 2**20:,} MiB")
+    content = b"".join(blocks)
+    try:
+        whole = json_object(content.removeprefix(codecs.BOM_UTF8))
+        captions: dict[Any, list[Any]] = {}
+        for one in whole["annotations"]:
+            captions.setdefault(one["image_id"], []).append(one["caption"])
+        images = [{**image, COCO_CAPTIONS: captions.get(image["id"], [])} for image in whole["images"]]
+    except NOT_AN_OBJECT as error:
+        raise PoolError(f"{file}: cannot be read: one JSON object, but {why_not(error)}") from error
+    except (KeyError, AttributeError) as error:
+        raise PoolError(f"{file}: cannot be read: no captions as of COCO: {shown(error)}") from error
+    for start in range(0, len(images), BATCH_ROWS):
+        rows = images[start : start + BATCH_ROWS]
+        yield gathered(file, rows, range(start + 1, start + 1 + len(rows)), ())
 
 
 class _Decompressed:
@@ -243,6 +347,8 @@ def _array_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
+    texts: list[str] = []
+    held = 0
     while True:
         while place < len(text) and text[place] in " \t\r\n,":
             place += 1
@@ -254,25 +360,28 @@ def _array_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
                 raise json.JSONDecodeError("more may follow", text, end)  # a number, cut by the block's end
         except json.JSONDecodeError as error:
             if ended or len(text) - place > MAX_LINE_BYTES:
+                yield gathered(file, rows, numbers, bad, texts)
                 said = (
-                    "it breaks off"
-                    if ended and error.pos >= len(text.rstrip())
+                    f"it breaks off in element {number + 1}"
+                    if ended and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"))
                     else f"{error.msg} in element {number + 1}"
                 )
                 raise PoolError(f"{file}: cannot be read: a JSON array, but {said}") from error
             more = stream.read(BLOCK_BYTES)
             text, place, ended = text[place:] + decoder.decode(more, not more), 0, not more
             continue
-        number, place = number + 1, end
+        number, written, place = number + 1, text[place:end], end
+        held += len(written)
         try:
             rows.append(_whole_object(element))
             numbers.append(number)
+            texts.append(written)
         except NOT_AN_OBJECT as error:
             bad.append(BadRow(file, number, "row", "a JSON object in each place of the array", why_not(error)))
-        if len(rows) + len(bad) == BATCH_ROWS:
-            yield gathered(file, rows, numbers, bad)
-            rows, numbers, bad = [], [], []
-    yield gathered(file, rows, numbers, bad)
+        if len(rows) + len(bad) == BATCH_ROWS or held >= BLOCK_BYTES:
+            yield gathered(file, rows, numbers, bad, texts)
+            rows, numbers, bad, texts, held = [], [], [], [], 0
+    yield gathered(file, rows, numbers, bad, texts)
 
 
 def _blocks(stream: Any, rest: bytes = b"") -> Iterator[bytes | None]:
@@ -309,6 +418,7 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
+    texts: list[str] = []
     for number, line in enumerate(lines, first_line):
         if not line:
             continue
@@ -321,10 +431,13 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
         else:
             rows.append(row)
             numbers.append(number)
-    return gathered(file, rows, numbers, bad)
+            texts.append(line if isinstance(line, str) else line.decode())
+    return gathered(file, rows, numbers, bad, texts)
 
 
-def gathered(file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], bad: Sequence[BadRow]) -> Rows:
+def gathered(
+    file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], bad: Sequence[BadRow], texts: Sequence[str] = ()
+) -> Rows:
     """Return rows read one by one, with their numbers, as columns; of too many, the rarest as `OTHER_FIELDS`."""
     names = Counter(chain.from_iterable(rows))
     frequent = names if len(names) <= MAX_COLUMNS else dict(names.most_common(FREQUENT))
@@ -332,7 +445,7 @@ def gathered(file: str, rows: Sequence[dict[str, Any]], numbers: Sequence[int], 
     if len(frequent) < len(names):
         others = [{name: value for name, value in row.items() if name not in frequent} for row in rows]
         columns[OTHER_FIELDS] = [json.dumps(other, ensure_ascii=False) if other else None for other in others]
-    return Rows(file, np.array(numbers, dtype=np.int64), columns, tuple(bad))
+    return Rows(file, np.array(numbers, dtype=np.int64), columns, tuple(bad), texts)
 
 
 NOT_AN_OBJECT = (UnicodeError, ValueError, TypeError, RecursionError)
@@ -391,15 +504,19 @@ def _parquet_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
     leaves = [whole.schema.column(i) for i in range(len(whole.schema))]
     texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     parquet = pq.ParquetFile(handle, pre_buffer=False, read_dictionary=texts)
-    yield from arrow_rows(file, parquet.iter_batches(batch_size=batch_rows))
+    features = _features(whole.schema_arrow.metadata or {})
+    yield from arrow_rows(file, parquet.iter_batches(batch_size=batch_rows), features)
 
 
-def arrow_rows(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Rows]:
+def arrow_rows(
+    file: str, batches: Iterable[pa.RecordBatch], features: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Rows]:
     """Stream the rows of record batches, numbered from 1, without the encodings that differ from file to file.
 
     Args:
         file: what the rows are of, as the user would name it.
         batches: one after the other, all of one schema.
+        features: what `Rows` says of columns.
     """
     row = 1
     for batch in batches:
@@ -412,7 +529,8 @@ def arrow_rows(file: str, batches: Iterable[pa.RecordBatch]) -> Iterator[Rows]:
                 bad = BadRow(file, row + start, "row", expected, found)
                 yield Rows(file, np.zeros(0, np.int64), {}, (bad,))
             else:
-                yield _decoded(file, batch.schema.names, batch.slice(start, stop - start), row + start)
+                names = batch.schema.names
+                yield _decoded(file, names, batch.slice(start, stop - start), row + start, features)
         row += len(batch)
 
 
@@ -450,7 +568,15 @@ def _decoded_bytes(column: pa.Array) -> Ints:
     return np.full(len(column), column.nbytes // max(1, len(column)), dtype=np.int64)
 
 
-def _decoded(file: str, names: Sequence[str], batch: pa.RecordBatch, first: int) -> Rows:
+def _features(metadata: Mapping[bytes, bytes]) -> dict[str, str]:
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: kind["_type"] for name, kind in features.items() if kind.get("_type") in MEDIA_FEATURES}
+    except (ValueError, KeyError, TypeError, AttributeError):  # anybody can write there
+        return {}
+
+
+def _decoded(file: str, names: Sequence[str], batch: pa.RecordBatch, first: int, features: Mapping[str, str]) -> Rows:
     columns: dict[str, Column] = {name: plain(column) for name, column in zip(names, batch.columns, strict=True)}
     lines = np.arange(first, first + len(batch), dtype=np.int64)
     broken = {i: name for name, column in columns.items() for i in _not_utf8(column)}
@@ -461,7 +587,7 @@ def _decoded(file: str, names: Sequence[str], batch: pa.RecordBatch, first: int)
     if broken:
         keep = np.setdiff1d(np.arange(len(lines)), list(broken))
         lines, columns = lines[keep], {name: taken(column, keep) for name, column in columns.items()}
-    return Rows(file, lines, columns, bad)
+    return Rows(file, lines, columns, bad, features=features)
 
 
 def taken(column: Column, rows: npt.NDArray[np.int64]) -> Column:

@@ -360,7 +360,7 @@ def whole(claim: Claim, path: str | Path) -> Iterator[Path]:
             lock(handle)  # says that somebody is at work on it
             os.write(handle, claim.mark.text().encode())
             yield unfinished
-            names = tuple(sorted(name for name in os.listdir(unfinished) if name != MARK))
+            names = tuple(sorted(name for name in _files(unfinished) if name != MARK))
             text = replace(claim.mark, files=names).text().encode()
             os.ftruncate(handle, 0)
             os.pwrite(handle, text, 0)
@@ -379,11 +379,27 @@ def _put_in_place(unfinished: Path, folder: Path, names: Iterable[str]) -> None:
         return
     earlier = Mark.read(folder)
     for name in earlier.files if earlier else ():
-        if Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
+        path = folder / name
+        inside = not {"", ".", ".."} & set(name.split("/")) and not any(
+            above.is_symlink() for above in path.parents if above != folder and folder in above.parents
+        )
+        if inside:
+            path.unlink(missing_ok=True)
+            for above in path.parents:  # the folders that were made for it
+                if above == folder or os.listdir(above):
+                    break
+                above.rmdir()
     for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (unfinished / name).replace(folder / name)
     (unfinished / MARK).replace(folder / MARK)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield all files and links below a folder, by their paths from there."""
+    for place, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        yield from (Path(place, name).relative_to(folder).as_posix() for name in (*names, *links))
 
 
 def _clear_unfinished_folders(folder: Path) -> None:
@@ -397,9 +413,10 @@ def _clear_unfinished_folders(folder: Path) -> None:
 def _remove_unfinished(folder: Path) -> None:
     """Remove a folder that was never finished, the mark last; all in it is ours, since its name was never known."""
     with suppress(OSError):
-        for name in sorted(os.listdir(folder), key=lambda name: name == MARK):
+        for name in sorted(_files(folder), key=lambda name: name == MARK):
             (folder / name).unlink()
-        folder.rmdir()
+        for place, _, _ in os.walk(folder, topdown=False):
+            os.rmdir(place)
 
 
 def clear(folder: Path) -> None:

@@ -16,7 +16,7 @@ from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.io.files import read_note, read_schema, read_table, table_digest, write_table
 from nemo_mm_rank.io.references import References, folded
 from nemo_mm_rank.modality import identity, is_media
-from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY
+from nemo_mm_rank.schema import DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, SOURCE_MEDIA
 
 MAX_PART_BYTES = 256 * 2**20
 
@@ -106,7 +106,7 @@ def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:
 STAMPS = "stamps.parquet"
 """The stamps of all rows of a pool, ``bytes, time``, in the order of its parts."""
 
-STAMPED = (MODALITY, DATA, MEDIA_ROOT, DATA_PARTS)
+STAMPED = (MODALITY, DATA, MEDIA_ROOT, DATA_PARTS, SOURCE_MEDIA)
 """Columns that say which media files a row has."""
 
 _GONE = -2
@@ -123,13 +123,13 @@ def stamps_now(table: pa.Table) -> Ints:
     columns = {name: table[name].to_pylist() for name in STAMPED if name in table.column_names}
     stamps = np.full((table.num_rows, 2), -1, dtype=np.int64)
     references = {root: References(root) for root in set(columns[MEDIA_ROOT])}
-    for row, (modality, data, root, *parts) in enumerate(zip(*columns.values(), strict=True)):
+    for row, (modality, data, root, *several) in enumerate(zip(*columns.values(), strict=True)):
         try:
-            if is_media(modality):
-                stamps[row] = references[root].stamp(data)
-            elif parts and parts[0] is not None:
-                files = [one[DATA] for one in parts[0] if is_media(one[MODALITY])]
+            if every := next((parts for parts in reversed(several) if parts), None):
+                files = [one[DATA] for one in every if is_media(one[MODALITY])]
                 stamps[row] = folded([references[root].stamp(file) for file in files])
+            elif is_media(modality):
+                stamps[row] = references[root].stamp(data)
         except MediaError:
             stamps[row] = _GONE
     return stamps

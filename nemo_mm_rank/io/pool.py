@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +20,40 @@ from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch, canonical
 from nemo_mm_rank.io.clip_folder import clip_metas, clip_root, clip_rows
-from nemo_mm_rank.io.manifest import KINDS, MAX_COLUMNS, OTHER_FIELDS, Rows, read_rows, split_suffix
+from nemo_mm_rank.io.formats import ROWS, converted
+from nemo_mm_rank.io.formats.base import Format
+from nemo_mm_rank.io.manifest import (
+    KINDS,
+    MAX_COLUMNS,
+    MAX_LINE_BYTES,
+    NOT_AN_OBJECT,
+    OTHER_FIELDS,
+    Rows,
+    json_object,
+    read_rows,
+    split_suffix,
+    why_not,
+)
 from nemo_mm_rank.io.references import References
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.source import is_url, lacking
 from nemo_mm_rank.modality import names
-from nemo_mm_rank.schema import AGREEMENT, ERROR, MEDIA_ROOT, MODALITY, POOL, WEAKEST, WEAKEST_SENTENCE
+from nemo_mm_rank.schema import (
+    AGREEMENT,
+    ERROR,
+    MEDIA_ROOT,
+    MODALITY,
+    PAIR_ID,
+    POOL,
+    SOURCE_MEDIA,
+    SOURCE_RECORD,
+    WEAKEST,
+    WEAKEST_SENTENCE,
+)
 
 RESERVED = frozenset(
-    {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE}
+    {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE, SOURCE_MEDIA, SOURCE_RECORD}
     | {AGREEMENT, "rank", "pool_rank", "score", "filters_passed", "reason"}
 )
 RESERVED_PREFIXES = (
@@ -38,6 +64,8 @@ RESERVED_PREFIXES = (
 
 ORIGINAL = "original_"
 
+DATASET_INFO = "dataset_info.json"
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -47,18 +75,22 @@ class Manifest:
         file: local path or URL; of clips, the folder of their metadata.
         pool: name of the pool for rows that do not say.
         root: absolute folder or URL that references are relative to; on further lines, folders that are trusted, too.
+        told: the entry of a ``dataset_info.json`` beside it that is for this file, as JSON.
     """
 
     file: str
     pool: str
     root: str
+    told: str = "{}"
 
 
 def manifests(source: PoolSource) -> list[Manifest]:
-    """Find the manifests of a pool: the file itself, those of a folder (not below it), or what a glob matches.
+    """Find the manifests of a pool: the file itself, those of a folder, or what a glob matches.
 
-    A folder's ``.json`` files are left alone, since they are rarely manifests, but for those of clips that Curator has
-    written (`io.clip_folder`); the pool bears the folder's name.
+    A folder's ``.json`` and ``.csv`` files are left alone, since they are rarely manifests, but for ``metadata.csv``
+    and the metadata of clips that Curator has written (`io.clip_folder`). Where a folder has no manifest itself, it may
+    be a Hugging Face data set: its Parquet files and ``metadata`` files are looked for below it. The pool bears the
+    folder's name.
 
     Raises:
         PoolError: there is none, or a folder has WebDataset tars beside others, which may be about the same pairs.
@@ -74,9 +106,10 @@ def manifests(source: PoolSource) -> list[Manifest]:
     found = []
     for file in files:
         folder = file.rpartition("/")[0] if remote else os.path.dirname(os.path.abspath(file))
+        told = "{}" if remote else json.dumps(_told(folder, os.path.basename(file)), sort_keys=True)
         folder = clip_root(file) if os.path.isdir(file) else folder
         name = source.name or named or split_suffix(file)[0]
-        found.append(Manifest(file, name, media_root(source.root or folder, source.trusted_roots)))
+        found.append(Manifest(file, name, media_root(source.root or folder, source.trusted_roots), told))
     return found
 
 
@@ -90,6 +123,20 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
+def _told(folder: str, name: str) -> dict[str, Any]:
+    """Return what LLaMA-Factory's list of data sets in a folder says of a file."""
+    file = os.path.join(folder, DATASET_INFO)
+    if not os.path.isfile(file) or os.path.getsize(file) > MAX_LINE_BYTES:
+        return {}
+    with open(file, "rb") as handle:
+        try:
+            entries = json_object(handle.read())
+        except NOT_AN_OBJECT as error:
+            raise PoolError(f"{file}: cannot be read: {why_not(error)}") from error
+    found = (entry for entry in entries.values() if isinstance(entry, dict) and entry.get("file_name") == name)
+    return next(found, {})
+
+
 def _local(path: str) -> tuple[list[str], str | None]:
     if os.path.isfile(path):
         return [path], None
@@ -97,9 +144,10 @@ def _local(path: str) -> tuple[list[str], str | None]:
         return [metas], os.path.basename(os.path.abspath(path))
     if os.path.isdir(path):
         files = [os.path.join(path, name) for name in os.listdir(path)]
-        return _of_folder(path, [file for file in files if os.path.isfile(file)]), os.path.basename(
-            os.path.abspath(path)
-        )
+        files = [file for file in files if os.path.isfile(file)]
+        if not any(_is_manifest(file) for file in files):
+            files = [file for file in glob.glob(os.path.join(path, "**"), recursive=True) if _is_of_a_data_set(file)]
+        return _of_folder(path, files), os.path.basename(os.path.abspath(path))
     return _matching(path, glob.glob(path, recursive=True)), None
 
 
@@ -114,17 +162,26 @@ def _remote(path: str) -> tuple[list[str], str | None]:
 
 
 def _of_folder(path: str, files: list[str]) -> list[str]:
-    def is_manifest(file: str) -> bool:
-        name = file.rsplit("/", 1)[-1]
-        plain_json = name.removesuffix(".gz").removesuffix(".zst").endswith(".json")
-        return split_suffix(name)[1] is not None and not plain_json and not name.startswith((".", "_"))
-
-    found = sorted(filter(is_manifest, files))
+    found = sorted(filter(_is_manifest, files))
+    tars = {split_suffix(file)[0] for file in found if split_suffix(file)[1] == "tar"}
+    if tars:  # beside its tars, img2dataset writes what became of each download
+        found = [file for file in found if split_suffix(file)[1] != "parquet" or split_suffix(file)[0] not in tars]
     if not found:
         raise PoolError(f"{path}: a folder without a manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)")
     if len({split_suffix(file)[1] == "tar" for file in found}) > 1:
         raise PoolError(f"{path}: a folder with .tar files and other manifests: say which, e.g. '{path}/*.tar'")
     return found
+
+
+def _is_manifest(file: str) -> bool:
+    name = file.rsplit("/", 1)[-1]
+    rarely = name.removesuffix(".gz").removesuffix(".zst").endswith((".json", ".csv")) and name != "metadata.csv"
+    return split_suffix(name)[1] is not None and not rarely and not name.startswith((".", "_"))
+
+
+def _is_of_a_data_set(file: str) -> bool:
+    name = os.path.basename(file)
+    return os.path.isfile(file) and _is_manifest(name) and (name.endswith(".parquet") or name.startswith("metadata."))
 
 
 def _matching(path: str, files: list[str]) -> list[str]:
@@ -173,17 +230,21 @@ def read_manifest(
         PoolError: the manifest cannot be read, or a column of the user's has a canonical name.
     """
     references = References(manifest.root, check_files, manifest.file)
-    batches = _rows(manifest, source)
-    for rows in _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches:
-        yield freely_named(canonical(rows, source, manifest.pool, references, seen))
+    batches, known = _rows(manifest, source)
+    batches = _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches
+    for rows, form in converted(batches, source, manifest.pool, json.loads(manifest.told), known):
+        ours = {name: theirs for name, theirs in source.fields.items() if form is ROWS or name in (PAIR_ID, POOL)}
+        named = source.model_copy(update={"fields": ours})  # a format has named the sides already
+        yield replace(freely_named(canonical(rows, named, manifest.pool, references, seen)), format=form)
 
 
-def _rows(manifest: Manifest, source: PoolSource) -> Iterator[Rows]:
+def _rows(manifest: Manifest, source: PoolSource) -> tuple[Iterator[Rows], Format | None]:
+    """Return what a manifest holds, and the format of it where that is known."""
     if os.path.isdir(manifest.file):
-        return clip_rows(manifest.file, source)
+        return clip_rows(manifest.file, source), ROWS
     if split_suffix(manifest.file)[1] == "tar":
-        return tar_rows(manifest.file, source, manifest.pool, manifest.root)
-    return read_rows(manifest.file, source.download_seconds)
+        return tar_rows(manifest.file, source, manifest.pool, manifest.root), ROWS
+    return read_rows(manifest.file, source.download_seconds), None
 
 
 def freely_named(batch: PoolBatch) -> PoolBatch:
@@ -226,6 +287,7 @@ class Report:
         by_field: bad rows by the field at fault (``row``: cannot be read at all).
         counts: good rows by pool and modality.
         errors: one line for each manifest that cannot be read (to its end).
+        formats: manifest -> what it was taken for, where that is not rows of pairs.
         renamed: columns whose names a run adds -> the names that they go by.
     """
 
@@ -235,6 +297,7 @@ class Report:
     by_field: Counter[str] = field(default_factory=Counter)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     errors: list[str] = field(default_factory=list)
+    formats: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -248,6 +311,7 @@ class Report:
 
     def _lines(self) -> Iterator[str]:
         yield from (f"error: {error}" for error in self.errors)
+        yield from (f"{file}: {title}" for file, title in self.formats.items())
         yield from map(str, self.bad_rows)
         if self.bad > len(self.bad_rows):
             yield f"... and {self.bad - len(self.bad_rows):,} more bad rows"
@@ -298,6 +362,8 @@ def validate(pools: Sequence[PoolSource], check_files: bool = True, most: int = 
         for manifest in found:
             try:
                 for batch in read_manifest(manifest, source, seen, check_files):
+                    if batch.format is not ROWS:
+                        report.formats[manifest.file] = batch.format.title
                     _count(report, batch, most)
             except PoolError as error:
                 report.errors.append(str(error))

@@ -12,6 +12,7 @@ from nemo_mm_rank.errors import MediaError, PairError
 from nemo_mm_rank.io.bad_rows import MISSING_FILE, shown
 from nemo_mm_rank.media.source import Roots, is_local, is_url, open_source
 from nemo_mm_rank.media.tar import place_of
+from nemo_mm_rank.media.window import without_window
 
 MAX_TEXT_BYTES = 16 * 2**20
 
@@ -48,8 +49,9 @@ class References:
             return reference
         if not self.check_files and not reference.startswith(".."):
             return reference
-        beside = os.path.relpath(os.path.join(self._beside, reference), self.root.split("\n")[0])
-        return beside if not self._holds(reference) and self._holds(beside) else reference
+        path = without_window(reference)
+        beside = os.path.relpath(os.path.join(self._beside, path), self.root.split("\n")[0])
+        return beside + reference[len(path) :] if not self._holds(path) and self._holds(beside) else reference
 
     def _holds(self, reference: str) -> bool:
         try:
@@ -65,6 +67,7 @@ class References:
         Raises:
             MediaError: it is not there, is no file, is empty, or lies outside the root.
         """
+        reference = without_window(reference)
         if (place := place_of(reference)) is not None:
             reference = place.archive
         if not is_local(reference):

@@ -15,6 +15,7 @@ from nemo_mm_rank.media.limits import cpu_limit
 from nemo_mm_rank.media.pretenders import pretender
 from nemo_mm_rank.media.segment import Segment, Span
 from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.window import window_of
 from nemo_mm_rank.modality import is_media, media_names, of
 
 
@@ -49,7 +50,7 @@ class Opener:
             ref: a path below the root, an fsspec URL where the settings allow it, or with ``content`` just a name.
             modality: one that comes as files.
             spans: ``[x, y, w, h]`` boxes in pixels of the upright picture, of which the union is cropped to, or
-                ``[start, end]`` windows in seconds (`Medium.parts`). None keeps all.
+                ``[start, end]`` windows in seconds (`Medium.parts`). None keeps all, or the window that ``ref`` names.
             root: the folder or URL that ``ref`` is below.
             content: the bytes themselves.
 
@@ -62,7 +63,8 @@ class Opener:
                 if not is_media(modality):
                     raise MediaError(f"cannot be opened as {modality!r}: media are {', '.join(media_names())}")
                 update = {} if self.frames is None else {"video_frames": self.frames}
-                return _decode(file, modality, self.settings.model_copy(update=update), spans)
+                kept = window_of(ref) if spans is None else spans
+                return _decode(file, modality, self.settings.model_copy(update=update), kept)
         except PairError as error:
             raise type(error)(f"{name}: {error}") from error
 

@@ -260,6 +260,8 @@ def take_apart(rows: Frame, modality: str, positions: Sequence[int]) -> Apart:
     flat = pc.struct_field(lists.take(pa.array(good, pa.int64())).flatten(), DATA)
     shared = {MEDIA_ROOT: frames.array(rows, MEDIA_ROOT).take(kept)} if MEDIA_ROOT in rows.columns else {}
     spans = frames.array(rows, DATA_SPANS).take(kept).to_pylist() if DATA_SPANS in rows.columns else None
+    if DATA_BYTES in rows.columns:  # of the one part that comes as a file
+        shared[DATA_BYTES] = frames.array(rows, DATA_BYTES).take(kept)
     parts = []
     for number, kind in enumerate(kinds):
         columns = {

@@ -23,6 +23,7 @@ from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError, PairError, TransientError
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.tar import Place, Window, find, place_of
+from nemo_mm_rank.media.window import without_window
 
 REMOTE_SCHEMES = frozenset(
     (
@@ -118,6 +119,7 @@ def open_source(ref: str, root: str, settings: MediaSettings, content: bytes | N
         _check_size(len(content), settings.max_bytes)
         file: IO[bytes] = BytesIO(content)
     else:
+        ref = without_window(ref)
         place = place_of(ref)
         file = _open_path(ref if place is None else place.archive, root, settings, place)
     if not file.read(1):

@@ -16,17 +16,17 @@ import torch
 from nemo_mm_rank import __version__
 from nemo_mm_rank.config import MEDIA_NO_MATTER, Config, ModelSpec, RankingSettings
 from nemo_mm_rank.io.bad_rows import SCHEMA
-from nemo_mm_rank.io.export import write_blend, write_webdataset
+from nemo_mm_rank.io.export import write_blend
 from nemo_mm_rank.io.files import read_table, table_digest, write_table
 from nemo_mm_rank.io.ingest import BAD_ROWS
-from nemo_mm_rank.io.owned import Claim, drop, take
+from nemo_mm_rank.io.owned import drop, take
 from nemo_mm_rank.matching import Matcher
 from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection
 from nemo_mm_rank.ranking import Ranking, attach_rows
 from nemo_mm_rank.ranking.blend import label
-from nemo_mm_rank.run.finished import State, read_blend
+from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.reasons import may_pass
 from nemo_mm_rank.run.store import ShardStore, split_error
@@ -211,25 +211,3 @@ def manifest(
         "notes": [*notes(config), *caveats(config), *state.notes, *may_pass(quarantine)],
         "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
     }
-
-
-def export_webdataset(
-    run: str | Path, output: str | Path, max_samples: int, max_bytes: int, overwrite: bool = False
-) -> list[Path]:
-    """Write the blend of a finished run as WebDataset tars; return them.
-
-    Args:
-        run: the run's folder.
-        output: a folder that is made for the tars.
-        max_samples: most samples of a tar.
-        max_bytes: most bytes of a tar, but for one sample that is larger.
-        overwrite: whether an earlier export in ``output`` may be replaced.
-
-    Raises:
-        UserError: the folder is no finished run, media that have gone since, or ``output`` is not ours to write.
-        StorageError: ``output`` cannot be written.
-    """
-    config, blend = read_blend(run)
-    claim = Claim("export", config.pools, [run], overwrite, again=False)
-    folder = claim.check(output)
-    return write_webdataset(blend, folder, config.media, max_samples=max_samples, max_bytes=max_bytes, claim=claim)

@@ -19,7 +19,7 @@ from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.pool import read_pools
 from nemo_mm_rank.models.classical.text import HashedText
 from nemo_mm_rank.run.curation import Result, explain, rank
-from nemo_mm_rank.run.outcome import export_webdataset
+from nemo_mm_rank.run.export import export as export_run
 from nemo_mm_rank.sns.step import SNSStep
 from tests.integration.runs import digests, settings
 from tests.parts_pool import COMBINATIONS, parts_pool, write
@@ -121,7 +121,7 @@ def test_what_else_is_done_with_a_run(whole: Result, tmp_path: Path) -> None:
     assert "text+" in console.export_text()
     first = whole.blend.iloc[0]["pair_id"]
     assert f"{first} (" in explain(whole.folder, first)
-    [tar] = export_webdataset(whole.folder, tmp_path / "tars", 100, 2**30)
+    [tar] = export_run(whole.folder, tmp_path / "tars")
     with tarfile.open(tar) as archive:
         members = Counter(name.partition(".")[2] for name in archive.getnames())
     several = whole.blend["modality"].value_counts()

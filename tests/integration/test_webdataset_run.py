@@ -17,7 +17,7 @@ from nemo_mm_rank.cli import export
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.outcome import export_webdataset
+from nemo_mm_rank.run.export import export as export_run
 from tests.integration.runs import say, settings
 from tests.tars import Member, damage, header_at, write_tar
 
@@ -107,11 +107,11 @@ def test_an_export_holds_the_blend(run: Result, tmp_path: Path) -> None:
         "--overwrite (in Python: overwrite=True)",
     )
     with pytest.raises(UserError, match="a blend is exported as webdataset"):
-        export(run.folder, str(tmp_path / "other"), "jsonl")
+        export(run.folder, str(tmp_path / "other"), ["jsonl"])
 
 
 def test_an_export_of_a_blend_from_files_has_their_bytes(files: Result, pool: Path, tmp_path: Path) -> None:
-    [path] = export_webdataset(files.folder, tmp_path / "out", 100, 2**30)
+    [path] = export_run(files.folder, tmp_path / "out")
     samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
     kinds = set()
     for sample, modality, data in zip(samples, files.blend["modality"], files.blend["data"], strict=True):
@@ -125,10 +125,10 @@ def test_an_export_of_a_blend_from_files_has_their_bytes(files: Result, pool: Pa
 
 def test_only_a_finished_run_is_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run: it has no config\.yaml"):
-        export_webdataset(tmp_path, tmp_path / "out", 1, 1)
+        export_run(tmp_path, tmp_path / "out")
     (tmp_path / "config.yaml").write_text("pools: x\nqueries: y\n")
     with pytest.raises(UserError, match="the ranking is not finished"):
-        export_webdataset(tmp_path, tmp_path / "out", 1, 1)
+        export_run(tmp_path, tmp_path / "out")
 
 
 def test_a_changed_tar_is_noticed(tars: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image as PILImage
 
 from nemo_mm_rank.config import PoolSource
-from nemo_mm_rank.io.export import write_webdataset
+from nemo_mm_rank.io.exports import export_blend
 from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.pool import read_pools, validate
@@ -197,7 +197,7 @@ def test_there_and_back_in_a_tar(pool: Path, tmp_path: Path) -> None:
     write(pool, [row([TEXT, IMAGE]), row([IMAGE, {"modality": "code", "data": "f(x)"}]), row("words", modality="text")])
     ingest([PoolSource(path=str(pool))], tmp_path / "run")
     table = read_table(tmp_path / "run" / "part-00000.parquet")
-    [tar] = write_webdataset(table, tmp_path / "tars")
+    [tar] = export_blend(table, tmp_path / "tars", "webdataset")
     pairs, bad = read(tar)
     assert not bad
     assert [pair["modality"] for pair in pairs] == ["text+image", "code+image", "text"]

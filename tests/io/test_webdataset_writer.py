@@ -19,7 +19,7 @@ from PIL import Image
 
 from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
-from nemo_mm_rank.io.export import write_webdataset
+from nemo_mm_rank.io.exports import Settings, export_blend
 from nemo_mm_rank.io.pool import read_pools
 from nemo_mm_rank.media.source import open_source
 from tests.tars import header_at, png, write_tar
@@ -56,6 +56,13 @@ MEMBERS = [
     ("00000004.json", "00000004.png", "00000004.txt"),
     ("00000005.bin", "00000005.json", "00000005.txt"),
 ]
+
+
+def write_webdataset(
+    table: pa.Table, folder: Path, media: MediaSettings | None = None, max_samples: int = 10_000, max_bytes: int = 2**30
+) -> list[Path]:
+    settings = Settings(media or MediaSettings(), max_samples=max_samples, max_bytes=max_bytes)
+    return export_blend(table, folder, "webdataset", settings)
 
 
 def names(paths: list[Path]) -> list[list[str]]:
@@ -176,7 +183,9 @@ def test_where_it_may_be_written(tmp_path: Path, root: Path) -> None:
         write_webdataset(table, root / "sound" / "out")
 
 
-def test_a_root_for_rows_without_one(tmp_path: Path, root: Path) -> None:
-    table = blend(root).drop_columns(["media_root"])
-    [path] = write_webdataset(table, tmp_path / "out", root=str(root))
+def test_rows_without_a_root_are_about_the_current_folder(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    [path] = write_webdataset(blend(root).drop_columns(["media_root"]), tmp_path / "out")
     assert names([path]) == [[name for sample in MEMBERS for name in sample]]

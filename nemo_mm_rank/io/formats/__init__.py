@@ -1,0 +1,52 @@
+"""Formats that pools come in besides rows of ours: one registry, asked in its order what a manifest is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank.io.fields import ANNOTATION_PATH
+from nemo_mm_rank.io.formats.base import About, Format, looked_at
+from nemo_mm_rank.io.formats.captions import CAPTIONED
+from nemo_mm_rank.io.formats.conversations import CONVERSATIONS
+from nemo_mm_rank.io.formats.speech import SPEECH
+from nemo_mm_rank.io.manifest import Rows
+from nemo_mm_rank.schema import ANNOTATION
+
+
+def _is_rows(rows: Rows, about: About) -> bool:
+    """Whether there is a column of annotations, or what says where they are; lists are captions."""
+    names = [about.source.fields.get(name, name) for name in (ANNOTATION, ANNOTATION_PATH)]
+    lists = any(isinstance(value, list) for value in looked_at(rows, names[0]))
+    return not lists and any(name in rows.columns for name in names)
+
+
+def _as_they_are(rows: Rows, _: About) -> Rows:
+    return rows
+
+
+ROWS = Format("rows", "rows of pairs", _is_rows, _as_they_are)
+
+FORMATS: tuple[Format, ...] = (ROWS, *CONVERSATIONS, SPEECH, *CAPTIONED)
+
+
+def converted(
+    batches: Iterator[Rows], source: PoolSource, pool: str, told: Mapping[str, Any], found: Format | None = None
+) -> Iterator[tuple[Rows, Format]]:
+    """Yield rows of ours, with the format that the first of them show the manifest to be in.
+
+    Args:
+        batches: the rows of one manifest as they are read.
+        source: the pool's settings; a ``format`` there is not asked for again.
+        pool: its name, for ids.
+        told: what a ``dataset_info.json`` says of the manifest.
+        found: the format, where it is known.
+    """
+    about = About(source, pool, told)
+    found = found or next((each for each in FORMATS if each.name == source.format), None)
+    for rows in batches:
+        if found is None and len(rows.lines):
+            found = next((each for each in FORMATS if each.fits(rows, about)), ROWS)
+        known = found or ROWS
+        yield known.read(rows, about) if len(rows.lines) else rows, known
