@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from fractions import Fraction
 
 import av
 
@@ -12,13 +13,14 @@ def streams(file: str) -> dict[str, object]:
     """Return what `extract_video_metadata` reads of a video."""
     with av.open(file) as container:
         video = container.streams.video[0]
+        rate = video.average_rate or Fraction(0)
         told = {
             "codec_type": "video",
             "codec_name": video.codec_context.name,
             "width": video.codec_context.width,
             "height": video.codec_context.height,
             "pix_fmt": video.codec_context.pix_fmt,
-            "avg_frame_rate": f"{video.average_rate.numerator}/{video.average_rate.denominator}",
+            "avg_frame_rate": f"{rate.numerator}/{rate.denominator}",
         }
         seconds = float(container.duration or 0) / 1e6
     return {"streams": [told], "format": {"duration": f"{seconds:.6f}"}}

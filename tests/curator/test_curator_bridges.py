@@ -73,7 +73,7 @@ def image_task(pool: Path) -> ImageBatch:
     return ImageBatch("shots", images, _metadata={"mine": 1}, _stage_perf=[StagePerfStats(stage_name="before")])
 
 
-def errors(table: pa.Table) -> list[str | None]:
+def errors(table: pa.Table) -> list[Any]:
     return [None if error is None else error.rpartition(" (")[0] for error in table[ERROR].to_pylist()]
 
 
@@ -182,7 +182,8 @@ def test_images_kept_by_a_blend_or_a_score(pool: Path, run: Result, tmp_path: Pa
         assert stage._consume_custom_metrics() == {"pairs": 4, "kept": 3, "quarantined": 1}
     assert pd.read_parquet(tmp_path / "failed")["pair_id"].to_list() == ["dumb"]
     assert task.data[-1].metadata["error"].startswith("pool: BadRow: annotation")
-    for wrong in ({}, {"run": run.folder, "blend": tmp_path}):
+    both: dict[str, Any] = {"run": run.folder, "blend": tmp_path}
+    for wrong in (dict[str, Any](), both):
         with pytest.raises(ConfigError, match="image_keep: give either a blend or a run"):
             ImageKeepStage(**wrong)
     with pytest.raises(ConfigError, match=r"the run gives no score 'beauty'; it gives .*score"):
@@ -315,7 +316,7 @@ def interleaved(pool: Path) -> tuple[InterleavedBatch, list[dict[str, Any]]]:
         return {"sample_id": sample, "position": position, "modality": modality, **none, **more}
 
     def ref(path: Any) -> str:
-        return InterleavedBatch.build_source_ref(str(path), None)
+        return str(InterleavedBatch.build_source_ref(str(path), None))
 
     rows = [
         row("a", -1, "metadata"),
