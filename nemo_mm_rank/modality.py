@@ -130,6 +130,7 @@ _BUILT_IN: dict[str, str] = {
     Modality.AUDIO: "nemo_mm_rank.media.builtin:AudioMedium",
     Modality.VIDEO: "nemo_mm_rank.media.builtin:VideoMedium",
 }
+_NAMES = tuple(map(str, Modality))
 _declared: dict[str, str] = {}
 """Name -> import path of modalities of the user's own, which may be anybody's: nothing is imported for it."""
 _registered: dict[str, str] = {}
@@ -198,7 +199,7 @@ def take_up(modalities: Mapping[str, str]) -> None:
 
 def names() -> tuple[str, ...]:
     """Return the names of all modalities that are known, the built-in ones first."""
-    return (*map(str, Modality), *sorted(_declared))
+    return (*_NAMES, *sorted(_declared)) if _declared else _NAMES
 
 
 def of(name: str) -> Medium:

@@ -14,7 +14,17 @@ from nemo_mm_rank.arrays import Bools, Ints
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import MediaError, nearest
 from nemo_mm_rank.io.bad_rows import BadRow, Seen, shown
-from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH, Fields, contents, mask, read_parts, strings
+from nemo_mm_rank.io.fields import (
+    ANNOTATION_PATH,
+    DATA_PATH,
+    Fields,
+    Several,
+    contents,
+    mask,
+    parts_array,
+    read_parts,
+    strings,
+)
 from nemo_mm_rank.io.formats import ROWS
 from nemo_mm_rank.io.formats.base import Format
 from nemo_mm_rank.io.manifest import Column, Rows, taken
@@ -95,7 +105,7 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     ids = _read(table, PAIR_ID, n, faults, numbers=True)
     _check_blank(ids, PAIR_ID, faults)
 
-    several = read_parts(table, faults.add)
+    several = Several(dict(rows.parts)) if rows.parts else read_parts(table, faults.add)
     modality = _read(table, MODALITY, n, faults)
     if several is not None:
         modality = several.modality(modality, faults.add)
@@ -132,22 +142,27 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     made = {
         name: extras.pop(name)
         for name, kind in ((SOURCE_RECORD, pa.string()), (SOURCE_MEDIA, PARTS))
-        if isinstance(column := extras.get(name), pa.Array) and column.type == kind
+        if isinstance(own := extras.get(name), pa.Array) and own.type == kind
     }
     parts = {} if several is None else several.rows
     files: dict[int, Sequence[tuple[str, str]]] = {row: own for row, own in parts.items() if len(own) > 1}
+    listed = dict(rows.media)
     if SOURCE_MEDIA in made:
-        every = made[SOURCE_MEDIA] = _all_settled(made[SOURCE_MEDIA], references)
-        files |= {row: [(one[MODALITY], one[DATA]) for one in own] for row, own in enumerate(every.to_pylist()) if own}
-    carried = [] if payload is None else np.flatnonzero(mask(pc.is_valid(payload))).tolist()
+        column: pa.Array = made[SOURCE_MEDIA]
+        listed = {at: [(one[MODALITY], one[DATA]) for one in own] for at, own in enumerate(column.to_pylist()) if own}
+    if listed:
+        listed = {row: [(kind, references.settled(name)) for kind, name in own] for row, own in listed.items()}
+        files |= listed
+        made[SOURCE_MEDIA] = parts_array(listed, n)
+    carried = set() if payload is None else set(np.flatnonzero(mask(pc.is_valid(payload))).tolist())
     _stamp_several({row: own for row, own in files.items() if row not in carried}, stamps, references, faults)
 
     pairs = {PAIR_ID: ids, POOL: pools, MODALITY: modality, DATA: data, ANNOTATION: annotation}
     pairs[MEDIA_ROOT] = pa.repeat(pa.scalar(references.root, pa.string()), n)
     if payload is not None:
         pairs[DATA_BYTES] = payload
-    if several is not None and (column := several.column(n)) is not None:
-        pairs[DATA_PARTS] = column
+    if several is not None and (apart := several.column(n)) is not None:
+        pairs[DATA_PARTS] = apart
     pairs |= made
     bad = [
         BadRow(
@@ -257,16 +272,6 @@ def _stamps(data: pa.Array, media: Bools, references: References, faults: _Fault
             except MediaError as error:
                 faults.add([row], DATA, "a media file below the pool's root", str(error))
     return stamps
-
-
-def _all_settled(media: pa.Array, references: References) -> pa.Array:
-    """Return `SOURCE_MEDIA` with references as the root takes them."""
-    names = pc.struct_field(media.flatten(), DATA)
-    found = {name: references.settled(name) for name in pc.unique(names).to_pylist()}
-    if all(name == reference for name, reference in found.items()):
-        return media
-    values = [own and [{**one, DATA: found[one[DATA]]} for one in own] for own in media.to_pylist()]
-    return pa.array(values, PARTS)
 
 
 def _stamp_several(

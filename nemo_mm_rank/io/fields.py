@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,8 +159,10 @@ class Several:
     def modality(self, said: pa.Array, fault: Fault) -> pa.Array:
         """Return the rows' modalities, those of rows in parts being what the parts are; what contradicts is a fault."""
         values = said.to_pylist()
+        known: dict[tuple[str, ...], str] = {}
         for row, parts in self.rows.items():
-            found = combined(kind for kind, _ in parts)
+            kinds = tuple([kind for kind, _ in parts])
+            found = known.get(kinds) or known.setdefault(kinds, combined(kinds))
             if values[row] is not None and {name.strip() for name in values[row].split("+")} != set(found.split("+")):
                 fault([row], MODALITY, f"{found!r}, as its parts are", shown(values[row]))
             values[row] = found
@@ -170,16 +172,25 @@ class Several:
         """Return the rows' data, that of rows in parts being the parts' own, line by line."""
         texts = values.to_pylist()
         for row, parts in self.rows.items():
-            texts[row] = "\n".join(data for _, data in parts)
+            texts[row] = "\n".join([data for _, data in parts])
         return pa.array(texts, pa.string())
 
     def column(self, n: int) -> pa.Array | None:
         """Return `DATA_PARTS` of ``n`` rows, or None where none has more than one part."""
-        values: list[Any] = [None] * n
-        for row, parts in self.rows.items():
-            if len(parts) > 1:
-                values[row] = [{"modality": kind, "data": data} for kind, data in parts]
-        return pa.array(values, PARTS) if any(values) else None
+        several = {row: parts for row, parts in self.rows.items() if len(parts) > 1}
+        return parts_array(several, n) if several else None
+
+
+def parts_array(rows: Mapping[int, Sequence[Part]], n: int) -> pa.Array:
+    """Return ``(n,)`` of `PARTS`, null for rows that are not named."""
+    counts = np.zeros(n + 1, dtype=np.int32)
+    for row, parts in rows.items():
+        counts[row + 1] = len(parts)
+    flat = [part for row in sorted(rows) for part in rows[row]]
+    columns = [pa.array([part[side] for part in flat], pa.string()) for side in (0, 1)]
+    values = pa.StructArray.from_arrays(columns, fields=list(PARTS.value_type))
+    offsets = pa.array(np.cumsum(counts, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, values, type=PARTS, mask=pa.array(counts[1:] == 0))
 
 
 def read_parts(table: Fields, fault: Fault) -> Several | None:

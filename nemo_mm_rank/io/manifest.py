@@ -80,6 +80,8 @@ class Rows:
         columns: name -> n values; a key that a JSON row lacks is None.
         bad: rows between these that cannot be read at all.
         texts: of JSON, the n objects as they are written.
+        parts: where a format has taken data apart: position -> ``(modality, data)`` of each part, one of a modality.
+        media: where a format has found several media: position -> ``(modality, reference)`` of each.
         features: of Parquet that Hugging Face's library wrote, its columns of media -> Image, Audio or Video.
     """
 
@@ -89,6 +91,8 @@ class Rows:
     bad: tuple[BadRow, ...] = ()
     texts: Sequence[str] = ()
     features: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[int, list[tuple[str, str]]] = field(default_factory=dict)
+    media: Mapping[int, list[tuple[str, str]]] = field(default_factory=dict)
 
 
 def split_suffix(path: str) -> tuple[str, str | None, str | None]:
@@ -373,7 +377,7 @@ def _array_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
         number, written, place = number + 1, text[place:end], end
         held += len(written)
         try:
-            rows.append(_whole_object(element))
+            rows.append(_checked_object(element, written))
             numbers.append(number)
             texts.append(written)
         except NOT_AN_OBJECT as error:
@@ -460,7 +464,12 @@ def json_object(content: str | bytes) -> dict[str, Any]:
     row = _decode(text)
     if type(row) is not dict:
         raise TypeError(shown(text.strip()))
-    if "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
+    return _checked_object(row, text)
+
+
+def _checked_object(row: Any, text: str) -> dict[str, Any]:
+    """Return a decoded object whose text leaves no doubt about depth and letters, or which was looked through."""
+    if type(row) is not dict or "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
         return _whole_object(row)
     return row
 

@@ -117,6 +117,8 @@ class References:
 
 def folded(stamps: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return one stamp for those of several media files; (-1, -1) where there was nothing to look at."""
+    if len(stamps) == 1:
+        return stamps[0]
     if all(stamp == (-1, -1) for stamp in stamps):
         return -1, -1
     digest = hashlib.blake2b(repr(list(stamps)).encode(), digest_size=16).digest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nemo_mm_rank.report.maps import flatten
+from nemo_mm_rank.measures.plane import flatten
 
 pytest.importorskip("cuml")
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_mm_rank.report.maps import flatten
+from nemo_mm_rank.measures.plane import flatten
 from nemo_mm_rank.report.run import leading
 
 

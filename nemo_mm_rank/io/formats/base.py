@@ -97,6 +97,8 @@ def kept(rows: Rows, made: Mapping[str, Column], dropped: Sequence[str], faults:
         {name: taken(column, keep) for name, column in columns.items()},
         (*rows.bad, *bad),
         [rows.texts[row] for row in keep] if rows.texts else (),
+        parts={at: rows.parts[row] for at, row in enumerate(keep.tolist()) if row in rows.parts},
+        media={at: rows.media[row] for at, row in enumerate(keep.tolist()) if row in rows.media},
     )
 
 

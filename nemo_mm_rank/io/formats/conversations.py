@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.formats.base import About, FaultError, Format, kept, listed, looked_at, records
 from nemo_mm_rank.io.manifest import Column, Rows
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MODALITY, PARTS, SOURCE_MEDIA, Modality
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MODALITY, Modality
 
 USER, ASSISTANT, SYSTEM, TOOL, CALL = "user", "assistant", "system", "tool", "call"
 
@@ -44,10 +44,12 @@ _TAGS = {
 """What LLaMA-Factory calls the names of roles."""
 
 TURNS, _ROLE, _CONTENT = ("messages", "conversations", "conversation"), ("from", "role"), ("value", "content")
+_TEXT, _IMAGE, _AUDIO, _VIDEO = map(str, (Modality.TEXT, Modality.IMAGE, Modality.AUDIO, Modality.VIDEO))
+_IN_ORDER = (_IMAGE, _AUDIO, _VIDEO)
 MEDIA: dict[str, tuple[str, ...]] = {
-    Modality.IMAGE: ("images", "image"),
-    Modality.VIDEO: ("videos", "video"),
-    Modality.AUDIO: ("audios", "audio"),
+    _IMAGE: ("images", "image"),
+    _VIDEO: ("videos", "video"),
+    _AUDIO: ("audios", "audio"),
 }
 """Modality -> the fields of a record that list media of it."""
 
@@ -124,7 +126,10 @@ def _is_turns(value: Any) -> bool:
 
 
 def _first(turn: Mapping[str, Any], names: Sequence[str]) -> Any:
-    return next((turn[name] for name in names if turn.get(name) is not None), None)
+    for name in names:
+        if (value := turn.get(name)) is not None:
+            return value
+    return None
 
 
 @dataclass
@@ -248,6 +253,8 @@ def media_of(given: Mapping[str, Any], told: _Told, names: Names) -> list[Medium
     """
     out: list[Medium] = []
     for kind, fields in names.media.items():
+        if kind not in told.marks and not told.media and not any(given.get(one) for one in fields):
+            continue
         name = next((one for one in fields if given.get(one) is not None), None)
         value = given.get(name) if name is not None else None
         own = [medium for one, medium in told.media if one == kind]
@@ -308,14 +315,16 @@ def read(rows: Rows, about: About, alpaca: bool = False) -> Rows:
     modality: list[str | None] = [None] * n
     data: list[Any] = [None] * n
     annotation: list[str | None] = [None] * n
-    every: list[Any] = [None] * n
+    every: dict[int, list[tuple[str, str]]] = {}
+    apart: dict[int, list[tuple[str, str]]] = {}
     contents: list[bytes | None] = [None] * n
     faults: dict[int, FaultError] = {}
+    there = [(kind, [name for name in own if name in fields]) for kind, own in names.media.items()]
     columns = [listed(rows, name) for name in fields]
     for row, values in enumerate(zip(*columns, strict=True) if columns else [()] * n):
         given = dict(zip(fields, values, strict=True))
         try:
-            present = frozenset(kind for kind, own in names.media.items() if any(given.get(name) for name in own))
+            present = frozenset([kind for kind, own in there if any(given[name] for name in own)])
             turns = given.get(names.turns) if names.turns else _alpaca_turns(given, names)
             told = _told(turns, names, present | {Modality.IMAGE})
             if isinstance(given.get(names.system), str):
@@ -332,22 +341,20 @@ def read(rows: Rows, about: About, alpaca: bool = False) -> Rows:
             if len(carried) > 1 and not rows.texts:
                 raise FaultError(next(iter(first)), "one medium at most whose content a row carries", str(len(carried)))
             contents[row] = next((one.content for one in first.values() if one.content is not None), None)
-            every[row] = [{"modality": medium.kind, "data": medium.name} for medium in media]
-            parts = [{"modality": kind, "data": medium.name} for kind, medium in first.items()]
+            every[row] = [(medium.kind, medium.name) for medium in media]
+            parts = [(kind, first[kind].name) for kind in _IN_ORDER if kind in first]
             if asked:
-                data[row] = [{"modality": Modality.TEXT, "data": asked}, *parts]
+                apart[row] = [(_TEXT, asked), *parts]
             elif len(parts) > 1:
-                data[row] = parts
+                apart[row] = parts
             else:
-                modality[row], data[row] = parts[0]["modality"], parts[0]["data"]
+                modality[row], data[row] = parts[0]
         except FaultError as fault:
             faults[row] = fault
     made: dict[str, Column] = {MODALITY: modality, DATA: data, ANNOTATION: annotation, **records(rows, about)}
-    if any(every):
-        made[SOURCE_MEDIA] = pa.array(every, PARTS)
     if any(content is not None for content in contents):
         made[DATA_BYTES] = pa.array(contents, pa.binary())
-    return kept(rows, made, fields, faults)
+    return kept(replace(rows, parts=apart, media=every), made, fields, faults)
 
 
 @dataclass(frozen=True)
