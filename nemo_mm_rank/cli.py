@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from nemo_mm_rank import __version__
-from nemo_mm_rank.config import Config, Importing, PoolSource, parse, read_yaml
+from nemo_mm_rank.config import Config, Importing, PoolSource, objectives, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole, guard_messages, printable
 from nemo_mm_rank.errors import FailedError, UserError
 from nemo_mm_rank.mix import MIXES
@@ -35,6 +35,13 @@ Pools = Annotated[
 ]
 Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")]
 Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
+Like = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--like", help="Examples of it: a pool of pairs, media, a folder of them, or texts (.txt); PATH=2: a weight."
+    ),
+]
+Unlike = Annotated[list[str] | None, typer.Option("--unlike", help="Examples of what not to pick; repeatable.")]
 BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many pairs: 10000, or a share: 20%.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration; options go before it.")]
 PresetName = Annotated[
@@ -81,6 +88,8 @@ def curate(
     pool: Pools = None,
     query: Queries = None,
     avoid: Avoid = None,
+    like: Like = None,
+    unlike: Unlike = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     preset: PresetName = None,
@@ -109,7 +118,8 @@ def curate(
     values = _configured(config, preset, import_from)
     _take_pools(values, pool, field, modality, root, trust_root)
     values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
-    values |= _given(queries=_queries(query, avoid), allow_failures=allow_failures, retry_failed=retry_failed)
+    values |= _given(queries=objectives(query, like, unlike, avoid))
+    values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
     _merge(values, "sns", mode=sns)
     _merge(values, "ranking", mix=mix)
@@ -128,6 +138,8 @@ def rank(
     run: FinishedRun,
     query: Queries = None,
     avoid: Avoid = None,
+    like: Like = None,
+    unlike: Unlike = None,
     budget: BudgetText = None,
     quality: Annotated[
         Path | None, typer.Option(help="A finished ecodatum job: its quality is one more condition.")
@@ -137,7 +149,7 @@ def rank(
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
 ) -> None:
-    """Rank a finished run against another objective, or on other conditions; nothing is embedded again."""
+    """Rank a finished run against another objective, or on other conditions; no pair is embedded again."""
     from nemo_mm_rank.run import curation
     from nemo_mm_rank.run.ecodatum import as_condition
     from nemo_mm_rank.run.folder import RunFolder
@@ -146,7 +158,8 @@ def rank(
     ranking: dict[str, Any] = {"mix": mix} if mix else {}
     if quality:
         ranking |= as_condition(RunFolder.at(run).load_config().ranking, quality)
-    changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl, queries=_queries(query, avoid))
+    changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl)
+    changes |= _given(queries=objectives(query, like, unlike, avoid))
     trust = Trust(tuple(import_from or ()), trust_run)
     with _going_on(run):
         curation.rank(run, changes, SafeConsole(), trust=trust).print(SafeConsole())
@@ -189,6 +202,8 @@ def benchmark(
     pool: Pools = None,
     query: Queries = None,
     avoid: Avoid = None,
+    like: Like = None,
+    unlike: Unlike = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     preset: PresetName = None,
@@ -209,7 +224,7 @@ def benchmark(
     _take_pools(values, pool, field, modality, root, trust_root)
     if pool and values.pop("demo", None) is not None:
         values.pop("relevant", None)  # a column of the built-in pool's
-    values |= _given(budget=budget, output=output, seeds=seeds, queries=_queries(query, avoid))
+    values |= _given(budget=budget, output=output, seeds=seeds, queries=objectives(query, like, unlike, avoid))
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, device=device)
     from nemo_mm_rank.benchmark.job import benchmark as compare
     from nemo_mm_rank.benchmark.settings import BenchmarkConfig
@@ -407,12 +422,6 @@ def _configured(config: Path | None, preset: str | None, import_from: list[str] 
     if import_from:
         values["import_from"] = [*values.get("import_from", []), *import_from]
     return overlay(read(preset), values) if preset else values
-
-
-def _queries(wanted: list[str] | None, avoided: list[str] | None) -> list[dict[str, Any]] | None:
-    return [{"text": text} for text in wanted or []] + [
-        {"text": text, "weight": -1.0} for text in avoided or []
-    ] or None
 
 
 def _given(**options: Any) -> dict[str, Any]:
