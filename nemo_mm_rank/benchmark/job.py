@@ -159,7 +159,8 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
 _OWN = {
     "stratified": (Strategy.STRATIFIED,),
     "traditional": (Strategy.TRADITIONAL,),
-    "ecodatum": (Strategy.ECODATUM, Strategy.QUALITY),
+    "ecodatum": (Strategy.ECODATUM, Strategy.QUALITY, Strategy.DATACOMP),
+    "negcliploss": (Strategy.NEGCLIPLOSS,),
 }
 """Settings that only some strategies know."""
 

@@ -13,6 +13,7 @@ from nemo_mm_rank.benchmark.downstream.settings import DownstreamSettings, Small
 from nemo_mm_rank.benchmark.planting import PlantSettings
 from nemo_mm_rank.config import Config, Pools, Settings
 from nemo_mm_rank.quality import TraditionalSettings
+from nemo_mm_rank.quality.operators.settings import BatchSettings
 from nemo_mm_rank.run.ecodatum import EcoDatumSettings
 
 
@@ -29,6 +30,9 @@ class Strategy(StrEnum):
     TRADITIONAL = "traditional"
     EXPERT = "best-expert"
     ECODATUM = "ecodatum"
+    CLIP_SCORE = "clip-score"
+    NEGCLIPLOSS = "negcliploss"
+    DATACOMP = "datacomp-basic"
 
     @property
     def sns(self) -> Literal["off", "forward", "backward", "bidirectional"]:
@@ -102,6 +106,7 @@ class BenchmarkConfig(Config):
     stratified: StratifiedSettings = Field(default_factory=StratifiedSettings)
     traditional: TraditionalSettings = Field(default_factory=TraditionalSettings)
     ecodatum: EcoDatumSettings = Field(default_factory=EcoDatumSettings)
+    negcliploss: BatchSettings = Field(default_factory=BatchSettings)
     downstream: DownstreamSettings = Field(default_factory=SmallSettings)
     cold: bool = Field(
         True, description="each strategy starts without models, so that its cost is its own; or it has what is loaded"

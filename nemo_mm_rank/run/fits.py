@@ -22,10 +22,10 @@ import torch
 from nemo_mm_rank import frames, matching
 from nemo_mm_rank.config import Config, ModelSpec, Query, RankingSettings
 from nemo_mm_rank.engine import Engine
-from nemo_mm_rank.errors import PairError, UserError
+from nemo_mm_rank.errors import ConfigError, PairError, UserError
 from nemo_mm_rank.frames import Vectors
 from nemo_mm_rank.io.examples import Found, read_examples
-from nemo_mm_rank.io.files import read_table, write_json, write_table
+from nemo_mm_rank.io.files import read_table, write_json, write_table, write_tensors
 from nemo_mm_rank.io.owned import remove
 from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import Matcher, Sample
@@ -35,6 +35,7 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import has_text, load_encoder, sources
 from nemo_mm_rank.projection.fit import VERSION as FIT
 from nemo_mm_rank.projection.fit import fit
+from nemo_mm_rank.quality.operators import Batches, OthersSettings
 from nemo_mm_rank.ranking.blend import fit_scoring
 from nemo_mm_rank.ranking.examples import KIND
 from nemo_mm_rank.ranking.feedback import FeedbackStep
@@ -350,6 +351,37 @@ class Fits:
                 f"{found.rows.num_rows - len(failed):,} used"
             )
         return path
+
+    def others(self, wanted: Mapping[str, OthersSettings], seed: int, shards: ShardStore) -> dict[str, OthersSettings]:
+        """Return operators with the file of what was drawn of embedded pairs for them, where they have none.
+
+        Args:
+            wanted: operator -> space and batches.
+            seed: enters the hash that chooses the sample.
+            shards: with both sides' embeddings.
+        """
+        drawn = {name: one for name, one in wanted.items() if one.reference is None}
+        if not drawn:
+            return dict(wanted)
+
+        def make(path: Path) -> None:
+            tensors = {}
+            for name, one in drawn.items():
+                sides = [data_column(one.expert), annotation_column(one.model)]
+                # Not every pair is in every space, so more are read than are needed.
+                words, columns = gather(shards, [PAIR_ID], sides, 4 * one.batches * one.batch_size, seed)
+                if missing := [side for side in sides if side not in columns]:
+                    raise ConfigError(f"operators.others.{name}: no pair has {missing[0]!r}")
+                batches = Batches.of(columns[sides[0]], columns[sides[1]], words[PAIR_ID].tolist(), one)
+                tensors |= {f"{name}.{key}": value for key, value in batches.tensors().items()}
+            write_tensors(path, tensors)
+
+        settings = {name: one.model_dump(mode="json") for name, one in sorted(drawn.items())}
+        path = self.kept("others", [VERSION, settings, seed, shards.keys], make, ".safetensors")
+        return {
+            name: one.model_copy(update={"reference": str(path)}) if name in drawn else one
+            for name, one in wanted.items()
+        }
 
     def scoring(
         self,
