@@ -80,6 +80,9 @@ RetryFailed = Annotated[
     bool | None,
     typer.Option("--retry-failed", help="Try all failed pairs again, not only those whose failure may pass."),
 ]
+Select = Annotated[
+    str | None, typer.Option("--select", help="What is chosen: top, clusters, soft-cap, balanced or diverse.")
+]
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
 
 
@@ -99,6 +102,7 @@ def curate(
     root: Root = None,
     trust_root: TrustRoot = None,
     mix: MixName = None,
+    select: Select = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
     workers: Workers = None,
@@ -122,7 +126,7 @@ def curate(
     values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
     _merge(values, "sns", mode=sns)
-    _merge(values, "ranking", mix=mix)
+    _merge(values, "ranking", mix=mix, select=select)
     settings = parse(Config, values)
     from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
 
@@ -145,6 +149,7 @@ def rank(
         Path | None, typer.Option(help="A finished ecodatum job: its quality is one more condition.")
     ] = None,
     mix: MixName = None,
+    select: Select = None,
     jsonl: Jsonl = None,
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
@@ -155,7 +160,7 @@ def rank(
     from nemo_mm_rank.run.folder import RunFolder
     from nemo_mm_rank.run.trust import Trust
 
-    ranking: dict[str, Any] = {"mix": mix} if mix else {}
+    ranking = _given(mix=mix, select=select)
     if quality:
         ranking |= as_condition(RunFolder.at(run).load_config().ranking, quality)
     changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl)

@@ -468,6 +468,34 @@ Strength = Annotated[
 """How much a condition counts that is there, or one of the user's own with its strength."""
 
 
+class SelectSettings(Settings):
+    """What is chosen of the best candidates; by ``top`` the best of them alone, and the rest does not matter."""
+
+    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = "top"
+    over: int = Field(3, ge=1, description="candidates, in budgets: of so many times the budget the best are looked at")
+    clusters: int | None = Field(
+        None, ge=2, description="of fused embeddings (clusters, soft-cap); default: the root of the candidates' number"
+    )
+    temperature: float = Field(
+        0.1, gt=0, description="clusters: of exp(nearness / (temperature x density)); soft-cap: of the scores"
+    )
+    penalty: float = Field(1.0, ge=0, description="soft-cap: what every draw lowers its cluster's logits by")
+    entries: str | None = Field(
+        None, description="balanced: a file of words and phrases, one a line; default: the words of the annotations"
+    )
+    seed: int = Field(0, ge=0, description="of clusters and draws")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"how": value} if isinstance(value, str) else value
+
+    @field_validator("entries")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+
 class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
@@ -502,6 +530,9 @@ class RankingSettings(Settings):
     quota_by: Literal["modality", "pool", "type"] | None = None
     quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
     shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
+    select: SelectSettings = Field(
+        default_factory=SelectSettings, description="the top, or of several times the budget what has more to say"
+    )
     collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
     duplicate_similarity: float = Field(0.95, gt=0, le=1)
 

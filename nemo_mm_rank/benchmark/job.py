@@ -116,7 +116,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         *measures.of_costs(blends, source.pairs),
     ]
     for strategy in config.strategies:
-        if strategy.ours and strategy != Strategy.QUALITY:  # whose spaces are those of ranked
+        if strategy.embeds:
             run = RunFolder.at(bench.run(strategy.sns))
             shards = State.load(run).open(run)
             rows += measures.of_spaces(bench, strategy, shards, config.seeds[0])

@@ -25,6 +25,10 @@ class Strategy(StrEnum):
     BACKWARD = "ranked-backward"
     BIDIRECTIONAL = "ranked-bidirectional"
     QUALITY = "ranked-quality"
+    CLUSTERS = "ranked-clusters"
+    SOFT_CAP = "ranked-soft-cap"
+    BALANCED = "ranked-balanced"
+    DIVERSE = "ranked-diverse"
     RANDOM = "random"
     STRATIFIED = "stratified"
     TRADITIONAL = "traditional"
@@ -42,7 +46,18 @@ class Strategy(StrEnum):
     @property
     def ours(self) -> bool:
         """Whether it ranks as this project does; the others are what it is compared with."""
-        return self in (Strategy.RANKED, Strategy.QUALITY) or self in _MODES
+        return self in (Strategy.RANKED, Strategy.QUALITY) or self in _MODES or self.select is not None
+
+    @property
+    def select(self) -> str | None:
+        """What it chooses of the best candidates; None for what the settings say."""
+        several = (Strategy.CLUSTERS, Strategy.SOFT_CAP, Strategy.BALANCED, Strategy.DIVERSE)
+        return self.removeprefix("ranked-") if self in several else None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it has spaces of its own; those of the others that are ours are those of ranked."""
+        return self == Strategy.RANKED or self in _MODES
 
 
 _MODES: dict[Strategy, Literal["forward", "backward", "bidirectional"]] = {

@@ -143,6 +143,15 @@ def _ranked_quality(bench: Bench, _: Strategy, seed: int) -> list[str]:
     return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, own).blend[PAIR_ID])
 
 
+def _varied(bench: Bench, strategy: Strategy, seed: int) -> list[str]:
+    """Rank as the main job does, and choose more than the top; the seed is that of clusters and draws, too."""
+    bench.curate("off", seed)
+    asked = bench.config.ranking.select.model_dump(exclude_defaults=True)
+    changes = {"ranking": {"select": {**asked, "how": strategy.select, "seed": seed}}}
+    own = Trust(run=True)  # it has just been made here, by the same configuration
+    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, own).blend[PAIR_ID])
+
+
 def _random(bench: Bench, _: Strategy, seed: int) -> list[str]:
     """Draw any pairs, as they lie in the pool."""
     rows = np.random.default_rng([seed, 0]).permutation(bench.pairs.num_rows)[: bench.budget]
@@ -296,6 +305,7 @@ def _ids(values: Any) -> list[str]:
 
 _CHOICES = {
     Strategy.QUALITY: _ranked_quality,
+    **{one: _varied for one in Strategy if one.select is not None},
     Strategy.RANDOM: _random,
     Strategy.STRATIFIED: _stratified,
     Strategy.TRADITIONAL: _traditional,

@@ -80,6 +80,7 @@ def _explain_row(
         lines.append(f"  place {chosen + 1:,} of {ranking.chosen.num_rows:,} in the blend")
         lines.append(f"  {printable(ranking.chosen['reason'][chosen].as_py())}")
     lines += _against_cut(values, score, ranking, settings)
+    lines += _passed(values, chosen >= 0, ranking, settings)
     lines += _components(values, table, scoring)
     for like in likes:
         pair = shards.read(part, [*like.reads, *read_by_keys()]).slice(row, 1)
@@ -107,6 +108,15 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
         distance = score - cut["score"]
         where = "at" if not distance else f"{abs(distance):.3f} {'above' if distance > 0 else 'below'}"
         yield f"  score {score:+.3f}, {where} the last one chosen from {shown} ({cut['score']:+.3f}, {cut[PAIR_ID]!r})"
+
+
+def _passed(values: dict[str, Any], chosen: bool, ranking: Ranking, settings: RankingSettings) -> Iterator[str]:
+    """Say why a pair was passed by for variety."""
+    if settings.select.how == "top" or chosen:
+        return
+    of = f"of {ranking.summary['select']['candidates']:,} candidates, chosen by {settings.select.how}"
+    place = pc.index(ranking.passed[PAIR_ID], values[PAIR_ID]).as_py()
+    yield f"  {of}: {printable(ranking.passed['why'][place].as_py())}" if place >= 0 else f"  not one {of}"
 
 
 def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> Iterator[str]:
