@@ -240,6 +240,36 @@ def benchmark(
 
 
 @app.command()
+def mix(
+    run: FinishedRun,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Pairs that the mix is to serve: a pool, never learnt from.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="What is mixed: modality, pool or type.")] = None,
+    budget: BudgetText = None,
+    config: ConfigFile = None,
+    output: Output = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of trial mixes.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Mixes that are tried in a round.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of what is compared at the end.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of each small training.")] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Search for the mix of a run's pool that serves a target best, by training small models; write it as quotas."""
+    values = _configured(config, None, None)
+    values |= _given(run=str(run), target=target, by=by, budget=budget, output=output, seeds=seeds)
+    _merge(values, "search", rounds=rounds, draws=draws)
+    _merge(values, "downstream", steps=steps)
+    _merge(values, "engine", workers=workers)
+    from nemo_mm_rank.benchmark.mixing import MixConfig, find_mix
+
+    settings = parse(MixConfig, values)
+    with _going_on(settings.output):
+        find_mix(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
+
+
+@app.command()
 def explain(
     run: FinishedRun,
     pair_id: Annotated[str, typer.Argument(help="The pair to explain.")],

@@ -266,7 +266,8 @@ def _by_agreement(bench: Bench, strategy: Strategy, _: int) -> list[str]:
         fits = Fits(folder.fitted, bench.engine, Reporter(bench.console), state.pairs)
         step = OthersStep(fits.others(others, bench.config.seed, shards))
     tables = []
-    for _, _, table in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
+    for one in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
+        table = one[2]
         tables.append(columns_added(step, table).drop_columns([ERROR]).append_column(PAIR_ID, table[PAIR_ID]))
     found = pa.concat_tables(tables)
     columns = [found[name].to_numpy().astype(np.float64) for name in step.provides]

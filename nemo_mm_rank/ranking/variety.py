@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,18 @@ class Order:
     positions: Ints
     why: Sequence[str]
     about: dict[str, Any]
+
+
+def check(settings: SelectSettings) -> None:
+    """Refuse, before anything is embedded, a choice that could not be made.
+
+    Raises:
+        UserError: scikit-learn is not installed, or there is no file of entries.
+    """
+    if settings.how in ("clusters", "soft-cap", "balanced"):
+        require("sklearn", "select")
+    if settings.how == "balanced" and settings.entries is not None:
+        Entries.read(settings.entries)
 
 
 def vary(settings: SelectSettings, found: Candidates, room: Ints, shards: Shards) -> Order:
@@ -218,16 +231,24 @@ class Entries:
             if not kept:
                 raise UserError(f"ranking.select: no word is in {_LEAST} annotations; give entries a file of them")
             return cls(sorted(kept[:_ENTRIES]), 1)
+        return cls.read(settings.entries)
+
+    @classmethod
+    def read(cls, file: str) -> Entries:
+        """Read the entries of a file, one a line; case and punctuation do not matter.
+
+        Raises:
+            ConfigError: it cannot be read, or holds none.
+        """
         try:
-            with open(settings.entries, encoding="utf-8") as file:
-                lines = [" ".join(line.lower().split()) for line in file]
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             line = " ".join(str(error).split())
-            raise ConfigError(f"ranking.select.entries: {settings.entries} cannot be read: {line}") from error
-        split = _vectorizer({"ngram_range": (1, 1)}).build_analyzer()
+            raise ConfigError(f"ranking.select.entries: {file} cannot be read: {line}") from error
+        split = _vectorizer({}).build_analyzer()
         names = sorted({words for line in lines if (words := " ".join(split(line)))})
         if not names:
-            raise ConfigError(f"ranking.select.entries: {settings.entries} holds no entry; write one on each line")
+            raise ConfigError(f"ranking.select.entries: {file} holds no entry; write one on each line")
         return cls(names, max(name.count(" ") + 1 for name in names))
 
     def counts(self, shards: Shards) -> Ints:

@@ -29,6 +29,7 @@ from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
+from nemo_mm_rank.ranking import variety
 from nemo_mm_rank.ranking.blend import Ranking, check_pools, choose
 from nemo_mm_rank.ranking.conditions import ConditionStep
 from nemo_mm_rank.ranking.feedback import FeedbackStep
@@ -169,6 +170,7 @@ def _check(config: Config) -> list[str]:
     loader.pick_device(config.engine.device)
     loader.check_models(config.models)
     loader.check_models(config.ranking.computed)
+    variety.check(config.ranking.select)
     for query in config.queries:
         if query.like is not None:
             kind_of(query.like)

@@ -365,7 +365,7 @@ class Fits:
             return dict(wanted)
 
         def make(path: Path) -> None:
-            tensors = {}
+            tensors: dict[str, torch.Tensor] = {}
             for name, one in drawn.items():
                 sides = [data_column(one.expert), annotation_column(one.model)]
                 # Not every pair is in every space, so more are read than are needed.

@@ -236,6 +236,11 @@ def test_pairs_to_come_are_scored_alike(run: Path) -> None:
         for pair_id, score in zip(table["pair_id"].to_pylist(), scored["score"].to_pylist(), strict=True):
             assert (pair_id in blend.index) == (score is not None)
             assert score is None or score == blend.loc[pair_id, "score"]
+    stages = pytest.importorskip("nemo_mm_rank.curator", reason="needs the extra 'curator'")
+    *_, last = stages.MultimodalRankStage(run=run).decompose()
+    assert [like.examples.digest() for like in last.step.likes] == [like.examples.digest() for like in step.likes]
+    asked = stages.MultimodalRankWorkflow(pool="p.jsonl", query="x", like="a", unlike="b=2").settings.queries
+    assert [(query.label, query.weight) for query in asked] == [("x", 1.0), ("like a", 1.0), ("like b", -2.0)]
     with pytest.raises(ConfigError, match=r"'like good.jsonl' is a query by examples, which a run embeds"):
         QueryStep(finished.config, finished.models)
 

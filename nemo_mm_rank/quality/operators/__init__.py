@@ -17,6 +17,7 @@ apply to a modality.
 | <name> (``others``: negCLIPLoss)                             | all                   | the same                      |
 | <name> (``given``)                                           | all                   | a column that is there        |
 | <name> (``own``)                                             | what the class takes  | a `PairScorer` of yours       |
+| <name> (``own``, class ``visual-dependency``)                | image, video, audio   | a vision-language model       |
 | datacomp_basic, _clip_score, _laion2b, _image_based          | image                 | language, scores, centroids   |
 
 Of a video, scores are the mean over its frames; what looks at data decodes it once for all of them.

@@ -34,7 +34,7 @@ def by_definition(data: torch.Tensor, annotations: torch.Tensor, batch: list[int
     x, y = (torch.nn.functional.normalize(side.double(), dim=1) for side in (data, annotations))
     to_texts = [float(torch.exp(x[row] @ y[other] / t)) for other in batch]
     to_data = [float(torch.exp(y[row] @ x[other] / t)) for other in batch]
-    return float(x[row] @ y[row]) - t / 2 * (np.log(sum(to_texts)) + np.log(sum(to_data)))
+    return float(x[row] @ y[row]) - t / 2 * float(np.log(sum(to_texts)) + np.log(sum(to_data)))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
@@ -98,7 +98,7 @@ def test_as_an_operator_of_the_job(tmp_path: Path) -> None:
 
 
 def test_shared_spaces_are_those_with_text() -> None:
-    config = EcoDatumConfig(pools=("x",), output="x")  # type: ignore[arg-type]
+    config = EcoDatumConfig(pools=("x",), output="x")
     found = shared_spaces(config.experts, config.models)
     assert {name: (one.expert, one.model) for name, one in found.items()} == {
         "words": ("words", "text"),
