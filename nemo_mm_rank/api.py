@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_mm_rank.config import Config, parse, read_yaml
+from nemo_mm_rank.config import Config, Wanted, objectives, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError
@@ -17,9 +17,11 @@ from nemo_mm_rank.run.trust import Trust
 
 def curate(
     pool: str | Path | Sequence[str | Path] | None = None,
-    query: str | Sequence[str] | None = None,
+    query: Wanted | Sequence[Wanted] | None = None,
     budget: int | str | None = None,
     *,
+    like: str | Path | Sequence[str | Path] | None = None,
+    unlike: str | Path | Sequence[str | Path] | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     output: str | Path | None = None,
     import_from: str | Path | Sequence[str | Path] | None = None,
@@ -37,6 +39,9 @@ def curate(
         pool: one or several manifests.
         query: the objective in plain words; several are averaged.
         budget: a number of pairs, or a share like ``"20%"``.
+        like: examples of what is wanted, beside a query or instead: pools of pairs, media files or folders of them,
+            texts (``.txt``). ``"good.jsonl=2"`` has a weight, ``query={"like": ..., "norm": "inf"}`` a norm and a side.
+        unlike: examples of what is not.
         config: everything else: a `Config`, a mapping, or the path of a YAML file; the arguments above go before it.
         output: the run's folder: a new or empty one, or one with a run of the same pools, which is taken up.
         import_from: folders with model classes of your own; what this process can import already needs none.
@@ -48,7 +53,8 @@ def curate(
     Raises:
         UserError: anything that you can mend, in one line.
     """
-    given = {"pools": pool, "queries": query, "budget": budget, "output": output, "import_from": import_from}
+    wanted = objectives(query, like, unlike)
+    given = {"pools": pool, "queries": wanted, "budget": budget, "output": output, "import_from": import_from}
     chosen = settings(config, given)
     console = SafeConsole() if progress else None
     return curation.curate(chosen, console, _engine(client, engine), overwrite)
@@ -56,21 +62,25 @@ def curate(
 
 def rank(
     run: str | Path,
-    query: str | Sequence[str] | None = None,
+    query: Wanted | Sequence[Wanted] | None = None,
     budget: int | str | None = None,
     *,
+    like: str | Path | Sequence[str | Path] | None = None,
+    unlike: str | Path | Sequence[str | Path] | None = None,
     ranking: Mapping[str, Any] | None = None,
     import_from: str | Path | Sequence[str | Path] = (),
     trust_run: bool = False,
     client: Any = None,
     engine: Engine | None = None,
 ) -> Result:
-    """Rank a finished run against another objective; nothing is embedded again.
+    """Rank a finished run against another objective; no pair is embedded again.
 
     Args:
         run: the folder of a finished run.
         query: the new objective; default: the run's own.
         budget: the new budget; default: the run's own.
+        like: examples of what is wanted, as for `curate`; they alone are embedded.
+        unlike: examples of what is not.
         ranking: settings of `config.RankingSettings` to change.
         import_from: folders whose classes the run may name as its models.
         trust_run: load whatever classes the run names; without it, those of this package and of ``import_from``.
@@ -80,7 +90,7 @@ def rank(
     Raises:
         UserError: the folder is no finished run, or names code that is not trusted; or a setting is impossible.
     """
-    changes = {"queries": query, "budget": budget, "ranking": ranking}
+    changes = {"queries": objectives(query, like, unlike), "budget": budget, "ranking": ranking}
     return curation.rank(
         run,
         {key: value for key, value in changes.items() if value is not None},

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from nemo_mm_rank import __version__
-from nemo_mm_rank.config import POOL_FORMATS, Config, Importing, PoolSource, parse, read_yaml
+from nemo_mm_rank.config import POOL_FORMATS, Config, Importing, PoolSource, objectives, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole, guard_messages, printable
 from nemo_mm_rank.errors import FailedError, UserError
 from nemo_mm_rank.mix import MIXES
@@ -51,6 +51,13 @@ Pools = Annotated[
 ]
 Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")]
 Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
+Like = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--like", help="Examples of it: a pool of pairs, media, a folder of them, or texts (.txt); PATH=2: a weight."
+    ),
+]
+Unlike = Annotated[list[str] | None, typer.Option("--unlike", help="Examples of what not to pick; repeatable.")]
 BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many pairs: 10000, or a share: 20%.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration; options go before it.")]
 PresetName = Annotated[
@@ -96,6 +103,9 @@ RetryFailed = Annotated[
     bool | None,
     typer.Option("--retry-failed", help="Try all failed pairs again, not only those whose failure may pass."),
 ]
+Select = Annotated[
+    str | None, typer.Option("--select", help="What is chosen: top, clusters, soft-cap, balanced or diverse.")
+]
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
 
 
@@ -104,6 +114,8 @@ def curate(
     pool: Pools = None,
     query: Queries = None,
     avoid: Avoid = None,
+    like: Like = None,
+    unlike: Unlike = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     preset: PresetName = None,
@@ -117,6 +129,7 @@ def curate(
     system: System = None,
     captions: Captions = None,
     mix: MixName = None,
+    select: Select = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
     on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
     workers: Workers = None,
@@ -137,10 +150,11 @@ def curate(
     written = _given(format=form, turns=turns, system=system, captions=captions)
     _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
-    values |= _given(queries=_queries(query, avoid), allow_failures=allow_failures, retry_failed=retry_failed)
+    values |= _given(queries=objectives(query, like, unlike, avoid))
+    values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
     _merge(values, "sns", mode=sns)
-    _merge(values, "ranking", mix=mix)
+    _merge(values, "ranking", mix=mix, select=select)
     settings = parse(Config, values)
     from nemo_mm_rank.run import curation  # takes seconds, which a mistake above should not cost
 
@@ -156,25 +170,29 @@ def rank(
     run: FinishedRun,
     query: Queries = None,
     avoid: Avoid = None,
+    like: Like = None,
+    unlike: Unlike = None,
     budget: BudgetText = None,
     quality: Annotated[
         Path | None, typer.Option(help="A finished ecodatum job: its quality is one more condition.")
     ] = None,
     mix: MixName = None,
+    select: Select = None,
     jsonl: Jsonl = None,
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
 ) -> None:
-    """Rank a finished run against another objective, or on other conditions; nothing is embedded again."""
+    """Rank a finished run against another objective, or on other conditions; no pair is embedded again."""
     from nemo_mm_rank.run import curation
     from nemo_mm_rank.run.ecodatum import as_condition
     from nemo_mm_rank.run.folder import RunFolder
     from nemo_mm_rank.run.trust import Trust
 
-    ranking: dict[str, Any] = {"mix": mix} if mix else {}
+    ranking = _given(mix=mix, select=select)
     if quality:
         ranking |= as_condition(RunFolder.at(run).load_config().ranking, quality)
-    changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl, queries=_queries(query, avoid))
+    changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl)
+    changes |= _given(queries=objectives(query, like, unlike, avoid))
     trust = Trust(tuple(import_from or ()), trust_run)
     with _going_on(run):
         curation.rank(run, changes, SafeConsole(), trust=trust).print(SafeConsole())
@@ -222,6 +240,8 @@ def benchmark(
     pool: Pools = None,
     query: Queries = None,
     avoid: Avoid = None,
+    like: Like = None,
+    unlike: Unlike = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     preset: PresetName = None,
@@ -247,7 +267,7 @@ def benchmark(
     _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
     if pool and values.pop("demo", None) is not None:
         values.pop("relevant", None)  # a column of the built-in pool's
-    values |= _given(budget=budget, output=output, seeds=seeds, queries=_queries(query, avoid))
+    values |= _given(budget=budget, output=output, seeds=seeds, queries=objectives(query, like, unlike, avoid))
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, device=device)
     from nemo_mm_rank.benchmark.job import benchmark as compare
     from nemo_mm_rank.benchmark.settings import BenchmarkConfig
@@ -255,6 +275,36 @@ def benchmark(
     console, settings = SafeConsole(), parse(BenchmarkConfig, values)
     with _going_on(settings.output):
         compare(settings, console, overwrite=overwrite).print(console)
+
+
+@app.command()
+def mix(
+    run: FinishedRun,
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="Pairs that the mix is to serve: a pool, never learnt from.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="What is mixed: modality, pool or type.")] = None,
+    budget: BudgetText = None,
+    config: ConfigFile = None,
+    output: Output = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of trial mixes.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Mixes that are tried in a round.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of what is compared at the end.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Of each small training.")] = None,
+    workers: Workers = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Search for the mix of a run's pool that serves a target best, by training small models; write it as quotas."""
+    values = _configured(config, None, None)
+    values |= _given(run=str(run), target=target, by=by, budget=budget, output=output, seeds=seeds)
+    _merge(values, "search", rounds=rounds, draws=draws)
+    _merge(values, "downstream", steps=steps)
+    _merge(values, "engine", workers=workers)
+    from nemo_mm_rank.benchmark.mixing import MixConfig, find_mix
+
+    settings = parse(MixConfig, values)
+    with _going_on(settings.output):
+        find_mix(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
 
 
 @app.command()
@@ -444,12 +494,6 @@ def _configured(config: Path | None, preset: str | None, import_from: list[str] 
     if import_from:
         values["import_from"] = [*values.get("import_from", []), *import_from]
     return overlay(read(preset), values) if preset else values
-
-
-def _queries(wanted: list[str] | None, avoided: list[str] | None) -> list[dict[str, Any]] | None:
-    return [{"text": text} for text in wanted or []] + [
-        {"text": text, "weight": -1.0} for text in avoided or []
-    ] or None
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -334,18 +335,102 @@ class ProjectionSettings(Settings):
         return bool(self.mamcl_weight) and not self.contrastive_weight
 
 
-class Query(Settings):
-    """One objective in plain words; a negative weight says what not to pick."""
+def _like(value: Any) -> Any:
+    values = {"path": str(value)} if isinstance(value, (str, Path)) else value
+    if isinstance(values, dict) and "://" not in (path := str(values.get("path", "://"))):
+        values = {**values, "path": str(Path(path).expanduser().absolute())}  # a run is ranked again from anywhere
+    return values
 
-    text: str = Field(min_length=1)
+
+def _norm(value: Any) -> Any:
+    return {"2": 2, math.inf: "inf", ".inf": "inf"}.get(value, value) if isinstance(value, (str, float)) else value
+
+
+class Query(Settings):
+    """One objective, in plain words or by examples; a negative weight says what not to pick."""
+
+    text: str | None = Field(None, min_length=1)
+    like: Annotated[PoolSource | None, BeforeValidator(_like)] = Field(
+        None, description="examples: a pool of pairs, media files (a folder of them), or texts (.txt, one a line)"
+    )
+    norm: Annotated[Literal[2, "inf"], BeforeValidator(_norm)] = Field(
+        2, description="of the cosines with the examples: 2 (close to many) or inf (close to one)"
+    )
+    side: Literal["data", "annotation", "both"] = Field("both", description="of pairs, compared with the same side")
     weight: float = 1.0
 
     @field_validator("text")
     @classmethod
-    def _says_something(cls, text: str) -> str:
-        if not any(unicodedata.category(letter)[0] in "LN" or unicodedata.category(letter) == "So" for letter in text):
+    def _says_something(cls, text: str | None) -> str | None:
+        if text is not None and not any(
+            unicodedata.category(letter)[0] in "LN" or unicodedata.category(letter) == "So" for letter in text
+        ):
             raise ValueError(f"a query is made of words, and {text!r} holds neither letter nor digit")
         return text
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.text is None) == (self.like is None):
+            raise ValueError("a query has either a text or, as like, a path of examples")
+        if self.like is None and (self.norm != 2 or self.side != "both"):
+            raise ValueError("norm and side are for queries by examples (like)")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        values = {name: value for name, value in values.items() if name not in self._others}
+        if self.like is not None and self.like.model_fields_set <= {"path"}:
+            values["like"] = self.like.path
+        return values
+
+    @property
+    def _others(self) -> tuple[str, ...]:
+        return ("text",) if self.text is None else ("like", "norm", "side")
+
+    @property
+    def label(self) -> str:
+        """What a person reads for it."""
+        if self.like is None:
+            return str(self.text)
+        return f"like {self.like.name or self.like.path.rstrip('/').rpartition('/')[2]}"
+
+
+Wanted: TypeAlias = str | Path | Query | Mapping[str, Any]
+"""One objective: words, or whatever else `Query` can be made of."""
+
+
+def objectives(
+    query: Wanted | Sequence[Wanted] | None = None,
+    like: str | Path | Sequence[str | Path] | None = None,
+    unlike: str | Path | Sequence[str | Path] | None = None,
+    avoid: str | Sequence[str] | None = None,
+) -> list[Any] | None:
+    """Return what ``queries`` is to be, from options; None where none is given.
+
+    Args:
+        query: what is asked for, in plain words.
+        like: paths of examples; ``path=2`` gives them a weight.
+        unlike: paths of examples of what not to pick, likewise.
+        avoid: what not to pick, in plain words.
+
+    >>> objectives("dogs", like="good.jsonl=2")
+    ['dogs', {'like': 'good.jsonl', 'weight': 2.0}]
+    """
+
+    def by(paths: Any, sign: float) -> list[Any]:
+        found = []
+        for path in [] if paths is None else _listed(paths):
+            name, _, weight = str(path).rpartition("=")
+            if name and re.fullmatch(r"\d+(\.\d+)?", weight) and not Path(str(path)).exists():
+                found.append({"like": name, "weight": sign * float(weight)})
+            else:
+                found.append({"like": str(path), "weight": sign})
+        return found
+
+    wanted = [] if query is None else _listed(query)
+    avoided = [{"text": text, "weight": -1.0} for text in ([] if avoid is None else _listed(avoid))]
+    return [*wanted, *avoided, *by(like, 1.0), *by(unlike, -1.0)] or None
 
 
 class GivenScore(Settings):
@@ -397,6 +482,34 @@ Strength = Annotated[
 """How much a condition counts that is there, or one of the user's own with its strength."""
 
 
+class SelectSettings(Settings):
+    """What is chosen of the best candidates; by ``top`` the best of them alone, and the rest does not matter."""
+
+    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = "top"
+    over: int = Field(3, ge=1, description="candidates, in budgets: of so many times the budget the best are looked at")
+    clusters: int | None = Field(
+        None, ge=2, description="of fused embeddings (clusters, soft-cap); default: the root of the candidates' number"
+    )
+    temperature: float = Field(
+        0.1, gt=0, description="clusters: of exp(nearness / (temperature x density)); soft-cap: of the scores"
+    )
+    penalty: float = Field(1.0, ge=0, description="soft-cap: what every draw lowers its cluster's logits by")
+    entries: str | None = Field(
+        None, description="balanced: a file of words and phrases, one a line; default: the words of the annotations"
+    )
+    seed: int = Field(0, ge=0, description="of clusters and draws")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"how": value} if isinstance(value, str) else value
+
+    @field_validator("entries")
+    @classmethod
+    def _absolute(cls, path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser().absolute())
+
+
 class RankingSettings(Settings):
     """How scores are put together, and how the blend is picked."""
 
@@ -431,6 +544,9 @@ class RankingSettings(Settings):
     quota_by: Literal["modality", "pool", "type"] | None = None
     quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
     shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
+    select: SelectSettings = Field(
+        default_factory=SelectSettings, description="the top, or of several times the budget what has more to say"
+    )
     collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
     duplicate_similarity: float = Field(0.95, gt=0, le=1)
 

@@ -78,7 +78,9 @@ def _rows_torch(vectors: torch.Tensor, directions: torch.Tensor, out: torch.Tens
             out[start : start + count, column] = ((rows * query).sum(1) / norms)[:count]
 
 
-def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tuple[torch.Tensor, torch.Tensor]:
+def combine(
+    queries: torch.Tensor, weights: Sequence[float], how: Combine, beside: Sequence[float] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Reduce weighted queries to the directions that `cosines` needs.
 
     With unit queries ``q``, weights ``w`` (negative: what not to pick) and ``W`` the sum of the positive weights,
@@ -90,8 +92,9 @@ def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tu
 
     Args:
         queries: ``(q, d)``, of any norm.
-        weights: one per query, at least one of them positive.
+        weights: one per query, at least one of them (or of ``beside``) positive.
         how: see above.
+        beside: weights of what is scored in other ways and added afterwards: they count in ``W`` and ``max(w)``.
 
     Returns:
         ``best`` ``(p, d)`` float32, whose highest product counts, and ``rest`` ``(0 or 1, d)``, which is added to it.
@@ -102,7 +105,8 @@ def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tu
     weight = torch.tensor(list(weights), dtype=torch.float64)
     if queries.ndim != 2 or len(weight) != len(queries):
         raise ConfigError(f"{len(weight)} query weights for queries of shape {tuple(queries.shape)}")
-    if not bool((weight > 0).any()):
+    positive = [value for value in (*weight.tolist(), *beside) if value > 0]
+    if not positive:
         raise ConfigError("queries: at least one needs a positive weight")
     queries = queries.detach().cpu().double()
     norms = queries.norm(dim=1)
@@ -111,9 +115,9 @@ def combine(queries: torch.Tensor, weights: Sequence[float], how: Combine) -> tu
             raise ConfigError(f"query {row + 1} has no direction in this space: its vector is zero or not finite")
     weighted = queries / norms[:, None] * weight[:, None]
     if how == "mean":
-        direction = weighted.sum(0, keepdim=True) / weight[weight > 0].sum()
+        direction = weighted.sum(0, keepdim=True) / torch.tensor(positive, dtype=torch.float64).sum()
         return direction.float(), direction[:0].float()
-    scale = weight.max()
+    scale = max(positive)
     rest = weighted[weight < 0].sum(0, keepdim=True) / scale
     return (weighted[weight > 0] / scale).float(), rest[: int((weight < 0).any())].float()
 
@@ -173,6 +177,33 @@ def join_blocks(blocks: Sequence[npt.NDArray[Any]], floors: Sequence[float] | No
     """
     floors = floors or [0.0] * len(blocks)
     return np.concatenate([unit_rows(block, floor) for block, floor in zip(blocks, floors, strict=True)], axis=1)
+
+
+_BLOCK = 256
+
+
+def products(vectors: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield the cosines of rows with many others, a block of rows at a time, each row the same whatever is beside it.
+
+    Every product is of one shape and on one thread; of few others `cosines` is as fast.
+
+    Args:
+        vectors: ``(n, d)`` of any norm.
+        others: ``(m, d)`` of unit length, on the same device.
+
+    Yields:
+        Which rows, and ``(b, m)`` float32: NaN for a vector whose norm is zero or not finite.
+    """
+    right = others.float().T.contiguous()
+    for start in range(0, len(vectors), _BLOCK):
+        rows = vectors[start : start + _BLOCK].float()
+        count = len(rows)
+        rows = torch.nn.functional.pad(rows, (0, 0, 0, _BLOCK - count))
+        with threads(1):
+            norms = (rows * rows).sum(1, keepdim=True).sqrt()
+            norms[norms.isinf() | (norms == 0)] = float("nan")
+            found = (rows / norms) @ right
+        yield slice(start, start + count), found[:count]
 
 
 @contextmanager

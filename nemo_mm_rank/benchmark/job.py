@@ -116,7 +116,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         *measures.of_costs(blends, source.pairs),
     ]
     for strategy in config.strategies:
-        if strategy.ours and strategy != Strategy.QUALITY:  # whose spaces are those of ranked
+        if strategy.embeds:
             run = RunFolder.at(bench.run(strategy.sns))
             shards = State.load(run).open(run)
             rows += measures.of_spaces(bench, strategy, shards, config.seeds[0])
@@ -159,7 +159,8 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
 _OWN = {
     "stratified": (Strategy.STRATIFIED,),
     "traditional": (Strategy.TRADITIONAL,),
-    "ecodatum": (Strategy.ECODATUM, Strategy.QUALITY),
+    "ecodatum": (Strategy.ECODATUM, Strategy.QUALITY, Strategy.DATACOMP),
+    "negcliploss": (Strategy.NEGCLIPLOSS,),
 }
 """Settings that only some strategies know."""
 

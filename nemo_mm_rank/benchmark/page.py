@@ -15,6 +15,7 @@ from nemo_mm_rank.benchmark import tables
 from nemo_mm_rank.benchmark.measures import POOL
 from nemo_mm_rank.benchmark.settings import Strategy
 from nemo_mm_rank.benchmark.tables import Comparison, Results
+from nemo_mm_rank.config import Query, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import read_sealed, read_table
 from nemo_mm_rank.measures.statistics import mean_interval
@@ -79,7 +80,7 @@ class Benchmark(Comparison):
 def title(bench: Benchmark) -> str:
     """Return what the blends were to be about."""
     queries = bench.facts["config"]["queries"]
-    return "Benchmark: " + " + ".join(query["text"] for query in queries if query["weight"] > 0)
+    return "Benchmark: " + " + ".join(parse(Query, query).label for query in queries if query["weight"] > 0)
 
 
 def subtitle(bench: Benchmark) -> str:

@@ -13,6 +13,7 @@ from nemo_mm_rank.benchmark.downstream.settings import DownstreamSettings, Small
 from nemo_mm_rank.benchmark.planting import PlantSettings
 from nemo_mm_rank.config import Config, Pools, Settings
 from nemo_mm_rank.quality import TraditionalSettings
+from nemo_mm_rank.quality.operators.settings import BatchSettings
 from nemo_mm_rank.run.ecodatum import EcoDatumSettings
 
 
@@ -24,11 +25,18 @@ class Strategy(StrEnum):
     BACKWARD = "ranked-backward"
     BIDIRECTIONAL = "ranked-bidirectional"
     QUALITY = "ranked-quality"
+    CLUSTERS = "ranked-clusters"
+    SOFT_CAP = "ranked-soft-cap"
+    BALANCED = "ranked-balanced"
+    DIVERSE = "ranked-diverse"
     RANDOM = "random"
     STRATIFIED = "stratified"
     TRADITIONAL = "traditional"
     EXPERT = "best-expert"
     ECODATUM = "ecodatum"
+    CLIP_SCORE = "clip-score"
+    NEGCLIPLOSS = "negcliploss"
+    DATACOMP = "datacomp-basic"
 
     @property
     def sns(self) -> Literal["off", "forward", "backward", "bidirectional"]:
@@ -38,7 +46,18 @@ class Strategy(StrEnum):
     @property
     def ours(self) -> bool:
         """Whether it ranks as this project does; the others are what it is compared with."""
-        return self in (Strategy.RANKED, Strategy.QUALITY) or self in _MODES
+        return self in (Strategy.RANKED, Strategy.QUALITY) or self in _MODES or self.select is not None
+
+    @property
+    def select(self) -> str | None:
+        """What it chooses of the best candidates; None for what the settings say."""
+        several = (Strategy.CLUSTERS, Strategy.SOFT_CAP, Strategy.BALANCED, Strategy.DIVERSE)
+        return self.removeprefix("ranked-") if self in several else None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it has spaces of its own; those of the others that are ours are those of ranked."""
+        return self == Strategy.RANKED or self in _MODES
 
 
 _MODES: dict[Strategy, Literal["forward", "backward", "bidirectional"]] = {
@@ -102,6 +121,7 @@ class BenchmarkConfig(Config):
     stratified: StratifiedSettings = Field(default_factory=StratifiedSettings)
     traditional: TraditionalSettings = Field(default_factory=TraditionalSettings)
     ecodatum: EcoDatumSettings = Field(default_factory=EcoDatumSettings)
+    negcliploss: BatchSettings = Field(default_factory=BatchSettings)
     downstream: DownstreamSettings = Field(default_factory=SmallSettings)
     cold: bool = Field(
         True, description="each strategy starts without models, so that its cost is its own; or it has what is loaded"

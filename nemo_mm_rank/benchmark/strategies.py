@@ -21,14 +21,31 @@ from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.measures.selection import Labels, selection
 from nemo_mm_rank.measures.statistics import apportion
 from nemo_mm_rank.projection.step import Projection
+from nemo_mm_rank.quality.operators import (
+    BasicStep,
+    ColumnsStep,
+    OperatorSettings,
+    OthersSettings,
+    OthersStep,
+    column,
+    shared_spaces,
+    steps,
+)
 from nemo_mm_rank.ranking import rank
+from nemo_mm_rank.ranking.calibrate import Moments
 from nemo_mm_rank.ranking.query_scores import PREFIX, component
 from nemo_mm_rank.run import curation, ecodatum, traditional
 from nemo_mm_rank.run.finished import State
+from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import at_work
+from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.trust import Trust
-from nemo_mm_rank.schema import DATA_SPANS, MODALITY, PAIR_ID, POOL, annotation_column
+from nemo_mm_rank.schema import DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, annotation_column
+from nemo_mm_rank.shards import live
+from nemo_mm_rank.steps import Step, columns_added
+from nemo_mm_rank.topk import top_k
 
 _NOT_EXPERTS = ("fused", "annotation")
 
@@ -122,6 +139,15 @@ def _ranked_quality(bench: Bench, _: Strategy, seed: int) -> list[str]:
     _ecodatum(bench, Strategy.ECODATUM, seed)
     bench.curate("off", seed)
     changes = {"ranking": ecodatum.as_condition(bench.config.ranking, bench.run("ecodatum"))}
+    own = Trust(run=True)  # it has just been made here, by the same configuration
+    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, own).blend[PAIR_ID])
+
+
+def _varied(bench: Bench, strategy: Strategy, seed: int) -> list[str]:
+    """Rank as the main job does, and choose more than the top; the seed is that of clusters and draws, too."""
+    bench.curate("off", seed)
+    asked = bench.config.ranking.select.model_dump(exclude_defaults=True)
+    changes = {"ranking": {"select": {**asked, "how": strategy.select, "seed": seed}}}
     own = Trust(run=True)  # it has just been made here, by the same configuration
     return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, own).blend[PAIR_ID])
 
@@ -221,15 +247,72 @@ def _ecodatum(bench: Bench, _: Strategy, __: int) -> list[str]:
     return _ids(ecodatum.curate(config, bench.console, bench.engine, bench.overwrite).blend[PAIR_ID])
 
 
+def _by_agreement(bench: Bench, strategy: Strategy, _: int) -> list[str]:
+    """Take the pairs whose two sides agree best: DataComp's CLIP-score fraction, or negCLIPLoss.
+
+    In the space of every expert that shares one with text; a pair's score is the mean of its standard deviations above
+    the pool's mean, over the spaces that it is in. No query is known. (By a text-based expert, agreement is what SIEVE
+    measures: of the annotation with a description of the data.)
+    """
+    folder = RunFolder.at(bench.curate("off", bench.config.seeds[0]).folder)
+    state, models = State.load(folder), State.load(folder).specs(folder)
+    shards, spaces = state.open(folder), shared_spaces(bench.config.experts, models)
+    if not spaces:
+        raise UserError(f"{strategy}: no expert shares a space with text; leave the strategy out")
+    step: Step = ColumnsStep(OperatorSettings(experts=spaces))
+    if strategy == Strategy.NEGCLIPLOSS:
+        batches = bench.config.negcliploss.model_dump()
+        others = {name: OthersSettings(**one.model_dump(), **batches) for name, one in spaces.items()}
+        fits = Fits(folder.fitted, bench.engine, Reporter(bench.console), state.pairs)
+        step = OthersStep(fits.others(others, bench.config.seed, shards))
+    tables = []
+    for one in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
+        table = one[2]
+        tables.append(columns_added(step, table).drop_columns([ERROR]).append_column(PAIR_ID, table[PAIR_ID]))
+    found = pa.concat_tables(tables)
+    columns = [found[name].to_numpy().astype(np.float64) for name in step.provides]
+    standings = np.stack([Moments.of(values).standardise(values) for values in columns])
+    there = np.isfinite(standings)
+    scores = np.where(there, standings, 0.0).sum(0) / np.maximum(there.sum(0), 1)
+    scores[~there.any(0)] = -np.inf
+    return _ids(found[PAIR_ID].take(pa.array(top_k(scores, bench.budget, found[PAIR_ID]))).to_pylist())
+
+
+def _datacomp(bench: Bench, _: Strategy, seed: int) -> list[str]:
+    """Draw from the pairs that DataComp's basic filter keeps; from the others where those are too few.
+
+    Words and characters are asked of every annotation, sizes of pictures alone, English where ``ecodatum.operators``
+    names a ``language`` file.
+    """
+    asked = bench.config.ecodatum.operators
+    language = asked.language
+    pictures: tuple[Any, ...] = ("resolution", "geometric")
+    settings = OperatorSettings(pictures=pictures, texts=(), language=language, fingerprints=False)
+    own = BasicStep(english=language is not None)
+    config = ecodatum.EcoDatumConfig(pools=(bench.pool,), output=str(bench.run("datacomp")), media=bench.config.media)
+    config = config.model_copy(update={name: getattr(bench.config, name) for name in ("rows_per_shard", "shards")})
+    with at_work(config, bench.console, bench.engine, bench.overwrite) as job:
+        judged = job.take_through([*steps(settings, {}, bench.config.media), own], job.pool.shards)
+        table = judged.table([PAIR_ID, *own.provides, ERROR])
+    kept = table[column("datacomp_basic")].fill_null(0).to_numpy() > 0
+    order = np.random.default_rng([seed, 2]).permutation(len(kept))
+    order = order[np.argsort(~kept[order], kind="stable")]
+    return _ids(table[PAIR_ID].take(pa.array(order[: bench.budget])).to_pylist())
+
+
 def _ids(values: Any) -> list[str]:
     return [str(value) for value in values]
 
 
 _CHOICES = {
     Strategy.QUALITY: _ranked_quality,
+    **{one: _varied for one in Strategy if one.select is not None},
     Strategy.RANDOM: _random,
     Strategy.STRATIFIED: _stratified,
     Strategy.TRADITIONAL: _traditional,
     Strategy.EXPERT: _best_expert,
     Strategy.ECODATUM: _ecodatum,
+    Strategy.CLIP_SCORE: _by_agreement,
+    Strategy.NEGCLIPLOSS: _by_agreement,
+    Strategy.DATACOMP: _datacomp,
 }

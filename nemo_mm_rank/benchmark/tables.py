@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from nemo_mm_rank.benchmark.measures import POOL
 from nemo_mm_rank.benchmark.settings import Strategy
+from nemo_mm_rank.config import Query, parse
 from nemo_mm_rank.measures.statistics import Difference, Interval, holm, mean_interval, paired_difference
 from nemo_mm_rank.report.content import Row, Table
 
@@ -113,10 +114,8 @@ class Comparison:
 def lines(bench: Comparison) -> list[str]:
     """Return what was compared, in paragraphs: first of all the objective."""
     facts, config = bench.facts, bench.facts["config"]
-    queries = [
-        query["text"] if query["weight"] == 1 else f"{query['text']} ({query['weight']:+g})"
-        for query in config["queries"]
-    ]
+    asked = [parse(Query, query) for query in config["queries"]]
+    queries = [query.label if query.weight == 1 else f"{query.label} ({query.weight:+g})" for query in asked]
     held_out = facts["validation"]
     said = [
         f"Objective: {'; '.join(queries)}",

@@ -20,7 +20,7 @@ from nemo_mm_rank.curator.stages import Models, Queries, checked, classical_mode
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.ranking.queries import embed_queries
+from nemo_mm_rank.ranking.queries import embed_queries, likenesses
 from nemo_mm_rank.ranking.query_scores import along
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.schema import PAIR_ID
@@ -86,6 +86,7 @@ class ObjectiveFilter(_Threshold):
         experts = [{"name": "none", "kind": "text-based", "encoder": anchor}]
         ranking = {"combine": combine}
         self._config = checked(queries=queries, models=models, anchor=anchor, experts=experts, ranking=ranking)
+        likenesses(self._config, [])  # refuses queries by examples
 
     def model_check_or_download(self) -> None:
         """See that the model's files are on this machine."""

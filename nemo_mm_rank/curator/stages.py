@@ -422,6 +422,7 @@ class RankScoreStage(StepStage):
         ranking: how several queries are combined.
         scoring: a finished run's statistics (`run.finished.FinishedRun.scoring`). With them there is a ``score``
             besides the cosines, the one that the run itself gives such a pair.
+        examples: that run's files for queries by examples (`run.finished.FinishedRun.examples`).
     """
 
     queries: Queries
@@ -430,10 +431,11 @@ class RankScoreStage(StepStage):
     anchor: str = "text"
     ranking: RankingSettings | Mapping[str, Any] = field(default_factory=RankingSettings)
     scoring: Scoring | None = None
+    examples: Sequence[Path] = ()
 
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
         config = checked(
             queries=self.queries, experts=self.experts, models=self.models, anchor=self.anchor, ranking=self.ranking
         )
-        step = QueryStep(config, config.models, self.scoring)
+        step = QueryStep(config, config.models, self.scoring, self.examples)
         return step, {name: config.models[name] for name in step.query_models}

@@ -15,7 +15,7 @@ from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank.api import settings
-from nemo_mm_rank.config import Config
+from nemo_mm_rank.config import Config, Wanted, objectives
 from nemo_mm_rank.curator.engine import CuratorEngine
 from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
 from nemo_mm_rank.curator.writers import QuarantineStage
@@ -37,6 +37,8 @@ class MultimodalRankWorkflow(WorkflowBase):
         pool: one or several manifests.
         query: the objective in plain words; several are averaged.
         budget: a number of pairs, or a share like ``"20%"``.
+        like: examples of what is wanted, as for `nemo_mm_rank.curate`; they are embedded in this process.
+        unlike: examples of what is not.
         config: everything else, as for `nemo_mm_rank.curate`.
         output: the run's folder, on a file system that all nodes see.
         import_from: folders with model classes of your own, on a file system that all nodes see.
@@ -45,7 +47,7 @@ class MultimodalRankWorkflow(WorkflowBase):
     """
 
     pool: str | Path | Sequence[str | Path] | None = None
-    query: str | Sequence[str] | None = None
+    query: Wanted | Sequence[Wanted] | None = None
     budget: int | str | None = None
     config: Config | Mapping[str, Any] | str | Path | None = None
     output: str | Path | None = None
@@ -53,6 +55,8 @@ class MultimodalRankWorkflow(WorkflowBase):
     resources: Mapping[str, Resources] = field(default_factory=dict)
     name: str = "multimodal_rank"
     overwrite: bool = False
+    like: str | Path | Sequence[str | Path] | None = None
+    unlike: str | Path | Sequence[str | Path] | None = None
 
     def __post_init__(self) -> None:
         """Check the settings before anything runs.
@@ -60,7 +64,8 @@ class MultimodalRankWorkflow(WorkflowBase):
         Raises:
             UserError: anything that you can mend, in one line.
         """
-        given = {"pools": self.pool, "queries": self.query, "budget": self.budget, "output": self.output}
+        wanted = objectives(self.query, self.like, self.unlike)
+        given = {"pools": self.pool, "queries": wanted, "budget": self.budget, "output": self.output}
         given |= {"import_from": self.import_from}
         self.settings = settings(self.config, given)
 
@@ -139,9 +144,10 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
             finished = FinishedRun.load(self.run, Trust.of(self.import_from, self.trust_run))
             config, models = finished.config, finished.models
             projection, scoring, matcher = finished.projection, finished.scoring, finished.matcher
+            examples = finished.examples
         else:
             config = settings(self.config, {"pools": "-"})
-            models, scoring, matcher = config.models, None, None
+            models, scoring, matcher, examples = config.models, None, None, ()
             projection = Path(str(self.projection))
         experts, media, anchor = config.experts, config.media, config.anchor
         spaces: dict[str, Any] = {"experts": experts, "models": models, "anchor": anchor}
@@ -153,7 +159,8 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         self._stages.append(ProjectionStage(projection=projection, anchor=anchor))
         if matcher is not None:
             self._stages.append(MatchStage(matcher=matcher, models=models, **work))
-        self._stages.append(RankScoreStage(queries=config.queries, ranking=config.ranking, scoring=scoring, **spaces))
+        ranking: dict[str, Any] = {"ranking": config.ranking, "scoring": scoring, "examples": examples}
+        self._stages.append(RankScoreStage(queries=config.queries, **ranking, **spaces))
         if self.quarantine is not None:
             self._stages.append(QuarantineStage(self.quarantine))
 

@@ -110,10 +110,17 @@ class RankScore(StepModule):
     """Scores pairs against the queries in every space that holds text: `run.queries.QueryStep`."""
 
     def __init__(
-        self, config: Config, models: Mapping[str, ModelSpec] | None = None, scoring: Scoring | None = None
+        self,
+        config: Config,
+        models: Mapping[str, ModelSpec] | None = None,
+        scoring: Scoring | None = None,
+        examples: Sequence[Path] = (),
     ) -> None:
-        """Take the queries from ``config``; with a run's ``scoring`` there is its ``score`` beside the cosines."""
-        super().__init__(QueryStep(config, models or config.models, scoring))
+        """Take the queries from ``config``; with a run's ``scoring`` there is its ``score`` beside the cosines.
+
+        ``examples`` are that run's files for queries by examples (`run.finished.FinishedRun.examples`).
+        """
+        super().__init__(QueryStep(config, models or config.models, scoring, examples))
 
 
 class Quarantine(BaseModule):  # type: ignore[misc]

@@ -17,7 +17,7 @@ from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.media.rows import annotation_texts
-from nemo_mm_rank.ranking.queries import embed_queries
+from nemo_mm_rank.ranking.queries import embed_queries, likenesses
 from nemo_mm_rank.ranking.query_scores import ScoreStep, Space
 from nemo_mm_rank.schema import ANNOTATION, CANONICAL, DATA, MODALITY, PAIR_ID, POOL, Modality
 from nemo_mm_rank.sns.step import SNSStep
@@ -106,8 +106,9 @@ class ObjectiveFilter(_Threshold):
         """Return the filter for the queries of ``config`` in the fused space.
 
         Raises:
-            UserError: a query that cannot be embedded.
+            UserError: a query that cannot be embedded, or one by examples.
         """
+        likenesses(config, [])  # refuses queries by examples
         queries = embed_queries(config, config.anchor, models or config.models)
         return cls(Space.fused(queries), minimum, [query.weight for query in config.queries], config.ranking.combine)
 

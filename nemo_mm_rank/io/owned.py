@@ -37,6 +37,7 @@ KINDS = {
     "ecodatum": "an EcoDatum job",
     "benchmark": "a benchmark",
     "adaptation": "an adaptation",
+    "mix": "a search for a mix",
     "export": "an exported blend",
     "pool": "a pool's shards",
     "planted": "a planted pool",

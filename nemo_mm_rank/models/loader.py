@@ -31,6 +31,7 @@ SHORT_NAMES: dict[str, str] = {
     "omni-embed": "nemo_mm_rank.models.chat_models:OmniEmbedEncoder",
     "openai": "nemo_mm_rank.models.endpoint:EndpointDescriber",
     "vision-language": "nemo_mm_rank.models.vision_language:VisionLanguageDescriber",
+    "visual-dependency": "nemo_mm_rank.models.dependency:VisualDependency",
     "whisper": "nemo_mm_rank.models.speech:WhisperDescriber",
     "text-regressor": "nemo_mm_rank.models.text_regressor:TextRegressor",
     "moments": "nemo_mm_rank.models.grounders:MomentGrounder",

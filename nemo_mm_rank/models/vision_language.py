@@ -63,7 +63,7 @@ class VisionLanguageDescriber(HubModel):
         self._prompts = prompts(self.prompt, self.focus)
         self._processor = self._load_chat_processor(self._library.AutoProcessor)
         rows = self._rows(2, 16)
-        model = self._load(self._library.AutoModelForMultimodalLM)
+        self._model = model = self._load(self._library.AutoModelForMultimodalLM)
         # A copy: the library's tokenizers serve one thread at a time, and another one prepares the next items.
         self._write = Writer(model, copy.deepcopy(self._processor.tokenizer), rows, self.max_new_tokens)
         self._ahead = 2 * rows

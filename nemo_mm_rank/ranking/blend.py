@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.config import Budget, RankingSettings
+from nemo_mm_rank.config import Budget, RankingSettings, SelectSettings
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.io.files import read_sealed, read_table, write_sealed, write_table
 from nemo_mm_rank.ranking.candidates import CHANCE, SCORE, Candidates, Groups, pool_ranks
@@ -20,10 +20,13 @@ from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.ranking.feedback import FeedbackStep, Means, means_of
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
 from nemo_mm_rank.ranking.select import REST, BestFirst, DistinctFirst, check_shortage, quota_counts
+from nemo_mm_rank.ranking.variety import Order, vary
 from nemo_mm_rank.schema import FUSED, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.shards import Shards, read_vectors
 
 _PLACE = ("shard", "row")
+
+PASSED = pa.schema([(PAIR_ID, pa.string()), ("why", pa.string())])
 
 _SHARE = 20
 """At most one pair in so many says what a query means."""
@@ -39,6 +42,7 @@ class Ranking:
             ``reason``.
         places: ``(k, 2)`` shard number and row of each.
         duplicates: ``pair_id, kept``: pairs passed by as near-equal to one in the blend.
+        passed: ``pair_id, why``: candidates that were looked at and passed by for more variety.
         summary: counts, weights, statistics, conditions, and per group its quota and its cut (the last pair chosen);
             JSON-able.
     """
@@ -47,12 +51,14 @@ class Ranking:
     places: Ints
     duplicates: pa.Table
     summary: dict[str, Any]
+    passed: pa.Table = field(default_factory=PASSED.empty_table)
 
     def save(self, folder: Path) -> None:
-        """Write ``chosen.parquet``, ``duplicates.parquet`` and, last, ``ranking.json``."""
+        """Write ``chosen.parquet``, ``duplicates.parquet``, ``passed.parquet`` and, last, ``ranking.json``."""
         chosen = self.chosen.append_column(_PLACE[0], pa.array(self.places[:, 0]))
         write_table(folder / "chosen.parquet", chosen.append_column(_PLACE[1], pa.array(self.places[:, 1])))
         write_table(folder / "duplicates.parquet", self.duplicates)
+        write_table(folder / "passed.parquet", self.passed)
         write_sealed(folder / "ranking.json", self.summary)
 
     @classmethod
@@ -65,9 +71,10 @@ class Ranking:
         if not folder.exists():
             raise UserError(f"nothing has been ranked in {folder}")
         summary = read_sealed(folder / "ranking.json")
-        chosen, duplicates = (read_table(folder / f"{name}.parquet") for name in ("chosen", "duplicates"))
+        tables = (read_table(folder / f"{name}.parquet") for name in ("chosen", "duplicates", "passed"))
+        chosen, duplicates, passed = tables
         places = np.stack([chosen[name].to_numpy() for name in _PLACE], axis=1)
-        return cls(chosen.drop_columns(list(_PLACE)), places, duplicates, summary)
+        return cls(chosen.drop_columns(list(_PLACE)), places, duplicates, summary, passed)
 
 
 def rank(shards: Shards, columns: Sequence[str], settings: RankingSettings, budget: Budget) -> Ranking:
@@ -84,7 +91,8 @@ def choose(shards: Shards, scoring: Scoring, settings: RankingSettings, budget: 
     and only those of candidates near the top: twice the blend's number, doubled until the budget is filled.
 
     Args:
-        shards: with ``pair_id, pool, modality, error``, the columns, and ``emb_fused`` where duplicates collapse.
+        shards: with ``pair_id, pool, modality, error``, the columns, and ``emb_fused`` where duplicates collapse or
+            more than the top is chosen (by entries: ``annotation`` as well).
         scoring: what was fitted on the same shards with the same settings.
         settings: weights, conditions, calibration, quotas, duplicates.
         budget: how many, or from which score on.
@@ -139,7 +147,14 @@ def _best(shards: Shards, scoring: Scoring, settings: RankingSettings, spaces: M
     broad, topic = settings.broad, scoring.topic
     if broad is None or not broad.feedback or not broad.feedback_weight or topic.broad is None or not topic.breadth:
         return {}
-    plain: dict[str, Any] = {"broad": None, "spread": 0.0, "quota_by": None, "quotas": {}, "collapse_duplicates": False}
+    plain: dict[str, Any] = {
+        "broad": None,
+        "spread": 0.0,
+        "select": SelectSettings(),
+        "quota_by": None,
+        "quotas": {},
+        "collapse_duplicates": False,
+    }
     alone = settings.model_copy(update={**plain, "weights": dict(topic.broad.weights)})
     budget = Budget(count=max(1, min(broad.feedback, scoring.ranked // _SHARE)))
     return means_of(rank(shards, scoring.reads, alone, budget).places, shards, spaces)
@@ -154,12 +169,14 @@ class _Picked:
         taken: ``(n,)`` bool.
         filling: ``(n,)`` bool, those taken beyond their group's quota, in place of what other groups lack.
         double_of: ``(n,)`` the candidate that each was passed by for, -1 for none.
+        order: in which they were taken; None for rank order.
     """
 
     candidates: Candidates
     taken: npt.NDArray[np.bool_]
     filling: npt.NDArray[np.bool_]
     double_of: Ints
+    order: Order | None = None
 
 
 def check_pools(names: Iterable[str], shards: Shards) -> None:
@@ -216,11 +233,15 @@ class _Choice:
         leading = total if settings.quotas and settings.shortage == "fill" else 0
         threshold = -np.inf if self.budget.threshold is None else self.budget.threshold
         depth = 2 if settings.collapse_duplicates else 1
+        varied = settings.select.how != "top"
+        over = settings.select.over if varied else 1
         while True:
-            limits, most = np.minimum(room * depth, there), min(leading * depth, pool)
+            limits, most = np.minimum(room * depth * over, there), min(leading * depth, pool)
             found = Candidates.collect(self.scoring, self.shards, self.groups, limits, most, threshold)
             picker = self._picker(found)
-            picker.take(np.arange(len(found.scores)), found.codes, room)
+            order = vary(settings.select, found, room, self.shards) if varied else None
+            first = np.arange(len(found.scores)) if order is None else order.positions
+            picker.take(first, found.codes[first], room)
             by_quota = picker.taken.copy()
             missing = total - int(by_quota.sum())
             if leading and missing:
@@ -230,7 +251,7 @@ class _Choice:
             unread = (self.groups.count(found.codes[by_quota]) < room) & (limits < there)
             unfilled = leading and int(picker.taken.sum()) < total and found.leading < pool
             if not settings.collapse_duplicates or not (unread.any() or unfilled):
-                return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of)
+                return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of, order)
             depth *= 2
 
     def _picker(self, found: Candidates) -> BestFirst | DistinctFirst:
@@ -243,7 +264,7 @@ class _Choice:
         found, scoring = picked.candidates, self.scoring
         ranks = np.flatnonzero(picked.taken)
         rows, scores = found.rows.take(pa.array(ranks)), found.scores[ranks]
-        in_order = not self.settings.quotas and not self.settings.collapse_duplicates
+        in_order = not self.settings.quotas and not self.settings.collapse_duplicates and picked.order is None
         places = np.arange(1, len(ranks) + 1)
         in_pool = places if in_order else pool_ranks(scoring.batches(self.shards), scores, rows[PAIR_ID].to_pylist())
         beside = [SCORE + name for name in scoring.topic.narrow.weights]
@@ -251,6 +272,12 @@ class _Choice:
         named = {"rank": pa.array(places), "pool_rank": pa.array(in_pool), "score": pa.array(scores)}
         table = pa.table({**{name: rows[name] for name in WORDS}, **named, **{name: rows[name] for name in beside}})
         reasons = self._reasons(table, found.codes[ranks], picked.filling[ranks])
+        passed = PASSED.empty_table()
+        if picked.order is not None:
+            why = np.array(picked.order.why, dtype=object)
+            reasons = [f"{line}; {word}" for line, word in zip(reasons, why[ranks], strict=True)]
+            left = np.flatnonzero(~picked.taken & (picked.double_of < 0))
+            passed = pa.table([found.rows[PAIR_ID].take(pa.array(left)), why[left]], schema=PASSED)
         doubles = np.flatnonzero(picked.double_of >= 0)
         pairs = {PAIR_ID: doubles, "kept": picked.double_of[doubles]}
         return Ranking(
@@ -258,6 +285,7 @@ class _Choice:
             found.places[ranks],
             pa.table({name: found.rows[PAIR_ID].take(pa.array(positions)) for name, positions in pairs.items()}),
             self._summary(picked),
+            passed,
         )
 
     def _reasons(self, chosen: pa.Table, codes: Ints, filling: npt.NDArray[np.bool_]) -> list[str]:
@@ -306,6 +334,7 @@ class _Choice:
             "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
             "groups": entries,
             "duplicates": int((picked.double_of >= 0).sum()),
+            **({"select": {"candidates": len(found.scores), **picked.order.about}} if picked.order else {}),
             **scoring.about(),
             "settings": self.settings.model_dump(mode="json", by_alias=True),
             "budget": self.budget.model_dump(mode="json", exclude_none=True),

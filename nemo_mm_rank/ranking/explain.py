@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from nemo_mm_rank import frames
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.console import printable
 from nemo_mm_rank.errors import UserError, nearest
+from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.ranking.blend import Ranking, label
 from nemo_mm_rank.ranking.candidates import Groups, pool_ranks
 from nemo_mm_rank.ranking.conditions import percent
+from nemo_mm_rank.ranking.examples import Likeness, read_by_keys
 from nemo_mm_rank.ranking.feedback import feedback_column
 from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
@@ -26,7 +29,14 @@ _TRIMMED = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
 _SIMILAR = 1000
 
 
-def explain(pair_id: str, shards: Shards, ranking: Ranking, scoring: Scoring, bad_rows: pa.Table | None = None) -> str:
+def explain(
+    pair_id: str,
+    shards: Shards,
+    ranking: Ranking,
+    scoring: Scoring,
+    bad_rows: pa.Table | None = None,
+    likes: Sequence[Likeness] = (),
+) -> str:
     """Return what became of a pair: chosen or not, its rank, its score against the pool and the cut, what was kept.
 
     Args:
@@ -35,6 +45,7 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, scoring: Scoring, ba
         ranking: what was chosen from them.
         scoring: by what it was chosen.
         bad_rows: rows that never became pairs: ``pair_id, step, error, message``.
+        likes: of the queries by examples.
 
     Raises:
         UserError: there is no such pair; the message names the nearest one.
@@ -42,7 +53,7 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, scoring: Scoring, ba
     for part in range(shards.count):
         row = pc.index(shards.read(part, [PAIR_ID])[PAIR_ID], pair_id).as_py()
         if row >= 0:
-            return _explain_row(part, row, shards, ranking, scoring)
+            return _explain_row(part, row, shards, ranking, scoring, likes)
     if bad_rows is not None:
         for bad in bad_rows.filter(pc.equal(bad_rows[PAIR_ID], pair_id)).to_pylist():
             why = f"{bad['step']}: {bad['error']}: {bad['message']}"
@@ -50,7 +61,9 @@ def explain(pair_id: str, shards: Shards, ranking: Ranking, scoring: Scoring, ba
     raise UserError(f"no pair {pair_id!r} in this run{nearest(pair_id, _similar(pair_id, shards))}")
 
 
-def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking, scoring: Scoring) -> str:
+def _explain_row(
+    part: int, row: int, shards: Shards, ranking: Ranking, scoring: Scoring, likes: Sequence[Likeness]
+) -> str:
     beside = [name for condition in scoring.conditions.values() for name in condition.beside]
     table = shards.read(part, [*WORDS, ERROR, *scoring.reads, *beside, *_TRIMMED]).slice(row, 1)
     values = table.to_pylist()[0]
@@ -67,7 +80,11 @@ def _explain_row(part: int, row: int, shards: Shards, ranking: Ranking, scoring:
         lines.append(f"  place {chosen + 1:,} of {ranking.chosen.num_rows:,} in the blend")
         lines.append(f"  {printable(ranking.chosen['reason'][chosen].as_py())}")
     lines += _against_cut(values, score, ranking, settings)
+    lines += _passed(values, chosen >= 0, ranking, settings)
     lines += _components(values, table, scoring)
+    for like in likes:
+        pair = shards.read(part, [*like.reads, *read_by_keys()]).slice(row, 1)
+        lines += [f"  {printable(line)}" for line in _likeness(like, frames.from_table(pair))]
     return "\n".join([*lines, *_kept(values)])
 
 
@@ -93,6 +110,15 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
         yield f"  score {score:+.3f}, {where} the last one chosen from {shown} ({cut['score']:+.3f}, {cut[PAIR_ID]!r})"
 
 
+def _passed(values: dict[str, Any], chosen: bool, ranking: Ranking, settings: RankingSettings) -> Iterator[str]:
+    """Say why a pair was passed by for variety."""
+    if settings.select.how == "top" or chosen:
+        return
+    of = f"of {ranking.summary['select']['candidates']:,} candidates, chosen by {settings.select.how}"
+    place = pc.index(ranking.passed[PAIR_ID], values[PAIR_ID]).as_py()
+    yield f"  {of}: {printable(ranking.passed['why'][place].as_py())}" if place >= 0 else f"  not one {of}"
+
+
 def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> Iterator[str]:
     for name, value in scoring.components(table).items():
         yield f"  {name:<12} {value[0]:+.2f} standard deviations x weight {scoring.topic.weight(name):.3g}"
@@ -111,6 +137,21 @@ def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> It
             yield f"  {_named(column)}: {_number(values[column])}{_near(values, column, scoring)} {of}"
     for condition in scoring.conditions.values():
         yield from (f"  {line}" for line in condition.told(values))
+
+
+def _likeness(like: Likeness, pair: Frame) -> Iterator[str]:
+    """Say which of the examples the pair is the closest to, and which are itself."""
+    closest, own = like.nearest(pair)
+    spaces = (f"{_space(column)}: {name!r} {cosine:+.3f}" for column, (name, cosine) in closest.items())
+    what = "un" if like.query.weight < 0 else ""
+    yield f"{what}{like.query.label} ({len(like.examples.rows):,} examples), closest in {', '.join(spaces) or 'none'}"
+    if own:
+        more = f" and {len(own) - 3:,} more" if len(own) > 3 else ""
+        yield f"  does not count as an example of itself: {', '.join(map(repr, own[:3]))}{more}"
+
+
+def _space(column: str) -> str:
+    return column.removeprefix("emb_").removeprefix("data__").replace("__", " ")
 
 
 def _named(column: str) -> str:

@@ -20,6 +20,7 @@ from nemo_mm_rank.errors import ConfigError, EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.models.loader import pick_device
+from nemo_mm_rank.ranking.examples import Likeness, Scores, read_by_keys
 from nemo_mm_rank.schema import FUSED, PAIR_ID, VECTOR, annotation_column, data_column
 from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.vectors import Combine, combine, cosines
@@ -97,7 +98,7 @@ class Space:
     Attributes:
         component: what it counts as: ``fused``, ``annotation``, or an expert's name.
         column: the column with the embeddings.
-        queries: ``(q, d)`` float, one row per query, of any norm.
+        queries: ``(q, d)`` float, one row per query in words, of any norm; ``(0, d)`` where none can enter the space.
     """
 
     component: str
@@ -151,8 +152,9 @@ class ScoreStep(Step):
         weights: Sequence[float],
         how: Combine = "mean",
         given: Sequence[Given] = (),
+        likes: Sequence[Likeness] = (),
     ) -> None:
-        """See `cosine.combine` for ``weights`` (one per query) and ``how``.
+        """See `cosine.combine` for ``weights`` (one per query in words) and ``how``.
 
         Raises:
             ConfigError: no space, one named twice, or queries that cannot be combined.
@@ -162,14 +164,26 @@ class ScoreStep(Step):
             raise ConfigError(f"spaces must differ, not {[space.score for space in self.spaces]}")
         if not self.spaces:
             raise ConfigError("ranking needs at least one space that has the queries in it")
-        self.weights, self.how, self.given = tuple(weights), how, tuple(given)
-        self._directions = {space.score: combine(space.queries, self.weights, how) for space in self.spaces}
+        self.weights, self.how, self.given, self.likes = tuple(weights), how, tuple(given), tuple(likes)
+        beside = [like.query.weight for like in self.likes]
+        positive = [weight for weight in (*self.weights, *beside) if weight > 0]
+        self._scale = (max if how == "max" else sum)(positive) if positive else 1.0
+        self._directions = {
+            space.score: combine(space.queries, self.weights, how, beside)
+            for space in self.spaces
+            if len(space.queries) or not self.likes
+        }
         self._device = "cpu"
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:  # noqa: D102
         columns = dict.fromkeys((space.column for space in self.spaces), VECTOR)
         return {**columns, **({PAIR_ID: pa.string()} if self.given else {})}
+
+    @property
+    def uses(self) -> tuple[str, ...]:  # noqa: D102
+        near = dict.fromkeys(name for like in self.likes for name in like.reads)
+        return (*near, *read_by_keys()) if self.likes else ()
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:  # noqa: D102
@@ -199,6 +213,7 @@ class ScoreStep(Step):
         return {
             **super().identity(),
             **{"spaces": names, "queries": digest.hexdigest(), "given": given},
+            **({"likes": [like.identity() for like in self.likes]} if self.likes else {}),
             **settings,
         }
 
@@ -211,9 +226,14 @@ class ScoreStep(Step):
         columns: dict[str, pa.Array | Vectors] = {}
         errors: dict[int, PairError] = {}
         scored = np.zeros(len(rows), dtype=bool)
+        likes = [(like.query.weight, like.scores(rows, self._device)) for like in self.likes]
         for space in self.spaces:
-            scores, valid = self._score(frames.vectors(rows, space.column, self._device), space)
-            for row in np.flatnonzero(valid & ~np.isfinite(scores)).tolist():
+            vectors = frames.vectors(rows, space.column, self._device)
+            valid = vectors.valid.cpu().numpy()
+            own = [(weight, found[space.column]) for weight, found in likes if space.column in found]
+            scores = self._score(vectors, space, own)
+            broken = valid & ~np.isfinite(scores) if not likes else valid & ~_has_direction(vectors)
+            for row in np.flatnonzero(broken).tolist():
                 errors[row] = EmbeddingError(f"the vector in {space.column!r} is zero or not finite")
             columns[space.score] = pa.array(scores, pa.float32(), mask=~np.isfinite(scores))
             scored |= valid
@@ -223,23 +243,47 @@ class ScoreStep(Step):
             columns[GIVEN + given.name] = given.of(frames.array(rows, PAIR_ID))
         return Added(columns, errors)
 
-    def _score(self, vectors: Vectors, space: Space) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Return ``(n,)`` float32 scores, NaN where there is no vector or no cosine, and which rows have a vector."""
-        valid = vectors.valid.cpu().numpy()
-        best, rest = self._directions[space.score]
-        if not valid.any():
-            return np.full(len(valid), np.nan, dtype=np.float32), valid
-        if vectors.values.shape[1] != best.shape[1]:
-            raise ConfigError(
-                f"the queries for {space.column!r} have {best.shape[1]} dimensions, "
-                f"the embeddings {vectors.values.shape[1]}"
+    def _score(self, vectors: Vectors, space: Space, likes: Sequence[tuple[float, Scores]]) -> Scores:
+        """Return ``(n,)`` float32 scores, NaN where there is no vector, no cosine, or nothing to compare with."""
+        nothing = np.full(len(vectors.valid), np.nan, dtype=np.float32)
+        directions = self._directions.get(space.score)
+        if not bool(vectors.valid.any()) or (directions is None and not likes):
+            return nothing
+        best, rest, added = nothing[:, None][:, :0], np.zeros_like(nothing), []
+        if directions is not None:
+            if vectors.values.shape[1] != directions[0].shape[1]:
+                raise ConfigError(
+                    f"the queries for {space.column!r} have {directions[0].shape[1]} dimensions, "
+                    f"the embeddings {vectors.values.shape[1]}"
+                )
+            best, rest = (
+                torch.where(vectors.valid[:, None], found, float("nan")).cpu().numpy()
+                for found in products_along(vectors.values, *directions)
             )
-        scores = along(vectors.values, best, rest)
-        return torch.where(vectors.valid, scores, float("nan")).cpu().numpy(), valid
+            rest = rest.sum(1)
+        for weight, found in likes:
+            part = (found * np.float32(weight / self._scale)).astype(np.float32)
+            if self.how == "max" and weight > 0:
+                best = np.concatenate([best, part[:, None]], axis=1)
+            else:
+                added.append(part)
+        total: Scores = best.max(axis=1) + rest if best.shape[1] else rest
+        return sum(added, total)
+
+
+def _has_direction(vectors: Vectors) -> npt.NDArray[np.bool_]:
+    norms = vectors.values.norm(dim=1)
+    good: npt.NDArray[np.bool_] = (torch.isfinite(norms) & (norms > 0)).cpu().numpy()
+    return good
+
+
+def products_along(vectors: torch.Tensor, best: torch.Tensor, rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the products of ``vectors`` with the directions of `vectors.combine`: ``(n, p)`` and ``(n, r)``."""
+    products = cosines(vectors, torch.cat([best, rest]))
+    return products[:, : len(best)], products[:, len(best) :]
 
 
 def along(vectors: torch.Tensor, best: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """Return ``(n,)`` scores of ``vectors`` ``(n, d)`` along the directions of `cosine.combine`; NaN for a zero one."""
-    products = cosines(vectors, torch.cat([best, rest]))
-    scores = products[:, : len(best)].amax(1) if len(best) > 1 else products[:, 0]
-    return scores + products[:, -1] if len(rest) else scores
+    highest, added = products_along(vectors, best, rest)
+    return highest.amax(1) + added.sum(1)

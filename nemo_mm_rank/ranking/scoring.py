@@ -95,6 +95,8 @@ class Scoring:
             experts = experts_among(names)
             together = {name: Comoments() for name in names if name.startswith(PREFIX) and component(name) in experts}
         scoring = scoring._counted(shards, _matched(settings, names), together)
+        if together and not scoring.topic.narrow.moments[ANNOTATION_COSINE].count:
+            together = {}  # examples without words: experts cannot be told by what annotations say
         return scoring._weighted(shards, names, settings, tells_of(together))
 
     def _counted(self, shards: Shards, matched: Matched | None, together: dict[str, Comoments]) -> Scoring:
@@ -122,6 +124,8 @@ class Scoring:
             for by, counter in counts.items():
                 counter.update({entry["values"]: entry["counts"] for entry in table[by].value_counts().to_pylist()})
             ranked += table.num_rows
+        if matched is not None and not plain[ANNOTATION_COSINE].count:  # examples without words: nothing to match
+            matched = None
         if matched is not None:
             plain[FUSED_COSINE] = plain[ANNOTATION_COSINE]
             near[FUSED_COSINE] = near[ANNOTATION_COSINE]

@@ -184,7 +184,34 @@ class Folded:
     kind: ClassVar[str] = "folded"
 
 
-Part: TypeAlias = Tiles | Findings | Table | Chart | Widget | Folded
+@dataclass(frozen=True)
+class Example:
+    """A pair that is shown as it is, without scripts.
+
+    Attributes:
+        name: its id.
+        text: what is said of it, or what it says.
+        shown: of its media, where there is a copy: ``image``, ``audio`` or ``video``.
+        src: the copy, as a ``data:`` URI.
+    """
+
+    name: str
+    text: str
+    shown: str = ""
+    src: str = ""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some pairs, side by side."""
+
+    title: str
+    examples: Sequence[Example]
+    note: str = ""
+    kind: ClassVar[str] = "examples"
+
+
+Part: TypeAlias = Tiles | Findings | Table | Chart | Widget | Folded | Examples
 
 
 @dataclass(frozen=True)

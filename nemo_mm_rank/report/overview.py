@@ -18,6 +18,7 @@ from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.report import content
 from nemo_mm_rank.report.charts import colour, distributions, mixes
 from nemo_mm_rank.report.content import Finding, Row, Section, Table, Tile, counted, number, share, space_name
+from nemo_mm_rank.report.examples import examples
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run.finished import replaced, rows_of
 from nemo_mm_rank.schema import PAIR_ID, POOL
@@ -110,8 +111,8 @@ ABOUT_MAPS = (
 
 def objective(run: Run) -> str:
     """Return what the run was asked for, in its own words."""
-    wanted = [query.text for query in run.config.queries if query.weight > 0]
-    avoided = [query.text for query in run.config.queries if query.weight <= 0]
+    wanted = [query.label for query in run.config.queries if query.weight > 0]
+    avoided = [query.label for query in run.config.queries if query.weight <= 0]
     return " + ".join(wanted) + "".join(f" \N{MINUS SIGN} {text}" for text in avoided)
 
 
@@ -138,7 +139,9 @@ def overview(run: Run) -> Section:
         total = sum(trimmed.values())
         tiles.insert(1, Tile("trimmed", f"{total:,}", f"{run.config.sns.mode}, by SNS"))
     lead = "What the run did with the pool, and what speaks for and against its blend."
-    return Section("overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run))])
+    return Section(
+        "overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run)), *examples(run)]
+    )
 
 
 def rows(run: Run) -> Section:

@@ -18,6 +18,7 @@ from nemo_mm_rank.console import SafeConsole, printable
 from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.step import ExpertStep
+from nemo_mm_rank.io.examples import kind_of
 from nemo_mm_rank.io.files import read_table, write_json, write_sealed
 from nemo_mm_rank.io.ingest import IngestReport
 from nemo_mm_rank.io.owned import Claim, remove
@@ -28,10 +29,11 @@ from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
+from nemo_mm_rank.ranking import variety
 from nemo_mm_rank.ranking.blend import Ranking, check_pools, choose
 from nemo_mm_rank.ranking.conditions import ConditionStep
 from nemo_mm_rank.ranking.feedback import FeedbackStep
-from nemo_mm_rank.ranking.queries import score_step
+from nemo_mm_rank.ranking.queries import likenesses, score_step
 from nemo_mm_rank.ranking.query_scores import GIVEN, ScoreStep
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run import outcome
@@ -168,6 +170,10 @@ def _check(config: Config) -> list[str]:
     loader.pick_device(config.engine.device)
     loader.check_models(config.models)
     loader.check_models(config.ranking.computed)
+    variety.check(config.ranking.select)
+    for query in config.queries:
+        if query.like is not None:
+            kind_of(query.like)
     return found
 
 
@@ -187,7 +193,7 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
 
     say(f"pools    {', '.join(found)}")
     for query in config.queries:
-        say(f"query    {query.text!r}" + (f" x {query.weight:g}" if query.weight != 1 else ""))
+        say(f"query    {query.label!r}" + (f" x {query.weight:g}" if query.weight != 1 else ""))
     for step in steps:
         say(f"step     {step.name}: adds {', '.join(step.provides)}")
     for note in notes(config):
@@ -212,7 +218,8 @@ def explain(run: str | Path, pair_id: str) -> str:
     folder.load_config()
     state = State.load(folder)
     shards, scoring = state.scored(folder), state.scored_by(folder)
-    return explain_pair(pair_id, shards, Ranking.load(folder.ranking), scoring, read_table(folder.bad_rows))
+    likes = state.likes(folder)
+    return explain_pair(pair_id, shards, Ranking.load(folder.ranking), scoring, read_table(folder.bad_rows), likes)
 
 
 def _embedding_steps(config: Config, models: Mapping[str, ModelSpec]) -> list[Step]:
@@ -305,7 +312,8 @@ class _Curation:
     def _rank(self, state: State, models: Mapping[str, ModelSpec], shards: ShardStore, fits: Fits) -> Result:
         """Score the pairs, fit how scores are put together, choose, and write blend, quarantine and manifest."""
         config, settings = self.config, self.config.ranked_by
-        score = score_step(config, models, shards.columns())
+        examples = self._examples(state, models, fits)
+        score = score_step(config, models, shards.columns(), likenesses(config, examples))
         conditions = [ConditionStep(settings.computed)] if settings.computed else []
         scored = self._through([score, *conditions], shards, state.pairs)
         columns = [*score.scores, MATCH, *(name for step in conditions for name in step.provides)]
@@ -330,12 +338,24 @@ class _Curation:
         quarantine = outcome.write_quarantine(self.folder, near)
         manifest = outcome.manifest(config, state, models, self.folder, count_steps(near), ranking, blend, quarantine)
         added = tuple(map(self.folder.relative, near.stages[len(state.stages) :]))
-        replace(state, ranked=added, scoring=self.folder.relative(fitted)).save(self.folder)
+        shown = tuple(map(self.folder.relative, examples))
+        replace(state, ranked=added, scoring=self.folder.relative(fitted), examples=shown).save(self.folder)
         self._forget_rankings_but(near.stages)
         fits.forget("scoring", fitted)
         write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
         write_sealed(self.folder.manifest, manifest)
         return Result(self.folder.path, manifest)
+
+    def _examples(self, state: State, models: Mapping[str, ModelSpec], fits: Fits) -> list[Path]:
+        """Embed the examples of queries, where that has not been done, as this run's pairs are embedded."""
+        queries = [query for query in self.config.queries if query.like is not None]
+        if not queries:
+            return []
+        folder = self.folder.path / state.projection
+        project = ProjectionStep(folder, list(Projection.load(folder).sources), self.config.anchor)
+        steps = [*_embedding_steps(self.config, models), project]
+        alone = [step for step in steps if not isinstance(step, SNSStep)]
+        return [fits.examples(query, steps, alone) for query in queries]
 
     def _tell(self, ranking: Ranking) -> None:
         """Say what scores from elsewhere lack."""

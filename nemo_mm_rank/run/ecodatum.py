@@ -69,10 +69,14 @@ class OperatorSetup(Settings):
         return operators.steps(self.operators, self.models, self.media)
 
     @property
+    def embedding(self) -> list[Step]:
+        """What embeds both sides first, where anything has to."""
+        return [ExpertStep(self.experts, self.models, self.anchor, self.media)] if self.experts else []
+
+    @property
     def steps(self) -> list[Step]:
         """All steps, one after the other."""
-        experts = [ExpertStep(self.experts, self.models, self.anchor, self.media)] if self.experts else []
-        return [*experts, *self.scoring]
+        return [*self.embedding, *self.scoring]
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder; paths below it stay true where the folder is moved."""
@@ -80,6 +84,9 @@ class OperatorSetup(Settings):
         for spec in values["models"].values():
             if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
                 spec[STATISTICS] = folder.relative(path)
+        for one in values["operators"]["others"].values():
+            if Path(one["reference"]).is_relative_to(folder.path):
+                one["reference"] = folder.relative(one["reference"])
         write_sealed(folder.fitted / SETUP, values)
 
     @classmethod
@@ -96,6 +103,8 @@ class OperatorSetup(Settings):
         for spec in values["models"].values():
             if path := spec.get(STATISTICS):
                 spec[STATISTICS] = str(folder.path / path)
+        for one in values["operators"].get("others", {}).values():
+            one["reference"] = str(folder.path / one["reference"])
         return parse(cls, values), Ensemble.load(folder.fitted / ENSEMBLE)
 
 
@@ -255,10 +264,18 @@ class _EcoDatum:
     def curate(self) -> EcoDatumResult:
         config, job = self.config, self.job
         check_free(job.pool.shards.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
-        setup = self._setup()
-        setup.save(job.folder)
+        setup, shards = self._setup(), job.pool.embedded
+        if setup.operators.others:
+            shards = job.take_through(setup.embedding, shards)
+            fits = Fits(job.folder.fitted, job.engine, job.reporter, job.pool.pairs)
+            others = fits.others(setup.operators.others, 0, shards)
+            setup = setup.model_copy(update={"operators": setup.operators.model_copy(update={"others": others})})
+            setup.save(job.folder)
+            shards = job.take_through(setup.scoring, shards)
+        else:
+            setup.save(job.folder)
+            shards = job.take_through(setup.steps, shards)
         scores = operators.columns(setup.scoring)
-        shards = job.take_through(setup.steps, job.pool.embedded)
         agreement = [name for name in operators.agreements(setup.operators) if name in scores]
         shards, groups = self._without_duplicates(shards, agreement)
         shards, settings, trace = self._searched(shards, self._ensemble(shards, scores))
@@ -305,6 +322,7 @@ class _EcoDatum:
             weakest = {f"weakest_{name.removeprefix('agreement_')}": expert for name, expert in shared.items()}
             asked = asked.model_copy(update={"weakest": weakest})
         used = {operator.expert for operator in (*asked.experts.values(), *asked.weakest.values())}
+        used |= {operator.expert.partition("__")[0] for operator in asked.others.values()}
         embedding = tuple(expert for expert in experts if expert.name in used) if config.run is None else ()
         if embedding:
             pool = job.pool

@@ -19,6 +19,8 @@ from nemo_mm_rank.io.files import file_digest, read_sealed, read_table, write_se
 from nemo_mm_rank.io.part_files import STAMPED, STAMPS, part_name, stamps_now
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
+from nemo_mm_rank.ranking.examples import Likeness
+from nemo_mm_rank.ranking.queries import likenesses
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.fits import damaged, whole
 from nemo_mm_rank.run.folder import RunFolder
@@ -45,6 +47,7 @@ class State:
         matcher: folder of what tells own annotations from others.
         ranked: folders of the shards' files that the last ranking added; none while it is not finished.
         scoring: file of how the last ranking put scores together.
+        examples: files of the embedded examples of its queries, in the order of those.
     """
 
     stages: tuple[str, ...]
@@ -60,6 +63,7 @@ class State:
     ranked: tuple[str, ...] = ()
     scoring: str = ""
     notes: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
     def save(self, folder: RunFolder) -> None:
         """Write it into the run's folder."""
@@ -76,7 +80,7 @@ class State:
             raise UserError(f"{folder.path} holds no finished run: start it again with curate")
         values = read_sealed(folder.state)
         try:
-            tuples = {name: tuple(values.get(name, ())) for name in ("stages", "ranked", "notes")}
+            tuples = {name: tuple(values.get(name, ())) for name in ("stages", "ranked", "notes", "examples")}
             state = cls(**{**values, **tuples})
         except (KeyError, TypeError) as error:
             raise DamagedError(folder.state) from error
@@ -129,6 +133,25 @@ class State:
             raise UserError(f"{folder.path}: {self.scoring} is gone or damaged; rank the run again")
         return Scoring.load(folder.path / self.scoring)
 
+    def shown(self, folder: RunFolder) -> tuple[Path, ...]:
+        """Return the files of the examples of the last ranking's queries.
+
+        Raises:
+            UserError: that ranking is not finished, or a file is damaged.
+        """
+        self._check_ranked(folder)
+        files = tuple(folder.path / name for name in self.examples)
+        for file in files:
+            if not whole(file):
+                raise UserError(f"{folder.path}: {file.name} is gone or damaged; rank the run again")
+        return files
+
+    def likes(self, folder: RunFolder) -> list[Likeness]:
+        """Return how the last ranking scored by examples; raises as `shown`."""
+        # The configuration in the manifest, because a run can be ranked again with other queries.
+        files = self.shown(folder)
+        return likenesses(parse(Config, read_sealed(folder.manifest)["config"]), files) if files else []
+
     def specs(self, folder: RunFolder) -> dict[str, ModelSpec]:
         """Return the models as they were used, with their statistics."""
         counted = {name: {STATISTICS: str(folder.path / file)} for name, file in self.statistics.items()}
@@ -151,6 +174,7 @@ class FinishedRun:
         projection: folder of the fitted projection.
         matcher: folder of what tells own annotations from others.
         scoring: from cosines to scores, by the statistics of the run's pairs.
+        examples: files of the embedded examples of its queries.
     """
 
     config: Config
@@ -158,6 +182,7 @@ class FinishedRun:
     projection: Path
     matcher: Path
     scoring: Scoring
+    examples: tuple[Path, ...] = ()
 
     @classmethod
     def load(cls, run: str | Path, trust: Trust | None = NOTHING) -> FinishedRun:
@@ -180,7 +205,8 @@ class FinishedRun:
         if trust is not None:
             trust.admit(models, folder, describing=True)
             trust.admit(config.ranking.computed, folder, kind="condition")
-        return cls(config, models, folder.path / state.projection, folder.path / state.matcher, scoring)
+        projection, matcher = folder.path / state.projection, folder.path / state.matcher
+        return cls(config, models, projection, matcher, scoring, state.shown(folder))
 
 
 def read_blend(run: str | Path) -> tuple[Config, pa.Table]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +20,12 @@ import pyarrow.compute as pc
 import torch
 
 from nemo_mm_rank import frames, matching
-from nemo_mm_rank.config import Config, ModelSpec, RankingSettings
+from nemo_mm_rank.config import Config, ModelSpec, Query, RankingSettings
 from nemo_mm_rank.engine import Engine
-from nemo_mm_rank.errors import PairError
+from nemo_mm_rank.errors import ConfigError, PairError, UserError
 from nemo_mm_rank.frames import Vectors
-from nemo_mm_rank.io.files import write_json
+from nemo_mm_rank.io.examples import Found, read_examples
+from nemo_mm_rank.io.files import read_table, write_json, write_table, write_tensors
 from nemo_mm_rank.io.owned import remove
 from nemo_mm_rank.matching.features import Pairs
 from nemo_mm_rank.matching.matcher import Matcher, Sample
@@ -33,7 +35,9 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.expert import has_text, load_encoder, sources
 from nemo_mm_rank.projection.fit import VERSION as FIT
 from nemo_mm_rank.projection.fit import fit
+from nemo_mm_rank.quality.operators import Batches, OthersSettings
 from nemo_mm_rank.ranking.blend import fit_scoring
+from nemo_mm_rank.ranking.examples import KIND
 from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.query_scores import PREFIX, score_column
 from nemo_mm_rank.run.progress import Reporter
@@ -43,14 +47,17 @@ from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,
     DATA,
+    DATA_BYTES,
     DATA_PARTS,
     ERROR,
     FUSED,
     MODALITY,
     PAIR_ID,
     annotation_column,
+    data_column,
 )
 from nemo_mm_rank.shards import Shards
+from nemo_mm_rank.steps import Step, columns_added
 
 
 def read_sample(shards: Shards, config: Config) -> FitSample:
@@ -310,6 +317,72 @@ class Fits:
         of = [[space.name, space.data, space.model] for space in spaces]
         return self.kept("matching", [VERSION, of, config.seed, shards.keys], make)
 
+    def examples(self, query: Query, steps: Sequence[Step], alone: Sequence[Step]) -> Path:
+        """Return the file of a query's examples, embedded as the pool's pairs are (`ranking.examples.Examples`).
+
+        Args:
+            query: with examples.
+            steps: what takes pairs from the pool to the fused space, one after the other.
+            alone: the same for one side alone, which there is nothing to trim by.
+
+        Raises:
+            UserError: the examples cannot be read, or none of them can be embedded.
+        """
+        assert query.like is not None  # noqa: S101 (asked only then)
+        found = read_examples(query.like)
+        used = steps if found.kind == "pairs" else alone
+
+        def make(path: Path) -> None:
+            with self.reporter.step("examples", found.rows.num_rows) as advance:
+                write_table(path, embedded(found, used, self.engine.device))
+                advance(found.rows.num_rows)
+
+        made_from = [VERSION, found.kind, found.key, [step.identity() for step in used]]
+        path = self.kept("examples", made_from, make, ".parquet")
+        failed = read_table(path, [ERROR])[ERROR].drop_null()
+        lost = Counter(failed.to_pylist())
+        most = lost.most_common(1)[0][0] if lost else ""
+        if len(failed) == found.rows.num_rows:
+            raise UserError(f"queries: none of the {len(failed):,} examples of {query.label!r} can be embedded: {most}")
+        if len(failed) or found.bad:
+            why = f", most often: {most}" if most else ""
+            self.reporter.say(
+                f"{'examples':<17} {len(failed) + found.bad:,} of {query.label!r} left out{why}; "
+                f"{found.rows.num_rows - len(failed):,} used"
+            )
+        return path
+
+    def others(self, wanted: Mapping[str, OthersSettings], seed: int, shards: ShardStore) -> dict[str, OthersSettings]:
+        """Return operators with the file of what was drawn of embedded pairs for them, where they have none.
+
+        Args:
+            wanted: operator -> space and batches.
+            seed: enters the hash that chooses the sample.
+            shards: with both sides' embeddings.
+        """
+        drawn = {name: one for name, one in wanted.items() if one.reference is None}
+        if not drawn:
+            return dict(wanted)
+
+        def make(path: Path) -> None:
+            tensors: dict[str, torch.Tensor] = {}
+            for name, one in drawn.items():
+                sides = [data_column(one.expert), annotation_column(one.model)]
+                # Not every pair is in every space, so more are read than are needed.
+                words, columns = gather(shards, [PAIR_ID], sides, 4 * one.batches * one.batch_size, seed)
+                if missing := [side for side in sides if side not in columns]:
+                    raise ConfigError(f"operators.others.{name}: no pair has {missing[0]!r}")
+                batches = Batches.of(columns[sides[0]], columns[sides[1]], words[PAIR_ID].tolist(), one)
+                tensors |= {f"{name}.{key}": value for key, value in batches.tensors().items()}
+            write_tensors(path, tensors)
+
+        settings = {name: one.model_dump(mode="json") for name, one in sorted(drawn.items())}
+        path = self.kept("others", [VERSION, settings, seed, shards.keys], make, ".safetensors")
+        return {
+            name: one.model_copy(update={"reference": str(path)}) if name in drawn else one
+            for name, one in wanted.items()
+        }
+
     def scoring(
         self,
         settings: RankingSettings,
@@ -330,6 +403,35 @@ class Fits:
     @property
     def _device(self) -> str:
         return loader.pick_device(self.engine.device)
+
+
+STAND_IN = "an example"
+"""What is said of media that came without words; nothing is compared with it."""
+
+
+def embedded(found: Found, steps: Sequence[Step], device: str | None) -> pa.Table:
+    """Return examples with the embeddings that steps give pairs, and why those failed that have an ``error``."""
+    rows = found.rows
+    table = rows
+    if found.kind == "media":
+        stand_in = pa.array([STAND_IN] * rows.num_rows, pa.string())
+        table = table.set_column(table.column_names.index(ANNOTATION), ANNOTATION, stand_in)
+    for step in steps:
+        step.device = device
+        added = columns_added(step, table)
+        if ERROR in table.column_names:
+            table = table.drop_columns([ERROR])
+        table = pa.table([*table.columns, *added.columns], names=[*table.column_names, *added.column_names])
+    vectors = [
+        name
+        for name in table.column_names
+        if name == FUSED
+        or name.startswith(data_column(""))
+        or (found.kind != "media" and name.startswith(annotation_column("")))
+    ]
+    kinds = pa.array([found.kind] * rows.num_rows, pa.string())
+    columns = {name: rows[name] for name in rows.column_names if name != DATA_BYTES}
+    return pa.table({**columns, KIND: kinds, **{name: table[name] for name in (ERROR, *vectors)}})
 
 
 def _matching_sample(

@@ -14,8 +14,10 @@ apply to a modality.
 | <name>, <name>_h, <name>_v (``agreement``: CLIP, CLAP ...)   | what the model takes  | an encoder that takes text    |
 | <name>_count, _mean, _best, _coverage (``grounding``)        | what the model takes  | a grounder                    |
 | agreement_<expert> (``experts``)                             | all                   | the expert's embeddings       |
+| <name> (``others``: negCLIPLoss)                             | all                   | the same                      |
 | <name> (``given``)                                           | all                   | a column that is there        |
 | <name> (``own``)                                             | what the class takes  | a `PairScorer` of yours       |
+| <name> (``own``, class ``visual-dependency``)                | image, video, audio   | a vision-language model       |
 | datacomp_basic, _clip_score, _laion2b, _image_based          | image                 | language, scores, centroids   |
 
 Of a video, scores are the mean over its frames; what looks at data decodes it once for all of them.
@@ -30,12 +32,13 @@ import pyarrow as pa
 from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import ConfigError, nearest
 from nemo_mm_rank.quality.operators.agreement import Agreement, Grounding
-from nemo_mm_rank.quality.operators.columns import DATACOMP, ColumnsStep, SentenceStep, shared_experts
-from nemo_mm_rank.quality.operators.datacomp import DataCompStep
+from nemo_mm_rank.quality.operators.columns import DATACOMP, ColumnsStep, SentenceStep, shared_experts, shared_spaces
+from nemo_mm_rank.quality.operators.datacomp import BasicStep, DataCompStep
 from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
 from nemo_mm_rank.quality.operators.images import PictureScores
 from nemo_mm_rank.quality.operators.media import Judged, MediaStep, Operator, OwnOperator, PairScorer
-from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, column
+from nemo_mm_rank.quality.operators.others import Batches, OthersStep
+from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, OthersSettings, column
 from nemo_mm_rank.quality.operators.text import LANGUAGE_LABEL, TextScorer, TextStep
 from nemo_mm_rank.schema import AGREEMENT
 from nemo_mm_rank.steps import Step
@@ -47,6 +50,8 @@ __all__ = [
     "LANGUAGE_LABEL",
     "PREFIX",
     "Agreement",
+    "BasicStep",
+    "Batches",
     "ColumnsStep",
     "DataCompStep",
     "Fingerprints",
@@ -55,6 +60,8 @@ __all__ = [
     "MediaStep",
     "Operator",
     "OperatorSettings",
+    "OthersSettings",
+    "OthersStep",
     "PairScorer",
     "PictureScores",
     "SentenceStep",
@@ -64,6 +71,7 @@ __all__ = [
     "column",
     "columns",
     "shared_experts",
+    "shared_spaces",
     "steps",
 ]
 
@@ -97,6 +105,7 @@ def steps(
         TextStep(settings, models, media),
         looking,
         ColumnsStep(settings),
+        OthersStep({name: one for name, one in settings.others.items() if name not in given}),
         DataCompStep(settings.datacomp),
         SentenceStep(settings, models, media),
     ]

@@ -16,7 +16,7 @@ from nemo_mm_rank.errors import ConfigError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.models.expert import load_encoder
+from nemo_mm_rank.models.expert import has_text, load_encoder, sources
 from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.quality.operators.settings import ExpertSettings, OperatorSettings, column
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, VECTOR, annotation_column, data_column
@@ -99,6 +99,16 @@ def shared_experts(experts: Sequence[ExpertSpec]) -> dict[str, ExpertSettings]:
         for expert in experts
         if expert.encoder is not None
     }
+
+
+def shared_spaces(experts: Sequence[ExpertSpec], models: Mapping[str, ModelSpec]) -> dict[str, ExpertSettings]:
+    """Return ``<expert>`` or ``<expert>_<model>`` -> every space that experts share with text, fusion experts' too."""
+    found = {}
+    for source in (source for expert in experts for source in sources(expert)):
+        if has_text(source.model, models):
+            name = source.column.removeprefix(data_column(""))
+            found[name.lower().replace("-", "_").replace("__", "_")] = ExpertSettings(expert=name, model=source.model)
+    return found
 
 
 @dataclass

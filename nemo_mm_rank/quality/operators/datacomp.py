@@ -199,6 +199,48 @@ class DataCompStep(Step):
         )
 
 
+@dataclass
+class BasicStep(Step):
+    """DataComp's basic filter for a pool of several modalities: what it asks of captions holds for all annotations.
+
+    Args:
+        english: whether annotations have to be English, by the labels of ``language``.
+    """
+
+    english: bool
+    name: str = "quality-basic"
+
+    @property
+    def requires(self) -> Mapping[str, pa.DataType]:
+        """The annotation, and its language where that is asked for."""
+        label = {LANGUAGE_LABEL: pa.string()} if self.english else {}
+        return {MODALITY: pa.string(), ANNOTATION: pa.string(), **label}
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """Sizes of images."""
+        return (WIDTH, HEIGHT, column("resolution"), column("geometric"))
+
+    @property
+    def provides(self) -> Mapping[str, pa.DataType]:
+        """1 kept, 0 dropped."""
+        return {column("datacomp_basic"): pa.float32()}
+
+    def identity(self) -> dict[str, Any]:
+        """Whether English is asked for."""
+        return {"step": self.name, "english": self.english}
+
+    def process(self, rows: Frame) -> Added:
+        """See `basic`; data that is no image counts as one of any size."""
+        texts = [text or "" for text in frames.strings(rows, ANNOTATION)]
+        languages = frames.strings(rows, LANGUAGE_LABEL) if self.english else [ENGLISH] * len(texts)
+        pictures = np.array([modality == Modality.IMAGE for modality in frames.strings(rows, MODALITY)], dtype=bool)
+        widths, heights = _sizes(rows)
+        any_size = np.full(len(texts), float(MIN_SIDE))
+        kept = basic(languages, texts, np.where(pictures, widths, any_size), np.where(pictures, heights, any_size))
+        return Added({column("datacomp_basic"): pa.array(kept.astype(np.float32))})
+
+
 def _numbers(rows: Frame, name: str) -> npt.NDArray[np.float64]:
     values: npt.NDArray[np.float64] = frames.array(rows, name).cast(pa.float64()).to_numpy(zero_copy_only=False)
     return values

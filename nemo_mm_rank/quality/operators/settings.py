@@ -70,6 +70,20 @@ class ExpertSettings(Settings):
     model: str = Field(description="the model whose annotations' embeddings lie in that space")
 
 
+class BatchSettings(Settings):
+    """What a pair is compared with for negCLIPLoss."""
+
+    batches: int = Field(4, ge=1, description="their logarithms' mean counts")
+    batch_size: int = Field(512, ge=2, description="pairs of the pool; of a smaller one all of them are one batch")
+    temperature: float = Field(0.01, gt=0, description="of the model; .01 is that of trained CLIP models")
+
+
+class OthersSettings(ExpertSettings, BatchSettings):
+    """negCLIPLoss: agreement against what other pairs get, by embeddings that are there already."""
+
+    reference: str | None = Field(None, description="safetensors with the batches; default: drawn of the job's pool")
+
+
 class ClipScoreSettings(Settings):
     """DataComp's CLIP score filter."""
 
@@ -106,6 +120,7 @@ class OperatorSettings(Settings):
     weakest: dict[Name, ExpertSettings] = Field(
         default_factory=dict, description="operator -> expert, for the sentence of the annotation that fits least"
     )
+    others: dict[Name, OthersSettings] = Field(default_factory=dict, description="operator -> expert, for negCLIPLoss")
     given: dict[Name, str] = Field(
         default_factory=dict,
         description="operator -> a column that the pool or an earlier step has (nothing is computed for it)",
@@ -119,6 +134,7 @@ class OperatorSettings(Settings):
     @model_validator(mode="after")
     def _own_names_are_free(self) -> OperatorSettings:
         ours = {*PICTURES, *TEXTS, "language", "concreteness", "icc", *self.agreement, *self.experts, *self.weakest}
+        ours |= self.others.keys()
         if taken := sorted(ours & self.own.keys()):
             raise ValueError(f"own: {taken[0]!r} is the name of another operator; give yours another")
         return self
