@@ -424,7 +424,7 @@ def scores(
     config = base.config.model_copy(update={"queries": parse(Config, {"pools": "-", "queries": query}).queries})
     there = [target for target in targets(config, base.models) if target.column in made.table.column_names]
     vectors = {model: embed_queries(config, model, base.models) for model in {one.model for one in there if one.model}}
-    step = ScoreStep([Space(one.component, one.column, vectors[one.model]) for one in there], [1.0])
+    step = ScoreStep([Space(one.component, one.column, vectors[one.model]) for one in there if one.model], [1.0])
     cosines = columns_added(step, made.table)
     table = made.table
     for name in cosines.column_names:
