@@ -228,9 +228,7 @@ def test_code_that_comes_with_a_model_is_refused(tiny: Path, tmp_path: Path) -> 
     (folder / "evil.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
     with pytest.raises(ModelError, match="code: "):
         SentenceTransformersEncoder(str(folder))
-    with pytest.raises(
-        ModelError, match=r"it: code comes with .*, which sentence-transformers 5\.7\.0 would run"
-    ):
+    with pytest.raises(ModelError, match=r"it: code comes with .*, which sentence-transformers 5\.7\.0 would run"):
         refuse_code(folder, "it", "5.7.0")
     (folder / "evil.py").unlink()
     refuse_code(folder, "it", "5.7.0")
