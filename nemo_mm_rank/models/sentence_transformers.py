@@ -59,6 +59,8 @@ class SentenceTransformersEncoder(HubModel):
     def __post_init__(self) -> None:
         """Load the model."""
         super().__post_init__()
+        if not self.trust_remote_code:
+            refuse_code(self._folder, self.path, self._library.__version__)
         with opening(self.path):
             self._model: Any = self._library.SentenceTransformer(
                 str(self._folder),
@@ -128,6 +130,27 @@ class SentenceTransformersEncoder(HubModel):
             rows = text_rows(batch["attention_mask"].shape[1], self._device, self.batch_tokens)
             vectors[chosen.to(self._device)] = self._run(forward, batch, rows)
         return vectors
+
+
+def refuse_code(folder: Path, path: str, version: str) -> None:
+    """Refuse a folder whose code the library would run untold: before 6 it does, where the folder is a local one.
+
+    Args:
+        folder: of the model.
+        path: what the user calls it.
+        version: of the library.
+
+    Raises:
+        ModelError: there is code in the folder, or it names some of another model.
+    """
+    if int(version.split(".")[0]) >= 6:
+        return
+    named = [file for name in ("modules.json", "router_config.json") for file in folder.rglob(name)]
+    if any(folder.rglob("*.py")) or any(b"--" in file.read_bytes() for file in named):
+        raise ModelError(
+            f"{path}: code comes with this model, which sentence-transformers {version} would run: where you trust it, "
+            "set trust_remote_code, or else install sentence-transformers 6"
+        )
 
 
 def _repool(model: Any, path: str, pooling: str) -> None:

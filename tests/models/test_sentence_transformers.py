@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, encode_queries
-from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder
+from nemo_mm_rank.models.sentence_transformers import SentenceTransformersEncoder, refuse_code
 from tests.models import tiny_encoders
 
 pytest.importorskip("sentence_transformers", reason="needs the extra 'models'")
@@ -228,6 +228,14 @@ def test_code_that_comes_with_a_model_is_refused(tiny: Path, tmp_path: Path) -> 
     (folder / "evil.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
     with pytest.raises(ModelError, match="code: "):
         SentenceTransformersEncoder(str(folder))
+    with pytest.raises(ModelError, match=r"it: code comes with .*, which sentence-transformers 5\.7\.0 would run"):
+        refuse_code(folder, "it", "5.7.0")
+    (folder / "evil.py").unlink()
+    refuse_code(folder, "it", "5.7.0")
+    modules[1]["type"] = "some/body--evil.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    with pytest.raises(ModelError, match="would run"):
+        refuse_code(folder, "it", "5.7.0")
 
 
 def test_what_is_nowhere_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
