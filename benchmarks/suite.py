@@ -47,8 +47,7 @@ from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.projection import FitSample, fit
 from nemo_mm_rank.ranking.blend import fit_scoring
 from nemo_mm_rank.ranking.feedback import FeedbackStep
-from nemo_mm_rank.ranking.queries import embed_queries, targets
-from nemo_mm_rank.ranking.query_scores import ScoreStep, Space
+from nemo_mm_rank.ranking.queries import score_step
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.fits import gather, matching_spaces
 from nemo_mm_rank.run.folder import RunFolder
@@ -422,9 +421,7 @@ def scores(
 ) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
     """Yield the scores of all pairs by each way of ranking."""
     config = base.config.model_copy(update={"queries": parse(Config, {"pools": "-", "queries": query}).queries})
-    there = [target for target in targets(config, base.models) if target.column in made.table.column_names]
-    vectors = {model: embed_queries(config, model, base.models) for model in {one.model for one in there if one.model}}
-    step = ScoreStep([Space(one.component, one.column, vectors[one.model]) for one in there if one.model], [1.0])
+    step = score_step(config, base.models, made.table.column_names)
     cosines = columns_added(step, made.table)
     table = made.table
     for name in cosines.column_names:

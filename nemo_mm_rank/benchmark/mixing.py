@@ -31,7 +31,7 @@ from nemo_mm_rank.io.files import write_sealed, write_table, write_text
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.measures.statistics import Difference, apportion, paired_difference
 from nemo_mm_rank.mix import type_of
-from nemo_mm_rank.quality.operators.fingerprints import DATA_KEY as FINGERPRINT
+from nemo_mm_rank.quality.operators import DATA_KEY
 from nemo_mm_rank.ranking.candidates import Candidates, Groups
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
@@ -337,7 +337,7 @@ def _rounded(mix: Floats) -> list[float]:
 
 
 def _without_prints(table: pa.Table) -> pa.Table:
-    return table.append_column(FINGERPRINT, pa.nulls(table.num_rows, pa.uint64()))
+    return table.append_column(DATA_KEY, pa.nulls(table.num_rows, pa.uint64()))
 
 
 @dataclass
