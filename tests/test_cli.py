@@ -191,7 +191,8 @@ def test_unknown_keys_and_models(pool: Path, folder: Path, tmp_path: Path) -> No
     assert line.endswith("did you mean 'hashed-text'?")
     assert not (tmp_path / "run" / "blend.parquet").exists()
     assert refused("curate", "-c", path, "-q", "x", "--field", "data=file") == [
-        "error: --field, --modality, --root and --trust-root are for pools on the command line; write yours beside them"
+        "error: --field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools on "
+        "the command line; write yours beside them"
     ]
 
 

@@ -18,6 +18,7 @@ from nemo_mm_rank.io.fields import (
     ANNOTATION_PATH,
     DATA_PATH,
     Fields,
+    Part,
     Several,
     contents,
     mask,
@@ -123,8 +124,7 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     data, payload, wrong = contents(table, n, media if several is None else media | several.with_media(n))
     faults.add(wrong, DATA, "a string or bytes", wrong)
     if several is not None:
-        for row, given in several.rows.items():
-            several.rows[row] = [(kind, references.settled(ref) if is_media(kind) else ref) for kind, ref in given]
+        several.rows.update(_all_settled(several.rows, references))
         data = several.data(data)
     data, reads = _from_files(table, DATA_PATH, DATA, data, ~media, references, faults)
     data = _settled(data, media if payload is None else media & mask(pc.is_null(payload)), references)
@@ -151,7 +151,7 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
         column: pa.Array = made[SOURCE_MEDIA]
         listed = {at: [(one[MODALITY], one[DATA]) for one in own] for at, own in enumerate(column.to_pylist()) if own}
     if listed:
-        listed = {row: [(kind, references.settled(name)) for kind, name in own] for row, own in listed.items()}
+        listed = _all_settled(listed, references)
         files |= listed
         made[SOURCE_MEDIA] = parts_array(listed, n)
     carried = set() if payload is None else set(np.flatnonzero(mask(pc.is_valid(payload))).tolist())
@@ -272,6 +272,16 @@ def _stamps(data: pa.Array, media: Bools, references: References, faults: _Fault
             except MediaError as error:
                 faults.add([row], DATA, "a media file below the pool's root", str(error))
     return stamps
+
+
+def _all_settled(rows: dict[int, list[Part]], references: References) -> dict[int, list[Part]]:
+    """Return rows' parts with references as the root takes them."""
+    if not references.settles:
+        return rows
+    return {
+        row: [(kind, references.settled(one) if is_media(kind) else one) for kind, one in parts]
+        for row, parts in rows.items()
+    }
 
 
 def _stamp_several(

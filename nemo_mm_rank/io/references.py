@@ -40,6 +40,11 @@ class References:
             folder = os.path.dirname(os.path.abspath(manifest))
             self._beside = folder if folder != root.split("\n")[0] else None
 
+    @property
+    def settles(self) -> bool:
+        """Whether `settled` may return another reference than it is given."""
+        return self._beside is not None
+
     def settled(self, reference: str) -> str:
         """Return a manifest's reference as one that is relative to the root.
 

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -58,8 +58,7 @@ _CARRIED = re.compile(r"data:[^,\"\\]*;base64,([A-Za-z0-9+/=]+)")
 _DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,")
 
 
-@dataclass(frozen=True)
-class Medium:
+class Medium(NamedTuple):
     """One medium of a record.
 
     Attributes:
@@ -143,7 +142,7 @@ class _Told:
         marks: kind -> how many marks stand in the texts.
     """
 
-    present: frozenset[str]
+    present: Set[str]
     turns: list[tuple[str, str]] = field(default_factory=list)
     media: list[tuple[str, Medium | None]] = field(default_factory=list)
     marks: dict[str, int] = field(default_factory=dict)
@@ -159,7 +158,7 @@ class _Told:
         return " "
 
 
-def _told(turns: Any, names: Names, present: frozenset[str], marked: bool = False) -> _Told:
+def _told(turns: Any, names: Names, present: Set[str], marked: bool = False) -> _Told:
     """Take the turns of one record apart, their marks left where they are ``marked``.
 
     Raises:
@@ -240,11 +239,12 @@ def _decoded(kind: str, text: str, where: str) -> Medium:
     return Medium(kind, _named(content), content)
 
 
-def media_of(given: Mapping[str, Any], told: _Told, names: Names) -> list[Medium]:
+def _media(given: Mapping[str, Any], at: Mapping[str, str], told: _Told, names: Names) -> list[Medium]:
     """Return the media of a record in its order, those of its turns or those that its fields list.
 
     Args:
-        given: field -> value, of the fields that list media.
+        given: field -> value.
+        at: modality -> the field that lists media of it.
         told: its turns.
         names: what things are called.
 
@@ -253,10 +253,10 @@ def media_of(given: Mapping[str, Any], told: _Told, names: Names) -> list[Medium
     """
     out: list[Medium] = []
     for kind, fields in names.media.items():
-        if kind not in told.marks and not told.media and not any(given.get(one) for one in fields):
+        name = at.get(kind)
+        if name is None and kind not in told.marks and not told.media:
             continue
-        name = next((one for one in fields if given.get(one) is not None), None)
-        value = given.get(name) if name is not None else None
+        value = given[name] if name is not None else None
         own = [medium for one, medium in told.media if one == kind]
         found = [_medium(kind, one, name or "") for one in (value if isinstance(value, list) else [value]) if value]
         found = found or [medium for medium in own if medium is not None]
@@ -319,17 +319,17 @@ def read(rows: Rows, about: About, alpaca: bool = False) -> Rows:
     apart: dict[int, list[tuple[str, str]]] = {}
     contents: list[bytes | None] = [None] * n
     faults: dict[int, FaultError] = {}
-    there = [(kind, [name for name in own if name in fields]) for kind, own in names.media.items()]
+    there = [(kind, name) for kind, own in names.media.items() for name in reversed(own) if name in fields]
     columns = [listed(rows, name) for name in fields]
     for row, values in enumerate(zip(*columns, strict=True) if columns else [()] * n):
         given = dict(zip(fields, values, strict=True))
         try:
-            present = frozenset([kind for kind, own in there if any(given[name] for name in own)])
+            at = {kind: name for kind, name in there if given[name]}
             turns = given.get(names.turns) if names.turns else _alpaca_turns(given, names)
-            told = _told(turns, names, present | {Modality.IMAGE})
+            told = _told(turns, names, {_IMAGE, *at})
             if isinstance(given.get(names.system), str):
                 told.turns.insert(0, (SYSTEM, given[names.system]))
-            media = media_of(given, told, names)
+            media = _media(given, at, told, names)
             asked, annotation[row] = _sides(told, about, names.turns or names.alpaca["response"])
             if not media:
                 if not asked:
@@ -381,7 +381,7 @@ def spoken(record: Mapping[str, Any], about: About | None, kinds: Set[str]) -> S
     about = about or About(PoolSource(path=""), "")
     names = names_of(rows, about, alpaca=not _is_messages(rows, about) and _is_alpaca(rows, about))
     turns = record.get(names.turns) if names.turns else _alpaca_turns(record, names)
-    told = _told(turns, names, frozenset(kinds), marked=True)
+    told = _told(turns, names, kinds, marked=True)
     system = [record[names.system]] if isinstance(record.get(names.system), str) else []
     system += [text for role, text in told.turns if role == SYSTEM]
     said = [(role, text) for role, text in told.turns if role != SYSTEM]
