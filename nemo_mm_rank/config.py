@@ -237,6 +237,9 @@ class ExpertSpec(Settings):
     * ``text-based``: ``describers`` turn media into text, ``encoder`` embeds that text (and text and code as is);
     * ``fusion``: ``encoders`` has one encoder per modality;
     * ``end-to-end``: ``encoder`` takes every modality that it lists.
+
+    >>> sorted(ExpertSpec(name="clip", kind="fusion", encoders={"image": "vit", "text": "bert"}).models)
+    ['bert', 'vit']
     """
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
@@ -656,7 +659,11 @@ class Budget(Settings):
         return self
 
     def pairs(self, ranked: int) -> int:
-        """Return the number of pairs it allows out of ``ranked`` (a share is rounded down, but never to none)."""
+        """Return the number of pairs it allows out of ``ranked`` (a share is rounded down, but never to none).
+
+        >>> Budget(fraction=0.29).pairs(100)
+        29
+        """
         if self.count is not None:
             return min(self.count, ranked)
         if self.fraction is not None:
