@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from nemo_mm_rank import curate
 from nemo_mm_rank.config import Config, parse
@@ -117,3 +119,18 @@ def test_what_does_not_run_says_why() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_every_key_of_a_run_says_what_it_means() -> None:
+    waiting: list[Any] = [Config]
+    seen = set()
+    while waiting:
+        kind = waiting.pop()
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            waiting.extend(get_args(kind))
+        elif kind not in seen:
+            seen.add(kind)
+            for name, field in kind.model_fields.items():
+                assert field.description, f"{kind.__name__}.{name}"
+                waiting.append(field.annotation)
+    assert len(seen) > 10

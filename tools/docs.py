@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 import click
+import griffe
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,6 +20,16 @@ from nemo_mm_rank.imports import find_class
 
 _CONFIGURATION = re.compile(r"<!-- configuration: (\S+) -->")
 _COMMANDS = "<!-- commands -->"
+_EXAMPLE = re.compile(r"^>>> .*?(?=\n\s*\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+class Examples(griffe.Extension):
+    """Shows the examples of docstrings as code, not as quotations."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Fence the examples of an object; griffe calls this for each that it has read."""
+        if obj.docstring:
+            obj.docstring.value = _EXAMPLE.sub(lambda found: f"```pycon\n{found[0]}\n```", obj.docstring.value)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
