@@ -52,6 +52,7 @@ def test_what_is_asked_for_comes_first(run: Result, query: str, best: str) -> No
     assert rank(run.folder, query, 1).blend["pair_id"].tolist() == [best]
 
 
+@pytest.mark.slow
 def test_demo_of_real_pairs(tmp_path: Path, command_line: CommandLine) -> None:
     status, printed = command_line("demo", tmp_path / "demo", "--real")
     assert status == 0, printed
