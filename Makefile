@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= 2
 
-.PHONY: env demo test fast test-curator09 test-readers lint types check bench constraints resolve clean
+.PHONY: env demo test fast test-curator09 test-readers lint types docs check bench constraints resolve clean
 
 env:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh
@@ -38,7 +38,11 @@ lint: env
 types: env
 	$(PY) -m mypy
 
-check: lint types test
+# The documentation as pages to read, in site/; warnings are errors, and nothing is fetched.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
+check: lint types docs test
 
 bench: env
 	$(PY) -m benchmarks
@@ -47,7 +51,7 @@ bench: env
 # in pyproject.toml, which are about the newest torch).
 COMPILE := uv pip compile --universal -p 3.11 --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links
 constraints:
-	$(COMPILE) pyproject.toml $(foreach extra,dask curator models gpu report dev,--extra $(extra)) -o constraints.txt
+	$(COMPILE) pyproject.toml $(foreach extra,dask curator models gpu report dev docs,--extra $(extra)) -o constraints.txt
 	$(COMPILE) --no-config pyproject.toml tools/curator09.in -o constraints-curator09.txt
 
 # Whether what we ask for can be installed at once: every two extras, and beside Curator's own. Nothing is installed.
@@ -55,4 +59,4 @@ resolve: env
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/resolve.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-curator09 .venv-readers .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-curator09 .venv-readers .mypy_cache .ruff_cache .pytest_cache site

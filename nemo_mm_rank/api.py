@@ -32,8 +32,15 @@ def curate(
 ) -> Result:
     """Rank a pool of pairs against an objective and keep the best.
 
-    >>> result = curate("pool.jsonl", query="natural, real-world scenes", budget="20%")  # doctest: +SKIP
-    >>> result.blend.head()  # doctest: +SKIP
+    >>> import tempfile
+    >>> from nemo_mm_rank.demo import make_demo_pool
+    >>> place = tempfile.TemporaryDirectory()
+    >>> pool = make_demo_pool(Path(place.name, "pool"), pairs_per_modality=6)
+    >>> result = curate(pool, query="a red circle", budget=3, output=Path(place.name, "run"), progress=False)
+    >>> result.blend["rank"].tolist(), sorted(result.quarantine["pair_id"])
+    ([1, 2, 3], ['bad-corrupt', 'bad-empty', 'bad-missing', 'text-000'])
+    >>> len(rank(result.folder, "a blue square", budget=2).blend)
+    2
 
     Args:
         pool: one or several manifests.

@@ -155,7 +155,7 @@ POOL_FORMATS: tuple[str, ...] = get_args(PoolFormat)
 class PoolSource(Settings):
     """One pool: a manifest file, a folder or a glob of them, local or any fsspec URL."""
 
-    path: str
+    path: str = Field(description="a file, a folder, a glob pattern or any fsspec URL")
     fields: dict[str, str] = Field(default_factory=dict, description="ours -> the manifest's own name")
     modality: ModalityName | None = Field(None, description="for pools whose rows do not say")
     format: PoolFormat | None = Field(None, description="what the records are written in; default: as they look")
@@ -212,7 +212,7 @@ class ModelSpec(_Carrying, BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, hide_input_in_errors=True)
 
-    class_: str = Field(alias="class")
+    class_: str = Field(alias="class", description="a short name, or an import path; its arguments stand beside it")
 
     @model_validator(mode="after")
     def _no_passwords(self) -> Self:
@@ -237,13 +237,20 @@ class ExpertSpec(Settings):
     * ``text-based``: ``describers`` turn media into text, ``encoder`` embeds that text (and text and code as is);
     * ``fusion``: ``encoders`` has one encoder per modality;
     * ``end-to-end``: ``encoder`` takes every modality that it lists.
+
+    >>> sorted(ExpertSpec(name="clip", kind="fusion", encoders={"image": "vit", "text": "bert"}).models)
+    ['bert', 'vit']
     """
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$")
-    kind: Literal["text-based", "fusion", "end-to-end"]
-    encoder: str | None = None
-    encoders: dict[ModalityName, str] = Field(default_factory=dict)
-    describers: dict[ModalityName, str] = Field(default_factory=dict)
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", description="of its columns and in reports")
+    kind: Literal["text-based", "fusion", "end-to-end"] = Field(
+        description="describers and an encoder; an encoder for each modality; or one encoder"
+    )
+    encoder: str | None = Field(None, description="text-based and end-to-end: the name of its model")
+    encoders: dict[ModalityName, str] = Field(default_factory=dict, description="fusion: modality -> name of a model")
+    describers: dict[ModalityName, str] = Field(
+        default_factory=dict, description="text-based: modality -> name of the model that puts it into words"
+    )
 
     @property
     def models(self) -> frozenset[str]:
@@ -269,9 +276,11 @@ class ExpertSpec(Settings):
 class SNSSettings(Settings):
     """Symmetric Nucleus Sub-sampler: which side is trimmed, and how boldly."""
 
-    mode: Annotated[Literal["off", "forward", "backward", "bidirectional"], OFF] = "off"
+    mode: Annotated[Literal["off", "forward", "backward", "bidirectional"], OFF] = Field(
+        "off", description="trim data (forward), annotations (backward), both, or nothing"
+    )
     expert: str | None = Field(None, description="whose space judges relevance; default: the first text-based one")
-    select: Literal["nucleus", "threshold"] = "nucleus"
+    select: Literal["nucleus", "threshold"] = Field("nucleus", description="how the parts to keep are chosen")
     nucleus: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="softmax mass that the kept parts reach")
     temperature: float = Field(0.05, gt=0, description="of that softmax")
     tau: dict[ModalityName, float] = Field(default_factory=dict, description="threshold mode: by modality")
@@ -280,7 +289,7 @@ class SNSSettings(Settings):
     components: Literal["phrases", "sentences", "whole"] = Field("phrases", description="what looks for segments")
     spacy_model: str | None = Field(None, description="used for phrases where installed; default: rules")
     gate_ratio: float = Field(1.0, ge=0, description="accept iff similarity(candidate) >= ratio * similarity(original)")
-    gate_eps: float = Field(1e-6, gt=0)
+    gate_eps: float = Field(1e-6, gt=0, description="least similarity of an original that the gate reckons with")
     grounders: dict[ModalityName, str] = Field(
         default_factory=dict,
         description="models that find what phrases speak of; default: parts that the expert likens",
@@ -302,22 +311,22 @@ class SNSSettings(Settings):
 class ProjectionSettings(Settings):
     """The network that fuses the experts in the anchor's space, and its objective."""
 
-    hidden: int = Field(512, ge=1)
+    hidden: int = Field(512, ge=1, description="width of a hidden layer")
     depth: int = Field(0, ge=0, le=8, description="hidden layers; 0 is a linear map")
     dropout: Annotated[float, Field(ge=0, lt=1, description="share of every layer's inputs")] = 0.2
-    temperature: float = Field(0.05, gt=0)
+    temperature: float = Field(0.05, gt=0, description="of the contrastive term")
     contrastive_weight: float = Field(1.0, ge=0, description="find the own annotation among others")
     alignment_weight: float = Field(3.0, ge=0, description="lie close to the own annotation")
     residual_bias_weight: float = Field(6.0, ge=0, description="leave no error that the modality alone predicts")
     mamcl_weight: float = Field(0.0, ge=0, description="find the own data among others of its modality")
-    mamcl_temperature: float = Field(0.03, gt=0)
-    cluster_bias_weight: float = Field(0.0, ge=0)
-    scale_bias_weight: float = Field(0.0, ge=0)
+    mamcl_temperature: float = Field(0.03, gt=0, description="of that term")
+    cluster_bias_weight: float = Field(0.0, ge=0, description="let the means of the modalities coincide")
+    scale_bias_weight: float = Field(0.0, ge=0, description="let the modalities be spread alike")
     normalise_bias: bool = Field(True, description="cluster and scale bias act on normalised vectors")
     learning_rate: float = Field(1e-3, gt=0, description="at the start; it falls to zero along a cosine")
-    weight_decay: float = Field(1e-2, ge=0)
-    batch_size: int = Field(512, ge=2)
-    max_epochs: int = Field(20, ge=1)
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
+    batch_size: int = Field(512, ge=2, description="pairs of a step")
+    max_epochs: int = Field(20, ge=1, description="passes over the sample, at most")
     patience: int = Field(5, ge=1, description="epochs with a validation loss clearly worse than the best")
     folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
     max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")
@@ -349,7 +358,7 @@ def _norm(value: Any) -> Any:
 class Query(Settings):
     """One objective, in plain words or by examples; a negative weight says what not to pick."""
 
-    text: str | None = Field(None, min_length=1)
+    text: str | None = Field(None, min_length=1, description="what is asked for, in plain words")
     like: Annotated[PoolSource | None, BeforeValidator(_like)] = Field(
         None, description="examples: a pool of pairs, media files (a folder of them), or texts (.txt, one a line)"
     )
@@ -357,7 +366,7 @@ class Query(Settings):
         2, description="of the cosines with the examples: 2 (close to many) or inf (close to one)"
     )
     side: Literal["data", "annotation", "both"] = Field("both", description="of pairs, compared with the same side")
-    weight: float = 1.0
+    weight: float = Field(1.0, description="beside other queries; below 0: not to be picked")
 
     @field_validator("text")
     @classmethod
@@ -436,7 +445,7 @@ def objectives(
 class GivenScore(Settings):
     """A score from elsewhere: a column of a Parquet file that has a ``pair_id``. A plain path stands for one, too."""
 
-    path: str
+    path: str = Field(description="a Parquet file")
     column: str | None = Field(None, description="default: the name that the score is given here")
 
 
@@ -485,7 +494,9 @@ Strength = Annotated[
 class SelectSettings(Settings):
     """What is chosen of the best candidates; by ``top`` the best of them alone, and the rest does not matter."""
 
-    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = "top"
+    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = Field(
+        "top", description="the way to choose; a plain name in place of the section does as well"
+    )
     over: int = Field(3, ge=1, description="candidates, in budgets: of so many times the budget the best are looked at")
     clusters: int | None = Field(
         None, ge=2, description="of fused embeddings (clusters, soft-cap); default: the root of the candidates' number"
@@ -541,14 +552,14 @@ class RankingSettings(Settings):
     mix: str | dict[str, float] | None = Field(
         None, description="a published mix by name, or shares by type, like image->text: quotas in other words"
     )
-    quota_by: Literal["modality", "pool", "type"] | None = None
+    quota_by: Literal["modality", "pool", "type"] | None = Field(None, description="what the groups of quotas are")
     quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
     shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
     select: SelectSettings = Field(
         default_factory=SelectSettings, description="the top, or of several times the budget what has more to say"
     )
     collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
-    duplicate_similarity: float = Field(0.95, gt=0, le=1)
+    duplicate_similarity: float = Field(0.95, gt=0, le=1, description="cosine from which two are near equal")
 
     @model_validator(mode="before")
     @classmethod
@@ -606,7 +617,7 @@ class EngineSettings(Settings):
     """Where the work is done; never changes what comes out."""
 
     workers: int = Field(0, ge=0, description="Dask worker processes; 0 is this process")
-    scheduler_address: str | None = None
+    scheduler_address: str | None = Field(None, description="of a Dask cluster that runs already")
     gpus: bool = Field(False, description="one worker per GPU, cuDF partitions")
     device: str | None = Field(None, description="cpu, cuda ...; default: cuda where there is one")
 
@@ -632,9 +643,9 @@ def _share(value: Any) -> Any:
 class Budget(Settings):
     """How much the blend holds: a count, a share of the ranked pairs, or a least score."""
 
-    count: int | None = Field(None, ge=1)
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    threshold: float | None = None
+    count: int | None = Field(None, ge=1, description="a number of pairs")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="a share of the ranked pairs")
+    threshold: float | None = Field(None, description="a least score")
 
     @model_validator(mode="before")
     @classmethod
@@ -656,7 +667,11 @@ class Budget(Settings):
         return self
 
     def pairs(self, ranked: int) -> int:
-        """Return the number of pairs it allows out of ``ranked`` (a share is rounded down, but never to none)."""
+        """Return the number of pairs it allows out of ``ranked`` (a share is rounded down, but never to none).
+
+        >>> Budget(fraction=0.29).pairs(100)
+        29
+        """
         if self.count is not None:
             return min(self.count, ranked)
         if self.fraction is not None:
@@ -668,10 +683,10 @@ class Budget(Settings):
 class JobSettings(Importing):
     """What every job is told of how its pairs are read and worked on, and of what to do about those that fail."""
 
-    on_bad_row: Literal["fail", "quarantine"] = "quarantine"
-    rows_per_shard: int = Field(1024, ge=1)
+    on_bad_row: Literal["fail", "quarantine"] = Field("quarantine", description="what a row that is no pair leads to")
+    rows_per_shard: int = Field(1024, ge=1, description="rows that are worked on at once")
     shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
-    engine: EngineSettings = Field(default_factory=EngineSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="where the work is done")
     allow_failures: Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)] = Field(
         0.95, description="a step that fails for this share of a modality (20 pairs at least) stops; 100%: none does"
     )
@@ -683,19 +698,31 @@ class JobSettings(Importing):
 class Config(JobSettings):
     """A whole run. Only ``pools`` and ``queries`` have no default; the default models need no download."""
 
-    pools: Annotated[Pools, Field(min_length=1)]
-    queries: Annotated[tuple[Query, ...], BeforeValidator(_queries), Field(min_length=1)]
-    budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
-    output: str = "nemo-mm-rank-run"
-    seed: int = Field(0, ge=0)
+    pools: Annotated[Pools, Field(min_length=1, description="what is ranked; a plain path is a pool")]
+    queries: Annotated[
+        tuple[Query, ...],
+        BeforeValidator(_queries),
+        Field(min_length=1, description="what is asked for; a plain text is a query"),
+    ]
+    budget: Budget = Field(
+        default_factory=lambda: Budget(fraction=0.2), description="of the blend: a number like 500, or a share like 20%"
+    )
+    output: str = Field("nemo-mm-rank-run", description="the run's folder: new, empty, or a run of the same pools")
+    seed: int = Field(0, ge=0, description="of everything random")
     jsonl: bool = Field(False, description="write blend.jsonl beside blend.parquet")
-    media: MediaSettings = Field(default_factory=MediaSettings)
-    models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(CLASSICAL_MODELS))
-    experts: tuple[ExpertSpec, ...] = Field(default_factory=lambda: CLASSICAL_EXPERTS)
+    media: MediaSettings = Field(default_factory=MediaSettings, description="how media are opened, and their bounds")
+    models: dict[str, ModelSpec] = Field(
+        default_factory=lambda: dict(CLASSICAL_MODELS), description="what is loaded, by names of your choice"
+    )
+    experts: tuple[ExpertSpec, ...] = Field(
+        default_factory=lambda: CLASSICAL_EXPERTS, description="how models together embed data"
+    )
     anchor: str = Field("text", description="the model that embeds annotations and queries")
-    sns: SNSSettings = Field(default_factory=SNSSettings)
-    projection: ProjectionSettings = Field(default_factory=ProjectionSettings)
-    ranking: RankingSettings = Field(default_factory=RankingSettings)
+    sns: SNSSettings = Field(default_factory=SNSSettings, description="how pairs are trimmed")
+    projection: ProjectionSettings = Field(default_factory=ProjectionSettings, description="how experts are fused")
+    ranking: RankingSettings = Field(
+        default_factory=RankingSettings, description="how pairs are scored and the blend is picked"
+    )
 
     @property
     def ranked_by(self) -> RankingSettings:

@@ -34,7 +34,11 @@ def printable(text: object, lines: bool = False) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """Return ``text`` with ``(hidden)`` in place of user and password in URLs."""
+    """Return ``text`` with ``(hidden)`` in place of user and password in URLs.
+
+    >>> without_passwords("ftp://me:secret@host/pool.jsonl")
+    'ftp://(hidden)@host/pool.jsonl'
+    """
     return _PASSWORD.sub("(hidden)@", text)
 
 

@@ -101,7 +101,11 @@ def in_one_line(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or ``""`` where none is close."""
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or ``""`` where none is close.
+
+    >>> nearest("budgte", ["budget", "queries"])
+    "; did you mean 'budget'?"
+    """
     match = difflib.get_close_matches(name, [str(one) for one in known], n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
 

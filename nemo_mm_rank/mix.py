@@ -57,6 +57,9 @@ def canonical_type(name: str) -> str:
 
     Raises:
         ValueError: no arrow, or a modality that is unknown or empty.
+
+    >>> canonical_type("image,text->text")
+    'text+image->text'
     """
     sides = name.replace("→", ARROW).split(ARROW)
     if len(sides) != 2:
@@ -65,7 +68,11 @@ def canonical_type(name: str) -> str:
 
 
 def type_of(modality: str) -> str:
-    """Return the type of pairs whose data are of ``modality``: the annotation is always text."""
+    """Return the type of pairs whose data are of ``modality``: the annotation is always text.
+
+    >>> type_of("image")
+    'image->text'
+    """
     return f"{name_of(code_of(modality))}{ARROW}{Modality.TEXT}"
 
 
@@ -74,6 +81,11 @@ def find_mix(mix: str | Mapping[str, float]) -> Mix:
 
     Raises:
         ValueError: no such name, or a type that is none.
+
+    >>> find_mix({"image->text": 0.7, "text->text": 0.3}).shares["image->text"]
+    0.7
+    >>> find_mix("unite-adaptation").source.partition(":")[0]
+    'UNITE, arXiv 2505.19650'
     """
     if isinstance(mix, str):
         if mix not in MIXES:

@@ -35,6 +35,11 @@ def top_k(scores: Scores, k: int, tie_break: Keys | None = None) -> Ints:
 
     Raises:
         ValueError: scores that are NaN or not one-dimensional, keys of another length, a negative ``k``.
+
+    >>> top_k(np.array([0.1, 0.9, 0.9, 0.5]), 3).tolist()
+    [1, 2, 3]
+    >>> top_k(np.array([0.1, 0.9, 0.9, 0.5]), 1, tie_break=pa.array(["a", "z", "b", "c"])).tolist()
+    [2]
     """
     if scores.ndim != 1:
         raise ValueError(f"scores have one dimension, not {scores.ndim}")

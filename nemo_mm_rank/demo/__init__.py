@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_mm_rank.demo import audio, images, words
 from nemo_mm_rank.demo.images import Landscape, Shapes
+from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import write_bytes, write_text
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.modality import of
@@ -17,6 +18,9 @@ from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, Modal
 
 QUERY = "natural outdoor scenes with sky, sea, grass or sun"
 """What the pairs with ``on_topic`` are about."""
+
+REAL_QUERY = "photos of space, animals and people"
+"""What is asked of the real pool, which a clone of the project has."""
 
 _FOREIGN = [
     "The invoice is due at the end of the month.",
@@ -61,6 +65,20 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write_text(folder / "pool.jsonl", "".join(lines))
     return folder / "pool.jsonl"
+
+
+def real_pool() -> Path:
+    """Return the manifest of the small pool of real pairs: photos, sounds, texts and code of free licences.
+
+    Raises:
+        UserError: it is not there, because the package was installed without the project around it.
+    """
+    manifest = Path(__file__).parents[2] / "tests" / "data" / "real_pool" / "pool.jsonl"
+    if not manifest.exists():
+        raise UserError(
+            f"{manifest}: is not there: the real pool comes with a clone of the project, not with the package"
+        )
+    return manifest
 
 
 def make_pair(modality: str, random: Random, number: int) -> tuple[str | bytes, str, str]:

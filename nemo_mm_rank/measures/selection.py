@@ -122,7 +122,11 @@ def shares(values: Sequence[str]) -> dict[str, float]:
 
 
 def total_variation(first: dict[str, float], second: dict[str, float]) -> float:
-    """Return half the sum of absolute differences of two mixes: 0 for equal ones, 1 for ones with nothing in common."""
+    """Return half the sum of absolute differences of two mixes: 0 for equal ones, 1 for ones with nothing in common.
+
+    >>> total_variation({"image": 0.5, "text": 0.5}, {"image": 1.0})
+    0.5
+    """
     return 0.5 * sum(abs(first.get(name, 0.0) - second.get(name, 0.0)) for name in sorted({*first, *second}))
 
 
@@ -131,6 +135,9 @@ def overlap(first: Sequence[str], second: Sequence[str]) -> float:
 
     Raises:
         ValueError: both are empty.
+
+    >>> overlap(["a", "b"], ["b", "c"])
+    0.3333333333333333
     """
     left, right = set(first), set(second)
     if not left | right:

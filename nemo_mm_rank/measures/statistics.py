@@ -95,6 +95,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values adjusted for being several (Holm, 1979): the k-th smallest of m times ``m - k + 1``, ascending.
 
     NaN stay, and do not count among the m.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
     """
     values = np.asarray(p_values, dtype=np.float64)
     adjusted = values.copy()
@@ -159,6 +162,9 @@ def apportion(total: int, weights: Sequence[float] | npt.NDArray[np.float64], ca
 
     Returns:
         ``(g,)`` counts that sum to ``total``, or to the room there is; of equal remainders the first comes first.
+
+    >>> apportion(10, [1, 1, 2], caps=[2, 10, 10]).tolist()
+    [2, 3, 5]
     """
     share, room = np.asarray(weights, dtype=np.float64), np.asarray(caps, dtype=np.int64)
     counts = np.zeros(len(share), dtype=np.int64)

@@ -33,6 +33,9 @@ def merge(windows: Sequence[Span]) -> list[tuple[float, float]]:
 
     Raises:
         MediaError: no window, or one that is none.
+
+    >>> merge([(1, 3), (2, 4), (6, 7)])
+    [(1.0, 4.0), (6.0, 7.0)]
     """
     for window in windows:
         if len(window) != 2 or not all(map(math.isfinite, window)) or not max(0, window[0]) < window[1]:
@@ -74,6 +77,9 @@ def kept_text(text: str | None, spans: Sequence[Span] | None, joint: str, limit:
 
     Raises:
         TextError: missing, empty (before or after), longer than ``limit`` characters, or not text.
+
+    >>> kept_text("A dog. Buy now! It runs.", [[0, 6], [16, 24]], " ", limit=100)
+    'A dog. It runs.'
     """
     if text is None:
         raise TextError("the text is missing")

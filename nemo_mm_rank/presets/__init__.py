@@ -64,22 +64,22 @@ CLAP = Weights("laion/clap-htsat-unfused", "Apache-2.0", 0.6)
 
 PRESETS: dict[str, Preset] = {
     "cpu_small": Preset(
-        "sentences and pictures on a CPU; sounds by classical features",
+        "sentences and images on a CPU; audio by classical features",
         gpu_gb=None,
         weights=(MINILM, Weights("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "MIT", 0.6)),
     ),
     "openclip_clap": Preset(
-        "pictures and films by CLIP, sounds by CLAP, texts by a sentence encoder",
+        "images and videos by CLIP, audio by CLAP, texts by a sentence encoder",
         gpu_gb=16,
         weights=(MINILM, CLIP_L, CLAP),
     ),
     "unite": Preset(
-        "one end-to-end model for text, pictures and films; sounds by CLAP",
+        "one end-to-end model for text, images and videos; audio by CLAP",
         gpu_gb=24,
         weights=(Weights("friedrichor/Unite-Instruct-Qwen2-VL-2B", None, 4.5), MINILM, CLAP),
     ),
     "omni_fuse": Preset(
-        "all three kinds of experts, and Grounding DINO to trim pictures",
+        "all three kinds of experts, and Grounding DINO to trim images",
         gpu_gb=40,
         weights=(
             Weights("nvidia/llama-nemotron-embed-1b-v2", "NVIDIA Open Model License, Llama 3.2 Community", 2.5),

@@ -33,6 +33,10 @@ def contrastive_loss(
 
     Raises:
         ValueError: wrong shapes, a temperature that is not positive, or a value that is not finite.
+
+    >>> alike = torch.eye(2)
+    >>> round(contrastive_loss(alike, alike, temperature=1.0).item(), 4)  # log(1 + 1 / e)
+    0.3133
     """
     check_vectors(projected, "projected")
     check_vectors(anchors, "anchors", projected)
@@ -63,6 +67,9 @@ def alignment_loss(projected: torch.Tensor, anchors: torch.Tensor) -> torch.Tens
 
     Raises:
         ValueError: wrong shapes, or a value that is not finite.
+
+    >>> alignment_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])).item()
+    1.0
     """
     check_vectors(projected, "projected")
     check_vectors(anchors, "anchors", projected)

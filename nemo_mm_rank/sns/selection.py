@@ -28,6 +28,9 @@ def gate(original: npt.ArrayLike, candidate: npt.ArrayLike, ratio: float, eps: f
 
     Returns:
         bool, same shape.
+
+    >>> gate([0.4, 0.4, -0.1], [0.5, 0.3, 0.0], ratio=1, eps=1e-6).tolist()
+    [True, False, False]
     """
     floor = ratio * np.maximum(np.asarray(original), eps)
     return np.asarray(np.asarray(candidate) >= floor)
@@ -42,6 +45,9 @@ def threshold(scores: Floats, tau: float) -> Bools:
 
     Returns:
         ``(m,)`` bool.
+
+    >>> threshold(np.array([0.5, 0.2, np.nan]), 0.35).tolist()
+    [True, False, False]
     """
     return np.asarray(scores >= tau)
 
@@ -61,6 +67,9 @@ def nucleus(scores: Floats, owner: Ints, mass: float, temperature: float) -> Boo
 
     Returns:
         ``(m,)`` bool. An owner's result does not depend on the other owners, to the bit.
+
+    >>> nucleus(np.array([0.9, 0.88, 0.1, 0.5]), np.array([0, 0, 0, 1]), mass=0.9, temperature=0.05).tolist()
+    [True, True, False, True]
     """
     kept = np.zeros(len(scores), dtype=bool)
     if not len(scores):

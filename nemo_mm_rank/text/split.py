@@ -51,6 +51,9 @@ def split_sentences(text: str) -> list[str]:
 
     A sentence ends after ``.``, ``!`` or ``?`` that white space follows, at a line end, and after the full stops of
     Chinese and Japanese. An abbreviation's point ends one too: trimming compares parts, it need not parse.
+
+    >>> split_sentences("A dog runs. It barks!")
+    ['A dog runs.', 'It barks!']
     """
     return [text[start:end] for start, end in sentence_spans(text)]
 
