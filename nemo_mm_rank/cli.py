@@ -1,4 +1,4 @@
-"""The command line: ``nemo-mm-rank curate | sns | rank | explain | report | export | validate | presets | demo`` and more."""
+"""The command line: ``nemo-mm-rank curate | sns | rank | explain | report | export | validate | demo`` and more."""
 
 from __future__ import annotations
 
