@@ -29,6 +29,7 @@ from nemo_mm_rank import media
 from nemo_mm_rank.arrays import Bools, Floats, Ints
 from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.media.encode import wav
+from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.schema import (
     ANNOTATION,
@@ -303,8 +304,14 @@ def _bordered(row: dict[str, Any], folder: Path, rng: np.random.Generator) -> Ca
     return _made(row, BORDER, folder, name, [((left, upper, *own.size), False), *((one, True) for one in noise)])
 
 
+def _sound(row: Mapping[str, Any]) -> Audio:
+    segment = media.open(row[DATA], modality="audio", root=row[MEDIA_ROOT])
+    assert isinstance(segment, Audio)
+    return segment
+
+
 def _one_after_the_other(row: dict[str, Any], donor: Mapping[str, Any], folder: Path, first: bool) -> Case:
-    own, other = (media.open(one[DATA], modality="audio", root=one[MEDIA_ROOT]) for one in (row, donor))
+    own, other = _sound(row), _sound(donor)
     order = (other, own) if first else (own, other)
     name = f"after-{row[PAIR_ID]}.wav"
     (folder / name).write_bytes(wav(np.concatenate([one.samples for one in order]), own.rate))

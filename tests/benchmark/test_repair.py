@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,7 +29,7 @@ from benchmarks.repair import (
 ROW = {"modality": "text", "data": "", "annotation": ""}
 
 
-def pieces(*sides: list[tuple[bool, float, float]]) -> Pieces:
+def pieces(*sides: Sequence[tuple[bool, float, float]]) -> Pieces:
     flat = [(number, *piece) for number, side in enumerate(sides) for piece in side]
     owner, planted, size, kept = zip(*flat, strict=True)
     return Pieces(np.array(owner), np.array(planted), np.array(size, dtype=float), np.array(kept, dtype=float))
