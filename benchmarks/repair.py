@@ -124,7 +124,7 @@ def figures(pieces: Pieces) -> Figures:
     n = int(pieces.owner.max(initial=-1)) + 1
 
     def sums(of: Bools, amount: Floats) -> Floats:
-        return np.bincount(pieces.owner[of], amount[of], minlength=n)
+        return np.bincount(pieces.owner[of], amount[of], minlength=n).astype(np.float64)
 
     gone = pieces.size * (1 - pieces.kept)
     planted, own = sums(pieces.planted, pieces.size), sums(~pieces.planted, pieces.size)
@@ -285,7 +285,7 @@ def _beside(row: dict[str, Any], donor: Mapping[str, Any], folder: Path, first: 
     image.paste(other, (beside, 0))
     name = f"beside-{row[PAIR_ID]}.png"
     image.save(folder / name)
-    pieces = [((x, 0, *own.size), False), ((beside, 0, *other.size), True)]
+    pieces: list[tuple[Region, bool]] = [((x, 0, *own.size), False), ((beside, 0, *other.size), True)]
     return _made(row, BESIDE, folder, name, pieces)
 
 
