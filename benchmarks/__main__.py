@@ -18,6 +18,7 @@ for name in (
     "downstream",
     "main_job",
     "sns_effect",
+    "repair",
     "encoder_overhead",
     "curator_overhead",
 ):

@@ -1,4 +1,4 @@
-"""The command line: ``nemo-mm-rank curate | rank | explain | report | export | validate | presets | demo`` and more."""
+"""The command line: ``nemo-mm-rank curate | sns | rank | explain | report | export | validate | demo`` and more."""
 
 from __future__ import annotations
 
@@ -416,6 +416,41 @@ def validate(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def sns(
+    pool: Pools = None,
+    preview: Annotated[int, typer.Option("--preview", min=1, help="How many pairs are tried.")] = 20,
+    config: ConfigFile = None,
+    preset: PresetName = None,
+    field: Fields = None,
+    modality: ModalityName = None,
+    root: Root = None,
+    trust_root: TrustRoot = None,
+    form: PoolFormat = None,
+    turns: Turns = None,
+    system: System = None,
+    captions: Captions = None,
+    mode: Annotated[
+        str | None, typer.Option("--sns", help="forward, backward or bidirectional; default: the configuration's.")
+    ] = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
+    device: DeviceName = None,
+    seed: Seed = None,
+    import_from: ImportFrom = None,
+) -> None:
+    """Trim a few pairs of a pool as curate --sns would, and show what is kept, what is cut, and the gate's verdicts."""
+    values = _configured(config, preset, import_from)
+    written = _given(format=form, turns=turns, system=system, captions=captions)
+    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
+    values |= _given(on_bad_row=on_bad_row, seed=seed)
+    _merge(values, "engine", device=device)
+    _merge(values, "sns", mode=mode)
+    settings = parse(Config, {"queries": "unused", **values})  # nothing is ranked
+    from nemo_mm_rank.report.preview import preview as show
+
+    show(settings, preview, SafeConsole())
 
 
 @app.command()

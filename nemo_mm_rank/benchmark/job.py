@@ -13,6 +13,7 @@ from nemo_mm_rank.benchmark import measures, tables
 from nemo_mm_rank.benchmark.blends import Blend, measured
 from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.benchmark.page import FACTS, RESULTS, write_benchmark_report
+from nemo_mm_rank.benchmark.repaired import repaired_pairs
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Strategy
 from nemo_mm_rank.benchmark.source import Source, prepare
 from nemo_mm_rank.benchmark.strategies import Bench, choose
@@ -98,7 +99,8 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         if mode != "off" or any(one.ours and one.sns == mode for one in config.strategies):
             bench.curate(mode, config.seeds[0])
     parts = {"pool": source.shards}
-    parts |= {f"sns-{mode}": bench.trimmed(mode) for mode in modes if mode != "off"}
+    trimmed = {mode: bench.trimmed(mode) for mode in modes if mode != "off"}
+    parts |= {f"sns-{mode}": shards for mode, shards in trimmed.items()}
     parts[VALIDATION] = source.validation
     trained = train_all(
         [(blend, key, _part(blend)) for blend, key in zip(blends, keys, strict=True)],
@@ -110,8 +112,10 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         reporter,
     )
     modality = dict(zip(bench.pairs[PAIR_ID].to_pylist(), bench.pairs[MODALITY].to_pylist(), strict=True))
+    mended = {mode: repaired_pairs(source.originals, shards) for mode, shards in trimmed.items()}
+    by_strategy = {str(one): mended[one.sns] for one in config.strategies if one.sns in mended}
     rows = [
-        *measures.of_blends(blends, source.labels, modality, config.seeds[0]),
+        *measures.of_blends(blends, source.labels, modality, config.seeds[0], by_strategy),
         *measures.of_training(trained),
         *measures.of_costs(blends, source.pairs),
     ]

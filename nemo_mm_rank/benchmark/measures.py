@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,13 @@ def table(rows: Sequence[Row]) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], SCHEMA)
 
 
-def of_blends(blends: Sequence[Blend], labels: Labels, modality: Mapping[str, str], seed: int) -> Iterator[Row]:
+def of_blends(
+    blends: Sequence[Blend],
+    labels: Labels,
+    modality: Mapping[str, str],
+    seed: int,
+    repaired: Mapping[str, Collection[str]],
+) -> Iterator[Row]:
     """Yield what every blend is worth, how it is mixed, and what it shares with the others of its seed.
 
     Args:
@@ -59,6 +65,7 @@ def of_blends(blends: Sequence[Blend], labels: Labels, modality: Mapping[str, st
         labels: of the pool.
         modality: of every pair.
         seed: that rows of the pool carry.
+        repaired: strategy -> the pairs that it has rid of what was planted.
     """
     pool = shares(list(modality.values()))
     for name, share in pool.items():
@@ -67,7 +74,7 @@ def of_blends(blends: Sequence[Blend], labels: Labels, modality: Mapping[str, st
     yield {"strategy": POOL, "seed": seed, "measure": "precision", "value": wanted}
     for blend in blends:
         row: Row = {"strategy": blend.strategy, "seed": blend.seed}
-        for name, value in selection(blend.pair_ids, labels).items():
+        for name, value in selection(blend.pair_ids, labels, repaired.get(blend.strategy, ())).items():
             yield {**row, "measure": name, "value": value}
         mix = shares([modality[pair_id] for pair_id in blend.pair_ids])
         for name in pool:

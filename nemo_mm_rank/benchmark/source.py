@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.arrays import Bools, Ints
-from nemo_mm_rank.benchmark.planting import Planted, PlantSettings, plant
+from nemo_mm_rank.benchmark.planting import Kind, Planted, PlantSettings, plant
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Relevance
 from nemo_mm_rank.config import Pools, PoolSource
 from nemo_mm_rank.demo import make_demo_pool
@@ -127,6 +127,7 @@ class Source:
         shards: the same in canonical columns.
         pairs: how many.
         labels: which of them are clean and on topic.
+        originals: pair id -> the annotation that it had before a foreign sentence was planted in it.
         validation: the held-out pairs, in canonical columns.
         held_out: how many.
         removed: pairs that left the pool because they were too near to a held-out one.
@@ -137,6 +138,7 @@ class Source:
     shards: ShardStore
     pairs: int
     labels: Labels
+    originals: dict[str, str]
     validation: ShardStore
     held_out: int
     removed: int
@@ -195,11 +197,19 @@ def prepare(
         shards.pool,
         len(pairs),
         labels,
+        _originals(planted.truth, everything),
         validation.pool,
         len(held_out),
         len(gone.difference(held_out[PAIR_ID].to_pylist())),
         left,
     )
+
+
+def _originals(truth: pa.Table, everything: pa.Table) -> dict[str, str]:
+    """Return the own annotations of the pairs with a foreign sentence."""
+    annotation = dict(zip(everything[PAIR_ID].to_pylist(), everything[ANNOTATION].to_pylist(), strict=True))
+    kinds = zip(truth[PAIR_ID].to_pylist(), truth["kinds"].to_pylist(), strict=True)
+    return {pair_id: annotation[pair_id] for pair_id, own in kinds if own == [Kind.FOREIGN_SENTENCE]}
 
 
 def _read(

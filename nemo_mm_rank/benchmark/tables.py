@@ -18,6 +18,7 @@ from nemo_mm_rank.report.content import Row, Table
 
 _SELECTION = {
     "precision": "precision",
+    "precision_repaired": "repaired too",
     "recall": "recall",
     "average_precision": "AP",
     "precision_clean": "clean",
@@ -201,6 +202,7 @@ def selection(bench: Comparison) -> list[Table]:
     topic = "" if config["relevant"] is None else " and on topic"
     note = (
         f"Precision: share of the blend that is clean{topic}; the pool's is {results.of(POOL, 'precision')[0]:.3f}. "
+        "Repaired too: a pair whose planted sentence SNS has cut, and hardly any other, counts as clean. "
         "A near-duplicate counts as clean where what it copies is not in the blend. AP: over the blend's ranks."
     )
     return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,16 +84,18 @@ class Labels:
         return self.clean[rows] | alone
 
 
-def selection(blend: Sequence[str], labels: Labels) -> dict[str, float]:
+def selection(blend: Sequence[str], labels: Labels, repaired: Collection[str] = ()) -> dict[str, float]:
     """Return what a blend is worth, best pair first.
 
     ``precision``: share of its pairs that are clean and on topic; ``precision_clean`` and ``precision_on_topic``: of
     each alone; ``recall``: share of the pool's clean pairs on topic that it has; ``average_precision``: the mean of
-    the precision at each such pair's rank, over as many as the blend could have had (its length or the pool's number).
+    the precision at each such pair's rank, over as many as the blend could have had (its length or the pool's number);
+    ``precision_repaired``: as ``precision``, where a spoilt pair that has been repaired counts as clean.
 
     Args:
         blend: pair ids by rank.
         labels: of the pool.
+        repaired: ids of spoilt pairs that were rid of what is wrong with them.
 
     Raises:
         ValueError: an empty blend, or pairs that are not in the pool or there twice.
@@ -106,8 +108,10 @@ def selection(blend: Sequence[str], labels: Labels) -> dict[str, float]:
     found = np.cumsum(hits)
     at_hits = found[hits] / (np.flatnonzero(hits) + 1)
     possible = min(labels.wanted, len(rows))
+    mended = np.array([pair_id in repaired for pair_id in blend], dtype=bool)
     return {
         "precision": float(hits.mean()),
+        "precision_repaired": float(((sound | mended) & relevant).mean()),
         "recall": float(hits.sum() / labels.wanted) if labels.wanted else 0.0,
         "average_precision": float(at_hits.sum() / possible) if possible else 0.0,
         "precision_clean": float(sound.mean()),

@@ -168,7 +168,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Widget:
-    """A place that the page's scripts fill: ``maps`` or ``pairs``."""
+    """A place that the page's scripts fill: ``maps``, ``trimmed`` or ``pairs``."""
 
     name: str
     note: str = ""

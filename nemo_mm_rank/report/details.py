@@ -173,7 +173,7 @@ class Details:
     def _content(self, row: Mapping[str, Any]) -> Detail:
         """Return both sides of a pair, with what was trimmed, and what describers said."""
         detail: Detail = {
-            "data": [self._side(row, *part) for part in _parts(row)],
+            "data": [self._side(row, *part) for part in parts_of(row)],
             "annotation": pieces(row.get(ANNOTATION) or "", row.get(ANNOTATION_SPANS), _ANNOTATION),
         }
         told = description_column("")
@@ -242,7 +242,7 @@ def _facts(
             yield said.replace("__", " "), f"{row[name]:.3f} (pool {moments.mean:.3f})"
 
 
-def _parts(row: Mapping[str, Any]) -> list[tuple[str, str, list[list[float]] | None]]:
+def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str, list[list[float]] | None]]:
     """Return the parts of a pair's data, each with its modality and what was kept of it (None: all)."""
     spans = row.get(DATA_SPANS)
     if not row.get(DATA_PARTS):

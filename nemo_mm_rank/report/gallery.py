@@ -44,19 +44,24 @@ class Blend:
     positions: Ints
 
 
-def gallery(run: Run, blends: Sequence[Blend], sample: Ints) -> tuple[dict[str, Any], Ints]:
+def gallery(
+    run: Run, blends: Sequence[Blend], sample: Ints, trimmed: Ints | None = None
+) -> tuple[dict[str, Any], Ints]:
     """Return the pairs for the page's scripts, and which ranked pairs they are (ascending by rank).
 
     Args:
         run: the finished run.
         blends: the first is the run's own.
         sample: positions that have to be among them.
+        trimmed: positions of pairs that show what SNS did.
     """
     scored = run.scored
+    trimmed = np.zeros(0, dtype=np.int64) if trimmed is None else trimmed
     distance = run.distance
     best = np.argsort(-scored.scores, kind="stable")
     near = np.argsort(np.abs(distance), kind="stable")[: int(np.isfinite(distance).sum())]
-    full = leading([*(b.positions for b in blends), near, best[::-1]], scored.modality, OVERALL, EACH)
+    orders = [*(b.positions for b in blends), near, best[::-1], trimmed]
+    full = leading(orders, scored.modality, OVERALL, EACH)
     shown, words = _shown(run, full, sample)
     where = np.full(len(scored.scores), -1)
     where[shown] = np.arange(len(shown))
@@ -76,6 +81,7 @@ def gallery(run: Run, blends: Sequence[Blend], sample: Ints) -> tuple[dict[str, 
             {"name": blend.name, "note": blend.note, "size": blend.size, "pairs": _known(where[blend.positions])}
             for blend in blends
         ],
+        "trimmed": _known(where[trimmed]),
         "id": words[PAIR_ID] + [entry[PAIR_ID] or "" for entry in lost],
         "modality": _codes(modality, modalities),
         "pool": _codes(pool, pools),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.console import without_passwords
 from nemo_mm_rank.errors import require
 from nemo_mm_rank.io.files import write_text
@@ -20,6 +21,7 @@ from nemo_mm_rank.report.content import Page
 from nemo_mm_rank.report.gallery import Blend, gallery
 from nemo_mm_rank.report.maps import SAMPLE, maps
 from nemo_mm_rank.report.run import Run
+from nemo_mm_rank.report.trimmed import Trimmed
 
 SCRIPTS = ("dom.js", "pairs.js", "cards.js", "maps.js", "start.js")
 """In the order in which they run."""
@@ -108,21 +110,23 @@ def write_report(folder: str | Path, output: str | Path | None = None) -> Path:
 def run_page(run: Run) -> Page:
     """Return the report of a run of the main job."""
     chosen = Blend("blend", "chosen by this run", run.ranking.chosen.num_rows, run.chosen)
+    cut = Trimmed.of(run)
     sections = [
         overview.overview(run),
         overview.rows(run),
+        *cut.sections(),
         overview.scores(run),
         overview.spaces(run),
         overview.pairs(),
         overview.provenance(run),
     ]
-    return Page(overview.objective(run), overview.subtitle(run), sections, page_data(run, [chosen])[0])
+    return Page(overview.objective(run), overview.subtitle(run), sections, page_data(run, [chosen], cut.shown)[0])
 
 
-def page_data(run: Run, blends: Sequence[Blend]) -> tuple[dict[str, Any], int]:
+def page_data(run: Run, blends: Sequence[Blend], trimmed: Ints | None = None) -> tuple[dict[str, Any], int]:
     """Return what the page's scripts read, the pairs and the maps of a sample of them, and how many are the pool's."""
     sample = run.scored.sample(SAMPLE)
-    data, shown = gallery(run, blends, sample)
+    data, shown = gallery(run, blends, sample, trimmed)
     place = np.full(len(run.scored.scores), -1)
     place[shown] = np.arange(len(shown))
     data["maps"] = maps(run, sample, place[sample].tolist())

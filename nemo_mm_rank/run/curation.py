@@ -112,7 +112,7 @@ def curate(
     Raises:
         UserError: anything that the user can mend, in one line.
     """
-    _check(config)
+    check(config)
     folder = RunFolder.at(config.output)
     reporter = Reporter(console or SafeConsole(quiet=True))
     with folder.claimed(Claim("run", config.pools, overwrite=overwrite)):
@@ -159,7 +159,7 @@ def rank(
         return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again(trust))
 
 
-def _check(config: Config) -> list[str]:
+def check(config: Config) -> list[str]:
     """Find what is wrong before anything is written or loaded; return the manifests.
 
     Raises:
@@ -184,7 +184,7 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
         UserError: a pool that is not there, a model class or argument that does not exist, or a folder that is not
             ours to write.
     """
-    found = _check(config)
+    found = check(config)
     folder = RunFolder(Claim("run", config.pools, overwrite=overwrite).check(config.output))
     steps = _embedding_steps(config, config.models)
 

@@ -64,6 +64,26 @@ def reason(chosen: int, data: Cut, annotation: Cut) -> str:
     return f"{name}: kept {what}"
 
 
+VERDICTS = {
+    "bidirectional: ": "both cut",
+    "bidirectional refused": "one of both refused",
+    "forward": "data cut",
+    "backward": "annotation cut",
+    "untrimmed: refused": "all refused",
+    "untrimmed": "nothing to cut",
+}
+"""How a `reason` begins -> what became of the pair; the first that fits counts."""
+
+
+def verdict(why: str) -> str:
+    """Return in a few words what became of a pair, given its `reason`.
+
+    >>> verdict("bidirectional refused by the gate, kept forward: 2 of 3 sentences")
+    'one of both refused'
+    """
+    return next(said for begins, said in VERDICTS.items() if why.startswith(begins))
+
+
 class Decisions:
     """The step's columns under construction.
 

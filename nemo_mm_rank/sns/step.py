@@ -308,10 +308,11 @@ class SNSStep(Step):
         settings = self.settings
         if not self._forward or of(modality).parts is None:
             return media_side(decoded, [[]] * len(annotations), modality, encoder, None, select)
+        phrases = components(annotations, settings.components, self._parser)
         grounder = self._grounders.get(modality)
         if grounder is None:
             grounder = PartsGrounder(encoder, settings.region_grid, settings.window)
-        phrases = components(annotations, settings.components, self._parser)
+            embed_parts(phrases, encoder)  # in one call, which the encoder remembers, instead of one a chunk
         return media_side(decoded, phrases, modality, encoder, grounder, select)
 
     def _cut_texts(

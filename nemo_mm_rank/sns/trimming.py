@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from nemo_mm_rank.media.segment import Item, Segment
 from nemo_mm_rank.media.spans import kept_text, merge
 from nemo_mm_rank.modality import Medium, of
 from nemo_mm_rank.models.base import Encoder, Grounded, Grounder
+from nemo_mm_rank.models.batching import gathered
 from nemo_mm_rank.sns.selection import select_windows, union_box
 from nemo_mm_rank.sns.sides import (
     ALL,
@@ -96,8 +97,10 @@ class Texts:
         return Side(self.whole, cuts, trimmed, self.errors)
 
 
-CHUNK_ITEMS, CHUNK_BYTES = 64, 64 * 2**20
-"""Decoded media held at a time: at most this many, and no more once they weigh this much (their parts weigh more)."""
+CHUNK_ITEMS, CHUNK_BYTES = 256, 128 * 2**20
+"""Decoded media held at a time: at most this many, and no more once they weigh this much (their parts weigh more).
+
+A model's batches have a fixed number of rows, filled up: the more items in a call, the less filling."""
 
 
 def media_side(
@@ -123,22 +126,25 @@ def media_side(
     trimmed = whole.copy()
     cuts = [UNTOUCHED] * n
     errors: dict[int, PairError] = {}
-    for rows, taken in in_chunks(enumerate(decoded), errors, CHUNK_ITEMS, CHUNK_BYTES):
-        items = [item for item in taken if not isinstance(item, str)]
-        encoded = encoder.encode(items, modality)
-        whole[rows] = host(encoded)
-        errors.update((rows[i], error) for i, error in encoded.errors.items())
-        if grounder is None:
-            continue
-        grounded = grounder.ground(items, [phrases[row] for row in rows], modality)
-        medium = of(modality)
-        found = _cut_media(items, grounded, select, medium)
-        trio = zip(rows, items, found, strict=True)
-        lefts = [(row, medium.cut(item, cut.spans)) for row, item, cut in trio if cut.spans]
-        for row, cut in zip(rows, found, strict=True):
-            cuts[row] = cut
-        if lefts:
-            trimmed[[row for row, _ in lefts]] = host(encoder.encode([left for _, left in lefts], modality))
+
+    def lefts() -> Iterator[tuple[int, Segment, int]]:
+        """Yield what is left of each item that is cut, and the weight of what it may be a view of."""
+        for rows, taken in in_chunks(enumerate(decoded), errors, CHUNK_ITEMS, CHUNK_BYTES):
+            items = [item for item in taken if not isinstance(item, str)]
+            encoded = encoder.encode(items, modality)
+            whole[rows] = host(encoded)
+            errors.update((rows[i], error) for i, error in encoded.errors.items())
+            if grounder is None:
+                continue
+            grounded = grounder.ground(items, [phrases[row] for row in rows], modality)
+            medium = of(modality)
+            for row, item, cut in zip(rows, items, _cut_media(items, grounded, select, medium), strict=True):
+                cuts[row] = cut
+                if cut.spans:
+                    yield row, medium.cut(item, cut.spans), item.nbytes
+
+    for some in gathered(lefts(), lambda left: left[2], CHUNK_ITEMS, CHUNK_BYTES):
+        trimmed[[row for row, _, _ in some]] = host(encoder.encode([left for _, left, _ in some], modality))
     return Side(whole, cuts, trimmed, errors)
 
 

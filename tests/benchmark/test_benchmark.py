@@ -128,6 +128,9 @@ def test_results_are_what_blends_and_runs_say(first: Path) -> None:
         values = [selection(blend, labels) for blend in blends]
         for measure in ("precision", "recall", "average_precision"):
             assert found.of(strategy, measure) == [value[measure] for value in values]
+        mended = found.of(strategy, "precision_repaired")
+        plain = [value["precision"] for value in values]
+        assert mended == plain or (strategy.sns != "off" and all(a >= b for a, b in zip(mended, plain, strict=True)))
         shares = [sum(found.of(strategy, "share", None, m)[seed] for m in found.modalities()) for seed in range(2)]
         assert shares == pytest.approx([1, 1])
         runs = [json.loads((first / "downstream" / f"{strategy}-{seed}.json").read_text()) for seed in SEEDS]

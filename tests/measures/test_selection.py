@@ -33,6 +33,7 @@ def test_by_hand() -> None:
     found = selection(list("aebd"), pool)
     assert found == {
         "precision": 2 / 4,
+        "precision_repaired": 2 / 4,
         "recall": 2 / 3,
         "average_precision": pytest.approx((1 / 1 + 2 / 3) / 3),
         "precision_clean": 3 / 4,
@@ -40,9 +41,18 @@ def test_by_hand() -> None:
     }
     assert selection(list("abc"), pool)["average_precision"] == 1
     assert selection(list("ef"), pool) == {
-        **dict.fromkeys(["precision", "recall", "average_precision", "precision_clean"], 0.0),
+        **dict.fromkeys(["precision", "precision_repaired", "recall", "average_precision", "precision_clean"], 0.0),
         "precision_on_topic": 0.5,
     }
+
+
+def test_a_repaired_pair_counts_as_clean_beside_the_other_count() -> None:
+    pool = labels()
+    assert not pool.clean[4]
+    found = selection(list("aebd"), pool, {"e", "d"})
+    assert found["precision"] == 2 / 4
+    assert found["precision_repaired"] == 3 / 4  # d is off topic
+    assert found["precision_clean"] == 3 / 4
 
 
 def test_a_copy_counts_where_nothing_else_of_it_is_there() -> None:

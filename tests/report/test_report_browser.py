@@ -91,12 +91,23 @@ def test_what_was_trimmed_is_struck_through(opened: Opened, data: dict[str, Any]
     for index in data["blends"][0]["pairs"]:
         cut = [text for text, kept in data["details"][str(index)]["annotation"] if not kept]
         struck = opened.page.eval_on_selector_all(
-            f".cards > :nth-child({data['blends'][0]['pairs'].index(index) + 1}) .annotation del",
+            f"#pairs-body .cards > :nth-child({data['blends'][0]['pairs'].index(index) + 1}) .annotation del",
             "all => all.map(e => e.textContent)",
         )
         assert struck == cut
     line = opened.page.eval_on_selector("del", "e => getComputedStyle(e).textDecorationLine")
     assert line == "line-through"
+
+
+def test_trimmed_pairs_stand_side_by_side_with_the_reason(opened: Opened, data: dict[str, Any]) -> None:
+    cards = opened.page.locator("#trimmed-widget .cards > article")
+    assert cards.count() == len(data["trimmed"]) > 0
+    for place, index in enumerate(data["trimmed"]):
+        card = cards.nth(place)
+        assert card.get_attribute("data-pair") == data["id"][index]
+        assert card.locator("p").last.inner_text() == data["details"][str(index)]["sns"]
+        cut = [text for text, kept in data["details"][str(index)]["annotation"] if not kept]
+        assert [one.text_content() for one in card.locator(".annotation del").all()] == cut
 
 
 @pytest.mark.parametrize(("kind", "of"), [("audio", "audio"), ("video", "video")])
@@ -119,7 +130,7 @@ def test_pictures_are_there(opened: Opened) -> None:
     opened.page.click("[data-modality=image]")
     opened.view("near")
     opened.until("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert opened.page.locator(".picture img").count() == 6
+    assert opened.page.locator("#pairs-body .picture img").count() == 6
 
 
 def test_the_kept_part_of_a_picture_is_where_it_was(browser: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.report import details, gallery, write_report
-from nemo_mm_rank.report.details import _parts
+from nemo_mm_rank.report.details import parts_of
 from nemo_mm_rank.report.overview import findings
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run import curation
@@ -58,7 +58,7 @@ def test_the_same_run_gives_the_same_bytes(run: Path, page: Path, tmp_path: Path
 
 def test_sections_in_the_order_of_a_readers_questions(elements: Elements) -> None:
     names = [section["id"] for section in elements.named("section")]
-    assert names == ["overview", "rows", "scores", "spaces", "pairs", "provenance"]
+    assert names == ["overview", "rows", "trimmed", "scores", "spaces", "pairs", "provenance"]
     assert [link["href"] for link in elements.named("a")] == [f"#{name}" for name in names]
 
 
@@ -163,7 +163,7 @@ def test_data_of_several_parts_is_shown_part_by_part(data: dict[str, Any]) -> No
         "modality": "text+image",
         "data_parts": [{"modality": "text", "data": "a"}, {"modality": "image", "data": "b"}],
     }
-    assert _parts({**row, "sns_data_spans": [[1, 5, 6, 7, 8], [1, 0, 0, 2, 2]]}) == [
+    assert parts_of({**row, "sns_data_spans": [[1, 5, 6, 7, 8], [1, 0, 0, 2, 2]]}) == [
         ("text", "a", None),
         ("image", "b", [[5, 6, 7, 8], [0, 0, 2, 2]]),
     ]

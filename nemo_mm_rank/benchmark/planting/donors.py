@@ -201,19 +201,19 @@ def rarity(texts: Sequence[str]) -> dict[str, float]:
 def with_sentence(own: Sequence[str], foreign: str, rng: np.random.Generator) -> str:
     """Return a text of its own sentences, and a foreign one before, between or behind them."""
     place = int(rng.integers(len(own) + 1))
-    return _joined([*own[:place], foreign, *own[place:]])
+    return joined([*own[:place], foreign, *own[place:]])
 
 
 def with_replaced(own: Sequence[str], foreign: str, rng: np.random.Generator) -> str:
     """Return a text of its own sentences, one of which has given its place to a foreign one."""
     place = int(rng.integers(len(own)))
-    return _joined([*own[:place], foreign, *own[place + 1 :]])
+    return joined([*own[:place], foreign, *own[place + 1 :]])
 
 
 def without_one(own: Sequence[str], rng: np.random.Generator) -> str:
     """Return a text of its own sentences but one."""
     place = int(rng.integers(len(own)))
-    return _joined([*own[:place], *own[place + 1 :]])
+    return joined([*own[:place], *own[place + 1 :]])
 
 
 def with_word(text: str, old: str, new: str) -> str:
@@ -228,7 +228,8 @@ def with_word(text: str, old: str, new: str) -> str:
     return _WORD.sub(changed, text)
 
 
-def _joined(sentences: Sequence[str]) -> str:
+def joined(sentences: Sequence[str]) -> str:
+    """Return sentences as one text; one that ends in no stop gets a full stop."""
     return " ".join(sentence if sentence[-1] in ".!?" else f"{sentence}." for sentence in sentences)
 
 

@@ -153,3 +153,14 @@ function openPair(index) {
     truth(index), reasons(detail), standing(index), parts(detail), more));
   dialog.showModal();
 }
+
+function trimmedWidget() {
+  const widget = document.getElementById("trimmed-widget");
+  if (!widget) return;  // nothing was to be trimmed
+  const cards = data.trimmed.map((index) => {
+    const shown = card(index);
+    shown.append(el("p", { class: "place", dir: "auto" }, (data.details[index] || {}).sns));
+    return shown;
+  });
+  widget.replaceChildren(cards.length ? el("div", { class: "cards" }, cards) : el("p", { class: "empty" }, "No pair was cut."));
+}

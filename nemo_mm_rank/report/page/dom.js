@@ -18,7 +18,7 @@ const el = (tag, properties, ...children) => make(document.createElement(tag), p
 const svg = (tag, properties, ...children) => make(document.createElementNS(SVG, tag), properties, children);
 
 // A page without pairs has none of these.
-const nothing = { shown: 0, id: [], distance: [], modalities: [], pools: [], blends: [], details: {}, maps: [] };
+const nothing = { shown: 0, id: [], distance: [], modalities: [], pools: [], blends: [], trimmed: [], details: {}, maps: [] };
 const data = { ...nothing, ...JSON.parse(document.getElementById("data").textContent) };
 
 const whole = (n) => n.toLocaleString("en-US");

@@ -1,2 +1,3 @@
 mapsWidget();
+trimmedWidget();
 pairsWidget();

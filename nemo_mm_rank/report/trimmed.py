@@ -1,0 +1,89 @@
+"""What SNS has trimmed: the gate's verdicts by modality, and pairs to look at with their cut parts marked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from nemo_mm_rank.arrays import Ints
+from nemo_mm_rank.report.content import Row, Section, Table, Widget
+from nemo_mm_rank.report.run import Run, leading
+from nemo_mm_rank.schema import MODALITY, SNS_REASON
+from nemo_mm_rank.shards import live
+from nemo_mm_rank.sns.decide import VERDICTS, verdict
+
+EACH = 8
+"""Trimmed pairs of each modality that a page shows."""
+
+UNCUT = ("all refused", "nothing to cut")
+"""Verdicts that leave a pair whole."""
+
+ABOUT = (
+    "Refused: what would be left agrees less with the other side than the whole does, by the gate of the settings. "
+    "One of both refused: together the two cuts lose agreement, so the better one stands alone."
+)
+
+
+def verdicts(pairs: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:
+    """Count pairs by what became of them, and by modality: one entry for each of `VERDICTS`.
+
+    >>> verdicts([("text", "untrimmed: one segment"), ("text", "forward: kept 1 of 2 sentences")])["data cut"]
+    Counter({'text': 1})
+
+    Args:
+        pairs: modality and `sns.decide.reason` of each.
+    """
+    counts: dict[str, Counter[str]] = {said: Counter() for said in VERDICTS.values()}
+    for modality, why in pairs:
+        counts[verdict(why)][modality] += 1
+    return counts
+
+
+def lines(counts: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the head and the lines of a table of verdicts: a column for each modality, and one for all."""
+    modalities = sorted({modality for found in counts.values() for modality in found})
+    cells = [(said, [found.get(name, 0) for name in modalities]) for said, found in counts.items()]
+    return ["", *modalities, "all"], [(said, *(f"{n:,}" for n in (*own, sum(own)))) for said, own in cells]
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """What a page shows of the trimming.
+
+    Attributes:
+        counts: as `verdicts` gives them; empty where nothing was to be trimmed.
+        shown: positions of ranked pairs that were cut, the modalities in turn.
+    """
+
+    counts: Mapping[str, Mapping[str, int]]
+    shown: Ints
+
+    @classmethod
+    def of(cls, run: Run) -> Trimmed:
+        """Read the verdicts in one pass over the reasons; draw the pairs to look at by the hash of their ids."""
+        if SNS_REASON not in run.shards.columns():
+            return cls({}, np.zeros(0, dtype=np.int64))
+        pairs, places = Counter[tuple[str, str]](), []
+        for part, rows, table in live(run.shards, [MODALITY, SNS_REASON]):
+            found = list(zip(*(table[name].to_pylist() for name in (MODALITY, SNS_REASON)), strict=True))
+            pairs.update(found)
+            cut = rows[[verdict(why) not in UNCUT for _, why in found]]
+            places.append(np.stack([np.full(len(cut), part), cut], axis=1))
+        scored = run.scored
+        positions = scored.find(np.concatenate(places).astype(np.int64))
+        drawn = positions[np.argsort(scored.key[positions], kind="stable")]
+        return cls(verdicts(pairs.elements()), leading([drawn], scored.modality, 0, EACH))
+
+    def sections(self) -> list[Section]:
+        """Return the section of the page; none where nothing was to be trimmed."""
+        if not self.counts:
+            return []
+        head, cells = lines(self.counts)
+        table = Table("Verdicts", head, [Row(line) for line in cells], note=ABOUT)
+        lead = (
+            "Pairs cut to the parts of their two sides that support each other; what was cut away is struck out or dim."
+        )
+        return [Section("trimmed", "What was trimmed", lead, [table, Widget("trimmed")])]
