@@ -27,6 +27,7 @@ from nemo_mm_rank.io.clip_folder import clip_files
 from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.tar import walk
+from nemo_mm_rank.schema import EMBEDDING, VECTOR
 
 NOTE = b"nemo_mm_rank"
 
@@ -188,13 +189,26 @@ def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = No
     table = table.replace_schema_metadata({NOTE: text.encode()})
 
     def write(target: Path) -> None:
-        pq.write_table(table, target, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, target, compression="zstd", write_page_checksum=True, **_encodings(table.schema))
         start, seal = _seal(target.read_bytes())
         with target.open("rb+") as file:
             file.seek(start)
             file.write(seal)
 
     write_atomically(path, write)
+
+
+@lru_cache(maxsize=64)
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Return how columns are encoded: embeddings byte by byte, because hardly two of their numbers are equal."""
+    vectors = [f"{one.name}.list.element" for one in schema if one.type == VECTOR and one.name.startswith(EMBEDDING)]
+    if not vectors:
+        return {}
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    others = [path for path in (leaves.column(place).path for place in range(len(leaves))) if path not in vectors]
+    return {"use_dictionary": others, "column_encoding": dict.fromkeys(vectors, "BYTE_STREAM_SPLIT")}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
