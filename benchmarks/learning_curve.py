@@ -54,7 +54,7 @@ def measured(config: Config, training: FitSample, aside: FitSample, epochs: int,
     started = time.process_time()
     projection = fit(training, settings, seed)
     spent = time.process_time() - started
-    fused = projection.project({name: one for name, one in aside.sources.items()}, aside.annotations)
+    fused = projection.project(aside.sources, aside.annotations)
     present = fused.valid
     data, anchors = F.normalize(fused.values[present], dim=1), F.normalize(aside.anchors[present], dim=1)
     modality = np.array(aside.modality)[present.numpy()]
