@@ -66,6 +66,8 @@ def description_column(expert: str) -> str:
     return f"description__{expert}"
 
 
+EMBEDDING = "emb_"
+"""How the names of all columns of embeddings begin."""
 FUSED = "emb_fused"
 MATCH, MATCH_WHOLE, MATCH_SENTENCE = "match_probability", "match_whole", "match_sentence"
 """How likely the annotation is the data's own (float64 in (0, 1], 1 where that cannot be told): the lesser of the

@@ -92,7 +92,7 @@ def attach_rows(chosen: pa.Table, places: Ints, shards: Shards, columns: Sequenc
     # Where nothing was chosen, the columns are still there.
     pieces = [] if len(places) or not shards.count else [shards.read(0, columns).slice(0, 0)]
     order = []
-    for part, mine in _by_part(places):
+    for part, mine in by_part(places[:, 0]):
         pieces.append(shards.read(part, columns).take(pa.array(places[mine, 1])))
         order.append(mine)
     if not pieces:
@@ -108,7 +108,7 @@ def attach_rows(chosen: pa.Table, places: Ints, shards: Shards, columns: Sequenc
 def read_vectors(places: Ints, shards: Shards, column: str) -> npt.NDArray[np.float32]:
     """Return ``(k, d)`` embeddings of the rows at ``places`` ``(k, 2)``; zeros where a row has none."""
     vectors = np.zeros((len(places), 0), dtype=np.float32)
-    for part, mine in _by_part(places):
+    for part, mine in by_part(places[:, 0]):
         table = shards.read(part, [column]).take(pa.array(places[mine, 1]))
         found = frames.vectors(frames.from_table(table), column).values.numpy()
         if found.shape[1]:
@@ -118,9 +118,9 @@ def read_vectors(places: Ints, shards: Shards, column: str) -> npt.NDArray[np.fl
     return vectors
 
 
-def _by_part(places: Ints) -> Iterator[tuple[int, Ints]]:
-    """Yield each shard that has a row among ``places``, with the positions of its rows there."""
-    order = np.argsort(places[:, 0], kind="stable")
-    parts, starts, counts = np.unique(places[order, 0], return_index=True, return_counts=True)
-    for part, start, count in zip(parts.tolist(), starts.tolist(), counts.tolist(), strict=True):
+def by_part(parts: Ints) -> Iterator[tuple[int, Ints]]:
+    """Yield each shard that ``parts`` ``(k,)`` name, ascending, with the positions that name it."""
+    order = np.argsort(parts, kind="stable")
+    found, starts, counts = np.unique(parts[order], return_index=True, return_counts=True)
+    for part, start, count in zip(found.tolist(), starts.tolist(), counts.tolist(), strict=True):
         yield part, order[start : start + count]

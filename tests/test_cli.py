@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -277,3 +279,10 @@ def test_a_folder_that_cannot_be_written(pool: Path, config: Path, tmp_path: Pat
     assert line == f"error: {tmp_path}/file: is there already and is no folder; name another output"
     (line,) = refused("curate", pool, "-c", config, "-q", "x", "-o", tmp_path / "file" / "run")
     assert line == f"error: {tmp_path}/file/run: cannot be written: Not a directory"
+
+
+def test_starting_brings_no_library_that_is_hardly_used() -> None:
+    code = "import sys, nemo_mm_rank.cli, nemo_mm_rank.run.curation; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    slow = {"scipy.signal", "scipy.stats", "scipy.optimize", "scipy.linalg", "sklearn", "transformers", "distributed"}
+    assert not slow & set(done.stdout.split())

@@ -62,6 +62,20 @@ class _ScriptRunsOnce:
         vars(self._main).update(self._known)
 
 
+_TASKS, _SHARDS = 256, 16
+"""From so many shards on a task is given more than one, and so many at most: the scheduler has a cost for each task."""
+
+
+def _several(task: Guarded[T], parts: Sequence[int]) -> list[T | UserError]:
+    """Do some shards, up to the first that fails by a user's mistake."""
+    results: list[T | UserError] = []
+    for part in parts:
+        results.append(task(part))
+        if isinstance(results[-1], UserError):
+            break
+    return results
+
+
 class DaskEngine:
     """Runs tasks on a Dask cluster.
 
@@ -135,21 +149,27 @@ class DaskEngine:
         # Shards of a lost worker are done again by the scheduler; files appear whole, so twice does no harm.
         name, run = getattr(task, "name", "task"), uuid4().hex  # what a dashboard shows, and what makes it unique
         guarded = Guarded(task)
-        futures = {self.client.submit(guarded, part, key=f"{name}-{run}-{part}"): part for part in parts}
+        size = min(_SHARDS, 1 + len(parts) // _TASKS)
+        futures = {}
+        for several in (parts[start : start + size] for start in range(0, len(parts), size)):
+            futures[self.client.submit(_several, guarded, several, key=f"{name}-{run}-{several[0]}")] = several
         try:
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(list(futures)):
+                several = futures.pop(future)
                 try:
-                    result = future.result()
+                    results = future.result()
                 except distributed.KilledWorker as error:
+                    shards = f"shard {several[0]}" if len(several) == 1 else f"shards {', '.join(map(str, several))}"
                     raise UserError(
-                        f"shard {futures[future]}: {error.allowed_failures + 1} workers died while they worked on it; "
+                        f"{shards}: {error.allowed_failures + 1} workers died while they worked on it; "
                         "memory may be too small for the models, so try fewer workers or more and smaller shards"
                     ) from error
                 except CancelledError as error:
                     raise UserError("the Dask cluster is gone; start again to go on from here") from error
-                if isinstance(result, UserError):
-                    raise result
-                yield futures[future], result
+                for part, result in zip(several, results, strict=False):  # fewer, where one of them failed
+                    if isinstance(result, UserError):
+                        raise result
+                    yield part, result
         finally:
             self.client.cancel([future for future in futures if not future.done()])
 

@@ -112,8 +112,9 @@ def ingest(
         renamed=outcome.renamed,
         gathered=work.types.gathered,
     )
+    written = {part["name"] for part in parts}
     for path in folder.glob("part-*.parquet"):
-        if path.name not in {part["name"] for part in parts} and is_part(path):
+        if path.name not in written and is_part(path):
             path.unlink()
     write_sealed(folder / RECORD, {"key": key, "report": asdict(report), "parts": parts, "again": outcome.again})
     return report

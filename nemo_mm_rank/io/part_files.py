@@ -49,6 +49,7 @@ class PartWriter:
         self._stamps: list[Ints] = []
         self._written: list[Ints] = []
         self._waiting = 0
+        self._bytes = 0
         self.rows = 0
 
     def add(self, table: pa.Table, stamps: Ints) -> None:
@@ -61,8 +62,9 @@ class PartWriter:
             self._tables.append(table.slice(start, stop - start))
             self._stamps.append(stamps[start:stop])
             self._waiting += stop - start
+            self._bytes += self._tables[-1].nbytes
             start = stop
-            heavy = self._bounded and sum(waiting.nbytes for waiting in self._tables) > MAX_PART_BYTES
+            heavy = self._bounded and self._bytes > MAX_PART_BYTES
             if self._waiting == size or heavy:
                 self._write()
 
@@ -86,7 +88,7 @@ class PartWriter:
         note = {"key": key, "rows": table.num_rows, "files": files}
         write_table(self._folder / name, table, note)
         self._parts.append({"name": name, **note})
-        self._tables, self._stamps, self._waiting = [], [], 0
+        self._tables, self._stamps, self._waiting, self._bytes = [], [], 0, 0
 
 
 def files_unchanged(folder: Path, part: dict[str, Any]) -> bool:

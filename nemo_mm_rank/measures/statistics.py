@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 from nemo_mm_rank.arrays import Floats, Ints
 
@@ -58,7 +58,7 @@ def mean_interval(values: Sequence[float] | Floats, confidence: float = 0.95) ->
     n, mean = len(sample), float(sample.mean())
     if n < 2:
         return Interval(mean, np.nan, np.nan, n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1) * sample.std(ddof=1) / np.sqrt(n))
+    half = float(special.stdtrit(n - 1, (1 + confidence) / 2) * sample.std(ddof=1) / np.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)
 
 
@@ -87,7 +87,7 @@ def paired_difference(
         p = 1.0 if found.value == 0 else 0.0
     else:
         t = found.value / (spread / np.sqrt(found.n))
-        p = float(2 * stats.t.sf(abs(t), found.n - 1))
+        p = float(2 * special.stdtr(found.n - 1, -abs(t)))
     return Difference(found.value, found.low, found.high, found.n, p)
 
 

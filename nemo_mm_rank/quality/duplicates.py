@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from nemo_mm_rank.arrays import Ints, UInt64s
 from nemo_mm_rank.config import Settings
@@ -47,6 +46,8 @@ def linked(groups: Ints, left: Ints, right: Ints) -> Ints:
     """Return ``groups`` with those merged of which a row ``left[i]`` is linked to a row ``right[i]``."""
     if not len(left):
         return groups
+    from scipy.sparse.csgraph import connected_components  # takes a moment, with the linear algebra that it brings
+
     n = len(groups)
     graph = coo_array((np.ones(len(left), dtype=np.int8), (groups[left], groups[right])), shape=(n, n))
     labels: Ints = connected_components(graph.tocsr(), directed=False)[1].astype(np.int64)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from nemo_mm_rank.errors import ConfigError, UserError
+from nemo_mm_rank.ranking.near import NearIndex
 
 REST = "*"
 """The group of all pairs whose own group has no quota."""
@@ -86,16 +85,13 @@ class BestFirst:
 
 
 _BLOCK = 1024
-_CHUNK = 4096
-# A product of float32 matrices rounds by its shape and threads; closer calls than this are made again in float64.
-_MARGIN = 1e-4
 
 
 class DistinctFirst:
     """Takes the best of each group until it is full, passing by those near-equal to one that is taken.
 
     Candidates are looked at in rank order, so the best-ranked of near-equal ones stays. A candidate is compared with
-    the taken ones (of every group) and with those of its block of 1,024: ``n * taken`` products, not ``n * n``.
+    the taken ones (of every group) that may be near, and with those of its block of 1,024.
 
     Attributes:
         taken: ``(n,)`` bool, which candidates are taken, by rank.
@@ -107,9 +103,7 @@ class DistinctFirst:
 
         An embedding of zeros (a pair without one) is near to none.
         """
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        self._vectors = torch.from_numpy(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0))
-        self._similarity = similarity
+        self._index = NearIndex(vectors, similarity)
         self.taken: npt.NDArray[np.bool_] = np.zeros(len(vectors), dtype=bool)
         self.double_of = np.full(len(vectors), -1, dtype=np.int64)
 
@@ -129,13 +123,9 @@ class DistinctFirst:
         self, block: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], room: npt.NDArray[np.int64]
     ) -> None:
         double = self.double_of[block]
-        earlier = np.flatnonzero(self.taken)
-        for start in range(0, len(earlier), _CHUNK):
-            single = np.flatnonzero(double < 0)
-            kept = earlier[start : start + _CHUNK]
-            near = self._near(block[single], kept)
-            double[single] = np.where(near.any(1), kept[near.argmax(1)], -1)
-        near = self._near(block, block)
+        single = np.flatnonzero(double < 0)
+        double[single] = self._index.first(block[single])
+        near = self._index.matrix(block, block)
         # Whether one is taken depends on those before it, so this part is sequential: one look per candidate.
         for row, group in enumerate(groups.tolist()):
             if not room[group]:
@@ -148,22 +138,4 @@ class DistinctFirst:
                 room[group] -= 1
             else:
                 self.double_of[block[row]] = double[row]
-
-    def _near(self, rows: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return ``(r, o)``: whether the cosine reaches the similarity, the same whatever the shape."""
-        left, right = self._vectors[rows], self._vectors[others]
-        products = (left @ right.T).numpy()
-        near: npt.NDArray[np.bool_] = products >= self._similarity + _MARGIN
-        close = np.argwhere(np.abs(products - self._similarity) < _MARGIN)
-        for start in range(0, len(close), _CHUNK):
-            i, j = close[start : start + _CHUNK].T
-            near[i, j] = _cosine(left.numpy()[i], right.numpy()[j]) >= self._similarity
-        return near
-
-
-def _cosine(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return row-wise cosines in float64; exactly 1 for equal rows."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    xx, yy, xy = (np.einsum("ij,ij->i", a, b) for a, b in ((x, x), (y, y), (x, y)))
-    cosine: npt.NDArray[np.float64] = xy / np.sqrt(xx * yy)
-    return cosine
+        self._index.add(block[self.taken[block]])

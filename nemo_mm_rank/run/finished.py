@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.console import Note
 from nemo_mm_rank.errors import DamagedError, UserError
-from nemo_mm_rank.io.files import file_digest, read_sealed, read_table, write_sealed
+from nemo_mm_rank.io.files import file_digest, file_names, read_sealed, read_table, write_sealed
 from nemo_mm_rank.io.part_files import STAMPED, STAMPS, part_name, stamps_now
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
@@ -102,11 +102,14 @@ class State:
         return self._there(folder, self.stages[:1])
 
     def _there(self, folder: RunFolder, stages: Sequence[str]) -> ShardStore:
-        for name in (f"{stage}/{part_name(part)}" for stage in stages for part in range(self.shards)):
-            if not (folder.path / name).is_file():
-                raise UserError(
-                    f"{folder.path}: {name} is gone; the command that made the run makes it anew, and keeps the others"
-                )
+        for stage in stages:
+            there = file_names(folder.path / stage)
+            for name in map(part_name, range(self.shards)):
+                if name not in there:
+                    raise UserError(
+                        f"{folder.path}: {stage}/{name} is gone; "
+                        "the command that made the run makes it anew, and keeps the others"
+                    )
         return ShardStore(tuple(folder.path / stage for stage in stages), self.shards)
 
     def scored(self, folder: RunFolder) -> ShardStore:

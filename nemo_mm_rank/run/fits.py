@@ -56,7 +56,7 @@ from nemo_mm_rank.schema import (
     annotation_column,
     data_column,
 )
-from nemo_mm_rank.shards import Shards
+from nemo_mm_rank.shards import Shards, by_part
 from nemo_mm_rank.steps import Step, columns_added
 
 
@@ -105,9 +105,8 @@ def gather(
     place[order] = np.arange(len(order))
     words: dict[str, np.ndarray] = {name: np.empty(len(order), dtype=object) for name in texts}
     columns: dict[str, Vectors] = {}
-    for part in np.unique(parts):
-        mine = np.flatnonzero(parts == part)
-        table = shards.read(int(part), [*texts, *vectors]).take(pa.array(rows[mine]))
+    for part, mine in by_part(parts):
+        table = shards.read(part, [*texts, *vectors]).take(pa.array(rows[mine]))
         frame = frames.from_table(table)
         where = place[mine]
         for name in texts:
@@ -118,7 +117,8 @@ def gather(
 
 
 def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    kept: dict[str | None, Chosen] = {}
+    kept: dict[str | None, list[Chosen]] = {}
+    counts = Counter[str | None]()
     for part in range(shards.count):
         table = shards.read(part, [PAIR_ID, ERROR, *([by] if by else [])])
         rows = np.flatnonzero(pc.is_null(table[ERROR]).to_numpy(zero_copy_only=False))
@@ -127,9 +127,10 @@ def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[
         for value in dict.fromkeys(values.tolist()):
             mine = values == value if by else np.ones(len(rows), dtype=bool)
             found = (fresh[mine], np.full(int(mine.sum()), part, np.int64), rows[mine])
-            before = kept.get(value)
-            keys, of, places = (np.concatenate(both) for both in zip(before, found, strict=True)) if before else found
-            kept[value] = _smallest((keys, of, places), max_pairs if len(keys) > 2 * max_pairs else len(keys))
+            kept.setdefault(value, []).append(found)
+            counts[value] += len(found[0])
+            if counts[value] > 2 * max_pairs:
+                kept[value], counts[value] = [_smallest(kept[value], max_pairs)], max_pairs
     if not kept:
         return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
     chosen = [_smallest(found, max_pairs) for found in kept.values()]
@@ -140,11 +141,12 @@ def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[
 Chosen: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def _smallest(kept: Chosen, k: int) -> Chosen:
-    if len(kept[0]) <= k:
-        return kept
-    chosen = np.argpartition(kept[0], k - 1)[:k]
-    return kept[0][chosen], kept[1][chosen], kept[2][chosen]
+def _smallest(held: Sequence[Chosen], k: int) -> Chosen:
+    keys, parts, rows = (np.concatenate(columns) for columns in zip(*held, strict=True))
+    if len(keys) <= k:
+        return keys, parts, rows
+    chosen = np.argpartition(keys, k - 1)[:k]
+    return keys[chosen], parts[chosen], rows[chosen]
 
 
 def _put(columns: dict[str, Vectors], name: str, part: Vectors, where: torch.Tensor, n: int) -> None:

@@ -12,8 +12,9 @@ import torch
 from nemo_mm_rank.config import JobSettings, PoolSource
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import EmptyPoolError, FailedError
-from nemo_mm_rank.io.files import read_table, write_table
+from nemo_mm_rank.io.files import file_names, read_table, write_table
 from nemo_mm_rank.io.ingest import BAD_ROWS, IngestReport, ingest
+from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.io.pool import gathered_note, renamed_note
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.run.folder import RunFolder
@@ -99,7 +100,8 @@ def take_through(
         shards = shards.then(stage)
     # Shard by shard through all of them: what one step has embedded, the next one still remembers.
     chain = Chain(tuple(stages))
-    todo = [part for part in range(shards.count) if not chain.done(part)]
+    there = set.intersection(set(map(part_name, range(shards.count))), *(file_names(one.folder) for one in stages))
+    todo = [part for part in range(shards.count) if part_name(part) not in there or not chain.done(part)]
     done = pairs - sum(shards.rows(part) for part in todo)
     with reporter.step(chain.name, pairs, done) as advance:
         for _, rows in engine.map(chain, todo):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from nemo_mm_rank.config import EngineSettings
+from nemo_mm_rank.errors import UserError
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'dask'")
 
@@ -55,6 +56,26 @@ def test_a_cluster_of_our_own_is_for_us_alone() -> None:
     finally:
         engine.close()
     assert os.environ.get("PYTHONSAFEPATH") == before
+
+
+def _square(part: int) -> int:
+    if part == 999:
+        raise UserError("shard 999 is not to be squared")
+    return part * part
+
+
+def test_many_shards_come_in_batches_and_each_comes_back() -> None:
+    with distributed.Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
+        engine = DaskEngine(client)
+        tasks = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.transition_counter)
+        parts = list(range(0, 990))
+        assert dict(engine.map(_square, parts)) == {part: part * part for part in parts}
+        tasks = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.transition_counter) - tasks
+        assert tasks < 990 * 2  # of several transitions a task
+        assert dict(engine.map(_square, [7, 3])) == {7: 49, 3: 9}
+        assert dict(engine.map(_square, [])) == {}
+        with pytest.raises(UserError, match="shard 999 is not"):
+            list(engine.map(_square, range(2000)))
 
 
 def test_a_script_without_a_guard_runs_once(tmp_path: Path) -> None:

@@ -7,16 +7,23 @@ import pytest
 import torch
 from PIL import Image as PILImage
 from scipy.fft import dctn
+from scipy.signal.windows import hann
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
 from nemo_mm_rank.media.segment import Audio, Image, Item, Video
-from nemo_mm_rank.media.spectrogram import BANDS, frequencies, levels, log_mel, power_frames
+from nemo_mm_rank.media.spectrogram import BANDS, WINDOW, _window, frequencies, levels, log_mel, power_frames
 from nemo_mm_rank.models.classical import image as image_module
 from nemo_mm_rank.models.classical.audio import MIDDLE, AudioFeatures, mel_statistics
 from nemo_mm_rank.models.classical.image import ImageFeatures, image_features, luma, squares
 from nemo_mm_rank.models.classical.video import VideoFeatures, motion
 
 RATE = 16_000
+
+
+@pytest.mark.parametrize("rate", [40, 100, 8000, 11_025, 22_050, 44_100, 48_000, 192_000])
+def test_the_window_is_scipys(rate: int) -> None:
+    window = hann(round(WINDOW * rate), sym=False)
+    assert np.array_equal(_window(rate), window * (2 / window.sum()))
 
 
 def noise_picture(seed: int, width: int = 90, height: int = 60) -> Image:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_mm_rank.ranking import select
+from nemo_mm_rank.ranking import near, select
 from nemo_mm_rank.ranking.select import DistinctFirst
 
 
@@ -34,21 +34,24 @@ def naive(vectors: np.ndarray, groups: np.ndarray, room: np.ndarray, similarity:
     data=st.data(),
     similarity=st.sampled_from([0.9, 0.99, 1.0]),
     block=st.integers(1, 9),
+    alone=st.sampled_from([4, 8192]),
 )
 @settings(deadline=None)
-def test_equals_the_definition(angles: list[int], data: st.DataObject, similarity: float, block: int) -> None:
+def test_equals_the_definition(
+    angles: list[int], data: st.DataObject, similarity: float, block: int, alone: int
+) -> None:
     vectors = np.stack([np.cos(np.array(angles) / 8), np.sin(np.array(angles) / 8)], axis=1).astype(np.float32)
     groups = np.array(
         data.draw(st.lists(st.integers(0, 2), min_size=len(angles), max_size=len(angles))), dtype=np.int64
     )
     room = np.array(data.draw(st.lists(st.integers(0, 20), min_size=3, max_size=3)), dtype=np.int64)
-    before = select._BLOCK, select._CHUNK
-    select._BLOCK, select._CHUNK = block, 3
+    before = select._BLOCK, near._CHUNK, near._ALONE
+    select._BLOCK, near._CHUNK, near._ALONE = block, 3, alone
     try:
         picker = DistinctFirst(vectors, similarity)
         picker.take(np.arange(len(vectors)), groups, room)
     finally:
-        select._BLOCK, select._CHUNK = before
+        select._BLOCK, near._CHUNK, near._ALONE = before
     taken, double_of = naive(vectors, groups, room, similarity)
     assert np.flatnonzero(picker.taken).tolist() == taken
     assert picker.double_of.tolist() == double_of
@@ -63,12 +66,12 @@ def test_close_calls_do_not_depend_on_the_shape() -> None:
     other -= np.outer(other @ first, first)
     other /= np.linalg.norm(other, axis=1, keepdims=True)
     vectors = np.vstack([first, 0.98 * first + np.sqrt(1 - 0.98**2) * other]).astype(np.float32)
-    picker = DistinctFirst(vectors, 0.98)
+    index = near.NearIndex(vectors, 0.98)
     rows = np.arange(len(vectors))
-    whole = picker._near(rows[1:], rows[:1])[:, 0]
+    whole = index.matrix(rows[1:], rows[:1])[:, 0]
     assert 100 < whole.sum() < 2900
     for size in (1, 7, 500):
-        pieces = [picker._near(rows[1:][start : start + size], rows[:1]) for start in range(0, 3000, size)]
+        pieces = [index.matrix(rows[1:][start : start + size], rows[:1]) for start in range(0, 3000, size)]
         assert np.array_equal(np.concatenate(pieces)[:, 0], whole)
 
 

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from nemo_mm_rank.errors import EmbeddingError, MissingColumnError, PairError
+from nemo_mm_rank.errors import DamagedError, EmbeddingError, MissingColumnError, PairError
 from nemo_mm_rank.frames import Frame
-from nemo_mm_rank.io.files import read_note, read_table, write_table
+from nemo_mm_rank.io.files import read_note, read_schema, read_table, write_table
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.run.store import ShardStore, Stage, digest
-from nemo_mm_rank.schema import ERROR
+from nemo_mm_rank.schema import ERROR, FUSED, VECTOR
 from nemo_mm_rank.steps import Added, Step
 
 
@@ -114,6 +117,37 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     write_table(tmp_path / "pool" / part_name(0), pa.table({"pair_id": ["a"], "modality": ["text"]}), {"key": "k"})
     with pytest.raises(MissingColumnError, match="length: the shards lack 'annotation'"):
         stage(ShardStore((tmp_path / "pool",), 1), tmp_path / "length")(0)
+
+
+def test_embeddings_and_what_is_beside_them_come_back(tmp_path: Path) -> None:
+    unit = np.random.default_rng(0).standard_normal((500, 64)).astype(np.float32)
+    vectors = pa.array([None if row % 7 == 3 else unit[row] for row in range(500)], VECTOR)
+    table = pa.table(
+        {
+            FUSED: vectors,
+            "emb_text.list.element": pa.array([f"word {row % 3}" for row in range(500)]),  # of the user's
+            "tags": pa.array([["a", "b"]] * 500),
+            "parts": pa.array([[{"data": "x", "at": 1.5}]] * 500),
+            "own": vectors,
+            "a": pa.array(range(500)),
+            "a.b": pa.array(["c"] * 500),
+        }
+    )
+    write_table(tmp_path / "x.parquet", table, {"key": "k"})
+    assert read_table(tmp_path / "x.parquet").equals(table)
+    assert read_table(tmp_path / "x.parquet", ["a.b", FUSED]).equals(table.select(["a.b", FUSED]))
+    assert read_table(tmp_path / "x.parquet", ["a"]).column_names == ["a"]
+    assert pd.read_parquet(tmp_path / "x.parquet")["tags"][499].tolist() == ["a", "b"]
+    assert read_schema(tmp_path / "x.parquet").remove_metadata() == table.schema
+    with pytest.raises(DamagedError):
+        read_table(tmp_path / "x.parquet", ["b"])
+    row_group = pq.read_metadata(tmp_path / "x.parquet").row_group(0)
+    encodings = {
+        row_group.column(i).path_in_schema: row_group.column(i).encodings for i in range(row_group.num_columns)
+    }
+    assert "BYTE_STREAM_SPLIT" in encodings["emb_fused.list.element"]
+    assert all("BYTE_STREAM_SPLIT" not in used for path, used in encodings.items() if not path.startswith("emb_fused"))
+    assert any("DICTIONARY" in one for one in encodings["tags.list.element"])
 
 
 def test_a_full_disk_leaves_no_file_behind(tmp_path: Path) -> None:
