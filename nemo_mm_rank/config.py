@@ -437,6 +437,7 @@ def objectives(
                 found.append({"like": str(path), "weight": sign})
         return found
 
+    query, like, unlike = plain(query), plain(like), plain(unlike)  # Hydra's lists are none of Python's
     wanted = [] if query is None else _listed(query)
     avoided = [{"text": text, "weight": -1.0} for text in ([] if avoid is None else _listed(avoid))]
     return [*wanted, *avoided, *by(like, 1.0), *by(unlike, -1.0)] or None
