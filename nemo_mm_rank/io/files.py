@@ -189,7 +189,9 @@ def write_table(path: Path, table: pa.Table, note: Mapping[str, Any] | None = No
     table = table.replace_schema_metadata({NOTE: text.encode()})
 
     def write(target: Path) -> None:
-        pq.write_table(table, target, compression="zstd", write_page_checksum=True, **_encodings(table.schema.remove_metadata()))
+        pq.write_table(
+            table, target, compression="zstd", write_page_checksum=True, **_encodings(table.schema.remove_metadata())
+        )
         start, seal = _seal(target.read_bytes())
         with target.open("rb+") as file:
             file.seek(start)
