@@ -7,11 +7,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import nemo_mm_rank  # noqa: F401
+from nemo_mm_rank import modality
 
 if TYPE_CHECKING:
     from tests.command_line import CommandLine
@@ -25,6 +25,18 @@ def ray_alone() -> Iterator[None]:
     with (Path(tempfile.gettempdir()) / "nemo-mm-rank-tests-ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_modalities() -> Iterator[None]:
+    """Leave no modality that a module's tests declare to the next module's."""
+    tables: list[dict[str, Any]] = [modality._declared, modality._registered, modality._made, modality.MODALITY_CODES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
+    modality.by_extension.cache_clear()
 
 
 @pytest.fixture
