@@ -125,7 +125,7 @@ class Judge:
         """Learn the chances from out-of-sample scores of ``(n,)`` observed and ``(m,)`` spoilt pairs."""
         bound = wrong_at_most(own, spoilt)
         above, share = separation(own, spoilt), 1 - min(bound, 0.95)
-        told = min(1.0, 0.5 + (above - 0.5) / share)
+        told = min(1.0, 0.5 + (above - 0.5) / share) if above > 0.5 else above  # worse than a guess: as it is
         # Where hardly a pair is right, chance alone would pass for a separation once the wrong ones are taken off.
         chance = _SURE * np.sqrt((1 / len(own) + 1 / len(spoilt)) / 12)
         wrong = bound * _ramp(bound, HARMLESS) * _ramp(told - chance / share, TOLD)

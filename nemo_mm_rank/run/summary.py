@@ -161,6 +161,7 @@ def matching_table(matching: Mapping[str, Any]) -> Table:
     for modality, ways in matching.items():
         for name, about in ways.items():
             table.add_row(modality, SPOILT[name], f"{about['told']:.2f}", f"{about['wrong']:.1%}")
+    table.caption = "told apart: 0.5 is a guess, and below 0.7 nothing is held against a pair"
     return table
 
 

@@ -144,6 +144,7 @@ scores = st.lists(st.floats(-50, 50, allow_nan=False), min_size=2, max_size=120)
 @settings(max_examples=150, deadline=None)
 def test_chances_never_fall_and_the_best_is_one(own: Floats, spoilt: Floats) -> None:
     judge = Judge.of([], own, spoilt)
+    assert 0 <= judge.about["told"] <= 1
     assert all(first <= second for first, second in pairwise(judge.places.tolist()))
     assert all(first <= second for first, second in pairwise(judge.chances.tolist()))
     line = judge.chance(np.linspace(-60, 60, 500))
