@@ -19,6 +19,7 @@ from nemo_curator.tasks import DocumentBatch, Task
 from nemo_mm_rank.config import PoolSource, parse
 from nemo_mm_rank.curator.stages import require_type, with_rows
 from nemo_mm_rank.io.batches import in_memory, pair_table
+from nemo_mm_rank.io.formats import ROWS
 from nemo_mm_rank.io.pool import media_root
 from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.schema import CANONICAL, ERROR, MEDIA_ROOT, PAIR_ID, VECTOR, data_column
@@ -28,9 +29,10 @@ from nemo_mm_rank.schema import CANONICAL, ERROR, MEDIA_ROOT, PAIR_ID, VECTOR, d
 class PairColumnsStage(ProcessingStage[DocumentBatch, DocumentBatch]):
     """Makes pairs of any batch of documents, by the rules that the rows of a manifest follow.
 
-    Batches come out as from `PoolReader`: canonical columns, ``media_root``, the batch's own columns, and ``error``. A
-    row that cannot be a pair stays in its place, with the reason there (``pool: BadRow: ... (batch:row)``). Ids are
-    unique within a batch. Bytes in a column are data, too: mapped to ``data`` or as ``data_bytes``.
+    Rows may be written in any format that a manifest may: conversations, lists of captions (a pair for each), bytes in
+    a column, mapped to ``data`` or as ``data_bytes``. Batches come out as from `PoolReader`: canonical columns,
+    ``media_root``, the batch's own columns, and ``error``. A row that cannot be a pair stays in its place, with the
+    reason there (``pool: BadRow: ... (batch:row)``). Ids are unique within a batch.
 
     >>> stage = PairColumnsStage(fields={"annotation": "caption", "data": "words"}, modality="text", pool="mine")
     >>> given = pa.table({"caption": ["A gull."], "words": ["A bird over the sea."], "stars": [4]})
@@ -47,6 +49,7 @@ class PairColumnsStage(ProcessingStage[DocumentBatch, DocumentBatch]):
             far as Curator's readers say.
         trusted_roots: folders besides the root that references and links may lead to.
         rename: the batch's own columns -> the names to keep them under.
+        options: what else a pool is told of its rows: ``format``, ``turns``, ``system``, ``captions``.
     """
 
     fields: Mapping[str, str] = field(default_factory=dict)
@@ -56,6 +59,7 @@ class PairColumnsStage(ProcessingStage[DocumentBatch, DocumentBatch]):
     root: str | Path | None = None
     trusted_roots: Sequence[str | Path] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     name: str = "pair_columns"
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -67,7 +71,8 @@ class PairColumnsStage(ProcessingStage[DocumentBatch, DocumentBatch]):
             ConfigError: an unknown field or modality.
         """
         fields = dict(self.fields) if self.id is None else {PAIR_ID: self.id, **self.fields}
-        self._source = source(self.root, self.trusted_roots, fields=fields, modality=self.modality, rename=self.rename)
+        told = {"fields": fields, "modality": self.modality, "rename": self.rename, **self.options}
+        self._source = source(self.root, self.trusted_roots, **told)
 
     def inputs(self) -> tuple[list[str], list[str]]:
         """Whatever columns there are: a row that lacks one says so."""
@@ -121,14 +126,16 @@ def as_pairs(
         data: a table, a dataframe, or columns by name.
         source: field map, modality, root.
         pool: of rows that do not say; default: the task's ``dataset_name``.
-        faults: rows that are known to be no pairs, with the field at fault, what was expected, and what was found.
+        faults: of rows of ours, those that are no pairs: the field at fault, what was expected, and what was found;
+            None: the rows may be written in any format.
     """
     files = task._metadata.get("source_files") or []
     folders = {str(file).rpartition("/")[0] if is_url(str(file)) else os.path.dirname(file) for file in files}
     root = source.root or (folders.pop() if len(folders) == 1 else None)
     below = None if root is None else media_root(root, source.trusted_roots)
     place = f"{task.dataset_name or 'batch'} {task.task_id}".strip()
-    table = pair_table(in_memory(data, place), source, pool or task.dataset_name or "batch", below)
+    known = None if faults is None else ROWS
+    table = pair_table(in_memory(data, place), source, pool or task.dataset_name or "batch", below, known)
     if not faults:
         return table
     errors = table[ERROR].to_pylist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import pyarrow as pa
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
-from nemo_mm_rank.io.canonical import PoolBatch, canonical
+from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
+from nemo_mm_rank.io.formats.base import Format
 from nemo_mm_rank.io.manifest import BATCH_ROWS, Rows, arrow_rows
-from nemo_mm_rank.io.pool import freely_named
+from nemo_mm_rank.io.pool import pairs_of
 from nemo_mm_rank.io.references import References, Rootless
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
 
@@ -58,8 +59,12 @@ def _column(values: Any) -> Any:
         return [None if value is pd.NA or value is pd.NaT else value for value in values]
 
 
-def pair_table(rows: Iterable[Rows], source: PoolSource, pool: str, root: str | None) -> pa.Table:
+def pair_table(
+    rows: Iterator[Rows], source: PoolSource, pool: str, root: str | None, known: Format | None = None
+) -> pa.Table:
     """Return ``rows`` as pairs, each in its place: a row that is none says why in ``error``, with what is known of it.
+
+    Rows may be written in any format that a manifest may; one with a list of captions becomes several pairs.
 
     >>> rows = in_memory({"caption": ["A gull.", None], "words": ["The sea.", "The sky."]}, "batch")
     >>> fields = {"data": "words", "annotation": "caption"}
@@ -69,9 +74,10 @@ def pair_table(rows: Iterable[Rows], source: PoolSource, pool: str, root: str | 
 
     Args:
         rows: read by `in_memory`.
-        source: field map, fixed modality, new names.
+        source: field map, fixed modality, new names, and what else a pool is told of its rows.
         pool: the name of the pool for rows that do not say.
         root: what media references are relative to, as `io.pool.media_root` returns it; None: rows carry all they are.
+        known: the rows' format, where it need not be looked for.
 
     Returns:
         Canonical columns, `MEDIA_ROOT`, `DATA_BYTES` and `DATA_PARTS` where any row has them, the rows' own, `ERROR`.
@@ -80,15 +86,11 @@ def pair_table(rows: Iterable[Rows], source: PoolSource, pool: str, root: str | 
         PoolError: a column of the rows has a canonical name, while another is mapped to it.
     """
     references, seen = References(root) if root is not None else Rootless(), Seen()
-    lines, batches = [], []
-    for part in rows:
-        batch = freely_named(canonical(part, source, pool, references, seen))
-        bad = [row.line for row in batch.bad]
-        lines.append(np.concatenate([np.setdiff1d(part.lines, bad), np.array(bad, np.int64)]))
-        batches.append(batch)
+    batches = list(pairs_of(rows, source, pool, references, seen, known=known))
+    places = [np.concatenate([batch.lines, np.array([row.line for row in batch.bad], np.int64)]) for batch in batches]
     tables = [
-        table.take(np.argsort(numbers)) if batch.bad else table
-        for table, batch, numbers in zip(with_bad_rows(batches), batches, lines, strict=True)
+        table.take(np.argsort(lines, kind="stable")) if batch.bad else table
+        for table, batch, lines in zip(with_bad_rows(batches), batches, places, strict=True)
     ]
     return pa.concat_tables(tables, promote_options="default")
 

@@ -52,6 +52,7 @@ class PoolBatch:
 
     Attributes:
         rows_in: how many rows there were.
+        lines: ``(n,)`` int64, the number of the row that each pair was made of.
         pairs: canonical columns, `MEDIA_ROOT`, `DATA_BYTES` where rows carry content, `DATA_PARTS` where data is in
             several parts, `SOURCE_RECORD` and `SOURCE_MEDIA` where rows were made of records; n values each.
         extras: the user's own columns as they were read, n values each.
@@ -64,6 +65,7 @@ class PoolBatch:
     """
 
     rows_in: int
+    lines: Ints
     pairs: dict[str, pa.Array]
     extras: dict[str, Column]
     stamps: Ints
@@ -175,7 +177,7 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
         pairs = {name: column.take(pa.array(keep)) for name, column in pairs.items()}
         extras = {name: taken(column, keep) for name, column in extras.items()}
     bad = sorted([*bad, *rows.bad], key=lambda row: row.line)
-    return PoolBatch(n + len(rows.bad), pairs, extras, stamps[keep], bad, reads or also_reads)
+    return PoolBatch(n + len(rows.bad), rows.lines[keep], pairs, extras, stamps[keep], bad, reads or also_reads)
 
 
 def _read(table: Fields, name: str, n: int, faults: _Faults, numbers: bool = False) -> pa.Array:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -232,10 +233,36 @@ def read_manifest(
     references = References(manifest.root, check_files, manifest.file)
     batches, known = _rows(manifest, source)
     batches = _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches
-    for rows, form in converted(batches, source, manifest.pool, json.loads(manifest.told), known):
+    yield from pairs_of(batches, source, manifest.pool, references, seen, json.loads(manifest.told), known)
+
+
+def pairs_of(
+    batches: Iterator[Rows],
+    source: PoolSource,
+    pool: str,
+    references: References,
+    seen: Seen,
+    told: Mapping[str, Any] = MappingProxyType({}),
+    known: Format | None = None,
+) -> Iterator[PoolBatch]:
+    """Yield rows as pairs, whatever format they are written in, wherever they are from.
+
+    Args:
+        batches: rows as they are read.
+        source: the pool's configuration.
+        pool: its name, for rows that do not say.
+        references: opens what the rows refer to.
+        seen: the ids of the run so far; those of these rows are added.
+        told: what a ``dataset_info.json`` says of them.
+        known: their format, where it need not be looked for.
+
+    Raises:
+        PoolError: a column of the user's has a canonical name.
+    """
+    for rows, form in converted(batches, source, pool, told, known):
         ours = {name: theirs for name, theirs in source.fields.items() if form is ROWS or name in (PAIR_ID, POOL)}
         named = source.model_copy(update={"fields": ours})  # a format has named the sides already
-        yield replace(freely_named(canonical(rows, named, manifest.pool, references, seen)), format=form)
+        yield replace(_freely_named(canonical(rows, named, pool, references, seen)), format=form)
 
 
 def _rows(manifest: Manifest, source: PoolSource) -> tuple[Iterator[Rows], Format | None]:
@@ -247,7 +274,7 @@ def _rows(manifest: Manifest, source: PoolSource) -> tuple[Iterator[Rows], Forma
     return read_rows(manifest.file, source.download_seconds), None
 
 
-def freely_named(batch: PoolBatch) -> PoolBatch:
+def _freely_named(batch: PoolBatch) -> PoolBatch:
     """Return ``batch`` with those columns of the user's renamed that have names which a run adds."""
     taken = [name for name in batch.extras if name in RESERVED or name.startswith(RESERVED_PREFIXES)]
     if not taken:

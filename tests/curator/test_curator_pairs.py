@@ -99,6 +99,52 @@ def test_bytes_are_data(tmp_path: Path) -> None:
     )
 
 
+def test_whatever_a_manifest_may_hold_a_batch_may(tmp_path: Path) -> None:
+    (tmp_path / "a.gif").write_bytes(GIF)
+
+    def turns(*values: str) -> list[dict[str, str]]:
+        return [{"from": who, "value": said} for who, said in zip(["human", "gpt"] * 2, values, strict=False)]
+
+    talks = {
+        "id": ["one", "two", "three", "four"],
+        "image": ["a.gif", "gone.gif", "a.gif", None],
+        "conversations": [
+            turns("<image>\nWhat is it?", "A dot.", "Sure?", "Yes."),
+            turns("<image>\nWhat?", "Nothing."),
+            turns("<image>\nWhat?"),
+            turns("Why?", "Because."),
+        ],
+    }
+    for data in (talks, pd.DataFrame(talks), pa.table(talks)):
+        table = as_pairs(data, tmp_path, turns="first")
+        assert table[ANNOTATION].to_pylist()[::3] == ["A dot.", "Because."]
+        assert [None if error is None else error.split(": ")[2] for error in table[ERROR].to_pylist()] == [
+            None,
+            "data",
+            "conversations",
+            None,
+        ]
+    captions = {"image": ["a.gif", "gone.gif", "a.gif"], "caption": [["A dot.", "Red."], ["?"], ["Again."]]}
+    fields = {"data": "image", "annotation": "caption"}
+    table = as_pairs(captions, tmp_path, fields=fields, modality="image")
+    assert [
+        text for text, error in zip(table[ANNOTATION].to_pylist(), table[ERROR].to_pylist(), strict=True) if not error
+    ] == [
+        "A dot.",
+        "Red.",
+        "Again.",
+    ]
+    assert [row for row, error in enumerate(table[ERROR].to_pylist()) if error] == [2]
+    assert as_pairs(captions, tmp_path, fields=fields, modality="image", captions="join")[ANNOTATION][0].as_py() == (
+        "A dot.\nRed."
+    )
+    asked = PairColumnsStage(fields=fields, modality="image", root=tmp_path, options={"captions": "first"})
+    done = asked.process(DocumentBatch(dataset_name="any", data=pa.table(captions))).data
+    assert done[ANNOTATION].to_pylist()[::2] == ["A dot.", "Again."]
+    with pytest.raises(ConfigError, match="captions"):
+        PairColumnsStage(options={"captions": "all"})
+
+
 def test_nothing_in_nothing_out_and_two_of_one_name() -> None:
     for data in (pd.DataFrame(), pa.table({}), pa.table({"caption": pa.nulls(0, pa.string())})):
         table = as_pairs(data, fields={"annotation": "caption"})
