@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
+from nemo_mm_rank.io.arrow_rows import arrow_rows
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
 from nemo_mm_rank.io.formats.base import Format
-from nemo_mm_rank.io.manifest import BATCH_ROWS, Rows, arrow_rows
 from nemo_mm_rank.io.pool import pairs_of
 from nemo_mm_rank.io.references import References, Rootless
+from nemo_mm_rank.io.rows import BATCH_ROWS, Rows
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
 
 

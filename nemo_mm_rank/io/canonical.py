@@ -28,8 +28,8 @@ from nemo_mm_rank.io.fields import (
 )
 from nemo_mm_rank.io.formats import ROWS
 from nemo_mm_rank.io.formats.base import Format
-from nemo_mm_rank.io.manifest import Column, Rows, taken
 from nemo_mm_rank.io.references import References, folded
+from nemo_mm_rank.io.rows import Column, Rows, taken
 from nemo_mm_rank.modality import is_media, media_names, names
 from nemo_mm_rank.schema import (
     ANNOTATION,

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from nemo_mm_rank.io.canonical import PoolBatch
-from nemo_mm_rank.io.manifest import MAX_COLUMNS, OTHER_FIELDS, Column
+from nemo_mm_rank.io.rows import MAX_COLUMNS, OTHER_FIELDS, Column
 from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, PARTS, SOURCE_MEDIA, SOURCE_RECORD
 
 MAX_FIELDS = 200

@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 from nemo_mm_rank.arrays import Bools
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError, nearest
+from nemo_mm_rank.io.arrow_rows import plain
 from nemo_mm_rank.io.bad_rows import shown
-from nemo_mm_rank.io.manifest import Column, Rows, plain
+from nemo_mm_rank.io.rows import Column, Rows
 from nemo_mm_rank.modality import combined, is_media, names
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MODALITY, PAIR_ID, PARTS, POOL, Modality
 

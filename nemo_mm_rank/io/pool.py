@@ -23,19 +23,10 @@ from nemo_mm_rank.io.canonical import PoolBatch, canonical
 from nemo_mm_rank.io.clip_folder import clip_metas, clip_root, clip_rows
 from nemo_mm_rank.io.formats import ROWS, converted
 from nemo_mm_rank.io.formats.base import Format
-from nemo_mm_rank.io.manifest import (
-    KINDS,
-    MAX_COLUMNS,
-    MAX_LINE_BYTES,
-    NOT_AN_OBJECT,
-    OTHER_FIELDS,
-    Rows,
-    json_object,
-    read_rows,
-    split_suffix,
-    why_not,
-)
+from nemo_mm_rank.io.json_rows import NOT_AN_OBJECT, json_object, why_not
+from nemo_mm_rank.io.manifest import KINDS, read_rows, split_suffix
 from nemo_mm_rank.io.references import References
+from nemo_mm_rank.io.rows import MAX_COLUMNS, MAX_LINE_BYTES, OTHER_FIELDS, Rows
 from nemo_mm_rank.io.webdataset import tar_rows
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.source import is_url, lacking

@@ -27,18 +27,10 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, shown
 from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH
-from nemo_mm_rank.io.manifest import (
-    BATCH_ROWS,
-    BLOCK_BYTES,
-    NOT_AN_OBJECT,
-    Rows,
-    gathered,
-    json_object,
-    opened,
-    split_suffix,
-    why_not,
-)
+from nemo_mm_rank.io.json_rows import NOT_AN_OBJECT, json_object, why_not
+from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.references import MAX_TEXT_BYTES
+from nemo_mm_rank.io.rows import BATCH_ROWS, BLOCK_BYTES, Rows, gathered
 from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.media.tar import Place, place_of, walk
 from nemo_mm_rank.modality import by_extension, is_media, names

@@ -84,7 +84,7 @@ MIXED: list[Any] = [1, None, 2.5, "x", [1, "a"], {"a": {}}, True, 2**70]
 
 
 def test_the_rows_are_the_same_however_they_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_mm_rank.io.manifest.BATCH_ROWS", 16)
+    monkeypatch.setattr("nemo_mm_rank.io.json_rows.BATCH_ROWS", 16)
     lines = rows(300)
     for i, line in enumerate(lines):
         if i >= 100:
@@ -136,7 +136,7 @@ def test_types_over_pools_of_different_kinds(tmp_path: Path) -> None:
 
 
 def test_a_whole_number_that_no_float_holds_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemo_mm_rank.io.manifest.BATCH_ROWS", 1)
+    monkeypatch.setattr("nemo_mm_rank.io.json_rows.BATCH_ROWS", 1)
     lines = [{**row, "n": n} for row, n in zip(rows(2), (2**60 + 1, 0.5), strict=True)]
     ingest([jsonl(tmp_path / "pool.jsonl", lines)], tmp_path / "out")
     assert whole(tmp_path / "out")["n"].to_pylist() == [str(2**60 + 1), "0.5"]
@@ -163,7 +163,7 @@ def test_content_travels_with_its_rows(tmp_path: Path, monkeypatch: pytest.Monke
     content = [bytes([i]) * 1000 for i in range(20)]
     table = pa.table({"data": content, "annotation": [f"n{i}" for i in range(20)], "modality": ["image"] * 20})
     pq.write_table(table, tmp_path / "b.parquet")
-    monkeypatch.setattr("nemo_mm_rank.io.manifest.BATCH_ROWS", 3)
+    monkeypatch.setattr("nemo_mm_rank.io.arrow_rows.BATCH_ROWS", 3)
     sources = [jsonl(tmp_path / "a.jsonl", rows(2)), PoolSource(path=str(tmp_path / "b.parquet"))]
     report = ingest(sources, tmp_path / "out")
     found = whole(tmp_path / "out")

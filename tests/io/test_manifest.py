@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io import manifest
-from nemo_mm_rank.io.manifest import FREQUENT, OTHER_FIELDS, read_rows, split_suffix
+from nemo_mm_rank.io import arrow_rows, json_rows
+from nemo_mm_rank.io.manifest import read_rows, split_suffix
+from nemo_mm_rank.io.rows import FREQUENT, OTHER_FIELDS
 
 
 def read(file: Path | str) -> tuple[list[int], dict[str, list[Any]], list[str]]:
@@ -70,8 +71,8 @@ def test_a_url_reads_like_a_file() -> None:
 
 def test_small_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read(write(tmp_path, ".jsonl.gz"))
-    monkeypatch.setattr(manifest, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(manifest, "BATCH_ROWS", 7)
+    monkeypatch.setattr(json_rows, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(json_rows, "BATCH_ROWS", 7)
     assert read(write(tmp_path, ".jsonl.gz")) == whole
 
 
@@ -107,8 +108,8 @@ def test_each_bad_line_is_one_bad_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [b"\n", b""])
 def test_a_line_that_is_too_long_is_one_bad_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
-    monkeypatch.setattr(manifest, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(manifest, "MAX_LINE_BYTES", 300)
+    monkeypatch.setattr(json_rows, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(json_rows, "MAX_LINE_BYTES", 300)
     path = tmp_path / "pool.jsonl"
     path.write_bytes(b'{"n": 1}\n{"n": "' + b"x" * 5000 + b'"}\n{"n": 3}\n{"n": "' + b"y" * 281 + b'"}' + end)
     lines, columns, bad = read(path)
@@ -269,8 +270,8 @@ def test_a_dictionary_is_decoded_a_few_rows_at_a_time(tmp_path: Path, kind: str)
 
 
 def test_a_row_of_parquet_has_a_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "MAX_ROW_BYTES", 2**20)
-    monkeypatch.setattr(manifest, "BLOCK_BYTES", 2**17)
+    monkeypatch.setattr(arrow_rows, "MAX_ROW_BYTES", 2**20)
+    monkeypatch.setattr(arrow_rows, "BLOCK_BYTES", 2**17)
     lists = [["x" * 2**19] * 5, ["y"], None]
     pq.write_table(pa.table({"x": pa.array(lists)}), tmp_path / "pool.parquet")
     lines, columns, bad = read(tmp_path / "pool.parquet")

@@ -11,7 +11,7 @@ from nemo_mm_rank.io.formats.base import About, Format, looked_at
 from nemo_mm_rank.io.formats.captions import CAPTIONED
 from nemo_mm_rank.io.formats.conversations import CONVERSATIONS
 from nemo_mm_rank.io.formats.speech import SPEECH
-from nemo_mm_rank.io.manifest import Rows
+from nemo_mm_rank.io.rows import Rows
 from nemo_mm_rank.schema import ANNOTATION
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.io.bad_rows import BadRow
-from nemo_mm_rank.io.manifest import Column, Rows, taken
+from nemo_mm_rank.io.rows import Column, Rows, taken
 from nemo_mm_rank.schema import PAIR_ID, SOURCE_RECORD
 
 _LOOKED_AT = 50

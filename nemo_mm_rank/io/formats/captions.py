@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.formats.base import About, FaultError, Format, kept, listed, looked_at
-from nemo_mm_rank.io.manifest import COCO_CAPTIONS, Column, Rows, taken
+from nemo_mm_rank.io.json_rows import COCO_CAPTIONS
+from nemo_mm_rank.io.rows import Column, Rows, taken
 from nemo_mm_rank.modality import by_extension
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, Modality
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.formats.base import About, FaultError, Format, kept, listed, looked_at, records
-from nemo_mm_rank.io.manifest import Column, Rows
+from nemo_mm_rank.io.rows import Column, Rows
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, MODALITY, Modality
 
 USER, ASSISTANT, SYSTEM, TOOL, CALL = "user", "assistant", "system", "tool", "call"

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.formats.base import About, FaultError, Format, kept, listed, records
-from nemo_mm_rank.io.manifest import Column, Rows
+from nemo_mm_rank.io.rows import Column, Rows
 from nemo_mm_rank.media.window import with_window
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, Modality
 
