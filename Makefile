@@ -1,7 +1,7 @@
 # Everything starts here: `make demo`, `make test`, `make lint`.
 PYTHON ?= python3
 PY := .venv/bin/python
-JOBS ?= 2
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 
 .PHONY: env demo test fast test-curator09 test-readers lint types docs check bench constraints resolve clean
 
