@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -18,7 +17,6 @@ from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Strategy
 from nemo_mm_rank.benchmark.source import Source, prepare
 from nemo_mm_rank.benchmark.strategies import Bench, choose
 from nemo_mm_rank.benchmark.training import VALIDATION, train_all
-from nemo_mm_rank.config import MEDIA_NO_MATTER
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
@@ -136,7 +134,7 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
     """Return the blends of all strategies and seeds, and the keys of their files."""
     config, folder = bench.config, bench.folder / "blends"
     made = [bench.shards.key(part) for part in range(bench.shards.count)]
-    settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
+    settings = {name: value for name, value in config.recorded().items() if name not in _NO_MATTER}
     own = {name: settings.pop(name) for name in _OWN}
     here = isinstance(bench.engine, SerialEngine)
     blends, keys = [], []
@@ -168,11 +166,7 @@ _OWN = {
 }
 """Settings that only some strategies know."""
 
-_NO_MATTER: dict[str, Any] = {
-    **dict.fromkeys(("engine", "output", "import_from", "strategies", "seeds", "downstream", "bootstrap"), True),
-    **dict.fromkeys(("cold", "jsonl", "shards", "rows_per_shard", "allow_failures", "retry_failed"), True),
-    "media": MEDIA_NO_MATTER,
-}
+_NO_MATTER = ("strategies", "seeds", "downstream", "bootstrap", "cold", "jsonl")
 """Settings that change nothing of what one strategy chooses under one seed."""
 
 

@@ -35,9 +35,9 @@ from nemo_mm_rank.quality.operators import DATA_KEY
 from nemo_mm_rank.ranking.candidates import Candidates, Groups
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
-from nemo_mm_rank.run.through import take_in
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL
 
 TRACE, QUOTAS, RESULT = "trace.parquet", "quotas.yaml", "mix.json"
@@ -281,8 +281,8 @@ class _Search:
     def find(self) -> Mixed:
         config = self.config
         settings = self.run.load_config().model_copy(update={"engine": config.engine})
-        report = take_in(config.target, self.folder / "target", settings, RunFolder(self.folder))
-        target = ShardStore((self.folder / "target",), report.shards)
+        job = Job(settings, RunFolder(self.folder), self.engine, self.reporter)
+        target = job.take_in(config.target, self.folder / "target").shards
         budget, names, ids = self._groups(target)
         sizes = np.array([len(one) for one in ids])
         own, most = sizes / sizes.sum(), np.minimum(sizes / budget, 1.0)

@@ -28,9 +28,9 @@ from nemo_mm_rank.quality.operators.fingerprints import DATA_KEY as FINGERPRINT
 from nemo_mm_rank.quality.operators.fingerprints import Fingerprints
 from nemo_mm_rank.quality.operators.media import MediaStep
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
-from nemo_mm_rank.run.through import take_in, take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
 
@@ -216,10 +216,9 @@ def _read(
     pools: Pools, folder: Path, config: BenchmarkConfig, engine: Engine, reporter: Reporter
 ) -> tuple[ShardStore, pa.Table]:
     """Return pools as shards with fingerprints, and as a table of what is compared."""
-    report = take_in(pools, folder, config, RunFolder(folder))
+    job = Job(config, RunFolder(folder), engine, reporter)
     step = MediaStep((Fingerprints(config.media.threads),), config.media, name="fingerprints")
-    shards = ShardStore((folder,), report.shards)
-    shards = take_through([step], shards, report.good, RunFolder(folder), engine, reporter, config)
+    shards = job.take_through([step], job.take_in(pools, folder).shards)
     own = [config.relevant.column] if config.relevant else []
     columns = list(dict.fromkeys([PAIR_ID, MODALITY, DATA, ANNOTATION, FINGERPRINT, ERROR, *own]))
     return shards, shards.table(columns)

@@ -263,7 +263,7 @@ def _by_agreement(bench: Bench, strategy: Strategy, _: int) -> list[str]:
     if strategy == Strategy.NEGCLIPLOSS:
         batches = bench.config.negcliploss.model_dump()
         others = {name: OthersSettings(**one.model_dump(), **batches) for name, one in spaces.items()}
-        fits = Fits(folder.fitted, bench.engine, Reporter(bench.console), state.pairs)
+        fits = Fits(folder.fitted, bench.engine, Reporter(bench.console))
         step = OthersStep(fits.others(others, bench.config.seed, shards))
     tables = []
     for one in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
@@ -292,7 +292,7 @@ def _datacomp(bench: Bench, _: Strategy, seed: int) -> list[str]:
     config = ecodatum.EcoDatumConfig(pools=(bench.pool,), output=str(bench.run("datacomp")), media=bench.config.media)
     config = config.model_copy(update={name: getattr(bench.config, name) for name in ("rows_per_shard", "shards")})
     with at_work(config, bench.console, bench.engine, bench.overwrite) as job:
-        judged = job.take_through([*steps(settings, {}, bench.config.media), own], job.pool.shards)
+        judged = job.take_through([*steps(settings, {}, bench.config.media), own], config.pool(job).shards)
         table = judged.table([PAIR_ID, *own.provides, ERROR])
     kept = table[column("datacomp_basic")].fill_null(0).to_numpy() > 0
     order = np.random.default_rng([seed, 2]).permutation(len(kept))

@@ -23,12 +23,11 @@ from nemo_mm_rank.report.details import excerpt, parts_of, pieces
 from nemo_mm_rank.report.run import leading
 from nemo_mm_rank.report.trimmed import lines, verdicts
 from nemo_mm_rank.run.curation import check
-from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.summary import text_table
-from nemo_mm_rank.run.through import take_in
 from nemo_mm_rank.sampling import hashes
 from nemo_mm_rank.schema import (
     ANNOTATION,
@@ -68,12 +67,10 @@ def preview(config: Config, count: int, console: Console) -> None:
         config = config.model_copy(update={"sns": config.sns.model_copy(update={"mode": "bidirectional"})})
     check(config)
     with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-preview-") as made:
-        folder = RunFolder(Path(made))
-        report = take_in(config.pools, folder.pool, config, folder)
-        pool = ShardStore((folder.pool,), report.shards)
         device = config.engine.device
-        fits = Fits(folder.fitted, SerialEngine(device), Reporter(SafeConsole(quiet=True)), report.good)
-        step = SNSStep(config.sns, config.sns_expert, fits.statistics(config.models, pool), config.media)
+        job = Job(config, RunFolder(Path(made)), SerialEngine(device), Reporter(SafeConsole(quiet=True)))
+        pool = job.take_in(config.pools).shards
+        step = SNSStep(config.sns, config.sns_expert, job.fits.statistics(config.models, pool), config.media)
         step.device = device
         names = [name for name in (*CANONICAL, MEDIA_ROOT, DATA_BYTES, DATA_PARTS) if name in pool.columns()]
         places = _drawn(pool, count, config.seed)

@@ -37,8 +37,7 @@ from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep, Loo
 from nemo_mm_rank.quality.operators import OperatorSettings
 from nemo_mm_rank.quality.text_filters import existing_file
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.finished import State
-from nemo_mm_rank.run.fits import Fits
+from nemo_mm_rank.run.finished import Pool, State
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job, StrategyConfig, at_work
 from nemo_mm_rank.run.store import ShardStore
@@ -244,7 +243,7 @@ def curate(
     if config.run is not None:
         _admitted(config, RunFolder.at(config.run))  # before anything is written
     with at_work(config, console, engine, overwrite) as job:
-        return _EcoDatum(job, config).curate()
+        return _EcoDatum(job, config.pool(job), config).curate()
 
 
 def _admitted(config: EcoDatumConfig, run: RunFolder) -> dict[str, ModelSpec]:
@@ -259,16 +258,16 @@ def _admitted(config: EcoDatumConfig, run: RunFolder) -> dict[str, ModelSpec]:
 @dataclass
 class _EcoDatum:
     job: Job
+    pool: Pool
     config: EcoDatumConfig
 
     def curate(self) -> EcoDatumResult:
         config, job = self.config, self.job
-        check_free(job.pool.shards.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
-        setup, shards = self._setup(), job.pool.embedded
+        check_free(self.pool.shards.pool.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
+        setup, shards = self._setup(), self.pool.shards
         if setup.operators.others:
             shards = job.take_through(setup.embedding, shards)
-            fits = Fits(job.folder.fitted, job.engine, job.reporter, job.pool.pairs)
-            others = fits.others(setup.operators.others, 0, shards)
+            others = job.fits.others(setup.operators.others, 0, shards)
             setup = setup.model_copy(update={"operators": setup.operators.model_copy(update={"others": others})})
             setup.save(job.folder)
             shards = job.take_through(setup.scoring, shards)
@@ -279,7 +278,7 @@ class _EcoDatum:
         agreement = [name for name in operators.agreements(setup.operators) if name in scores]
         shards, groups = self._without_duplicates(shards, agreement)
         shards, settings, trace = self._searched(shards, self._ensemble(shards, scores))
-        with job.step("label model"):
+        with job.reporter.whole("label model", shards.pairs):
             fitted = fit(shards, settings, job.engine.map)
         ensemble = fitted.ensemble
         ensemble.save(job.folder.fitted / ENSEMBLE)
@@ -293,13 +292,15 @@ class _EcoDatum:
             scored, ensemble.names, config.budget, fitted.pairs, tie_break, ensemble.vetoes, settings.by_modality
         )
         manifest = job.finish(
+            self.pool,
             choice.chosen,
             choice.places,
             scored,
-            {SCORES: _judged(scored), DUPLICATES: groups, SEARCH: trace},
-            setup.steps,
             {"duplicates": 0 if groups is None else int(pc.sum(pc.invert(groups["kept"])).as_py() or 0)},
-            run=[stage.name for stage in job.pool.embedded.stages[1:]],  # the names have the steps' digests
+            files={SCORES: _judged(scored), DUPLICATES: groups, SEARCH: trace},
+            strategy=config.kind,
+            steps=[step.identity() for step in setup.steps],
+            run=[stage.name for stage in self.pool.shards.stages[1:]],  # the names have the steps' digests
             operators=scores,
             tie_break=tie_break,
             ensemble=fitted.as_json(),
@@ -313,7 +314,7 @@ class _EcoDatum:
         if config.run is not None:
             run = RunFolder.at(config.run)
             experts, models = run.load_config().experts, {**models, **_admitted(config, run)}
-            there = {name: name for name in (AGREEMENT, WEAKEST) if name in job.pool.embedded.columns()}
+            there = {name: name for name in (AGREEMENT, WEAKEST) if name in self.pool.shards.columns()}
             asked = asked.model_copy(update={"given": {**there, **asked.given}})
         shared = operators.shared_experts(experts)
         if not asked.experts:
@@ -325,8 +326,7 @@ class _EcoDatum:
         used |= {operator.expert.partition("__")[0] for operator in asked.others.values()}
         embedding = tuple(expert for expert in experts if expert.name in used) if config.run is None else ()
         if embedding:
-            pool = job.pool
-            models = Fits(job.folder.fitted, job.engine, job.reporter, pool.pairs).statistics(models, pool.shards)
+            models = job.fits.statistics(models, self.pool.shards)
         return OperatorSetup(
             operators=asked, experts=embedding, anchor=config.anchor, models=models, media=config.media
         )
@@ -348,7 +348,7 @@ class _EcoDatum:
             return shards, None
         if "by" not in settings.model_fields_set and agreement:
             settings = settings.model_copy(update={"by": tuple(agreement)})
-        with job.step("duplicates"):
+        with job.reporter.whole("duplicates", shards.pairs):
             groups = deduplicate(shards, settings).groups
         losers = groups.filter(pc.invert(groups["kept"])).select([PAIR_ID, "group"])
         path = job.folder.fitted / LOSERS
@@ -364,7 +364,7 @@ class _EcoDatum:
         if wanted is None:
             return shards, settings, None
         shards = job.take_through([label_step(wanted.truth)], shards)
-        with job.step("search"):
+        with job.reporter.whole("search", shards.pairs):
             found = search(shards, settings, wanted, job.engine.map)
         return shards, found.settings, found.trace
 

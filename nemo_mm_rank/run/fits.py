@@ -229,13 +229,11 @@ class Fits:
         folder: where they are kept (`RunFolder.fitted`).
         engine: where shards are counted, and on which device networks are fitted.
         reporter: where progress goes.
-        pairs: how many the pool holds.
     """
 
     folder: Path
     engine: Engine
     reporter: Reporter
-    pairs: int
 
     def kept(self, name: str, made_from: Any, make: Callable[[Path], None], suffix: str = "") -> Path:
         """Return a fit's file or folder, ``<name>-<key><suffix>``, which ``make`` fills unless it is there and whole.
@@ -279,7 +277,7 @@ class Fits:
 
     def _count(self, task: _Count, counting: Any, path: Path) -> None:
         total, texts = None, 0
-        with self.reporter.step(f"count {task.model}", self.pairs) as advance:
+        with self.reporter.step(f"count {task.model}", task.shards.pairs) as advance:
             for _, (counts, n, rows) in self.engine.map(task, range(task.shards.count)):
                 total = counts if total is None else total + counts
                 texts += n
@@ -291,9 +289,8 @@ class Fits:
         settings = config.projection
 
         def make(folder: Path) -> None:
-            with self.reporter.step("fit", self.pairs) as advance:
+            with self.reporter.whole("fit", shards.pairs):
                 fit(read_sample(shards, config), settings, config.seed, self._device).save(folder)
-                advance(self.pairs)
 
         used = [source.column for expert in config.experts for source in sources(expert)]
         fixed = settings.model_dump(exclude={"threads"})
@@ -310,11 +307,10 @@ class Fits:
         spaces = matching_spaces(config, models)
 
         def make(folder: Path) -> None:
-            with self.reporter.step("match fit", self.pairs) as advance:
+            with self.reporter.whole("match fit", shards.pairs):
                 sample, used = _matching_sample(config, spaces, shards)
                 encoder = load_encoder(config.anchor, models, self._device)
                 Matcher.fit(sample, used, config.anchor, encoder, config.seed).save(folder)
-                advance(self.pairs)
 
         of = [[space.name, space.data, space.model] for space in spaces]
         return self.kept("matching", [VERSION, of, config.seed, shards.keys], make)
@@ -335,9 +331,8 @@ class Fits:
         used = steps if found.kind == "pairs" else alone
 
         def make(path: Path) -> None:
-            with self.reporter.step("examples", found.rows.num_rows) as advance:
+            with self.reporter.whole("examples", found.rows.num_rows):
                 write_table(path, embedded(found, used, self.engine.device))
-                advance(found.rows.num_rows)
 
         made_from = [VERSION, found.kind, found.key, [step.identity() for step in used]]
         path = self.kept("examples", made_from, make, ".parquet")

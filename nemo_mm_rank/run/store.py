@@ -72,6 +72,11 @@ class ShardStore:
         """Return the number of rows of a shard."""
         return count_rows(self.stages[0] / part_name(part))
 
+    @property
+    def pairs(self) -> int:
+        """The number of rows of all shards."""
+        return sum(map(self.rows, range(self.count)))
+
     def then(self, stage: Path) -> ShardStore:
         """Return these shards with one more stage."""
         return ShardStore((*self.stages, stage), self.count)

@@ -69,13 +69,23 @@ def curate(
     config.register()
     step = TraditionalStep(config.traditional)
     with at_work(config, console, engine, overwrite) as job:
-        judged = job.take_through([step], job.pool.shards)
-        with job.step("choose"):
+        pool = config.pool(job)
+        judged = job.take_through([step], pool.shards.pool)
+        with job.reporter.whole("choose", judged.pairs):
             choice = choose(judged, config.traditional, config.budget)
         counts = {
             "filters": choice.counts,
             "duplicates": dict(sorted(Counter(choice.duplicates["filter"].to_pylist()).items())),
         }
-        files = {DUPLICATES: choice.duplicates}
-        manifest = job.finish(choice.chosen, choice.places, judged, files, [step], counts, judged=ANNOTATION)
+        manifest = job.finish(
+            pool,
+            choice.chosen,
+            choice.places,
+            judged,
+            counts,
+            files={DUPLICATES: choice.duplicates},
+            strategy=config.kind,
+            steps=[step.identity()],
+            judged=ANNOTATION,
+        )
         return TraditionalResult(job.folder.path, manifest)
