@@ -28,6 +28,7 @@ from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import digest
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
+from nemo_mm_rank.tables import markdown
 
 _FOLDERS = ("demo", "source", "held-out", "validation", "planted", "pool", "blends", "runs", "features", "downstream")
 TABLE, COST = "table1.md", "cost.md"
@@ -192,7 +193,7 @@ def _write(
     }
     bench = tables.Comparison(tables.Results(results, config.seeds), facts)
     shown = [table for of in (tables.training, tables.selection, tables.mix, tables.geometry) for table in of(bench)]
-    table, cost = tables.markdown(shown, "Benchmark", tables.lines(bench)), tables.markdown(tables.cost(bench))
+    table, cost = markdown(shown, "Benchmark", tables.lines(bench)), markdown(tables.cost(bench))
     write_table(folder / RESULTS, results)
     write_text(folder / TABLE, table)
     write_text(folder / COST, cost)

@@ -21,10 +21,11 @@ from nemo_mm_rank.io.files import read_sealed, read_table
 from nemo_mm_rank.measures.statistics import mean_interval
 from nemo_mm_rank.report import charts, content, page
 from nemo_mm_rank.report import overview as of_run
-from nemo_mm_rank.report.content import Finding, Section, Tile, counted, share
+from nemo_mm_rank.report.content import Finding, Section, Tile
 from nemo_mm_rank.report.gallery import Blend
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import PAIR_ID
+from nemo_mm_rank.tables import Row, Table, counted, share
 
 RESULTS, FACTS = "results.parquet", "benchmark.json"
 
@@ -214,9 +215,9 @@ def cost(bench: Benchmark) -> Section:
 
 def provenance(bench: Benchmark) -> Section:
     """Return the digests of the blends, and the configuration."""
-    rows = [content.Row((name, digest)) for name, digest in bench.facts["blends"].items()]
+    rows = [Row((name, digest)) for name, digest in bench.facts["blends"].items()]
     config = yaml.safe_dump(bench.facts["config"], sort_keys=False, allow_unicode=True)
-    blends = content.Table("Blends (strategy-seed)", ["blend", "digest"], rows, (0, 1))
+    blends = Table("Blends (strategy-seed)", ["blend", "digest"], rows, (0, 1))
     lead = "Every blend lies beside this page as a list of pairs with its digest."
     return Section("provenance", "Where it comes from", lead, [blends, content.Folded("Configuration", config)])
 

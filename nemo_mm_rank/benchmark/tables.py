@@ -1,4 +1,4 @@
-"""What a benchmark found as tables, for its page and, in Markdown, for people; the same values, the same characters."""
+"""What a benchmark found as tables: the same ones on its page and in Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_mm_rank.benchmark.measures import POOL
 from nemo_mm_rank.benchmark.settings import Strategy
 from nemo_mm_rank.config import Query, parse
 from nemo_mm_rank.measures.statistics import Difference, Interval, holm, mean_interval, paired_difference
-from nemo_mm_rank.report.content import Row, Table
+from nemo_mm_rank.tables import Row, Table
 
 _SELECTION = {
     "precision": "precision",
@@ -290,16 +290,6 @@ def cost(bench: Comparison) -> list[Table]:
         said = ", ".join(f"{name} ({times} x)" for name, times in parts.items())
         note += f" Interrupted and taken up again, all parts added up: {said}."
     return [_table("Cost", head, rows, note)]
-
-
-def markdown(tables: Sequence[Table], title: str = "", paragraphs: Sequence[str] = ()) -> str:
-    """Return a title, paragraphs, and tables with their titles and notes, in Markdown."""
-    blocks = [f"# {title}", *paragraphs] if title else list(paragraphs)
-    for table in tables:
-        cells = [table.columns, ["---"] * len(table.columns), *(row.cells for row in table.rows)]
-        grid = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-        blocks += [f"## {table.title}", "\n".join(grid), *([table.note] if table.note else [])]
-    return "\n\n".join(blocks) + "\n"
 
 
 def _table(

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.measures.statistics import Interval
-from nemo_mm_rank.report.content import Chart, Label, Mark, number, share
+from nemo_mm_rank.report.content import Chart, Label, Mark
 from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.tables import number, share
 
 INK = -1
 """The colour of text."""

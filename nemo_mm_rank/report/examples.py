@@ -9,11 +9,12 @@ from nemo_mm_rank.config import Config
 from nemo_mm_rank.media.preview import copy
 from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.report import content
-from nemo_mm_rank.report.content import Example, counted
+from nemo_mm_rank.report.content import Example
 from nemo_mm_rank.report.details import excerpt
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID
+from nemo_mm_rank.tables import counted
 
 SHOWN = 24
 """Examples of each query that a page shows."""

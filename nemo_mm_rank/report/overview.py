@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import yaml
 
 from nemo_mm_rank.io.files import read_table, table_digest
-from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.measures.gaps import gap_text
 from nemo_mm_rank.ranking.blend import label
 from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.report import content
 from nemo_mm_rank.report.charts import colour, distributions, mixes
-from nemo_mm_rank.report.content import Finding, Row, Section, Table, Tile, counted, number, share, space_name
+from nemo_mm_rank.report.content import Finding, Section, Tile
 from nemo_mm_rank.report.examples import examples
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.run.finished import replaced, rows_of
+from nemo_mm_rank.run.summary import matching_table, mix_table, reasons_table, rows_table, space_name, spaces_table
 from nemo_mm_rank.schema import PAIR_ID, POOL
+from nemo_mm_rank.tables import Row, Table, counted, number, share
 
 _SHIFT = 0.1  # of a share, from which on a mix is another
 _CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
@@ -147,54 +149,14 @@ def overview(run: Run) -> Section:
 def rows(run: Run) -> Section:
     """Return what became of every row: by step and modality, and why pairs left."""
     lead = "From the manifests to the blend, step by step. What fails a step is kept apart, with its reason."
-    parts: list[content.Part] = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_types(run), *_pools(run)]
-    return Section("rows", "What was kept and left out", lead, parts)
-
-
-def _steps(counts: Mapping[str, Any]) -> Table:
-    modalities = sorted(counts["pool"]["in"])
-    lines: list[Row] = []
-
-    def line(name: str, by_modality: Mapping[str, int], style: str = "") -> None:
-        cells = [f"{by_modality[modality]:,}" if by_modality.get(modality) else "0" for modality in modalities]
-        lines.append(Row((name, *cells, f"{sum(by_modality.values()):,}"), style))
-
-    line("pairs in the pool", counts["pool"]["in"])
-    for names, step in _alike(counts["steps"]):
-        line(f"{names}: in", step["in"], "quiet")
-        if step["trimmed"]:
-            line(f"{step['step']}: trimmed", step["trimmed"])
-        if step["quarantined"]:
-            line(f"{step['step']}: quarantined", {m: sum(r.values()) for m, r in step["quarantined"].items()}, "warn")
-    line("ranked", counts["ranked"])
-    line("blend", counts["blend"], "strong")
-    bad = counts["pool"]["bad_rows"]
-    note = f"And {counted(bad, 'row')} of the manifests that never became a pair." if bad else ""
-    return Table("Pairs by step and modality", ["", *modalities, "all"], lines, note=note)
-
-
-def _alike(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield steps with their names, those in one that follow each other and change nothing."""
-    names: list[str] = []
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        names.append(step["step"])
-        changes = step["trimmed"] or step["quarantined"]
-        if changes or following is None or following["trimmed"] or following["quarantined"]:
-            yield ", ".join(names), step
-            names = []
-
-
-def _reasons(run: Run) -> list[Table]:
-    table = run.quarantine
-    if not table.num_rows:
-        return []
-    keys = list(zip(table["step"].to_pylist(), table["error"].to_pylist(), strict=True))
-    example = dict(reversed(list(zip(keys, table["message"].to_pylist(), strict=True))))
-    lines = [
-        Row((step, error, example[step, error], f"{n:,}"))
-        for (step, error), n in sorted(Counter(keys).items(), key=lambda item: (-item[1], item[0]))
+    parts: list[content.Part] = [
+        rows_table(run.manifest["counts"]),
+        *filter(None, [reasons_table(run.quarantine)]),
+        _mix(run),
+        *_types(run),
+        *_pools(run),
     ]
-    return [Table("Why rows were quarantined", ["step", "reason", "for example", "rows"], lines, text=(0, 1, 2))]
+    return Section("rows", "What was kept and left out", lead, parts)
 
 
 def _mix(run: Run) -> content.Chart:
@@ -210,23 +172,9 @@ def _types(run: Run) -> list[Table]:
     mix = run.manifest["mix"]
     if mix is None:
         return []
-    lines = [
-        Row(
-            (
-                one["type"],
-                "" if one["share"] is None else f"{100 * one['share']:.1f} %",
-                f"{one['quota']:,}",
-                f"{one['chosen']:,}",
-            )
-        )
-        for one in mix["types"]
-    ]
-    if mix["filling"]:
-        lines.append(Row(("filling what is short", "", "", f"{mix['filling']:,}")))
     said = [mix["source"], mix["note"], *(f"Advice: {line}" for line in mix["advice"])]
     note = ". ".join(text.rstrip(".") for text in said if text) + "."
-    title = f"Mix by type: {mix['name'] or 'your own'}"
-    return [Table(title, ["data \N{RIGHTWARDS ARROW} annotation", "share", "quota", "chosen"], lines, note=note)]
+    return [replace(mix_table(mix), title=f"Mix by type: {mix['name'] or 'your own'}", note=note)]
 
 
 def _shares(counts: Mapping[str, int], names: list[str]) -> list[float]:
@@ -289,18 +237,13 @@ def _weights(run: Run) -> Table:
 
 def _matching(run: Run) -> list[Table]:
     """Return how well own annotations can be told from others; nothing where no modality had enough pairs."""
-    lines = [
-        Row((modality, SPOILT[name], f"{about['pairs']:,.0f}", number(about["told"], 2), percent(about["wrong"])))
-        for modality, ways in run.manifest["matching"].items()
-        for name, about in ways.items()
-    ]
+    table = matching_table(run.manifest["matching"])
     note = (
         "Annotations of this pool were exchanged on purpose, and own ones told from them, out of sample. Told "
         "apart: how often an own annotation scores above an exchanged one; 0.5 is a guess, below 0.7 nothing is held "
         "against a pair. Taken for wrong: the least share of the pool's own pairs that look like exchanged ones."
     )
-    columns = ["modality", "annotations with", "pairs", "told apart", "taken for wrong"]
-    return [Table("How well own annotations are told from others", columns, lines, note=note)] if lines else []
+    return [replace(table, note=note)] if table.rows else []
 
 
 def _cuts(run: Run) -> list[Table]:
@@ -331,23 +274,16 @@ def _cut(cut: Mapping[str, Any] | None) -> str:
 
 def spaces(run: Run) -> Section:
     """Return the geometry of the spaces, and the place of their maps."""
-    metrics = run.manifest["projection"]["metrics"]
-    lines = []
-    for name, space in sorted(metrics["mean"].items(), key=lambda item: item[0] == "fused"):
-        cells = [gap_text(space, measure) for measure in ("gap", "matched_gap")]
-        cells += [number(space[measure]) for measure in ("recall_at_1", "recall_at_5", "recall_at_10")]
-        lines.append(Row((space_name(name), f"{space['n']:,}", *cells), "strong" if name == "fused" else ""))
+    table = spaces_table(run.manifest["projection"]["metrics"], (1, 5, 10))
     note = (
-        f"Held-out pairs only, mean over {len(metrics['folds'])} folds: no network is measured on what it learnt from. "
+        f"{table.note} No network is measured on what it learnt from. "
         "Gap: distance between the centroids of modalities. Matched gap: from data to their own annotations, "
         "which takes the content out. Both without the noise that the means of few pairs have, in brackets the 95 % "
         "bootstrap interval. Recall@k: share of pairs that find their other half among the k most similar. "
         "A small gap is worth nothing where recall falls with it."
     )
-    columns = ["space", "pairs", "gap", "matched gap", "Recall@1", "Recall@5", "Recall@10"]
-    table = Table("Geometry", columns, lines, note=note)
     lead = "Where the experts put the pairs, and where the projection puts them."
-    return Section("spaces", "Spaces", lead, [table, content.Widget("maps", ABOUT_MAPS)])
+    return Section("spaces", "Spaces", lead, [replace(table, note=note), content.Widget("maps", ABOUT_MAPS)])
 
 
 def pairs() -> Section:

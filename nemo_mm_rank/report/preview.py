@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Config
@@ -27,7 +27,6 @@ from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.run.summary import text_table
 from nemo_mm_rank.sampling import hashes
 from nemo_mm_rank.schema import (
     ANNOTATION,
@@ -45,6 +44,7 @@ from nemo_mm_rank.shards import attach_rows
 from nemo_mm_rank.sns.decide import AFTER, BEFORE
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import columns_added
+from nemo_mm_rank.tables import Row, Table
 
 _TEXT = 600  # characters of a side
 
@@ -93,10 +93,10 @@ def _drawn(pool: ShardStore, count: int, seed: int) -> Ints:
     return drawn
 
 
-def _pair(row: Mapping[str, Any]) -> Table:
+def _pair(row: Mapping[str, Any]) -> Grid:
     """Return both sides of a pair, what is kept of each beside what is cut."""
     why = row[ERROR] or f"{row[SNS_REASON]}; cosine {row[BEFORE]:.3f} \N{RIGHTWARDS ARROW} {row[AFTER]:.3f}"
-    table = Table(
+    table = Grid(
         title=f"{row[PAIR_ID]}  {row[MODALITY]}\n{why}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )
     table.expand = True
@@ -136,7 +136,4 @@ def _of(found: list[list[str | bool]], keep: bool) -> Iterator[str]:
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> Table:
     counts = verdicts((row[MODALITY], row[SNS_REASON]) for row in rows if not row[ERROR])
     head, cells = lines({**counts, "failed": Counter(row[MODALITY] for row in rows if row[ERROR])})
-    table = text_table("Verdicts", head)
-    for line in cells:
-        table.add_row(*line)
-    return table
+    return Table("Verdicts", head, list(map(Row, cells)))

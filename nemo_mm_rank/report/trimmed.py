@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.report.content import Row, Section, Table, Widget
+from nemo_mm_rank.report.content import Section, Widget
 from nemo_mm_rank.report.run import Run, leading
 from nemo_mm_rank.schema import MODALITY, SNS_REASON
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.sns.decide import VERDICTS, verdict
+from nemo_mm_rank.tables import Row, Table
 
 EACH = 8
 """Trimmed pairs of each modality that a page shows."""

@@ -40,8 +40,8 @@ from nemo_mm_rank.run.finished import Pool, State
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job, at_work
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.run.summary import count_steps, print_summary
+from nemo_mm_rank.run.store import ShardStore, count_steps
+from nemo_mm_rank.run.summary import print_summary
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import MATCH, POOL
 from nemo_mm_rank.sns.step import SNSStep

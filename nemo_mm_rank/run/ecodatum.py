@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 from rich.console import Console
-from rich.table import Table
 
 from nemo_mm_rank import config as settings_of
 from nemo_mm_rank.config import OFF, Budget, ExpertSpec, MediaSettings, ModelSpec, Settings, parse
@@ -41,11 +40,11 @@ from nemo_mm_rank.run.finished import Pool, State
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job, StrategyConfig, at_work
 from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.run.summary import text_table
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import AGREEMENT, PAIR_ID, WEAKEST
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.steps import Step
+from nemo_mm_rank.tables import Row, Table
 
 SETUP, ENSEMBLE, LOSERS = "operators.json", "ensemble", "duplicates.parquet"
 """In the run's folder for what is fitted."""
@@ -175,11 +174,12 @@ class EcoDatumResult(Result):
         """Print how each labeling function votes, what it weighs, and what somebody should know."""
         ensemble = self.manifest["ensemble"]
         measures = ("selects", "rejects", "overlap", "conflict", "weight")
-        table = text_table(f"labeling functions on {ensemble['pairs']:,} pairs", ["function", *measures])
-        for name, values in ensemble["functions"].items():
-            table.add_row(name, *("veto" if values[one] is None else f"{values[one]:.3f}" for one in measures))
+        rows = [
+            Row((name, *("veto" if values[measure] is None else f"{values[measure]:.3f}" for measure in measures)))
+            for name, values in ensemble["functions"].items()
+        ]
         out = console or SafeConsole()
-        out.print(table)
+        out.print(Table(f"labeling functions on {ensemble['pairs']:,} pairs", ["function", *measures], rows))
         if (self.folder / SEARCH).exists():
             out.print(_search_table(read_table(self.folder / SEARCH)))
         counts = self.manifest["counts"]
@@ -195,11 +195,11 @@ class EcoDatumResult(Result):
 def _search_table(trace: pa.Table, most: int = 5) -> Table:
     """Return the choices of thresholds with the greatest M: does it choose what the labelled set would?"""
     measures = ("m", "f1", "overlap", "conflict", "coverage")
-    table = text_table(f"the best of {trace.num_rows:,} choices of thresholds", ["M", "F1", *measures[2:]], left=0)
     order = [("best", "descending"), ("m", "descending")]
-    for row in trace.filter(pc.is_valid(trace["m"])).sort_by(order).slice(0, most).to_pylist():
-        table.add_row(*(f"{row[name]:.3f}" for name in measures))
-    return table
+    best = trace.filter(pc.is_valid(trace["m"])).sort_by(order).slice(0, most).to_pylist()
+    rows = [Row([f"{row[name]:.3f}" for name in measures]) for row in best]
+    title = f"the best of {trace.num_rows:,} choices of thresholds"
+    return Table(title, ["M", "F1", *measures[2:]], rows, text=())
 
 
 def as_condition(ranking: settings_of.RankingSettings, job: str | Path) -> dict[str, Any]:

@@ -35,8 +35,7 @@ from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.reasons import in_short, may_pass, reasons
-from nemo_mm_rank.run.store import Chain, ShardStore, Stage, digest
-from nemo_mm_rank.run.summary import StepCounts, count_steps
+from nemo_mm_rank.run.store import Chain, ShardStore, Stage, StepCounts, count_steps, digest
 from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import Step
 
