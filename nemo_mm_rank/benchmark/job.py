@@ -12,7 +12,6 @@ from nemo_mm_rank.benchmark import measures, tables
 from nemo_mm_rank.benchmark.blends import Blend, measured
 from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.benchmark.page import FACTS, RESULTS, write_benchmark_report
-from nemo_mm_rank.benchmark.repaired import repaired_pairs
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Strategy
 from nemo_mm_rank.benchmark.source import Source, prepare
 from nemo_mm_rank.benchmark.strategies import Bench, choose
@@ -111,7 +110,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         reporter,
     )
     modality = dict(zip(bench.pairs[PAIR_ID].to_pylist(), bench.pairs[MODALITY].to_pylist(), strict=True))
-    mended = {mode: repaired_pairs(source.originals, shards) for mode, shards in trimmed.items()}
+    mended = {mode: measures.repaired_pairs(source.originals, shards) for mode, shards in trimmed.items()}
     by_strategy = {str(one): mended[one.sns] for one in config.strategies if one.sns in mended}
     rows = [
         *measures.of_blends(blends, source.labels, modality, config.seeds[0], by_strategy),

@@ -11,14 +11,17 @@ import pyarrow as pa
 from nemo_mm_rank import frames
 from nemo_mm_rank.benchmark.blends import Blend
 from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
+from nemo_mm_rank.benchmark.planting.donors import joined
 from nemo_mm_rank.benchmark.strategies import Bench
 from nemo_mm_rank.measures.gaps import geometry
 from nemo_mm_rank.measures.selection import Labels, overlap, selection, shares, total_variation
 from nemo_mm_rank.measures.statistics import Interval
+from nemo_mm_rank.media.segment import Span
 from nemo_mm_rank.models.expert import sources
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.sampling import folds_of
-from nemo_mm_rank.schema import ANNOTATION, FUSED, MODALITY, PAIR_ID, annotation_column
+from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, FUSED, MODALITY, PAIR_ID, annotation_column
+from nemo_mm_rank.text.split import sentence_spans, split_sentences
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +42,9 @@ COSTS = ("seconds", "pairs_per_second", "peak_bytes", "model_items", "train_seco
 
 POOL = "pool"
 """Stands in place of a strategy for what is said of the pool itself."""
+
+KEPT = 0.9
+"""The share of the own sentences that has to be left in an annotation that is repaired."""
 
 MEASURED = 4096
 """Most pairs that geometry is measured on: recall costs their square."""
@@ -151,3 +157,40 @@ def of_spaces(bench: Bench, strategy: str, shards: ShardStore, seed: int) -> Ite
         for measure, interval in found.items():
             values = {"value": interval.value, "low": interval.low, "high": interval.high}
             yield {"strategy": strategy, "seed": seed, "measure": f"{measure}__{space}", **values}
+
+
+def repaired(own: str, spoilt: str, spans: Sequence[Span] | None) -> bool:
+    """Whether what is kept of an annotation with a foreign sentence is as good as the annotation was.
+
+    >>> repaired("A dog runs", "A dog runs. Fish swim.", [[0, 11]])
+    True
+    >>> repaired("A dog runs", "A dog runs. Fish swim.", None)
+    False
+
+    Args:
+        own: the annotation before the sentence was planted.
+        spoilt: the annotation with it.
+        spans: characters of ``spoilt`` that are kept; None is all.
+    """
+    mine = set(split_sentences(joined(split_sentences(own))))
+    whole = [(0, len(spoilt))] if spans is None else spans
+    left = {True: 0, False: 0}
+    for start, end in sentence_spans(spoilt):
+        left[spoilt[start:end] in mine] += any(begin <= start and end <= stop for begin, stop in whole)
+    return not left[False] and left[True] >= KEPT * sum(spoilt[a:b] in mine for a, b in sentence_spans(spoilt))
+
+
+def repaired_pairs(originals: Mapping[str, str], trimmed: ShardStore) -> set[str]:
+    """Return the ids of the pairs that are repaired.
+
+    Args:
+        originals: pair id -> its annotation before a foreign sentence was planted in it.
+        trimmed: the pool as a run has trimmed it.
+    """
+    found = set()
+    for part in range(trimmed.count):
+        for row in trimmed.read(part, [PAIR_ID, ANNOTATION, ANNOTATION_SPANS]).to_pylist():
+            own = originals.get(row[PAIR_ID])
+            if own is not None and repaired(own, row[ANNOTATION], row[ANNOTATION_SPANS]):
+                found.add(row[PAIR_ID])
+    return found

@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import yaml
 
+from nemo_mm_rank.config import Config
 from nemo_mm_rank.io.files import read_table, table_digest
 from nemo_mm_rank.measures.gaps import gap_text
+from nemo_mm_rank.media.preview import copy
+from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.ranking.blend import label
 from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.report import content
 from nemo_mm_rank.report.charts import colour, distributions, mixes
-from nemo_mm_rank.report.content import Finding, Section, Tile
-from nemo_mm_rank.report.examples import examples
+from nemo_mm_rank.report.content import Example, Finding, Section, Tile
+from nemo_mm_rank.report.details import excerpt
 from nemo_mm_rank.report.run import Run
-from nemo_mm_rank.run.finished import replaced, rows_of
+from nemo_mm_rank.run.finished import State, replaced, rows_of
 from nemo_mm_rank.run.summary import matching_table, mix_table, reasons_table, rows_table, space_name, spaces_table
-from nemo_mm_rank.schema import PAIR_ID, POOL
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
 from nemo_mm_rank.tables import Row, Table, counted, number, share
 
+SHOWN = 24
+"""Examples of each query that a page shows."""
+
+_EXAMPLE = 240  # characters of its text
 _SHIFT = 0.1  # of a share, from which on a mix is another
 _CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
 
@@ -142,8 +149,37 @@ def overview(run: Run) -> Section:
         tiles.insert(1, Tile("trimmed", f"{total:,}", f"{run.config.sns.mode}, by SNS"))
     lead = "What the run did with the pool, and what speaks for and against its blend."
     return Section(
-        "overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run)), *examples(run)]
+        "overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run)), *_examples(run)]
     )
+
+
+def _examples(run: Run) -> Iterator[content.Part]:
+    """Yield what each query by examples is made of; the first of them, with copies of their media."""
+    for like in State.load(run.folder).likes(run.folder):
+        rows = like.examples.rows
+        query = like.query
+        asked = "what is not to be picked" if query.weight < 0 else "what is asked for"
+        near = "the nearest one" if query.norm == "inf" else "all of them"
+        sides = (
+            "data and annotations" if query.side == "both" else query.side if query.side == "data" else "annotations"
+        )
+        note = f"{counted(len(rows), 'example')} of {asked}; pairs are compared with {near}, by {sides}"
+        if like.examples.failed:
+            note += f"; {len(like.examples.failed):,} more could not be embedded ({like.examples.failed[0]})"
+        if len(rows) > SHOWN:
+            note += f"; the first {SHOWN} are shown"
+        shown = [_example(row, run.config) for row in rows.slice(0, SHOWN).to_pylist()]
+        yield content.Examples(f"Un{query.label}" if query.weight < 0 else query.label.capitalize(), shown, f"{note}.")
+
+
+def _example(row: Mapping[str, Any], config: Config) -> Example:
+    modality, data, said = row[MODALITY], row[DATA] or "", row[ANNOTATION] or ""
+    if not is_media(modality) or row.get(DATA_PARTS):
+        text = data if data == said else f"{data} \N{EM DASH} {said}"
+        return Example(row[PAIR_ID], excerpt(text, _EXAMPLE))
+    found = copy(data, modality, None, row.get(MEDIA_ROOT) or ".", None, config.media)
+    text = excerpt(said or found.get("missing", ""), _EXAMPLE)
+    return Example(row[PAIR_ID], text, found.get("kind", "") if "src" in found else "", found.get("src", ""))
 
 
 def rows(run: Run) -> Section:

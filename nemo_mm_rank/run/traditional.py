@@ -10,7 +10,8 @@ from rich.console import Console
 
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
-from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep, choose
+from nemo_mm_rank.quality.text_filters import TraditionalSettings, TraditionalStep
+from nemo_mm_rank.quality.traditional import choose
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.job import StrategyConfig, at_work
 from nemo_mm_rank.schema import ANNOTATION
