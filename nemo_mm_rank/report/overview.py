@@ -40,25 +40,25 @@ def findings(run: Run) -> list[Finding]:
     """Return what a careful reader would check, checked."""
     counts = run.manifest["counts"]
     rows, quarantined, ranked = counts["pool"]["rows"], run.quarantine.num_rows, run.scoring.ranked
-    found = []
+    checks = []
     if rows == ranked + quarantined:
         text = f"Every row is accounted for: {rows:,} in = {ranked:,} ranked + {quarantined:,} quarantined."
-        found.append(Finding("good", text))
+        checks.append(Finding("good", text))
     else:
-        found.append(Finding("warn", f"{rows:,} rows in, but {ranked:,} ranked + {quarantined:,} quarantined."))
+        checks.append(Finding("warn", f"{rows:,} rows in, but {ranked:,} ranked + {quarantined:,} quarantined."))
     if table_digest(read_table(run.folder.blend)) == run.manifest["blend"]["digest"]:
-        found.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
+        checks.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
     else:
-        found.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
+        checks.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
     if (said := replaced(rows_of(run.folder, run.ranking.chosen[PAIR_ID]))) is not None:
-        found.append(Finding("warn", f"{said}."))
+        checks.append(Finding("warn", f"{said}."))
     if quarantined > 0.05 * rows:
         said = f"{share(quarantined, rows)} of the rows could not be ranked; see what was left out."
-        found.append(Finding("warn", said))
-    found += _of_spaces(run.manifest["projection"]["metrics"]["mean"])
-    found += _of_mix(counts)
-    found += _of_cut(run)
-    return found
+        checks.append(Finding("warn", said))
+    checks += _of_spaces(run.manifest["projection"]["metrics"]["mean"])
+    checks += _of_mix(counts)
+    checks += _of_cut(run)
+    return checks
 
 
 def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
@@ -66,7 +66,7 @@ def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     if fused is None or not others:
         return []
     name, best = max(others.items(), key=lambda item: item[1]["recall_at_10"])
-    said = (
+    text = (
         f"On held-out pairs the fused space finds the other half among the first ten for "
         f"{share(fused['recall_at_10'], 1)} of the pairs, the best single space ({space_name(name)}) for "
         f"{share(best['recall_at_10'], 1)}; matched gap {gap_text(fused, 'matched_gap')} "
@@ -74,26 +74,26 @@ def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     )
     gaps = fused["matched_gap"], best["matched_gap"]
     better = fused["recall_at_10"] >= best["recall_at_10"] and None not in gaps and gaps[0] <= gaps[1]
-    return [Finding("good" if better else "note", said)]
+    return [Finding("good" if better else "note", text)]
 
 
 def _of_mix(counts: Mapping[str, Any]) -> list[Finding]:
     ranked, blend = counts["ranked"], counts["blend"]
     whole, chosen = sum(ranked.values()), sum(blend.values())
     absent = [name for name, n in ranked.items() if n and not blend.get(name)]
-    found = []
+    checks = []
     if absent:
-        found.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
+        checks.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
     if chosen and whole:
         gains = {name: blend.get(name, 0) / chosen - n / whole for name, n in ranked.items() if n}
         by_gain = sorted(gains, key=lambda name: gains[name])
         for name, verb in ((by_gain[-1], "more"), (by_gain[0], "less")):
             if abs(gains[name]) >= _SHIFT and name not in absent:
                 shares = f"{share(blend[name], chosen)} of the blend, {share(ranked[name], whole)} of the pool"
-                found.append(Finding("note", f"There is {verb} {name} in the blend than in the pool: {shares}."))
-        if not found:
-            found.append(Finding("good", "Every modality has about the share in the blend that it has in the pool."))
-    return found
+                checks.append(Finding("note", f"There is {verb} {name} in the blend than in the pool: {shares}."))
+        if not checks:
+            checks.append(Finding("good", "Every modality has about the share in the blend that it has in the pool."))
+    return checks
 
 
 def _of_cut(run: Run) -> list[Finding]:
@@ -103,12 +103,12 @@ def _of_cut(run: Run) -> list[Finding]:
         return []
     left_out = int(((distance < 0) & (distance >= -_CLOSE * spread)).sum())
     chosen = run.ranking.chosen.num_rows
-    said = (
+    text = (
         f"{counted(left_out, 'pair')} left out {'lies' if left_out == 1 else 'lie'} within {_CLOSE:g} standard "
         f"deviations below the cut, {share(left_out, chosen)} of the blend's size: look at the borderline before you "
         "trust it to the pair."
     )
-    return [Finding("note", said)]
+    return [Finding("note", text)]
 
 
 ABOUT_MAPS = (
@@ -120,9 +120,9 @@ ABOUT_MAPS = (
 
 def objective(run: Run) -> str:
     """Return what the run was asked for, in its own words."""
-    wanted = [query.label for query in run.config.queries if query.weight > 0]
+    sought = [query.label for query in run.config.queries if query.weight > 0]
     avoided = [query.label for query in run.config.queries if query.weight <= 0]
-    return " + ".join(wanted) + "".join(f" \N{MINUS SIGN} {text}" for text in avoided)
+    return " + ".join(sought) + "".join(f" \N{MINUS SIGN} {text}" for text in avoided)
 
 
 def subtitle(run: Run) -> str:
@@ -173,13 +173,13 @@ def _examples(run: Run) -> Iterator[content.Part]:
 
 
 def _example(row: Mapping[str, Any], config: Config) -> Example:
-    modality, data, said = row[MODALITY], row[DATA] or "", row[ANNOTATION] or ""
+    modality, data, annotation = row[MODALITY], row[DATA] or "", row[ANNOTATION] or ""
     if not is_media(modality) or row.get(DATA_PARTS):
-        text = data if data == said else f"{data} \N{EM DASH} {said}"
+        text = data if data == annotation else f"{data} \N{EM DASH} {annotation}"
         return Example(row[PAIR_ID], excerpt(text, _EXAMPLE))
-    found = copy(data, modality, None, row.get(MEDIA_ROOT) or ".", None, config.media)
-    text = excerpt(said or found.get("missing", ""), _EXAMPLE)
-    return Example(row[PAIR_ID], text, found.get("kind", "") if "src" in found else "", found.get("src", ""))
+    shown = copy(data, modality, None, row.get(MEDIA_ROOT) or ".", None, config.media)
+    text = excerpt(annotation or shown.get("missing", ""), _EXAMPLE)
+    return Example(row[PAIR_ID], text, shown.get("kind", "") if "src" in shown else "", shown.get("src", ""))
 
 
 def rows(run: Run) -> Section:
@@ -208,8 +208,8 @@ def _types(run: Run) -> list[Table]:
     mix = run.manifest["mix"]
     if mix is None:
         return []
-    said = [mix["source"], mix["note"], *(f"Advice: {line}" for line in mix["advice"])]
-    note = ". ".join(text.rstrip(".") for text in said if text) + "."
+    sentences = [mix["source"], mix["note"], *(f"Advice: {line}" for line in mix["advice"])]
+    note = ". ".join(text.rstrip(".") for text in sentences if text) + "."
     return [replace(mix_table(mix), title=f"Mix by type: {mix['name'] or 'your own'}", note=note)]
 
 
@@ -236,14 +236,14 @@ def scores(run: Run) -> Section:
     scored = run.scored
     chosen = np.zeros(len(scored.scores), dtype=bool)
     chosen[run.chosen] = True
-    of = []
+    distributed = []
     for code, name in enumerate(scored.modalities):
-        mine = scored.modality == code
-        of.append((name, colour(name, code), scored.scores[mine], scored.scores[mine & chosen]))
+        in_modality = scored.modality == code
+        distributed.append((name, colour(name, code), scored.scores[in_modality], scored.scores[in_modality & chosen]))
     cuts = {cut for cut in run.cuts if cut is not None}
     chart = distributions(
         "Scores by modality",
-        of,
+        distributed,
         cuts.pop() if len(cuts) == 1 else None,
         "Pale: all ranked pairs. Full: those chosen. Each row is as high as its fullest bin.",
         "score (standard deviations, weighted sum)",
@@ -258,7 +258,7 @@ def _weights(run: Run) -> Table:
         Row((name, number(asked[name], 2) if name in asked else "", number(topic.weight(name), 2)))
         for name in topic.narrow.weights
     ]
-    strengths = {name: number(one.strength, 2) for name, one in run.scoring.conditions.items()}
+    strengths = {name: number(condition.strength, 2) for name, condition in run.scoring.conditions.items()}
     lines += [Row((f"if {name}", strength, strength)) for name, strength in strengths.items()]
     note = "A component that the objective does not spread the pool in counts for less than its weight."
     if topic.breadth:
@@ -331,7 +331,7 @@ def pairs() -> Section:
 def provenance(run: Run) -> Section:
     """Return where the blend comes from: inputs, models, versions, configuration."""
     manifest, blend = run.manifest, run.manifest["blend"]
-    inputs = [Row((one["file"].rsplit("/", 1)[-1], one["digest"])) for one in manifest["inputs"]]
+    inputs = [Row((source["file"].rsplit("/", 1)[-1], source["digest"])) for source in manifest["inputs"]]
     versions = {"nemo-mm-rank": manifest["nemo_mm_rank"], "python": manifest["python"], **manifest["versions"]}
     lines = [Row((name, version)) for name, version in versions.items()]
     config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)

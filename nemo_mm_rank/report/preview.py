@@ -66,9 +66,9 @@ def preview(config: Config, count: int, console: Console) -> None:
     if config.sns.mode == "off":
         config = config.model_copy(update={"sns": config.sns.model_copy(update={"mode": "bidirectional"})})
     check(config)
-    with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-preview-") as made:
+    with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-preview-") as temporary:
         device = config.engine.device
-        job = Job(config, RunFolder(Path(made)), SerialEngine(device), Reporter(SafeConsole(quiet=True)))
+        job = Job(config, RunFolder(Path(temporary)), SerialEngine(device), Reporter(SafeConsole(quiet=True)))
         pool = job.take_in(config.pools).shards
         step = SNSStep(config.sns, config.sns_expert, job.fits.statistics(config.models, pool), config.media)
         step.device = device
@@ -117,15 +117,15 @@ def _side(modality: str, data: str, spans: list[list[float]] | None) -> tuple[st
     if spans is None:
         return name, ""
     if of(modality).parts == "boxes":
-        kept = ", ".join(f"{w:.0f} x {h:.0f} pixels at ({x:.0f}, {y:.0f})" for x, y, w, h in spans)
+        places = ", ".join(f"{w:.0f} x {h:.0f} pixels at ({x:.0f}, {y:.0f})" for x, y, w, h in spans)
     else:
-        kept = ", ".join(f"{start:.1f}\N{EN DASH}{end:.1f} s" for start, end in spans)
-    return f"{name}: {kept}", "the rest"
+        places = ", ".join(f"{start:.1f}\N{EN DASH}{end:.1f} s" for start, end in spans)
+    return f"{name}: {places}", "the rest"
 
 
 def _text(text: str, spans: list[list[float]] | None) -> tuple[str, str]:
-    found = pieces(text or "", spans, _TEXT)
-    kept, cut = (" \N{HORIZONTAL ELLIPSIS} ".join(_of(found, keep)) for keep in (True, False))
+    parts = pieces(text or "", spans, _TEXT)
+    kept, cut = (" \N{HORIZONTAL ELLIPSIS} ".join(_of(parts, keep)) for keep in (True, False))
     return kept, cut
 
 

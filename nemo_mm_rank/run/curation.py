@@ -158,7 +158,7 @@ def check(config: Config) -> list[str]:
     Raises:
         UserError: a pool that is not there, or a model class or argument that does not exist.
     """
-    found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
+    files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
     config.register()
     loader.pick_device(config.engine.device)
     loader.check_models(config.models)
@@ -167,7 +167,7 @@ def check(config: Config) -> list[str]:
     for query in config.queries:
         if query.like is not None:
             kind_of(query.like)
-    return found
+    return files
 
 
 def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
@@ -177,14 +177,14 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
         UserError: a pool that is not there, a model class or argument that does not exist, or a folder that is not
             ours to write.
     """
-    found = check(config)
+    files = check(config)
     folder = RunFolder(Claim("run", config.pools, overwrite=overwrite).check(config.output))
     steps = _embedding_steps(config, config.models)
 
     def say(line: str) -> None:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
-    say(f"pools    {', '.join(found)}")
+    say(f"pools    {', '.join(files)}")
     for query in config.queries:
         say(f"query    {query.label!r}" + (f" x {query.weight:g}" if query.weight != 1 else ""))
     for step in steps:

@@ -82,9 +82,9 @@ class OperatorSetup(Settings):
         for spec in values["models"].values():
             if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
                 spec[STATISTICS] = folder.relative(path)
-        for one in values["operators"]["others"].values():
-            if Path(one["reference"]).is_relative_to(folder.path):
-                one["reference"] = folder.relative(one["reference"])
+        for operator in values["operators"]["others"].values():
+            if Path(operator["reference"]).is_relative_to(folder.path):
+                operator["reference"] = folder.relative(operator["reference"])
         write_sealed(folder.fitted / SETUP, values)
 
     @classmethod
@@ -101,8 +101,8 @@ class OperatorSetup(Settings):
         for spec in values["models"].values():
             if path := spec.get(STATISTICS):
                 spec[STATISTICS] = str(folder.path / path)
-        for one in values["operators"].get("others", {}).values():
-            one["reference"] = str(folder.path / one["reference"])
+        for operator in values["operators"].get("others", {}).values():
+            operator["reference"] = str(folder.path / operator["reference"])
         return parse(cls, values), Ensemble.load(folder.fitted / ENSEMBLE)
 
 
@@ -216,8 +216,8 @@ def as_condition(ranking: settings_of.RankingSettings, job: str | Path) -> dict[
     if not scores.exists():
         raise UserError(f"{job} holds no finished EcoDatum job")
     quality = settings_of.GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
-    given = {name: one.model_dump(mode="json", exclude_none=True) for name, one in ranking.scores.items()}
-    return {"scores": {**given, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
+    scores_there = {name: score.model_dump(mode="json", exclude_none=True) for name, score in ranking.scores.items()}
+    return {"scores": {**scores_there, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
 
 
 def curate(
@@ -314,8 +314,8 @@ class _EcoDatum:
         if config.run is not None:
             run = RunFolder.at(config.run)
             experts, models = run.load_config().experts, {**models, **_admitted(config, run)}
-            there = {name: name for name in (AGREEMENT, WEAKEST) if name in self.pool.shards.columns()}
-            asked = asked.model_copy(update={"given": {**there, **asked.given}})
+            scores = {name: name for name in (AGREEMENT, WEAKEST) if name in self.pool.shards.columns()}
+            asked = asked.model_copy(update={"given": {**scores, **asked.given}})
         shared = operators.shared_experts(experts)
         if not asked.experts:
             asked = asked.model_copy(update={"experts": shared})
@@ -334,10 +334,10 @@ class _EcoDatum:
     def _ensemble(self, shards: ShardStore, scores: list[str]) -> EnsembleSettings:
         if self.config.ensemble is None:
             return EnsembleSettings(functions=default_functions(scores))
-        there = shards.columns()
+        columns = shards.columns()
         for name, function in self.config.ensemble.functions.items():
-            if function.column not in there:
-                close = nearest(function.column, there)
+            if function.column not in columns:
+                close = nearest(function.column, columns)
                 raise ConfigError(f"ensemble: labeling function {name!r}: no column {function.column!r}{close}")
         return self.config.ensemble
 
@@ -360,13 +360,13 @@ class _EcoDatum:
         self, shards: ShardStore, settings: EnsembleSettings
     ) -> tuple[ShardStore, EnsembleSettings, pa.Table | None]:
         """Return the shards, with the labelled set marked, the best thresholds, and how they were found."""
-        job, wanted = self.job, self.config.search
-        if wanted is None:
+        job, labelled = self.job, self.config.search
+        if labelled is None:
             return shards, settings, None
-        shards = job.take_through([label_step(wanted.truth)], shards)
+        shards = job.take_through([label_step(labelled.truth)], shards)
         with job.reporter.whole("search", shards.pairs):
-            found = search(shards, settings, wanted, job.engine.map)
-        return shards, found.settings, found.trace
+            best = search(shards, settings, labelled, job.engine.map)
+        return shards, best.settings, best.trace
 
 
 def _judged(scored: ShardStore) -> pa.Table:

@@ -125,9 +125,9 @@ class State:
 
     def _there(self, folder: RunFolder, stages: Sequence[str]) -> ShardStore:
         for stage in stages:
-            there = file_names(folder.path / stage)
+            written = file_names(folder.path / stage)
             for name in map(part_name, range(self.shards)):
-                if name not in there:
+                if name not in written:
                     raise UserError(
                         f"{folder.path}: {stage}/{name} is gone; "
                         "the command that made the run makes it anew, and keeps the others"
@@ -243,8 +243,8 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
     read_sealed(folder.manifest)
     blend = read_table(folder.blend)
     rows = rows_of(folder, blend[PAIR_ID])
-    if (said := replaced(rows)) is not None:
-        warnings.warn(said, Note, stacklevel=2)
+    if (note := replaced(rows)) is not None:
+        warnings.warn(note, Note, stacklevel=2)
     places = pc.index_in(blend[PAIR_ID], value_set=rows[PAIR_ID].combine_chunks())
     return config, blend.append_column(MEDIA_ROOT, rows[MEDIA_ROOT].combine_chunks().take(places))
 
@@ -253,15 +253,15 @@ def rows_of(folder: RunFolder, pair_ids: pa.ChunkedArray) -> pa.Table:
     """Return what says which media some pairs of a run's pool have (`STAMPED`), and the stamps that ingest saw."""
     state = State.load(folder)
     pool = state.pool(folder)
-    found, seen, first = [], [], 0
+    tables, places, first = [], [], 0
     for part in range(pool.count):
         rows = pool.read(part, [PAIR_ID, *STAMPED])
         chosen = pc.is_in(rows[PAIR_ID], value_set=pair_ids.combine_chunks())
-        found.append(rows.filter(chosen))
-        seen.append(first + np.flatnonzero(chosen))
+        tables.append(rows.filter(chosen))
+        places.append(first + np.flatnonzero(chosen))
         first += rows.num_rows
-    stamps = read_table(pool.stages[0] / STAMPS).take(pa.array(np.concatenate(seen)))
-    rows = pa.concat_tables(found)
+    stamps = read_table(pool.stages[0] / STAMPS).take(pa.array(np.concatenate(places)))
+    rows = pa.concat_tables(tables)
     for name in stamps.column_names:
         rows = rows.append_column(f"{_SEEN}{name}", stamps[name])
     return rows

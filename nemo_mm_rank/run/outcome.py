@@ -109,8 +109,8 @@ def write_chosen(
     folder: RunFolder, chosen: pa.Table, places: Ints, shards: ShardStore, told: Sequence[str], jsonl: bool
 ) -> pa.Table:
     """Write the chosen pairs with the users' own columns, and return them; arguments as for `run.job.Job.finish`."""
-    own = [name for name in shards.pool.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
-    wide = attach_rows(chosen, places, shards, [*own, *told])
+    columns = [name for name in shards.pool.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
+    wide = attach_rows(chosen, places, shards, [*columns, *told])
     first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
     blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
     write_blend(blend, folder.blend)

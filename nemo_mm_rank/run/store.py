@@ -62,11 +62,11 @@ class ShardStore:
 
     def columns(self, part: int = 0) -> dict[str, pa.DataType]:
         """Return the columns of a shard (every other has the same), with their types."""
-        found: dict[str, pa.DataType] = {}
+        types: dict[str, pa.DataType] = {}
         for stage in self.stages:
             schema = read_schema(stage / part_name(part))
-            found.update(zip(schema.names, schema.types, strict=True))
-        return found
+            types.update(zip(schema.names, schema.types, strict=True))
+        return types
 
     def rows(self, part: int) -> int:
         """Return the number of rows of a shard."""
@@ -148,14 +148,14 @@ class Stage:
         return int(table.num_rows)
 
     def _columns(self, part: int) -> list[str]:
-        there = self.inputs.columns(part)
-        own = read_schema(self.inputs.stages[0] / part_name(part)).names
-        check_free(own, self.step.provides, f"{self.step.name}, in the pool")
-        missing = [name for name in self.step.requires if name not in there]
+        columns = self.inputs.columns(part)
+        pool = read_schema(self.inputs.stages[0] / part_name(part)).names
+        check_free(pool, self.step.provides, f"{self.step.name}, in the pool")
+        missing = [name for name in self.step.requires if name not in columns]
         if missing:
             raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")
         return [
-            name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in there
+            name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in columns
         ]
 
 

@@ -156,11 +156,11 @@ def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, co
     console.print(spaces_table(manifest["projection"]["metrics"], (10,)))
     if manifest["matching"]:
         console.print(matching_table(manifest["matching"]))
-    said = [f"note        {line}" for line in manifest["notes"]]
+    lines = [f"note        {line}" for line in manifest["notes"]]
     if manifest["mix"] is not None:
         console.print(mix_table(manifest["mix"]))
-        said = [*mix_lines(manifest["mix"]), *said]
-    for line in said:
+        lines = [*mix_lines(manifest["mix"]), *lines]
+    for line in lines:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     console.print(blend_table(blend))
     for name, path in (("blend", folder / "blend.parquet"), ("run folder", folder)):
