@@ -133,18 +133,18 @@ def _part(blend: Blend) -> str:
 def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str]]:
     """Return the blends of all strategies and seeds, and the keys of their files."""
     config, folder = bench.config, bench.folder / "blends"
-    made = [bench.shards.key(part) for part in range(bench.shards.count)]
+    pool_keys = [bench.shards.key(part) for part in range(bench.shards.count)]
     settings = {name: value for name, value in config.recorded().items() if name not in _NO_MATTER}
-    own = {name: settings.pop(name) for name in _OWN}
+    specific = {name: settings.pop(name) for name in _OWN}
     here = isinstance(bench.engine, SerialEngine)
     blends, keys = [], []
     for strategy in config.strategies:
-        about = {**settings, **{name: values for name, values in own.items() if strategy in _OWN[name]}}
-        wanted = [(seed, digest([made, about, strategy, seed])) for seed in config.seeds]
-        found = {seed: Blend.load(folder, strategy, seed, key) for seed, key in wanted}
-        with reporter.step(f"{strategy}", len(wanted), sum(blend is not None for blend in found.values())) as advance:
-            for seed, key in wanted:
-                blend = found[seed]
+        about = {**settings, **{name: values for name, values in specific.items() if strategy in _OWN[name]}}
+        keyed = [(seed, digest([pool_keys, about, strategy, seed])) for seed in config.seeds]
+        earlier = {seed: Blend.load(folder, strategy, seed, key) for seed, key in keyed}
+        with reporter.step(f"{strategy}", len(keyed), sum(blend is not None for blend in earlier.values())) as advance:
+            for seed, key in keyed:
+                blend = earlier[seed]
                 if blend is None:
                     spent = folder / f"{strategy}-{seed}.cost.json"
                     with measured(config.cold and seed == config.seeds[0], here, spent, key) as cost:
