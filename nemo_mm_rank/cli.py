@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,15 +52,6 @@ app.add_typer(models, name="models")
 Pools = Annotated[
     list[str] | None, typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
 ]
-Queries = Annotated[list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")]
-Avoid = Annotated[list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")]
-Like = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--like", help="Examples of it: a pool of pairs, media, a folder of them, or texts (.txt); PATH=2: a weight."
-    ),
-]
-Unlike = Annotated[list[str] | None, typer.Option("--unlike", help="Examples of what not to pick; repeatable.")]
 BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many pairs: 10000, or a share: 20%.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration; options go before it.")]
 PresetName = Annotated[
@@ -72,21 +66,6 @@ TrustRun = Annotated[
 ]
 DeviceName = Annotated[str | None, typer.Option(help="Where models run: cpu, cuda ...")]
 Output = Annotated[str | None, typer.Option("--output", "-o", help="The run's folder.")]
-Fields = Annotated[list[str] | None, typer.Option("--field", help="Field map, e.g. annotation=caption; repeatable.")]
-ModalityName = Annotated[str | None, typer.Option(help="Modality of pools whose rows do not say.")]
-Root = Annotated[
-    str | None, typer.Option(help="What media references are relative to; default: the manifest's folder.")
-]
-TrustRoot = Annotated[
-    list[str] | None, typer.Option(help="Another folder that references and links may lead to, repeatable.")
-]
-PoolFormat = Annotated[
-    str | None,
-    typer.Option("--format", help=f"What pools are written in: {', '.join(POOL_FORMATS)}; default: as seen."),
-]
-Turns = Annotated[str | None, typer.Option(help="Turns of a conversation that make a pair: all, first or last.")]
-System = Annotated[str | None, typer.Option(help="A conversation's system prompt: keep it in the data, or drop it.")]
-Captions = Annotated[str | None, typer.Option(help="A list of captions: each is a pair, join them, or the first.")]
 Workers = Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")]
 Scheduler = Annotated[str | None, typer.Option(help="A running Dask scheduler.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
@@ -109,25 +88,118 @@ Select = Annotated[
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
 
 
-@app.command()
+@dataclass(frozen=True)
+class Objective:
+    """What is asked for."""
+
+    query: Annotated[
+        list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")
+    ] = None
+    avoid: Annotated[
+        list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")
+    ] = None
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--like",
+            help="Examples of it: a pool of pairs, media, a folder of them, or texts (.txt); PATH=2: a weight.",
+        ),
+    ] = None
+    unlike: Annotated[list[str] | None, typer.Option("--unlike", help="Examples of what not to pick; repeatable.")] = (
+        None
+    )
+
+    def queries(self) -> dict[str, Any]:
+        """Return it as settings."""
+        return _given(queries=objectives(self.query, self.like, self.unlike, self.avoid))
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """How the pools of the command line are read."""
+
+    field: Annotated[
+        list[str] | None, typer.Option("--field", help="Field map, e.g. annotation=caption; repeatable.")
+    ] = None
+    modality: Annotated[str | None, typer.Option(help="Modality of pools whose rows do not say.")] = None
+    root: Annotated[
+        str | None, typer.Option(help="What media references are relative to; default: the manifest's folder.")
+    ] = None
+    trust_root: Annotated[
+        list[str] | None, typer.Option(help="Another folder that references and links may lead to, repeatable.")
+    ] = None
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help=f"What pools are written in: {', '.join(POOL_FORMATS)}; default: as seen."),
+    ] = None
+    turns: Annotated[str | None, typer.Option(help="Turns of a conversation that make a pair: all, first or last.")] = (
+        None
+    )
+    system: Annotated[
+        str | None, typer.Option(help="A conversation's system prompt: keep it in the data, or drop it.")
+    ] = None
+    captions: Annotated[
+        str | None, typer.Option(help="A list of captions: each is a pair, join them, or the first.")
+    ] = None
+
+    def pools(self, paths: list[str] | None) -> dict[str, Any]:
+        """Return the pools of the command line as settings, in place of those that a configuration names."""
+        mapping = {}
+        for pair in self.field or []:
+            ours, separator, theirs = pair.partition("=")
+            if not separator or not ours or not theirs:
+                raise UserError(f"--field {pair!r}: write it as ours=theirs, e.g. annotation=caption")
+            mapping[ours] = theirs
+        about = _given(
+            fields=mapping or None,
+            modality=self.modality,
+            root=self.root,
+            trusted_roots=self.trust_root,
+            format=self.form,
+            turns=self.turns,
+            system=self.system,
+            captions=self.captions,
+        )
+        if about and not paths:
+            raise UserError(
+                "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools "
+                "on the command line; write yours beside them"
+            )
+        return {"pools": [{"path": path, **about} for path in paths]} if paths else {}
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command; where it asks for a group of options (a dataclass), each of them is an option of its own."""
+    parameters, groups = dict[str, inspect.Parameter](), dict[str, Any]()
+    for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
+        if is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            parameters.update(inspect.signature(parameter.annotation, eval_str=True).parameters)
+        else:
+            parameters[name] = parameter
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        function(**values)
+
+    named = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters.values()]
+    command.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
+    return app.command()(command)
+
+
+@_command
 def curate(
+    *,
     pool: Pools = None,
-    query: Queries = None,
-    avoid: Avoid = None,
-    like: Like = None,
-    unlike: Unlike = None,
+    objective: Objective,
     budget: BudgetText = None,
     config: ConfigFile = None,
     preset: PresetName = None,
     output: Output = None,
-    field: Fields = None,
-    modality: ModalityName = None,
-    root: Root = None,
-    trust_root: TrustRoot = None,
-    form: PoolFormat = None,
-    turns: Turns = None,
-    system: System = None,
-    captions: Captions = None,
+    options: PoolOptions,
     mix: MixName = None,
     select: Select = None,
     sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
@@ -147,10 +219,9 @@ def curate(
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
     values = _configured(config, preset, import_from)
-    written = _given(format=form, turns=turns, system=system, captions=captions)
-    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
+    values |= options.pools(pool)
     values |= _given(budget=budget, output=output, on_bad_row=on_bad_row, shards=shards, seed=seed, jsonl=jsonl)
-    values |= _given(queries=objectives(query, like, unlike, avoid))
+    values |= objective.queries()
     values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, gpus=gpus, device=device)
     _merge(values, "sns", mode=sns)
@@ -165,13 +236,11 @@ def curate(
             curation.curate(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
 
 
-@app.command()
+@_command
 def rank(
     run: FinishedRun,
-    query: Queries = None,
-    avoid: Avoid = None,
-    like: Like = None,
-    unlike: Unlike = None,
+    *,
+    objective: Objective,
     budget: BudgetText = None,
     quality: Annotated[
         Path | None, typer.Option(help="A finished ecodatum job: its quality is one more condition.")
@@ -192,27 +261,21 @@ def rank(
     if quality:
         ranking |= as_condition(RunFolder.at(run).load_config().ranking, quality)
     changes = _given(budget=budget, ranking=ranking or None, jsonl=jsonl)
-    changes |= _given(queries=objectives(query, like, unlike, avoid))
+    changes |= objective.queries()
     trust = Trust(tuple(import_from or ()), trust_run)
     with _going_on(run):
         curation.rank(run, changes, SafeConsole(), trust=trust).print(SafeConsole())
 
 
-@app.command()
+@_command
 def ecodatum(
+    *,
     pool: Pools = None,
     run: Annotated[Path | None, typer.Option(help="A finished run: its pool, and what it has embedded.")] = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     output: Output = None,
-    field: Fields = None,
-    modality: ModalityName = None,
-    root: Root = None,
-    trust_root: TrustRoot = None,
-    form: PoolFormat = None,
-    turns: Turns = None,
-    system: System = None,
-    captions: Captions = None,
+    options: PoolOptions,
     workers: Workers = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
@@ -223,8 +286,7 @@ def ecodatum(
 ) -> None:
     """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
-    written = _given(format=form, turns=turns, system=system, captions=captions)
-    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
+    values |= options.pools(pool)
     values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
     values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, device=device)
@@ -235,25 +297,16 @@ def ecodatum(
         job.curate(settings, SafeConsole(), overwrite=overwrite).print(SafeConsole())
 
 
-@app.command()
+@_command
 def benchmark(
+    *,
     pool: Pools = None,
-    query: Queries = None,
-    avoid: Avoid = None,
-    like: Like = None,
-    unlike: Unlike = None,
+    objective: Objective,
     budget: BudgetText = None,
     config: ConfigFile = None,
     preset: PresetName = None,
     output: Output = None,
-    field: Fields = None,
-    modality: ModalityName = None,
-    root: Root = None,
-    trust_root: TrustRoot = None,
-    form: PoolFormat = None,
-    turns: Turns = None,
-    system: System = None,
-    captions: Captions = None,
+    options: PoolOptions,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
     workers: Workers = None,
     scheduler_address: Scheduler = None,
@@ -263,11 +316,10 @@ def benchmark(
 ) -> None:
     """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
     values = _configured(config, preset, import_from)
-    written = _given(format=form, turns=turns, system=system, captions=captions)
-    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
+    values |= options.pools(pool)
     if pool and values.pop("demo", None) is not None:
         values.pop("relevant", None)  # a column of the built-in pool's
-    values |= _given(budget=budget, output=output, seeds=seeds, queries=objectives(query, like, unlike, avoid))
+    values |= _given(budget=budget, output=output, seeds=seeds) | objective.queries()
     _merge(values, "engine", workers=workers, scheduler_address=scheduler_address, device=device)
     from nemo_mm_rank.benchmark.job import benchmark as compare
     from nemo_mm_rank.benchmark.settings import BenchmarkConfig
@@ -386,19 +438,12 @@ def report(
     typer.echo(printable(write(run, output)))
 
 
-@app.command()
+@_command
 def validate(
     pool: Annotated[
         list[str], typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
     ],
-    field: Fields = None,
-    modality: ModalityName = None,
-    root: Root = None,
-    trust_root: TrustRoot = None,
-    form: PoolFormat = None,
-    turns: Turns = None,
-    system: System = None,
-    captions: Captions = None,
+    options: PoolOptions,
     config: ConfigFile = None,
     import_from: ImportFrom = None,
 ) -> None:
@@ -407,9 +452,7 @@ def validate(
 
     values = _configured(config, None, import_from)
     parse(Importing, {key: values[key] for key in Importing.model_fields if key in values}).register()
-    written = _given(format=form, turns=turns, system=system, captions=captions)
-    about = written | _given(modality=modality, root=root, trusted_roots=trust_root)
-    sources = [parse(PoolSource, source) for source in _pools(pool, field, about)]
+    sources = [parse(PoolSource, source) for source in options.pools(pool)["pools"]]
     report = check(sources)
     console = SafeConsole()
     for line in report.lines():
@@ -418,20 +461,14 @@ def validate(
         raise typer.Exit(1)
 
 
-@app.command()
+@_command
 def sns(
+    *,
     pool: Pools = None,
     preview: Annotated[int, typer.Option("--preview", min=1, help="How many pairs are tried.")] = 20,
     config: ConfigFile = None,
     preset: PresetName = None,
-    field: Fields = None,
-    modality: ModalityName = None,
-    root: Root = None,
-    trust_root: TrustRoot = None,
-    form: PoolFormat = None,
-    turns: Turns = None,
-    system: System = None,
-    captions: Captions = None,
+    options: PoolOptions,
     mode: Annotated[
         str | None, typer.Option("--sns", help="forward, backward or bidirectional; default: the configuration's.")
     ] = None,
@@ -442,8 +479,7 @@ def sns(
 ) -> None:
     """Trim a few pairs of a pool as curate --sns would, and show what is kept, what is cut, and the gate's verdicts."""
     values = _configured(config, preset, import_from)
-    written = _given(format=form, turns=turns, system=system, captions=captions)
-    _take_pools(values, pool, field, written | _given(modality=modality, root=root, trusted_roots=trust_root))
+    values |= options.pools(pool)
     values |= _given(on_bad_row=on_bad_row, seed=seed)
     _merge(values, "engine", device=device)
     _merge(values, "sns", mode=mode)
@@ -504,29 +540,6 @@ def check_models(
     checks = check(settings.models, device or settings.engine.device, settings.media)
     if not print_checks(checks, SafeConsole()):
         raise typer.Exit(1)
-
-
-def _take_pools(
-    values: dict[str, Any], paths: list[str] | None, fields: list[str] | None, about: dict[str, Any]
-) -> None:
-    """Put the pools of the command line into the configuration, in place of those that it names."""
-    if paths:
-        values["pools"] = _pools(paths, fields, about)
-    elif fields or about:
-        raise UserError(
-            "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools "
-            "on the command line; write yours beside them"
-        )
-
-
-def _pools(paths: list[str], fields: list[str] | None, about: dict[str, Any]) -> list[dict[str, Any]]:
-    mapping = {}
-    for field in fields or []:
-        ours, separator, theirs = field.partition("=")
-        if not separator or not ours or not theirs:
-            raise UserError(f"--field {field!r}: write it as ours=theirs, e.g. annotation=caption")
-        mapping[ours] = theirs
-    return [{"path": path, **about, **_given(fields=mapping or None)} for path in paths]
 
 
 def _configured(config: Path | None, preset: str | None, import_from: list[str] | None) -> dict[str, Any]:

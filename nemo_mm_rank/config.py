@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -684,6 +684,11 @@ class Budget(Settings):
 class JobSettings(Importing):
     """What every job is told of how its pairs are read and worked on, and of what to do about those that fail."""
 
+    kind: ClassVar[str]
+    """Of job, one of `io.owned.KINDS`."""
+    libraries: ClassVar[tuple[str, ...]]
+    """Those whose version can change what comes out."""
+
     on_bad_row: Literal["fail", "quarantine"] = Field("quarantine", description="what a row that is no pair leads to")
     rows_per_shard: int = Field(1024, ge=1, description="rows that are worked on at once")
     shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
@@ -695,9 +700,18 @@ class JobSettings(Importing):
         False, description="try all failed pairs of an earlier start again, not only those whose failure may pass"
     )
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that can change what comes out, JSON-able: not where and how the work is done."""
+        where = ("engine", "output", "import_from", "shards", "rows_per_shard", "allow_failures", "retry_failed")
+        exclude: dict[str, Any] = {**dict.fromkeys(where, True), "media": MEDIA_NO_MATTER, "projection": {"threads"}}
+        return self.model_dump(mode="json", by_alias=True, exclude=exclude)
+
 
 class Config(JobSettings):
     """A whole run. Only ``pools`` and ``queries`` have no default; the default models need no download."""
+
+    kind = "run"
+    libraries = ("av", "numpy", "pillow", "pyarrow", "torch")
 
     pools: Annotated[Pools, Field(min_length=1, description="what is ranked; a plain path is a pool")]
     queries: Annotated[

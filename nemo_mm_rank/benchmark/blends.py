@@ -102,10 +102,10 @@ def measured(cold: bool, here: bool = True, file: Path | None = None, key: str =
 def _left(file: Path, key: str) -> Cost | None:
     """Return what an interrupted start has left of its cost."""
     try:
-        kept = read_sealed(file)
+        record = read_sealed(file)
     except DamagedError:
         return None
-    return Cost(**kept["cost"]) if kept["key"] == key else None
+    return Cost(**record["cost"]) if record["key"] == key else None
 
 
 def _reset_peak() -> None:
@@ -118,8 +118,8 @@ def _peak() -> int | None:
         lines = _STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return 1024 * int(found[0]) if found else None
+    sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return 1024 * int(sizes[0]) if sizes else None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
@@ -13,12 +12,10 @@ from nemo_mm_rank.benchmark import measures, tables
 from nemo_mm_rank.benchmark.blends import Blend, measured
 from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
 from nemo_mm_rank.benchmark.page import FACTS, RESULTS, write_benchmark_report
-from nemo_mm_rank.benchmark.repaired import repaired_pairs
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig, Strategy
 from nemo_mm_rank.benchmark.source import Source, prepare
 from nemo_mm_rank.benchmark.strategies import Bench, choose
 from nemo_mm_rank.benchmark.training import VALIDATION, train_all
-from nemo_mm_rank.config import MEDIA_NO_MATTER
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
@@ -30,6 +27,7 @@ from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import digest
 from nemo_mm_rank.schema import MODALITY, PAIR_ID
+from nemo_mm_rank.tables import markdown
 
 _FOLDERS = ("demo", "source", "held-out", "validation", "planted", "pool", "blends", "runs", "features", "downstream")
 TABLE, COST = "table1.md", "cost.md"
@@ -112,7 +110,7 @@ def _benchmark(config: BenchmarkConfig, folder: Path, engine: Engine, reporter: 
         reporter,
     )
     modality = dict(zip(bench.pairs[PAIR_ID].to_pylist(), bench.pairs[MODALITY].to_pylist(), strict=True))
-    mended = {mode: repaired_pairs(source.originals, shards) for mode, shards in trimmed.items()}
+    mended = {mode: measures.repaired_pairs(source.originals, shards) for mode, shards in trimmed.items()}
     by_strategy = {str(one): mended[one.sns] for one in config.strategies if one.sns in mended}
     rows = [
         *measures.of_blends(blends, source.labels, modality, config.seeds[0], by_strategy),
@@ -135,18 +133,18 @@ def _part(blend: Blend) -> str:
 def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str]]:
     """Return the blends of all strategies and seeds, and the keys of their files."""
     config, folder = bench.config, bench.folder / "blends"
-    made = [bench.shards.key(part) for part in range(bench.shards.count)]
-    settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
-    own = {name: settings.pop(name) for name in _OWN}
+    pool_keys = [bench.shards.key(part) for part in range(bench.shards.count)]
+    settings = {name: value for name, value in config.recorded().items() if name not in _NO_MATTER}
+    specific = {name: settings.pop(name) for name in _OWN}
     here = isinstance(bench.engine, SerialEngine)
     blends, keys = [], []
     for strategy in config.strategies:
-        about = {**settings, **{name: values for name, values in own.items() if strategy in _OWN[name]}}
-        wanted = [(seed, digest([made, about, strategy, seed])) for seed in config.seeds]
-        found = {seed: Blend.load(folder, strategy, seed, key) for seed, key in wanted}
-        with reporter.step(f"{strategy}", len(wanted), sum(blend is not None for blend in found.values())) as advance:
-            for seed, key in wanted:
-                blend = found[seed]
+        about = {**settings, **{name: values for name, values in specific.items() if strategy in _OWN[name]}}
+        keyed = [(seed, digest([pool_keys, about, strategy, seed])) for seed in config.seeds]
+        earlier = {seed: Blend.load(folder, strategy, seed, key) for seed, key in keyed}
+        with reporter.step(f"{strategy}", len(keyed), sum(blend is not None for blend in earlier.values())) as advance:
+            for seed, key in keyed:
+                blend = earlier[seed]
                 if blend is None:
                     spent = folder / f"{strategy}-{seed}.cost.json"
                     with measured(config.cold and seed == config.seeds[0], here, spent, key) as cost:
@@ -168,11 +166,7 @@ _OWN = {
 }
 """Settings that only some strategies know."""
 
-_NO_MATTER: dict[str, Any] = {
-    **dict.fromkeys(("engine", "output", "import_from", "strategies", "seeds", "downstream", "bootstrap"), True),
-    **dict.fromkeys(("cold", "jsonl", "shards", "rows_per_shard", "allow_failures", "retry_failed"), True),
-    "media": MEDIA_NO_MATTER,
-}
+_NO_MATTER = ("strategies", "seeds", "downstream", "bootstrap", "cold", "jsonl")
 """Settings that change nothing of what one strategy chooses under one seed."""
 
 
@@ -198,7 +192,7 @@ def _write(
     }
     bench = tables.Comparison(tables.Results(results, config.seeds), facts)
     shown = [table for of in (tables.training, tables.selection, tables.mix, tables.geometry) for table in of(bench)]
-    table, cost = tables.markdown(shown, "Benchmark", tables.lines(bench)), tables.markdown(tables.cost(bench))
+    table, cost = markdown(shown, "Benchmark", tables.lines(bench)), markdown(tables.cost(bench))
     write_table(folder / RESULTS, results)
     write_text(folder / TABLE, table)
     write_text(folder / COST, cost)

@@ -11,14 +11,17 @@ import pyarrow as pa
 from nemo_mm_rank import frames
 from nemo_mm_rank.benchmark.blends import Blend
 from nemo_mm_rank.benchmark.downstream.perplexity import Perplexity
+from nemo_mm_rank.benchmark.planting.donors import joined
 from nemo_mm_rank.benchmark.strategies import Bench
 from nemo_mm_rank.measures.gaps import geometry
 from nemo_mm_rank.measures.selection import Labels, overlap, selection, shares, total_variation
 from nemo_mm_rank.measures.statistics import Interval
+from nemo_mm_rank.media.segment import Span
 from nemo_mm_rank.models.expert import sources
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.sampling import folds_of
-from nemo_mm_rank.schema import ANNOTATION, FUSED, MODALITY, PAIR_ID, annotation_column
+from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, FUSED, MODALITY, PAIR_ID, annotation_column
+from nemo_mm_rank.text.split import sentence_spans, split_sentences
 
 SCHEMA = pa.schema(
     [
@@ -39,6 +42,9 @@ COSTS = ("seconds", "pairs_per_second", "peak_bytes", "model_items", "train_seco
 
 POOL = "pool"
 """Stands in place of a strategy for what is said of the pool itself."""
+
+KEPT = 0.9
+"""The share of the own sentences that has to be left in an annotation that is repaired."""
 
 MEASURED = 4096
 """Most pairs that geometry is measured on: recall costs their square."""
@@ -70,8 +76,8 @@ def of_blends(
     pool = shares(list(modality.values()))
     for name, share in pool.items():
         yield {"strategy": POOL, "seed": seed, "measure": "share", "modality": name, "value": share}
-    wanted = labels.wanted / len(labels.pair_ids)
-    yield {"strategy": POOL, "seed": seed, "measure": "precision", "value": wanted}
+    worth = labels.wanted / len(labels.pair_ids)
+    yield {"strategy": POOL, "seed": seed, "measure": "precision", "value": worth}
     for blend in blends:
         row: Row = {"strategy": blend.strategy, "seed": blend.seed}
         for name, value in selection(blend.pair_ids, labels, repaired.get(blend.strategy, ())).items():
@@ -130,9 +136,9 @@ def of_spaces(bench: Bench, strategy: str, shards: ShardStore, seed: int) -> Ite
         for source in sources(expert):
             spaces[source.column.removeprefix("emb_data__")] = (source.column, annotation_column(source.model))
     clean = {pair for pair, ok in zip(bench.labels.pair_ids, bench.labels.clean.tolist(), strict=True) if ok}
-    there = shards.columns()
+    present = shards.columns()
     for space, columns in spaces.items():
-        if not all(column in there for column in columns):
+        if not all(column in present for column in columns):
             continue
         frame = frames.from_table(shards.table([PAIR_ID, ANNOTATION, MODALITY, *columns]))
         data, annotation = (frames.vectors(frame, column) for column in columns)
@@ -145,9 +151,46 @@ def of_spaces(bench: Bench, strategy: str, shards: ShardStore, seed: int) -> Ite
         modality = [str(value) for value in np.asarray(frames.strings(frame, MODALITY), dtype=object)[rows]]
         texts = np.asarray(frames.strings(frame, ANNOTATION), dtype=object)[rows].tolist()
         folds = folds_of(texts, config.projection.folds, seed)
-        found: dict[str, Interval] = geometry(
+        intervals: dict[str, Interval] = geometry(
             data.values[rows], annotation.values[rows], modality, config.seed, config.bootstrap, folds, texts
         )
-        for measure, interval in found.items():
+        for measure, interval in intervals.items():
             values = {"value": interval.value, "low": interval.low, "high": interval.high}
             yield {"strategy": strategy, "seed": seed, "measure": f"{measure}__{space}", **values}
+
+
+def repaired(own: str, spoilt: str, spans: Sequence[Span] | None) -> bool:
+    """Whether what is kept of an annotation with a foreign sentence is as good as the annotation was.
+
+    >>> repaired("A dog runs", "A dog runs. Fish swim.", [[0, 11]])
+    True
+    >>> repaired("A dog runs", "A dog runs. Fish swim.", None)
+    False
+
+    Args:
+        own: the annotation before the sentence was planted.
+        spoilt: the annotation with it.
+        spans: characters of ``spoilt`` that are kept; None is all.
+    """
+    own_sentences = set(split_sentences(joined(split_sentences(own))))
+    whole = [(0, len(spoilt))] if spans is None else spans
+    left = {True: 0, False: 0}
+    for start, end in sentence_spans(spoilt):
+        left[spoilt[start:end] in own_sentences] += any(begin <= start and end <= stop for begin, stop in whole)
+    return not left[False] and left[True] >= KEPT * sum(spoilt[a:b] in own_sentences for a, b in sentence_spans(spoilt))
+
+
+def repaired_pairs(originals: Mapping[str, str], trimmed: ShardStore) -> set[str]:
+    """Return the ids of the pairs that are repaired.
+
+    Args:
+        originals: pair id -> its annotation before a foreign sentence was planted in it.
+        trimmed: the pool as a run has trimmed it.
+    """
+    pair_ids = set()
+    for part in range(trimmed.count):
+        for row in trimmed.read(part, [PAIR_ID, ANNOTATION, ANNOTATION_SPANS]).to_pylist():
+            own = originals.get(row[PAIR_ID])
+            if own is not None and repaired(own, row[ANNOTATION], row[ANNOTATION_SPANS]):
+                pair_ids.add(row[PAIR_ID])
+    return pair_ids

@@ -35,9 +35,9 @@ from nemo_mm_rank.quality.operators import DATA_KEY
 from nemo_mm_rank.ranking.candidates import Candidates, Groups
 from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
-from nemo_mm_rank.run.through import take_in
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL
 
 TRACE, QUOTAS, RESULT = "trace.parquet", "quotas.yaml", "mix.json"
@@ -229,19 +229,19 @@ class Mixed:
     def lines(self) -> list[str]:
         """Return what `print` prints."""
         wide = max(map(len, (*self.groups, *self.mixes)))
-        found = [f"{self.tried} mixes tried at {self.budget:,} pairs; shares, and perplexity on the target"]
-        found.append("  ".join([" " * wide, *(name.rjust(max(7, len(name))) for name in self.groups), "perplexity"]))
+        text = [f"{self.tried} mixes tried at {self.budget:,} pairs; shares, and perplexity on the target"]
+        text.append("  ".join([" " * wide, *(name.rjust(max(7, len(name))) for name in self.groups), "perplexity"]))
         for name, mix in self.mixes.items():
             shares = (f"{share:.3f}".rjust(max(7, len(g))) for g, share in zip(self.groups, mix, strict=True))
-            found.append("  ".join([name.ljust(wide), *shares, f"{np.exp(self.losses[name]):10.2f}"]))
+            text.append("  ".join([name.ljust(wide), *shares, f"{np.exp(self.losses[name]):10.2f}"]))
         for name, difference in self.against.items():
             low, high = difference.low, difference.high
             says = "better" if high < 0 else "worse" if low > 0 else "not to be told apart"
-            found.append(
+            text.append(
                 f"found against {name}: {difference.value:+.4f} in log perplexity [{low:+.4f}, {high:+.4f}]: {says}"
             )
-        found.append(f"quotas: {self.folder / QUOTAS} (nemo-mm-rank curate --config it, or rank with ranking.quotas)")
-        return found
+        text.append(f"quotas: {self.folder / QUOTAS} (nemo-mm-rank curate --config it, or rank with ranking.quotas)")
+        return text
 
 
 def find_mix(
@@ -281,16 +281,16 @@ class _Search:
     def find(self) -> Mixed:
         config = self.config
         settings = self.run.load_config().model_copy(update={"engine": config.engine})
-        report = take_in(config.target, self.folder / "target", settings, RunFolder(self.folder))
-        target = ShardStore((self.folder / "target",), report.shards)
+        job = Job(settings, RunFolder(self.folder), self.engine, self.reporter)
+        target = job.take_in(config.target, self.folder / "target").shards
         budget, names, ids = self._groups(target)
         sizes = np.array([len(one) for one in ids])
-        own, most = sizes / sizes.sum(), np.minimum(sizes / budget, 1.0)
+        natural, most = sizes / sizes.sum(), np.minimum(sizes / budget, 1.0)
         measure = _Measure(config, settings, self.folder, self.engine, self.reporter, self.state.pool(self.run), target)
         measure.fill(budget, ids)
-        trace = search(measure, own, most, config.search)
-        uniform = _within(np.full((1, len(own)), 1 / len(own)), most)[0]
-        mixes = {FOUND: trace.best, OWN: own, UNIFORM: uniform}
+        trace = search(measure, natural, most, config.search)
+        uniform = _within(np.full((1, len(natural)), 1 / len(natural)), most)[0]
+        mixes = {FOUND: trace.best, OWN: natural, UNIFORM: uniform}
         seeds = range(config.seeds)
         values = {name: np.array([measure([mix], seed)[0] for seed in seeds]) for name, mix in mixes.items()}
         against = {name: paired_difference(values[FOUND], values[name]) for name in (OWN, UNIFORM)}
@@ -304,14 +304,14 @@ class _Search:
         columns = [PAIR_ID, MODALITY, DATA, ANNOTATION]
         pool, held_out = (_without_prints(one.table(columns)) for one in (shards.pool, target))
         gone = set(leaks(pool, held_out)[PAIR_ID].to_pylist())
-        of = POOL if self.config.by == "pool" else MODALITY
-        names = sorted({type_of(name) if self.config.by == "type" else name for name in scoring.counts[of]})
+        group_column = POOL if self.config.by == "pool" else MODALITY
+        names = sorted({type_of(name) if self.config.by == "type" else name for name in scoring.counts[group_column]})
         groups = Groups.of(self.config.by, dict.fromkeys(names, 0.0))
-        there = np.full(len(groups.names), scoring.ranked, dtype=np.int64)
-        found = Candidates.collect(scoring, shards, groups, there, 0, -np.inf)
-        ids = np.array(found.rows[PAIR_ID].to_pylist(), dtype=object)
-        kept = np.array([pair_id not in gone for pair_id in ids], dtype=bool)
-        by_group = {name: ids[kept & (found.codes == code)].tolist() for code, name in enumerate(groups.names)}
+        sizes = np.full(len(groups.names), scoring.ranked, dtype=np.int64)
+        candidates = Candidates.collect(scoring, shards, groups, sizes, 0, -np.inf)
+        ids = np.array(candidates.rows[PAIR_ID].to_pylist(), dtype=object)
+        usable = np.array([pair_id not in gone for pair_id in ids], dtype=bool)
+        by_group = {name: ids[usable & (candidates.codes == code)].tolist() for code, name in enumerate(groups.names)}
         by_group = {name: pairs for name, pairs in by_group.items() if pairs}
         budget = self.config.budget.pairs(sum(map(len, by_group.values())))
         return budget, tuple(by_group), list(by_group.values())
@@ -368,5 +368,5 @@ class _Measure:
             blends.append((blend, name, "pool"))
         parts = {"pool": self.pool, VALIDATION: self.target}
         settings = self.config.downstream
-        found = train_all(blends, parts, settings, self.settings, self.folder, self.engine, self.reporter)
-        return np.array([np.log(found[blend.strategy, seed].values[-1]) for blend, _, _ in blends])
+        trained = train_all(blends, parts, settings, self.settings, self.folder, self.engine, self.reporter)
+        return np.array([np.log(trained[blend.strategy, seed].values[-1]) for blend, _, _ in blends])

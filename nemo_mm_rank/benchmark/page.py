@@ -21,10 +21,11 @@ from nemo_mm_rank.io.files import read_sealed, read_table
 from nemo_mm_rank.measures.statistics import mean_interval
 from nemo_mm_rank.report import charts, content, page
 from nemo_mm_rank.report import overview as of_run
-from nemo_mm_rank.report.content import Finding, Section, Tile, counted, share
+from nemo_mm_rank.report.content import Finding, Section, Tile
 from nemo_mm_rank.report.gallery import Blend
 from nemo_mm_rank.report.run import Run
 from nemo_mm_rank.schema import PAIR_ID
+from nemo_mm_rank.tables import Row, Table, counted, share
 
 RESULTS, FACTS = "results.parquet", "benchmark.json"
 
@@ -110,17 +111,17 @@ def overview(bench: Benchmark) -> Section:
 
 def findings(bench: Benchmark) -> list[Finding]:
     """Return what the comparison says, in sentences; what is not separable is called so."""
-    found = []
+    verdicts = []
     for measure, name, lower in (("best_perplexity", "held-out perplexity", True), ("precision", "precision", False)):
-        found += _verdict(bench, measure, name, lower)
+        verdicts += _verdict(bench, measure, name, lower)
     leaks, held = bench.facts["validation"]["leaks"], bench.facts["validation"]["pairs"]
     if leaks:
-        found.append(Finding("warn", f"{counted(leaks, 'pair')} of the pool too near to a validation pair."))
+        verdicts.append(Finding("warn", f"{counted(leaks, 'pair')} of the pool too near to a validation pair."))
     else:
-        found.append(Finding("good", f"No pair of the pool is near to one of the {held:,} validation pairs."))
+        verdicts.append(Finding("good", f"No pair of the pool is near to one of the {held:,} validation pairs."))
     if len(bench.seeds) < 3:
-        found.append(Finding("warn", f"{counted(len(bench.seeds), 'seed')}: too few to tell strategies apart."))
-    return found
+        verdicts.append(Finding("warn", f"{counted(len(bench.seeds), 'seed')}: too few to tell strategies apart."))
+    return verdicts
 
 
 def _verdict(bench: Benchmark, measure: str, name: str, lower: bool) -> list[Finding]:
@@ -129,14 +130,14 @@ def _verdict(bench: Benchmark, measure: str, name: str, lower: bool) -> list[Fin
     if not measured:
         return []
     best = min(measured, key=lambda one: float(np.mean(results.of(one, measure))) * (1 if lower else -1))
-    said: dict[str, list[str]] = {}
+    by_verdict: dict[str, list[str]] = {}
     for name_of_ours, other, difference, adjusted in bench.compared(measure):
         if name_of_ours == best:
-            said.setdefault(tables.verdict(difference, adjusted, lower), []).append(other)
+            by_verdict.setdefault(tables.verdict(difference, adjusted, lower), []).append(other)
     value = charts.interval_text(mean_interval(results.of(best, measure)))
-    pieces = [_said(what, names) for what, names in sorted(said.items(), key=lambda item: item[0] != "better")]
-    worse = any(what.startswith("worse") for what in said)
-    mark: Any = "good" if set(said) == {"better"} else "warn" if worse else "note"
+    pieces = [_said(what, names) for what, names in sorted(by_verdict.items(), key=lambda item: item[0] != "better")]
+    worse = any(what.startswith("worse") for what in by_verdict)
+    mark: Any = "good" if set(by_verdict) == {"better"} else "warn" if worse else "note"
     return [Finding(mark, "; ".join([f"By {name}, the best of ours is {best} ({value})", *pieces]) + ".")]
 
 
@@ -214,9 +215,9 @@ def cost(bench: Benchmark) -> Section:
 
 def provenance(bench: Benchmark) -> Section:
     """Return the digests of the blends, and the configuration."""
-    rows = [content.Row((name, digest)) for name, digest in bench.facts["blends"].items()]
+    rows = [Row((name, digest)) for name, digest in bench.facts["blends"].items()]
     config = yaml.safe_dump(bench.facts["config"], sort_keys=False, allow_unicode=True)
-    blends = content.Table("Blends (strategy-seed)", ["blend", "digest"], rows, (0, 1))
+    blends = Table("Blends (strategy-seed)", ["blend", "digest"], rows, (0, 1))
     lead = "Every blend lies beside this page as a list of pairs with its digest."
     return Section("provenance", "Where it comes from", lead, [blends, content.Folded("Configuration", config)])
 
@@ -238,38 +239,38 @@ def write_benchmark_report(folder: str | Path, output: str | Path | None = None)
 
 def benchmark_page(bench: Benchmark) -> content.Page:
     """Return the report of a benchmark; its pairs are those of the first run of ours, where there is one."""
-    found: list[Section | None] = [
+    parts: list[Section | None] = [
         overview(bench),
         training(bench),
         selection(bench),
         mix(bench),
     ]
     data: dict[str, Any] = {}
-    if (of := bench.run()) is not None:
-        name, folder = of
+    if (shown := bench.run()) is not None:
+        name, folder = shown
         run = Run.open(folder)
         data, count = page.page_data(run, _blends(bench, run, name))
         data.update(_truth(bench, data["id"][:count]))
-        found += [of_run.scores(run), spaces(bench, of_run.ABOUT_MAPS), of_run.pairs()]
-    found += [cost(bench), provenance(bench)]
-    sections = [section for section in found if section is not None]
+        parts += [of_run.scores(run), spaces(bench, of_run.ABOUT_MAPS), of_run.pairs()]
+    parts += [cost(bench), provenance(bench)]
+    sections = [section for section in parts if section is not None]
     return content.Page(title(bench), subtitle(bench), sections, data)
 
 
 def _truth(bench: Benchmark, pair_ids: Sequence[str]) -> dict[str, Any]:
-    truth, found = bench.truth(), {}
+    truth, columns = bench.truth(), {}
     for name, column in (("truth", "kinds"), ("relevant", "relevant")):
         if truth is not None and column in truth.column_names:
             known = dict(zip(truth[PAIR_ID].to_pylist(), truth[column].to_pylist(), strict=True))
-            found[name] = [known.get(pair_id) for pair_id in pair_ids]
-    return found
+            columns[name] = [known.get(pair_id) for pair_id in pair_ids]
+    return columns
 
 
 def _blends(bench: Benchmark, run: Run, first: str) -> list[Blend]:
     """Return what every strategy chose under the first seed, that of the run itself first."""
-    found = []
+    blends = []
     for name in [first, *(other for other in bench.strategies if other != first)]:
         ids = bench.blend(name)
         note = f"chosen by {name}, seed {bench.seeds[0]}"
-        found.append(Blend(name, note, len(ids), run.scored.named(ids, run.config.seed)))
-    return found
+        blends.append(Blend(name, note, len(ids), run.scored.named(ids, run.config.seed)))
+    return blends

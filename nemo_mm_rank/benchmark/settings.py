@@ -12,8 +12,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from nemo_mm_rank.benchmark.downstream.settings import DownstreamSettings, SmallSettings
 from nemo_mm_rank.benchmark.planting import PlantSettings
 from nemo_mm_rank.config import Config, Pools, Settings
-from nemo_mm_rank.quality import TraditionalSettings
 from nemo_mm_rank.quality.operators.settings import BatchSettings
+from nemo_mm_rank.quality.text_filters import TraditionalSettings
 from nemo_mm_rank.run.ecodatum import EcoDatumSettings
 
 

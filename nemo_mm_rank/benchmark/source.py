@@ -28,9 +28,9 @@ from nemo_mm_rank.quality.operators.fingerprints import DATA_KEY as FINGERPRINT
 from nemo_mm_rank.quality.operators.fingerprints import Fingerprints
 from nemo_mm_rank.quality.operators.media import MediaStep
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
-from nemo_mm_rank.run.through import take_in, take_through
 from nemo_mm_rank.schema import ANNOTATION, DATA, ERROR, MODALITY, PAIR_ID
 from nemo_mm_rank.text.minhash import NearDuplicateSettings, band_keys
 
@@ -61,15 +61,15 @@ def leaks(pool: pa.Table, held_out: pa.Table) -> pa.Table:
         ``pair_id, held_out, what`` (`SCHEMA`): ``what`` is ``pair_id``, ``annotation`` or ``data``; a pair may be there
         for several reasons, for each with the first held-out pair by row.
     """
-    found = [_table(pool, held_out, "pair_id", pc.index_in(pool[PAIR_ID], held_out[PAIR_ID].combine_chunks()))]
-    found.append(_table(pool, held_out, "annotation", _near_texts(pool[ANNOTATION], held_out[ANNOTATION])))
+    tables = [_table(pool, held_out, "pair_id", pc.index_in(pool[PAIR_ID], held_out[PAIR_ID].combine_chunks()))]
+    tables.append(_table(pool, held_out, "annotation", _near_texts(pool[ANNOTATION], held_out[ANNOTATION])))
     for modality in pc.unique(pool[MODALITY]).to_pylist():
         ours, theirs = (table.filter(pc.equal(table[MODALITY], modality)) for table in (pool, held_out))
         if is_media(modality):
-            found.append(_table(ours, theirs, "data", _near_media(ours[FINGERPRINT], theirs[FINGERPRINT])))
+            tables.append(_table(ours, theirs, "data", _near_media(ours[FINGERPRINT], theirs[FINGERPRINT])))
         else:
-            found.append(_table(ours, theirs, "data", _near_texts(ours[DATA], theirs[DATA])))
-    return pa.concat_tables(found).combine_chunks()
+            tables.append(_table(ours, theirs, "data", _near_texts(ours[DATA], theirs[DATA])))
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _table(pool: pa.Table, held_out: pa.Table, what: str, match: Ints | pa.ChunkedArray) -> pa.Table:
@@ -93,8 +93,8 @@ def _near_texts(pool: pa.ChunkedArray, held_out: pa.ChunkedArray) -> Ints:
         order = np.argsort(theirs[:, band], kind="stable")
         keys = theirs[order, band]
         place = np.minimum(np.searchsorted(keys, ours[:, band]), len(keys) - 1)
-        found = np.where(keys[place] == ours[:, band], order[place], -1)
-        match = np.where((match < 0) | ((found >= 0) & (found < match)), found, match)
+        first_near = np.where(keys[place] == ours[:, band], order[place], -1)
+        match = np.where((match < 0) | ((first_near >= 0) & (first_near < match)), first_near, match)
     return match
 
 
@@ -108,11 +108,11 @@ def _near_media(pool: pa.ChunkedArray, held_out: pa.ChunkedArray) -> Ints:
     ours, theirs = (np.flatnonzero(pc.is_valid(column).to_numpy()) for column in (pool, held_out))
     if not len(ours) or not len(theirs):
         return match
-    codes, others = pool.take(pa.array(ours)).to_numpy(), held_out.take(pa.array(theirs)).to_numpy()
-    step = max(1, _CELLS // len(others))
+    codes, targets = pool.take(pa.array(ours)).to_numpy(), held_out.take(pa.array(theirs)).to_numpy()
+    step = max(1, _CELLS // len(targets))
     for start in range(0, len(codes), step):
-        some = codes[start : start + step]
-        bits = distances(np.repeat(some, len(others)), np.tile(others, len(some))).reshape(len(some), -1)
+        block = codes[start : start + step]
+        bits = distances(np.repeat(block, len(targets)), np.tile(targets, len(block))).reshape(len(block), -1)
         near = bits <= RADIUS
         match[ours[start : start + step]] = np.where(near.any(1), theirs[near.argmax(1)], -1)
     return match
@@ -181,8 +181,8 @@ def prepare(
         overwrite,
     )
     shards, pairs = _read((planted.pool,), folder / "pool", config, engine, reporter)
-    kept = {pair_id: bool(on) for pair_id, on in zip(everything[PAIR_ID].to_pylist(), relevant, strict=True)}
-    labels = Labels.of(planted.truth, np.array([kept[pair_id] for pair_id in planted.truth[PAIR_ID].to_pylist()]))
+    on_topic = {pair_id: bool(on) for pair_id, on in zip(everything[PAIR_ID].to_pylist(), relevant, strict=True)}
+    labels = Labels.of(planted.truth, np.array([on_topic[pair_id] for pair_id in planted.truth[PAIR_ID].to_pylist()]))
     write_table(folder / "truth.parquet", planted.truth.append_column("relevant", pa.array(labels.relevant)))
     left = leaks(pairs, held_out)
     write_table(
@@ -216,12 +216,11 @@ def _read(
     pools: Pools, folder: Path, config: BenchmarkConfig, engine: Engine, reporter: Reporter
 ) -> tuple[ShardStore, pa.Table]:
     """Return pools as shards with fingerprints, and as a table of what is compared."""
-    report = take_in(pools, folder, config, RunFolder(folder))
+    job = Job(config, RunFolder(folder), engine, reporter)
     step = MediaStep((Fingerprints(config.media.threads),), config.media, name="fingerprints")
-    shards = ShardStore((folder,), report.shards)
-    shards = take_through([step], shards, report.good, RunFolder(folder), engine, reporter, config)
-    own = [config.relevant.column] if config.relevant else []
-    columns = list(dict.fromkeys([PAIR_ID, MODALITY, DATA, ANNOTATION, FINGERPRINT, ERROR, *own]))
+    shards = job.take_through([step], job.take_in(pools, folder).shards)
+    labels = [config.relevant.column] if config.relevant else []
+    columns = list(dict.fromkeys([PAIR_ID, MODALITY, DATA, ANNOTATION, FINGERPRINT, ERROR, *labels]))
     return shards, shards.table(columns)
 
 
@@ -235,20 +234,20 @@ def _relevant(table: pa.Table, relevance: Relevance | None, names: Sequence[str]
     if relevance.pattern is not None:
         if not pa.types.is_string(column.type):
             raise ConfigError(f"relevant.pattern: {relevance.column!r} is {column.type}, not text")
-        found = pc.match_substring_regex(column, relevance.pattern, ignore_case=True)
-        return np.asarray(pc.fill_null(found, False).to_numpy(), dtype=bool)
-    wanted: list[Any] = list(relevance.values)
-    return np.array([value in wanted for value in column.to_pylist()], dtype=bool)
+        matches = pc.match_substring_regex(column, relevance.pattern, ignore_case=True)
+        return np.asarray(pc.fill_null(matches, False).to_numpy(), dtype=bool)
+    values: list[Any] = list(relevance.values)
+    return np.array([value in values for value in column.to_pylist()], dtype=bool)
 
 
 def _draw(table: pa.Table, relevant: Bools, config: BenchmarkConfig) -> Bools:
     """Draw the validation pairs among those on topic that nothing is wrong with."""
     fit = np.flatnonzero(relevant & pc.is_null(table[ERROR]).to_numpy())
-    wanted = config.validation.pairs
-    if wanted >= len(fit):
-        raise UserError(f"validation.pairs: {wanted:,} of {len(fit):,} pairs on topic would leave none to choose")
+    count = config.validation.pairs
+    if count >= len(fit):
+        raise UserError(f"validation.pairs: {count:,} of {len(fit):,} pairs on topic would leave none to choose")
     drawn = np.zeros(len(table), dtype=bool)
-    drawn[np.random.default_rng([config.seed, 2]).choice(fit, wanted, replace=False)] = True
+    drawn[np.random.default_rng([config.seed, 2]).choice(fit, count, replace=False)] = True
     return drawn
 
 
@@ -256,7 +255,7 @@ def _filtered(shards: ShardStore, keep: Bools, folder: Path) -> ShardStore:
     """Write the kept rows of the pool's own columns as one shard."""
     pool = shards.pool
     key = digest([[pool.key(part) for part in range(pool.count)], np.flatnonzero(keep).tolist()])
-    kept = ShardStore((folder,), 1)
-    if kept.key(0) != key:
+    written = ShardStore((folder,), 1)
+    if written.key(0) != key:
         write_table(folder / part_name(0), pool.table().filter(pa.array(keep)).combine_chunks(), {"key": key})
-    return kept
+    return written

@@ -83,9 +83,9 @@ class Bench:
 
     def run_config(self, sns: str, seed: int) -> Config:
         """Return the configuration of the main job on the pool."""
-        own = set(Config.model_fields)
+        fields = set(Config.model_fields)
         values: dict[str, Any] = self.config.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        values = {name: value for name, value in values.items() if name in own}
+        values = {name: value for name, value in values.items() if name in fields}
         return parse(
             Config,
             {
@@ -123,10 +123,10 @@ def choose(bench: Bench, strategy: Strategy, seed: int) -> list[str]:
     Raises:
         UserError: the strategy finds fewer, or cannot be had here.
     """
-    found = _CHOICES.get(strategy, _ranked)(bench, strategy, seed)
-    if len(found) != bench.budget:
-        raise UserError(f"{strategy}: {len(found):,} pairs where the budget is {bench.budget:,}")
-    return found
+    pair_ids = _CHOICES.get(strategy, _ranked)(bench, strategy, seed)
+    if len(pair_ids) != bench.budget:
+        raise UserError(f"{strategy}: {len(pair_ids):,} pairs where the budget is {bench.budget:,}")
+    return pair_ids
 
 
 def _ranked(bench: Bench, strategy: Strategy, seed: int) -> list[str]:
@@ -139,8 +139,8 @@ def _ranked_quality(bench: Bench, _: Strategy, seed: int) -> list[str]:
     _ecodatum(bench, Strategy.ECODATUM, seed)
     bench.curate("off", seed)
     changes = {"ranking": ecodatum.as_condition(bench.config.ranking, bench.run("ecodatum"))}
-    own = Trust(run=True)  # it has just been made here, by the same configuration
-    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, own).blend[PAIR_ID])
+    trust = Trust(run=True)  # it has just been made here, by the same configuration
+    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, trust).blend[PAIR_ID])
 
 
 def _varied(bench: Bench, strategy: Strategy, seed: int) -> list[str]:
@@ -148,8 +148,8 @@ def _varied(bench: Bench, strategy: Strategy, seed: int) -> list[str]:
     bench.curate("off", seed)
     asked = bench.config.ranking.select.model_dump(exclude_defaults=True)
     changes = {"ranking": {"select": {**asked, "how": strategy.select, "seed": seed}}}
-    own = Trust(run=True)  # it has just been made here, by the same configuration
-    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, own).blend[PAIR_ID])
+    trust = Trust(run=True)  # it has just been made here, by the same configuration
+    return _ids(curation.rank(bench.run("off"), changes, bench.console, bench.engine, trust).blend[PAIR_ID])
 
 
 def _random(bench: Bench, _: Strategy, seed: int) -> list[str]:
@@ -187,9 +187,9 @@ def _clusters(bench: Bench, count: int, seed: int) -> tuple[list[str], Ints]:
     column = annotation_column(bench.config.anchor)
     frame = frames.from_table(shards.table([PAIR_ID, column]))
     vectors = frames.vectors(frame, column)
-    there = vectors.valid.numpy()
-    ids = [str(pair_id) for pair_id, ok in zip(frames.strings(frame, PAIR_ID), there, strict=True) if ok]
-    _, codes = kmeans2(vectors.values.numpy()[there].astype(np.float64), count, minit="++", seed=seed, missing="warn")
+    valid = vectors.valid.numpy()
+    ids = [str(pair_id) for pair_id, ok in zip(frames.strings(frame, PAIR_ID), valid, strict=True) if ok]
+    _, codes = kmeans2(vectors.values.numpy()[valid].astype(np.float64), count, minit="++", seed=seed, missing="warn")
     return ids, np.unique(codes, return_inverse=True)[1].astype(np.int64)
 
 
@@ -227,9 +227,9 @@ def _best_expert(bench: Bench, _: Strategy, __: int) -> list[str]:
 
 
 def _by_one(bench: Bench, scored: ShardStore, expert: str, cosines: Sequence[str]) -> list[str]:
-    own = [name for name in cosines if component(name) == expert]
+    columns = [name for name in cosines if component(name) == expert]
     settings = RankingSettings(weights={expert: 1.0}, conditions={})
-    return _ids(rank(scored, own, settings, Budget(count=bench.budget)).chosen[PAIR_ID].to_pylist())
+    return _ids(rank(scored, columns, settings, Budget(count=bench.budget)).chosen[PAIR_ID].to_pylist())
 
 
 def _ecodatum(bench: Bench, _: Strategy, __: int) -> list[str]:
@@ -262,20 +262,20 @@ def _by_agreement(bench: Bench, strategy: Strategy, _: int) -> list[str]:
     step: Step = ColumnsStep(OperatorSettings(experts=spaces))
     if strategy == Strategy.NEGCLIPLOSS:
         batches = bench.config.negcliploss.model_dump()
-        others = {name: OthersSettings(**one.model_dump(), **batches) for name, one in spaces.items()}
-        fits = Fits(folder.fitted, bench.engine, Reporter(bench.console), state.pairs)
-        step = OthersStep(fits.others(others, bench.config.seed, shards))
+        operators = {name: OthersSettings(**one.model_dump(), **batches) for name, one in spaces.items()}
+        fits = Fits(folder.fitted, bench.engine, Reporter(bench.console))
+        step = OthersStep(fits.others(operators, bench.config.seed, shards))
     tables = []
     for one in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
         table = one[2]
         tables.append(columns_added(step, table).drop_columns([ERROR]).append_column(PAIR_ID, table[PAIR_ID]))
-    found = pa.concat_tables(tables)
-    columns = [found[name].to_numpy().astype(np.float64) for name in step.provides]
+    scores_table = pa.concat_tables(tables)
+    columns = [scores_table[name].to_numpy().astype(np.float64) for name in step.provides]
     standings = np.stack([Moments.of(values).standardise(values) for values in columns])
-    there = np.isfinite(standings)
-    scores = np.where(there, standings, 0.0).sum(0) / np.maximum(there.sum(0), 1)
-    scores[~there.any(0)] = -np.inf
-    return _ids(found[PAIR_ID].take(pa.array(top_k(scores, bench.budget, found[PAIR_ID]))).to_pylist())
+    known = np.isfinite(standings)
+    scores = np.where(known, standings, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    scores[~known.any(0)] = -np.inf
+    return _ids(scores_table[PAIR_ID].take(pa.array(top_k(scores, bench.budget, scores_table[PAIR_ID]))).to_pylist())
 
 
 def _datacomp(bench: Bench, _: Strategy, seed: int) -> list[str]:
@@ -288,15 +288,15 @@ def _datacomp(bench: Bench, _: Strategy, seed: int) -> list[str]:
     language = asked.language
     pictures: tuple[Any, ...] = ("resolution", "geometric")
     settings = OperatorSettings(pictures=pictures, texts=(), language=language, fingerprints=False)
-    own = BasicStep(english=language is not None)
+    basic = BasicStep(english=language is not None)
     config = ecodatum.EcoDatumConfig(pools=(bench.pool,), output=str(bench.run("datacomp")), media=bench.config.media)
     config = config.model_copy(update={name: getattr(bench.config, name) for name in ("rows_per_shard", "shards")})
     with at_work(config, bench.console, bench.engine, bench.overwrite) as job:
-        judged = job.take_through([*steps(settings, {}, bench.config.media), own], job.pool.shards)
-        table = judged.table([PAIR_ID, *own.provides, ERROR])
-    kept = table[column("datacomp_basic")].fill_null(0).to_numpy() > 0
-    order = np.random.default_rng([seed, 2]).permutation(len(kept))
-    order = order[np.argsort(~kept[order], kind="stable")]
+        judged = job.take_through([*steps(settings, {}, bench.config.media), basic], config.pool(job).shards)
+        table = judged.table([PAIR_ID, *basic.provides, ERROR])
+    passed = table[column("datacomp_basic")].fill_null(0).to_numpy() > 0
+    order = np.random.default_rng([seed, 2]).permutation(len(passed))
+    order = order[np.argsort(~passed[order], kind="stable")]
     return _ids(table[PAIR_ID].take(pa.array(order[: bench.budget])).to_pylist())
 
 

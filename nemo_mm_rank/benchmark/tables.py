@@ -1,4 +1,4 @@
-"""What a benchmark found as tables, for its page and, in Markdown, for people; the same values, the same characters."""
+"""What a benchmark found as tables: the same ones on its page and in Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_mm_rank.benchmark.measures import POOL
 from nemo_mm_rank.benchmark.settings import Strategy
 from nemo_mm_rank.config import Query, parse
 from nemo_mm_rank.measures.statistics import Difference, Interval, holm, mean_interval, paired_difference
-from nemo_mm_rank.report.content import Row, Table
+from nemo_mm_rank.tables import Row, Table
 
 _SELECTION = {
     "precision": "precision",
@@ -118,7 +118,7 @@ def lines(bench: Comparison) -> list[str]:
     asked = [parse(Query, query) for query in config["queries"]]
     queries = [query.label if query.weight == 1 else f"{query.label} ({query.weight:+g})" for query in asked]
     held_out = facts["validation"]
-    said = [
+    paragraphs = [
         f"Objective: {'; '.join(queries)}",
         f"Pool of {facts['pairs']:,} pairs, of which {facts['wanted']:,} are "
         + ("clean" if config["relevant"] is None else "clean and on topic")
@@ -129,8 +129,8 @@ def lines(bench: Comparison) -> list[str]:
     ]
     if config["plant"] is not None:
         planted = ", ".join(f"{kind} {count:,}" for kind, count in facts["planted"]["counts"].items())
-        said += [f"Planted: {planted or 'nothing'}.", *facts["planted"]["short"]]
-    return said
+        paragraphs += [f"Planted: {planted or 'nothing'}.", *facts["planted"]["short"]]
+    return paragraphs
 
 
 def training(bench: Comparison) -> list[Table]:
@@ -188,8 +188,8 @@ def verdict(difference: Difference, adjusted: float, lower: bool) -> str:
         return "one seed says nothing"
     if not difference.separable:
         return "not separable"
-    said = "better" if (difference.value < 0) == lower else "worse"
-    return said if adjusted < 0.05 else f"{said}, not after Holm"
+    direction = "better" if (difference.value < 0) == lower else "worse"
+    return direction if adjusted < 0.05 else f"{direction}, not after Holm"
 
 
 def selection(bench: Comparison) -> list[Table]:
@@ -242,12 +242,12 @@ def geometry(bench: Comparison) -> list[Table]:
     rows = []
     values = [row for row in bench.results.table.to_pylist() if "__" in row["measure"] and row["low"] is not None]
     for name in bench.ours:
-        mine = {row["measure"]: row for row in values if row["strategy"] == name}
-        for space in dict.fromkeys(measure.split("__", 1)[1] for measure in mine):
+        by_measure = {row["measure"]: row for row in values if row["strategy"] == name}
+        for space in dict.fromkeys(measure.split("__", 1)[1] for measure in by_measure):
             cells = []
             for measure in _GEOMETRY:
                 ways = [f"{measure}_{way}" for way in _WAYS] if measure.startswith("recall") else [measure]
-                cells.append(" / ".join(_with_interval(mine[f"{way}__{space}"]) for way in ways))
+                cells.append(" / ".join(_with_interval(by_measure[f"{way}__{space}"]) for way in ways))
             rows.append([name, space, *cells])
     head = ["strategy", "space", "gap", "matched gap", "uniformity", "Recall@1", "Recall@5", "Recall@10"]
     note = (
@@ -287,19 +287,9 @@ def cost(bench: Comparison) -> list[Table]:
         "workers."
     )
     if parts := bench.facts.get("interrupted"):
-        said = ", ".join(f"{name} ({times} x)" for name, times in parts.items())
-        note += f" Interrupted and taken up again, all parts added up: {said}."
+        interrupted = ", ".join(f"{name} ({times} x)" for name, times in parts.items())
+        note += f" Interrupted and taken up again, all parts added up: {interrupted}."
     return [_table("Cost", head, rows, note)]
-
-
-def markdown(tables: Sequence[Table], title: str = "", paragraphs: Sequence[str] = ()) -> str:
-    """Return a title, paragraphs, and tables with their titles and notes, in Markdown."""
-    blocks = [f"# {title}", *paragraphs] if title else list(paragraphs)
-    for table in tables:
-        cells = [table.columns, ["---"] * len(table.columns), *(row.cells for row in table.rows)]
-        grid = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells]
-        blocks += [f"## {table.title}", "\n".join(grid), *([table.note] if table.note else [])]
-    return "\n\n".join(blocks) + "\n"
 
 
 def _table(

@@ -69,10 +69,10 @@ class Training:
     def result(self, job: Task) -> Perplexity | None:
         """Return what an earlier run has left of a job, or None."""
         try:
-            found: dict[str, Any] = read_sealed(self.file(job))
+            values: dict[str, Any] = read_sealed(self.file(job))
         except DamagedError:
             return None
-        return Perplexity.of(found) if found.pop("key") == job.key else None
+        return Perplexity.of(values) if values.pop("key") == job.key else None
 
     def __call__(self, number: int) -> int:
         """Do one job."""
@@ -81,7 +81,7 @@ class Training:
         if blend is None:
             raise UserError(f"{self.folder}: the blend of {job.strategy} with seed {job.seed} has changed meanwhile")
         corpus = self.corpus(SerialEngine(self.device))
-        found = train(
+        perplexity = train(
             corpus,
             corpus.annotations,
             corpus.rows(job.part, blend.pair_ids),
@@ -89,7 +89,7 @@ class Training:
             self.settings,
             job.seed,
         )
-        write_sealed(self.file(job), {"key": job.key, **asdict(found)})
+        write_sealed(self.file(job), {"key": job.key, **asdict(perplexity)})
         return number
 
     def corpus(self, engine: Engine) -> Rows:
@@ -134,8 +134,8 @@ def train_all(
     keys = task.keys()
     jobs = []
     for blend, blend_key, part in blends:
-        made = [blend.digest, next(iter(keys.values())), keys[part], keys[VALIDATION]]
-        key = digest([*made, settings.model_dump(mode="json"), config.media.identity()])
+        inputs = [blend.digest, next(iter(keys.values())), keys[part], keys[VALIDATION]]
+        key = digest([*inputs, settings.model_dump(mode="json"), config.media.identity()])
         jobs.append(Task(blend.strategy, blend.seed, part, blend_key, key))
     task = replace(task, jobs=tuple(jobs))
     todo = [number for number, job in enumerate(jobs) if task.result(job) is None]
@@ -146,5 +146,5 @@ def train_all(
     with reporter.step("train", len(jobs), len(jobs) - len(todo)) as advance:
         for _ in engine.map(task, todo):
             advance(1)
-    found = {(job.strategy, job.seed): task.result(job) for job in jobs}
-    return {place: result for place, result in found.items() if result is not None}
+    results = {(job.strategy, job.seed): task.result(job) for job in jobs}
+    return {place: result for place, result in results.items() if result is not None}

@@ -24,8 +24,8 @@ class _Lines:
 
     def predict(self, lines: list[str], k: int = 1) -> tuple[list[tuple[str, ...]], list[np.ndarray[Any, Any]]]:
         """Return per line its ``k`` likeliest labels and their probabilities."""
-        found = [self._model.predict(line, k=k) for line in lines]
-        return [labels for labels, _ in found], [np.asarray(probabilities) for _, probabilities in found]
+        predictions = [self._model.predict(line, k=k) for line in lines]
+        return [labels for labels, _ in predictions], [np.asarray(probabilities) for _, probabilities in predictions]
 
 
 class LanguageFilter(FastTextLangId):  # type: ignore[misc]  # Curator publishes no types

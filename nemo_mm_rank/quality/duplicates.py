@@ -72,7 +72,7 @@ class Keepers:
         if not len(inside):
             return
         rows = inside + start
-        found = pa.table(
+        edges = pa.table(
             {
                 "group": self._groups[rows],
                 "score": scores[inside],
@@ -80,7 +80,7 @@ class Keepers:
                 "row": rows,
             }
         )
-        held = found if self._best is None else pa.concat_tables([self._best, found])
+        held = edges if self._best is None else pa.concat_tables([self._best, edges])
         held = held.sort_by([("group", "ascending"), ("score", "descending"), (PAIR_ID, "ascending")])
         first = np.flatnonzero(np.diff(held["group"].to_numpy(), prepend=-1))
         self._best = held.take(pa.array(first)).combine_chunks()
@@ -129,10 +129,10 @@ def near(codes: UInt64s, salts: UInt64s, radius: int) -> Ints:
     held = 0
     bands = band_count(len(codes), radius)
     edges = [BITS * band // bands for band in range(bands + 1)]
-    own = mix(salts)
+    keys = mix(salts)
     for start, end in pairwise(edges):
         values = codes >> np.uint64(start) & np.uint64((1 << (end - start)) - 1)
-        for left, right in _candidates(values, own, end - start, radius // bands):
+        for left, right in _candidates(values, keys, end - start, radius // bands):
             close = distances(codes[left], codes[right]) <= radius
             left, right = left[close], right[close]
             same = salts[left] == salts[right]
@@ -181,8 +181,8 @@ def _candidates(values: UInt64s, salts: UInt64s, width: int, most: int) -> Itera
 
 def _pairs(rows: Ints, first: Ints, last: Ints, order: Ints) -> Iterator[tuple[Ints, Ints]]:
     """Yield each of ``rows`` with those at its places of ``order``, ``first`` to ``last``, in bounded pieces."""
-    some = np.flatnonzero(last > first)
-    rows, first, counts = rows[some], first[some], (last - first)[some]
+    several = np.flatnonzero(last > first)
+    rows, first, counts = rows[several], first[several], (last - first)[several]
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     for begin in range(0, total, PAIRS_AT_ONCE):
@@ -345,10 +345,10 @@ def _groups(keys: _Keys, radius: int) -> Ints:
 def _agreement(table: pa.Table, by: Sequence[str], part: int) -> npt.NDArray[np.float64]:
     """Return ``(rows,)`` the first number that each row has; NaN where it has none."""
     values = np.full(table.num_rows, np.nan)
-    there = [name for name in by if name in table.column_names]
-    if not there:
+    columns = [name for name in by if name in table.column_names]
+    if not columns:
         raise MissingColumnError(f"duplicates: shard {part} has no column to choose by: {', '.join(map(repr, by))}")
-    for name in there:
+    for name in columns:
         column = table[name].cast(pa.float64()).to_numpy()
         values = np.where(np.isnan(values), column, values)
     return values

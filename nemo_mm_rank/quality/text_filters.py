@@ -81,10 +81,10 @@ class FilterSettings(Settings):
 
 def existing_file(path: str) -> str:
     """Return ``path`` made absolute; `ValueError` where no file is there."""
-    found = Path(path).expanduser().absolute()  # workers may stand elsewhere
-    if not found.is_file():
+    file = Path(path).expanduser().absolute()  # workers may stand elsewhere
+    if not file.is_file():
         raise ValueError(f"no such file: {path}")
-    return str(found)
+    return str(file)
 
 
 class LanguageSettings(Settings):
@@ -231,12 +231,12 @@ class Rule:
 
 def rules(settings: TraditionalSettings) -> list[Rule]:
     """Return the filters that the settings ask for, in the order of Curator's own cascade, language last."""
-    found = list(_heuristics(settings))
+    filters = list(_heuristics(settings))
     if settings.language is not None:
         language = settings.language
         arguments = {"model_path": language.model, "min_langid_score": language.min_score, "lang": language.lang}
-        found.append(Rule(LANGUAGE, _LANGUAGE, "LanguageFilter", arguments, least=language.min_score))
-    return found
+        filters.append(Rule(LANGUAGE, _LANGUAGE, "LanguageFilter", arguments, least=language.min_score))
+    return filters
 
 
 def _heuristics(settings: TraditionalSettings) -> Iterator[Rule]:
@@ -304,8 +304,8 @@ class AnnotationStep(Portable, Step):
         """Judge each distinct annotation, and give every row what is said of its own."""
         texts = self.read(rows)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
-        there = np.array([text if isinstance(text, str) else None for text in texts], dtype=object)
-        codes, distinct = pd.factorize(there)
+        readable = np.array([text if isinstance(text, str) else None for text in texts], dtype=object)
+        codes, distinct = pd.factorize(readable)
         taken = pa.array(codes, mask=codes < 0)
         return Added({name: said.take(taken) for name, said in self.judge(list(distinct)).items()}, errors)
 

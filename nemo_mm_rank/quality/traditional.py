@@ -175,23 +175,23 @@ def _live(shards: Shards, columns: Sequence[str]) -> Iterator[tuple[int, Ints, p
 def _keepers(shards: Shards, settings: TraditionalSettings, pairs: int) -> dict[str, Keepers]:
     """Return who stays of each group of exact, and of near duplicates, over the whole pool."""
     keys = {EXACT: [filters.EXACT_KEY] if settings.exact_duplicates else [], NEAR: filters.band_columns(settings)}
-    found = {}
+    keepers = {}
     for name, columns in keys.items():
         groups = np.arange(pairs)
         for start in range(0, len(columns), _BANDS):
-            some = columns[start : start + _BANDS]
-            held = pa.concat_tables([table for _, _, table in _live(shards, some)])
-            for column in some:
+            band = columns[start : start + _BANDS]
+            held = pa.concat_tables([table for _, _, table in _live(shards, band)])
+            for column in band:
                 groups = join(groups, held[column].to_numpy())
         if columns:
-            found[name] = Keepers(groups)
+            keepers[name] = Keepers(groups)
     number = 0
-    for _, rows, table in _live(shards, [PAIR_ID, ROW_FILTERS_PASSED, MARGIN]) if found else ():
+    for _, rows, table in _live(shards, [PAIR_ID, ROW_FILTERS_PASSED, MARGIN]) if keepers else ():
         scores = table[ROW_FILTERS_PASSED].to_numpy() + table[MARGIN].to_numpy()
-        for keeper in found.values():
+        for keeper in keepers.values():
             keeper.add(number, scores, table[PAIR_ID])
         number += len(rows)
-    return found
+    return keepers
 
 
 def _verdicts(shards: Shards, settings: TraditionalSettings, keepers: Mapping[str, Keepers]) -> Iterator[pa.Table]:
@@ -219,11 +219,11 @@ def _count(counts: dict[str, Any], table: pa.Table, names: Sequence[str]) -> Non
     table = table.append_column("all", pc.equal(table[FILTERS_PASSED], len(names)))
     sums = [(column, "sum") for column in ("all", *map(filters.passed_column, names))]
     for group in table.group_by(MODALITY).aggregate([([], "count_all"), *sums]).to_pylist():
-        mine = counts.setdefault(group[MODALITY], {"pairs": 0, "passed_all": 0, "passed": dict.fromkeys(names, 0)})
-        mine["pairs"] += group["count_all"]
-        mine["passed_all"] += group["all_sum"]
+        entry = counts.setdefault(group[MODALITY], {"pairs": 0, "passed_all": 0, "passed": dict.fromkeys(names, 0)})
+        entry["pairs"] += group["count_all"]
+        entry["passed_all"] += group["all_sum"]
         for name in names:
-            mine["passed"][name] += group[f"{filters.passed_column(name)}_sum"]
+            entry["passed"][name] += group[f"{filters.passed_column(name)}_sum"]
 
 
 def _chosen(
@@ -250,8 +250,8 @@ def _reasons(rows: pa.Table, settings: TraditionalSettings, keepers: Mapping[str
         scores = rows[filters.score_column(rule.name)].to_numpy()[where].tolist()
         labels = rows[filters.LABEL].take(pa.array(where)).to_pylist() if rule.name == LANGUAGE else [""] * len(where)
         for row, score, label in zip(where.tolist(), scores, labels, strict=True):
-            said = f"{label} {score:.3g}" if label else f"{score:.3g}"
-            failed[row].append(f"{rule.name} {said} ({rule.bound})")
+            reading = f"{label} {score:.3g}" if label else f"{score:.3g}"
+            failed[row].append(f"{rule.name} {reading} ({rule.bound})")
     for name, keeper in keepers.items():
         where = np.flatnonzero(~rows[filters.passed_column(name)].to_numpy())
         kept = keeper.keeper(rows[_NUMBER].to_numpy()[where]).to_pylist()

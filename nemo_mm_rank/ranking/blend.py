@@ -104,11 +104,11 @@ def choose(shards: Shards, scoring: Scoring, settings: RankingSettings, budget: 
     if settings.quota_by == POOL:
         check_pools(settings.quotas, shards)
     groups = Groups.of(settings.quota_by or MODALITY, settings.quotas)
-    there = _rows_by_group(scoring, shards, groups, budget.threshold)
-    total = int(there.sum()) if budget.threshold is not None else budget.pairs(scoring.ranked)
+    sizes = _rows_by_group(scoring, shards, groups, budget.threshold)
+    total = int(sizes.sum()) if budget.threshold is not None else budget.pairs(scoring.ranked)
     wanted = quota_counts(total, settings.quotas)
     room = np.array([wanted.get(name, 0) for name in groups.names], dtype=np.int64)
-    choice = _Choice(shards, scoring, settings, budget, groups, there, room)
+    choice = _Choice(shards, scoring, settings, budget, groups, sizes, room)
     picked = choice.pick()
     if settings.shortage == "fail":
         got = groups.count(picked.candidates.codes[picked.taken]).tolist()
@@ -195,10 +195,10 @@ def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: 
             counts += groups.count(groups.codes(batch.words)[batch.scores >= threshold])
         return counts
     by_name = scoring.counts[groups.column]
-    there = np.zeros(len(groups.names), dtype=np.int64)
+    sizes = np.zeros(len(groups.names), dtype=np.int64)
     for code, count in zip(groups.codes_of(list(by_name)), by_name.values(), strict=True):
-        there[code] += count
-    return there
+        sizes[code] += count
+    return sizes
 
 
 def label(group: str, quotas: Mapping[str, float]) -> str:
@@ -237,21 +237,21 @@ class _Choice:
         over = settings.select.over if varied else 1
         while True:
             limits, most = np.minimum(room * depth * over, there), min(leading * depth, pool)
-            found = Candidates.collect(self.scoring, self.shards, self.groups, limits, most, threshold)
-            picker = self._picker(found)
-            order = vary(settings.select, found, room, self.shards) if varied else None
-            first = np.arange(len(found.scores)) if order is None else order.positions
-            picker.take(first, found.codes[first], room)
+            candidates = Candidates.collect(self.scoring, self.shards, self.groups, limits, most, threshold)
+            picker = self._picker(candidates)
+            order = vary(settings.select, candidates, room, self.shards) if varied else None
+            first = np.arange(len(candidates.scores)) if order is None else order.positions
+            picker.take(first, candidates.codes[first], room)
             by_quota = picker.taken.copy()
             missing = total - int(by_quota.sum())
             if leading and missing:
-                rest = np.flatnonzero(~by_quota[: found.leading])
+                rest = np.flatnonzero(~by_quota[: candidates.leading])
                 picker.take(rest, np.zeros_like(rest), np.array([missing]))
             double_of = picker.double_of if isinstance(picker, DistinctFirst) else np.full(len(by_quota), -1)
-            unread = (self.groups.count(found.codes[by_quota]) < room) & (limits < there)
-            unfilled = leading and int(picker.taken.sum()) < total and found.leading < pool
+            unread = (self.groups.count(candidates.codes[by_quota]) < room) & (limits < there)
+            unfilled = leading and int(picker.taken.sum()) < total and candidates.leading < pool
             if not settings.collapse_duplicates or not (unread.any() or unfilled):
-                return _Picked(found, picker.taken, picker.taken & ~by_quota, double_of, order)
+                return _Picked(candidates, picker.taken, picker.taken & ~by_quota, double_of, order)
             depth *= 2
 
     def _picker(self, found: Candidates) -> BestFirst | DistinctFirst:
@@ -261,9 +261,9 @@ class _Choice:
 
     def ranking(self, picked: _Picked) -> Ranking:
         """Return the blend of what was picked."""
-        found, scoring = picked.candidates, self.scoring
+        candidates, scoring = picked.candidates, self.scoring
         ranks = np.flatnonzero(picked.taken)
-        rows, scores = found.rows.take(pa.array(ranks)), found.scores[ranks]
+        rows, scores = candidates.rows.take(pa.array(ranks)), candidates.scores[ranks]
         in_order = not self.settings.quotas and not self.settings.collapse_duplicates and picked.order is None
         places = np.arange(1, len(ranks) + 1)
         in_pool = places if in_order else pool_ranks(scoring.batches(self.shards), scores, rows[PAIR_ID].to_pylist())
@@ -271,19 +271,19 @@ class _Choice:
         beside += [CHANCE + name for name in scoring.conditions]
         named = {"rank": pa.array(places), "pool_rank": pa.array(in_pool), "score": pa.array(scores)}
         table = pa.table({**{name: rows[name] for name in WORDS}, **named, **{name: rows[name] for name in beside}})
-        reasons = self._reasons(table, found.codes[ranks], picked.filling[ranks])
+        reasons = self._reasons(table, candidates.codes[ranks], picked.filling[ranks])
         passed = PASSED.empty_table()
         if picked.order is not None:
             why = np.array(picked.order.why, dtype=object)
             reasons = [f"{line}; {word}" for line, word in zip(reasons, why[ranks], strict=True)]
             left = np.flatnonzero(~picked.taken & (picked.double_of < 0))
-            passed = pa.table([found.rows[PAIR_ID].take(pa.array(left)), why[left]], schema=PASSED)
+            passed = pa.table([candidates.rows[PAIR_ID].take(pa.array(left)), why[left]], schema=PASSED)
         doubles = np.flatnonzero(picked.double_of >= 0)
         pairs = {PAIR_ID: doubles, "kept": picked.double_of[doubles]}
         return Ranking(
             table.append_column("reason", pa.array(reasons, pa.string())),
-            found.places[ranks],
-            pa.table({name: found.rows[PAIR_ID].take(pa.array(positions)) for name, positions in pairs.items()}),
+            candidates.places[ranks],
+            pa.table({name: candidates.rows[PAIR_ID].take(pa.array(positions)) for name, positions in pairs.items()}),
             self._summary(picked),
             passed,
         )
@@ -314,27 +314,30 @@ class _Choice:
         return lines
 
     def _summary(self, picked: _Picked) -> dict[str, Any]:
-        scoring, found = self.scoring, picked.candidates
+        scoring, candidates = self.scoring, picked.candidates
 
         def last(mask: npt.NDArray[np.bool_]) -> dict[str, Any] | None:
             ranks = np.flatnonzero(mask)
             if not len(ranks):
                 return None
-            return {"score": float(found.scores[ranks[-1]]), PAIR_ID: found.rows[PAIR_ID][int(ranks[-1])].as_py()}
+            return {
+                "score": float(candidates.scores[ranks[-1]]),
+                PAIR_ID: candidates.rows[PAIR_ID][int(ranks[-1])].as_py(),
+            }
 
         entries = []
         by_quota = picked.taken & ~picked.filling
         for code, (name, quota) in enumerate(zip(self.groups.names, self.room.tolist(), strict=True)):
-            mine = by_quota & (found.codes == code)
+            in_group = by_quota & (candidates.codes == code)
             if quota or name != REST:
-                entries.append({"group": name, "quota": quota, "chosen": int(mine.sum()), "cut": last(mine)})
+                entries.append({"group": name, "quota": quota, "chosen": int(in_group.sum()), "cut": last(in_group)})
         return {
             "ranked": scoring.ranked,
             "chosen": int(picked.taken.sum()),
             "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
             "groups": entries,
             "duplicates": int((picked.double_of >= 0).sum()),
-            **({"select": {"candidates": len(found.scores), **picked.order.about}} if picked.order else {}),
+            **({"select": {"candidates": len(candidates.scores), **picked.order.about}} if picked.order else {}),
             **scoring.about(),
             "settings": self.settings.model_dump(mode="json", by_alias=True),
             "budget": self.budget.model_dump(mode="json", exclude_none=True),

@@ -105,8 +105,8 @@ class Comoments:
     @classmethod
     def of(cls, first: Values, second: Values) -> Comoments:
         """Count ``(n,)`` scores of both kinds; NaN stands for one that is missing."""
-        there = ~(np.isnan(first) | np.isnan(second))
-        a, b = first[there].astype(np.float64), second[there].astype(np.float64)
+        known = ~(np.isnan(first) | np.isnan(second))
+        a, b = first[known].astype(np.float64), second[known].astype(np.float64)
         return cls(Moments.of(a), Moments.of(b), Moments.of(a + b))
 
     def __add__(self, other: Comoments) -> Comoments:

@@ -146,13 +146,13 @@ def stored(settings: RankingSettings, columns: Collection[str]) -> dict[str, Sto
             if column.startswith(prefix):
                 name = column.removeprefix(prefix)
                 known[name] = Stored(name, column, least=least)
-    found = {}
+    conditions = {}
     for name, strength in sorted(settings.strengths.items()):
         if strength and name not in known:
             raise ConfigError(f"ranking.conditions: nothing says {name!r} here{nearest(name, known)}")
         if strength and known[name].column in columns:
-            found[name] = replace(known[name], strength=strength)
-    return found
+            conditions[name] = replace(known[name], strength=strength)
+    return conditions
 
 
 def chances_of(condition: Condition, table: pa.Table) -> Floats:

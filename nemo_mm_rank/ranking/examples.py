@@ -63,10 +63,10 @@ class Examples:
 
     def digest(self) -> str:
         """Return a digest of the embeddings."""
-        found = hashlib.sha256()
+        state = hashlib.sha256()
         for name, column in sorted(self.columns.items()):
-            found.update(name.encode() + column.values.numpy().tobytes() + column.valid.numpy().tobytes())
-        return found.hexdigest()
+            state.update(name.encode() + column.values.numpy().tobytes() + column.valid.numpy().tobytes())
+        return state.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ class Likeness:
         Raises:
             ConfigError: embeddings of another dimension than the examples'.
         """
-        found = {name: np.full(len(rows), np.nan, dtype=np.float32) for name in self.columns}
+        scores = {name: np.full(len(rows), np.nan, dtype=np.float32) for name in self.columns}
         for where, cosines, own in self._compared(rows, device):
-            for name, out in found.items():
+            for name, out in scores.items():
                 if name in cosines:
                     counts = self._counting(name, cosines[name], own)
                     out[where] = norm(cosines[name], counts, self.query.norm).cpu().numpy()
-        return found
+        return scores
 
     def nearest(self, row: Frame) -> tuple[dict[str, tuple[str, float]], list[str]]:
         """Return of one pair the nearest example in each space, with its cosine, and the examples that it is itself."""

@@ -53,16 +53,16 @@ def means_of(places: Ints, shards: Shards, columns: Mapping[str, str]) -> dict[s
         shards: with the embeddings.
         columns: column of cosines -> column of embeddings.
     """
-    found = {}
+    means = {}
     for column in dict.fromkeys(columns.values()):
         vectors = read_vectors(places, shards, column).astype(np.float64)
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        there = np.isfinite(norms) & (norms > 0)
-        mean = (vectors[there] / norms[there, None]).sum(0)
+        usable = np.isfinite(norms) & (norms > 0)
+        mean = (vectors[usable] / norms[usable, None]).sum(0)
         length = float(np.sqrt((mean * mean).sum()))
         if length > 0:
-            found[column] = torch.from_numpy((mean / length).astype(np.float32))
-    return found
+            means[column] = torch.from_numpy((mean / length).astype(np.float32))
+    return means
 
 
 class FeedbackStep(Step):

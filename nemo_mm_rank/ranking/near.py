@@ -67,31 +67,31 @@ class NearIndex:
         if not len(members):
             return
         products = _product(self._vectors[members], self._centres)
-        own = products.argmax(1)
-        for cell in np.unique(own).tolist():
-            mine = np.flatnonzero(own == cell)
-            positions, angles = members[mine], np.arccos(np.clip(products[mine, cell], -1, 1))
+        nearest = products.argmax(1)
+        for cell in np.unique(nearest).tolist():
+            in_cell = np.flatnonzero(nearest == cell)
+            positions, angles = members[in_cell], np.arccos(np.clip(products[in_cell, cell], -1, 1))
             self._cells[cell].add(positions, self._vectors[positions], angles)
 
     def first(self, rows: Ints) -> Ints:
         """Return ``(r,)`` the lowest position of a member that is near to each row, -1 where none is."""
         none = len(self._vectors)
-        found = np.full(len(rows), none, dtype=np.int64)
+        lowest = np.full(len(rows), none, dtype=np.int64)
         if not len(rows):
-            return found
+            return lowest
         vectors = self._vectors[rows]
         products = _product(vectors, self._centres)
-        own, angles = products.argmax(1), np.arccos(np.clip(products, -1, 1))
-        open_ = (products.max(1, keepdims=True) - products) <= self._distance * self._between[own]
+        nearest, angles = products.argmax(1), np.arccos(np.clip(products, -1, 1))
+        open_ = (products.max(1, keepdims=True) - products) <= self._distance * self._between[nearest]
         open_ &= angles >= np.array([cell.nearest for cell in self._cells], np.float32) - self._angle
         open_ &= angles <= np.array([cell.farthest for cell in self._cells], np.float32) + self._angle
         for number in np.flatnonzero(open_.any(0)).tolist():
-            cell, mine = self._cells[number], np.flatnonzero(open_[:, number])
+            cell, open_rows = self._cells[number], np.flatnonzero(open_[:, number])
             for start in range(0, cell.count, _CHUNK):
-                some = slice(start, min(start + _CHUNK, cell.count))
-                row, column = np.nonzero(self._near(vectors[mine], cell.vectors[some]))
-                np.minimum.at(found, mine[row], cell.positions[some][column])
-        return np.where(found < none, found, -1)
+                block = slice(start, min(start + _CHUNK, cell.count))
+                row, column = np.nonzero(self._near(vectors[open_rows], cell.vectors[block]))
+                np.minimum.at(lowest, open_rows[row], cell.positions[block][column])
+        return np.where(lowest < none, lowest, -1)
 
     def matrix(self, rows: Ints, others: Ints) -> Bools:
         """Return ``(r, o)``: whether the cosine reaches the similarity."""
@@ -111,12 +111,14 @@ class NearIndex:
 def _centres(vectors: Vectors) -> Vectors:
     """Return ``(c, d)`` unit vectors, as many as the root of ``n``: centres of cells of about equal size."""
     count = 1 if len(vectors) <= _ALONE else round(len(vectors) ** 0.5)
-    some = vectors[:: max(1, len(vectors) // (count * _SAMPLED))]
-    centres = some[:: max(1, len(some) // count)][:count]
+    sample = vectors[:: max(1, len(vectors) // (count * _SAMPLED))]
+    centres = sample[:: max(1, len(sample) // count)][:count]
     for _ in range(_ROUNDS if count > 1 else 0):
-        own = np.concatenate([_product(some[s : s + _CHUNK], centres).argmax(1) for s in range(0, len(some), _CHUNK)])
+        cells = np.concatenate(
+            [_product(sample[s : s + _CHUNK], centres).argmax(1) for s in range(0, len(sample), _CHUNK)]
+        )
         sums = np.zeros_like(centres)
-        np.add.at(sums, own, some)
+        np.add.at(sums, cells, sample)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
         centres = np.where(norms > 0, sums / np.where(norms > 0, norms, 1), centres)
     return centres

@@ -49,23 +49,23 @@ def targets(config: Config, models: Mapping[str, ModelSpec], likes: Sequence[Lik
 
     An expert's space is one that queries in words can be embedded in, where there are any, or that examples are in.
     """
-    found = [
+    spaces = [
         Target("fused", FUSED, config.anchor),
         Target("annotation", annotation_column(config.anchor), config.anchor),
     ]
     shown = {name for like in likes for name in like.columns}
     words = not likes or any(query.text is not None for query in config.queries)
     for expert in config.experts:
-        own = sources(expert)
+        used = sources(expert)
         # A score that only some of an expert's modalities had would compare those with nothing: it would say more
         # about the modality than about the meaning.
-        whole = words and all(has_text(source.model, models) for source in own)
-        found += [
+        whole = words and all(has_text(source.model, models) for source in used)
+        spaces += [
             Target(expert.name, source.column, source.model if whole else None)
-            for source in own
+            for source in used
             if whole or source.column in shown
         ]
-    return found
+    return spaces
 
 
 def likenesses(config: Config, files: Sequence[Path]) -> list[Likeness]:

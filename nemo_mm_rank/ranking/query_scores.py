@@ -72,8 +72,8 @@ class Given:
         """Return the pairs' scores, ``(n,)`` float64, null for those that have none (or NaN)."""
         ids, values = _read(self.path, self.column, self.digest)
         places = pc.index_in(pair_ids.cast(pa.string()), value_set=ids)
-        found = np.append(values, np.nan)[places.fill_null(len(values)).to_numpy(zero_copy_only=False)]
-        return pa.array(found, pa.float64(), mask=np.isnan(found))
+        extended = np.append(values, np.nan)[places.fill_null(len(values)).to_numpy(zero_copy_only=False)]
+        return pa.array(extended, pa.float64(), mask=np.isnan(extended))
 
 
 @lru_cache(maxsize=4)

@@ -170,11 +170,11 @@ class Scoring:
 
     def _calibrated(self, shards: Shards, how: str) -> Scoring:
         kind: type[Moments] | type[Quantiles] = Moments if how == "zscore" else Quantiles
-        found: dict[str, Any] = {modality: kind() for modality in self.counts[MODALITY]}
+        calibrations: dict[str, Any] = {modality: kind() for modality in self.counts[MODALITY]}
         for batch in self.batches(shards):
             for modality, rows in batch.by(MODALITY).items():
-                found[modality] = found[modality] + kind.of(batch.scores[rows])
-        return replace(self, calibration=found)
+                calibrations[modality] = calibrations[modality] + kind.of(batch.scores[rows])
+        return replace(self, calibration=calibrations)
 
     @property
     def by_modality(self) -> bool:

@@ -75,13 +75,13 @@ class Mixture:
         Raises:
             ConfigError: a weight for a component that has no column, or none that has one.
         """
-        found = _by_spread(_weights(weights, list(moments)), moments, spread)
+        mixture = _by_spread(_weights(weights, list(moments)), moments, spread)
         for name, share in (tells or {}).items():
-            if name in found:
-                found[name] *= share
-        if EXPERTS in found and tells:
-            found[EXPERTS] *= max(tells.get(name, 1.0) for name in experts_among(moments))
-        return cls(found, moments, tells=dict(tells or {}))
+            if name in mixture:
+                mixture[name] *= share
+        if EXPERTS in mixture and tells:
+            mixture[EXPERTS] *= max(tells.get(name, 1.0) for name in experts_among(moments))
+        return cls(mixture, moments, tells=dict(tells or {}))
 
     def components(self, columns: Columns) -> dict[str, Floats]:
         """Return the standardised value of each weighted component, ``(n,)``."""
@@ -98,10 +98,10 @@ class Mixture:
 
     def sum(self, columns: Columns) -> Floats:
         """Return ``(n,)`` sums, each row by itself."""
-        found = self.components(columns)
+        components = self.components(columns)
         total = np.zeros(len(next(iter(columns.values()))))
         for name, weight in self.weights.items():
-            total += weight * found[name]
+            total += weight * components[name]
         return total
 
     def standard(self, columns: Columns) -> Floats:
@@ -141,19 +141,19 @@ class Topic:
         """Return what each component adds to the scores, ``(n,)``; arguments as for a call."""
         factor = _inverse(self.narrow.total) * (1 - self.breadth)
         weights = self.narrow.weights
-        found = {name: factor * weights[name] * values for name, values in self.narrow.components(plain).items()}
+        parts = {name: factor * weights[name] * values for name, values in self.narrow.components(plain).items()}
         if self.broad is not None and self.breadth:
             factor = _inverse(self.broad.total) * self.breadth
             for name, values in self.broad.components(near).items():
-                found[name] = found.get(name, 0.0) + factor * self.broad.weights[name] * values
-        return found
+                parts[name] = parts.get(name, 0.0) + factor * self.broad.weights[name] * values
+        return parts
 
     def weight(self, name: str) -> float:
         """Return what one standard deviation of a component counts with in the whole."""
-        found = self.narrow.weights.get(name, 0.0) * _inverse(self.narrow.total) * (1 - self.breadth)
+        weight = self.narrow.weights.get(name, 0.0) * _inverse(self.narrow.total) * (1 - self.breadth)
         if self.broad is not None and self.breadth:
-            found += self.broad.weights.get(name, 0.0) * _inverse(self.broad.total) * self.breadth
-        return found
+            weight += self.broad.weights.get(name, 0.0) * _inverse(self.broad.total) * self.breadth
+        return weight
 
 
 def breadth_of(seen: Quantiles, settings: BroadSettings) -> tuple[float, float]:
@@ -175,10 +175,10 @@ def tells_of(together: Mapping[str, Comoments]) -> dict[str, float]:
         together: column of an expert's cosines -> how they go together with those of the annotations.
     """
     low, high = TELLS
-    found: dict[str, list[float]] = {}
+    by_expert: dict[str, list[float]] = {}
     for column, comoments in together.items():
-        found.setdefault(component(column), []).append((comoments.correlation - low) / (high - low))
-    return {name: float(np.clip(max(shares), 0.0, 1.0)) for name, shares in found.items()}
+        by_expert.setdefault(component(column), []).append((comoments.correlation - low) / (high - low))
+    return {name: float(np.clip(max(shares), 0.0, 1.0)) for name, shares in by_expert.items()}
 
 
 def experts_among(columns: Collection[str]) -> list[str]:
@@ -190,8 +190,8 @@ def experts_among(columns: Collection[str]) -> list[str]:
 def broad_weights(settings: RankingSettings, columns: Sequence[str]) -> dict[str, float]:
     """Return the weights for broad objectives of components that are there; none where there is nothing to add."""
     assert settings.broad is not None  # noqa: S101 (asked only then)
-    there = {component(name) for name in columns} | ({EXPERTS} if experts_among(columns) else set())
-    return {name: weight for name, weight in settings.broad.weights.items() if weight and name in there}
+    known = {component(name) for name in columns} | ({EXPERTS} if experts_among(columns) else set())
+    return {name: weight for name, weight in settings.broad.weights.items() if weight and name in known}
 
 
 def _inverse(moments: Moments) -> float:
@@ -235,7 +235,7 @@ def _mean_of_present(columns: Sequence[Floats], weights: Sequence[float] | None 
     """Return the weighted mean over ``columns`` of the values that are not NaN, NaN where there is none."""
     total, count = np.zeros_like(columns[0]), np.zeros_like(columns[0])
     for column, weight in zip(columns, weights or [1.0] * len(columns), strict=True):
-        there = ~np.isnan(column)
-        total += np.where(there, weight * column, 0.0)
-        count += weight * there
+        present = ~np.isnan(column)
+        total += np.where(present, weight * column, 0.0)
+        count += weight * present
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

@@ -82,15 +82,15 @@ def _clusters(settings: SelectSettings, found: Candidates, room: Ints, shards: S
     first = np.zeros(len(labels), dtype=bool)
     shares = np.zeros(sizes, dtype=np.int64)
     for group, count in enumerate(room.tolist()):
-        mine = np.flatnonzero(found.codes == group)
-        caps = np.bincount(labels[mine], minlength=sizes)
+        in_group = np.flatnonzero(found.codes == group)
+        caps = np.bincount(labels[in_group], minlength=sizes)
         # A weight of next to nothing still comes before the candidates beyond the other clusters' shares.
-        share = apportion(min(count, len(mine)), np.maximum(weights, np.finfo(np.float64).tiny), caps)
-        first[mine] = _turns(labels[mine]) < share[labels[mine]]
+        share = apportion(min(count, len(in_group)), np.maximum(weights, np.finfo(np.float64).tiny), caps)
+        first[in_group] = _turns(labels[in_group]) < share[labels[in_group]]
         shares += share
-    there = np.bincount(labels, minlength=sizes)
-    words = [f"cluster {c}: {share:,} of {n:,}" for c, (share, n) in enumerate(zip(shares, there, strict=True))]
-    about = {"clusters": int((there > 0).sum()), "shares": sorted(shares[there > 0].tolist(), reverse=True)[:20]}
+    sizes_of = np.bincount(labels, minlength=sizes)
+    words = [f"cluster {c}: {share:,} of {n:,}" for c, (share, n) in enumerate(zip(shares, sizes_of, strict=True))]
+    about = {"clusters": int((sizes_of > 0).sum()), "shares": sorted(shares[sizes_of > 0].tolist(), reverse=True)[:20]}
     return Order(np.argsort(~first, kind="stable"), [words[label] for label in labels], about)
 
 
@@ -102,17 +102,17 @@ def cluster_scores(vectors: Unit, labels: Ints, centroids: Unit) -> Floats:
     """
     unit = centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
     cosines = (unit @ unit.T).astype(np.float64)
-    others = cosines <= _SAME
-    near = np.where(others, cosines, 0.0).sum(1) / np.maximum(others.sum(1), 1)
+    distinct = cosines <= _SAME
+    near = np.where(distinct, cosines, 0.0).sum(1) / np.maximum(distinct.sum(1), 1)
     density = np.ones(len(centroids))
     for cluster in range(len(centroids)):
         members = np.flatnonzero(labels == cluster)
         if len(members) > _MEMBERS:
             members = members[np.linspace(0, len(members) - 1, _MEMBERS).astype(np.int64)]
         if len(members):
-            own = vectors[members].astype(np.float64)
-            norms = (own * own).sum(1)
-            squares = np.maximum(norms[:, None] + norms[None, :] - 2 * own @ own.T, 0.0)
+            centred = vectors[members].astype(np.float64)
+            norms = (centred * centred).sum(1)
+            squares = np.maximum(norms[:, None] + norms[None, :] - 2 * centred @ centred.T, 0.0)
             density[cluster] = np.exp(-squares / 2).mean()
     scores: Floats = near / density
     return scores
@@ -182,9 +182,9 @@ def _balanced(settings: SelectSettings, found: Candidates, room: Ints, shards: S
         rows, columns = matched.nonzero()
         values = rng.random(len(rows)) * counts[columns]
         order = np.lexsort([values, rows])
-        mine, where = np.unique(rows[order], return_index=True)
-        keys[start + mine] = values[order][where]
-        decisive[start + mine] = columns[order][where]
+        unique, where = np.unique(rows[order], return_index=True)
+        keys[start + unique] = values[order][where]
+        decisive[start + unique] = columns[order][where]
     caps = []
     for group, count in enumerate(room.tolist()):
         inside = np.sort(keys[(found.codes == group) & np.isfinite(keys)])
@@ -222,15 +222,15 @@ class Entries:
             UserError: no word is in enough annotations.
         """
         if settings.entries is None:
-            found = Counter[str]()
+            counts = Counter[str]()
             split = _vectorizer({"binary": True}).build_analyzer()
             for _, _, table in live(shards, [ANNOTATION]):
                 for text in table[ANNOTATION].to_pylist():
-                    found.update(set(split(text or "")))
-            kept = sorted((word for word, count in found.items() if count >= _LEAST), key=lambda w: (-found[w], w))
-            if not kept:
+                    counts.update(set(split(text or "")))
+            entries = sorted((word for word, count in counts.items() if count >= _LEAST), key=lambda w: (-counts[w], w))
+            if not entries:
                 raise UserError(f"ranking.select: no word is in {_LEAST} annotations; give entries a file of them")
-            return cls(sorted(kept[:_ENTRIES]), 1)
+            return cls(sorted(entries[:_ENTRIES]), 1)
         return cls.read(settings.entries)
 
     @classmethod
@@ -281,7 +281,7 @@ def _diverse(settings: SelectSettings, found: Candidates, room: Ints, shards: Sh
     The greedy rule of Hochbaum and Shmoys (1985) for k centres, in rank order; the radius is found by halving.
     """
     vectors = _unit(found, shards)
-    wanted = int(np.minimum(room, np.bincount(found.codes, minlength=len(room))).sum())
+    total = int(np.minimum(room, np.bincount(found.codes, minlength=len(room))).sum())
     candidates = np.arange(len(vectors))
 
     def picked(level: int) -> DistinctFirst:
@@ -293,7 +293,7 @@ def _diverse(settings: SelectSettings, found: Candidates, room: Ints, shards: Sh
     while low < high:
         middle = (low + high) // 2
         picker = picked(middle)
-        if int(picker.taken.sum()) >= wanted:
+        if int(picker.taken.sum()) >= total:
             high, best = middle, picker
         else:
             low = middle + 1

@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.measures.statistics import Interval
-from nemo_mm_rank.report.content import Chart, Label, Mark, number, share
+from nemo_mm_rank.report.content import Chart, Label, Mark
 from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.tables import number, share
 
 INK = -1
 """The colour of text."""
@@ -88,7 +89,7 @@ def distributions(
     for tick in x.ticks(8):
         marks.append(Mark("grid", INK, f"M{x(tick)} {top}V{bottom}"))
         labels.append(Label(x(tick), bottom + 18, plain(tick), "middle"))
-    told = []
+    summary = []
     for place, (name, color, scores, chosen) in enumerate(of):
         base = top + row * (place + 1) - 6
         counts, picked = (np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0] for v in (scores, chosen))
@@ -100,12 +101,12 @@ def distributions(
         labels.append(Label(left - 10, base - 8, name, "end", "name", color))
         labels.append(Label(width - right + 10, base - 14, f"{len(chosen):,} of {len(scores):,}", "start", "value"))
         labels.append(Label(width - right + 10, base + 1, f"{share(len(chosen), len(scores))} chosen", style="more"))
-        told.append(label)
+        summary.append(label)
     if cut is not None:
         marks.append(Mark("rule", INK, f"M{x(cut)} {top - 6}V{bottom}", f"cut at {number(cut, 2)}"))
         labels.append(Label(x(cut) + 4, top + 3, f"cut {number(cut, 2)}", "start", "value"))
     labels.append(Label((left + width - right) / 2, bottom + 38, x_label, "middle", "axis"))
-    return Chart(title, width, bottom + 46, marks, labels, f"{title}. {'; '.join(told)}.", note)
+    return Chart(title, width, bottom + 46, marks, labels, f"{title}. {'; '.join(summary)}.", note)
 
 
 def _steps(counts: npt.NDArray[Any], edges: Floats, x: Scale, y: Scale) -> str:
@@ -132,13 +133,13 @@ def mixes(title: str, groups: Sequence[str], colours: Sequence[int], shares: Map
     width, row, right, top = 720, 38, 0, 4
     left = _room(shares)
     x = Scale(0, 1, left, width - right)
-    marks, labels, told = [], [], []
-    for place, (name, of) in enumerate(shares.items()):
+    marks, labels, summary = [], [], []
+    for place, (name, parts) in enumerate(shares.items()):
         y = top + place * row
         labels.append(Label(left - 10, y + 18, name, "end", "name"))
-        told.append(f"{name}: {', '.join(f'{g} {share(s, 1)}' for g, s in zip(groups, of, strict=True))}")
+        summary.append(f"{name}: {', '.join(f'{g} {share(s, 1)}' for g, s in zip(groups, parts, strict=True))}")
         start = 0.0
-        for group, color, part in zip(groups, colours, of, strict=True):
+        for group, color, part in zip(groups, colours, parts, strict=True):
             a, b = x(start), x(start + part)
             start += part
             if b - a <= 0:
@@ -148,7 +149,7 @@ def mixes(title: str, groups: Sequence[str], colours: Sequence[int], shares: Map
             if b - a > 38:
                 labels.append(Label(round((a + b) / 2, 2), y + 18, share(part, 1), "middle", "inside"))
     legend = list(zip(colours, groups, strict=True))
-    return Chart(title, width, top + row * len(shares), marks, labels, f"{title}. {'. '.join(told)}.", legend=legend)
+    return Chart(title, width, top + row * len(shares), marks, labels, f"{title}. {'. '.join(summary)}.", legend=legend)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Curve:
     @property
     def band(self) -> list[tuple[float, float]]:
         """The outline of the band: upper ends, then lower ends backwards; empty for none."""
-        ends = [(x, end) for x, one in zip(self.x, self.values, strict=True) for end in (one.high, one.low)]
+        ends = [(x, end) for x, mean in zip(self.x, self.values, strict=True) for end in (mean.high, mean.low)]
         return [*ends[::2], *ends[:0:-2]] if all(math.isfinite(end) for _, end in ends) else []
 
 
@@ -212,9 +213,9 @@ def curves(title: str, lines: Sequence[Curve], x_label: str, y_label: str, note:
         labels.append(Label(width - right + 10, at + 4, line.name, "start", style, line.colour))
     labels.append(Label((left + width - right) / 2, height - 8, x_label, "middle", "axis"))
     labels.append(Label(16, (top + height - below) / 2, y_label, "middle", "axis", turned=True))
-    told = "; ".join(f"{line.name} ends at {line.y[-1]:.4g}" for line in lines)
+    summary = "; ".join(f"{line.name} ends at {line.y[-1]:.4g}" for line in lines)
     legend = [(line.colour, line.name) for line in lines]
-    return Chart(title, width, height, marks, labels, f"{title}. {told}.", note, legend)
+    return Chart(title, width, height, marks, labels, f"{title}. {summary}.", note, legend)
 
 
 def _frame(lines: Sequence[Curve]) -> tuple[float, float]:
@@ -270,8 +271,8 @@ def intervals(
             marks.append(Mark("whisker", color, f"M{x(one.low)} {y}H{x(one.high)}", f"{name}: {text}"))
         marks.append(Mark("point", color, f"M{x(one.value)} {y}h0", f"{name}: {text}"))
     labels.append(Label((left + width - right) / 2, bottom + 38, x_label, "middle", "axis"))
-    told = "; ".join(f"{name} {text}" for (name, *_), text in zip(rows, texts, strict=True))
-    return Chart(title, width, bottom + 46, marks, labels, f"{title}. {told}.", note)
+    summary = "; ".join(f"{name} {text}" for (name, *_), text in zip(rows, texts, strict=True))
+    return Chart(title, width, bottom + 46, marks, labels, f"{title}. {summary}.", note)
 
 
 def interval_text(one: Interval, digits: int = 3, signed: bool = False) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from nemo_mm_rank.schema import data_column
+from nemo_mm_rank.tables import Table
 
 
 @dataclass(frozen=True)
@@ -51,46 +51,6 @@ class Findings:
 
     findings: Sequence[Finding]
     kind: ClassVar[str] = "findings"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table.
-
-    Attributes:
-        cells: as they are shown, one per column.
-        style: ``strong``, ``quiet`` or ``warn``.
-    """
-
-    cells: Sequence[str]
-    style: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes:
-        title: its caption.
-        columns: their heads.
-        rows: the lines.
-        text: which columns are text; the others are numbers, and stand on the right.
-        note: a sentence below it.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Row]
-    text: Sequence[int] = (0,)
-    note: str = ""
-    kind: ClassVar[str] = "table"
-
-    @property
-    def wide(self) -> bool:
-        """Whether it needs a line of its own."""
-        lines = [self.columns, *(row.cells for row in self.rows)]
-        widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-        return sum(min(width, 40) + 2 for width in widths) > 60
 
 
 @dataclass(frozen=True)
@@ -246,31 +206,3 @@ class Page:
     subtitle: str
     sections: Sequence[Section]
     data: Mapping[str, Any] = field(default_factory=dict)
-
-
-def number(value: float, digits: int = 3) -> str:
-    """Return a number as a table shows it: a true minus, and no minus for what rounds to zero."""
-    text = f"{value:.{digits}f}"
-    return text.lstrip("-") if not float(text) else text.replace("-", "\N{MINUS SIGN}")
-
-
-def share(part: float, whole: float) -> str:
-    """Return a share in per cent, a dash where there is no whole; what is not nothing is never shown as 0 %."""
-    if not whole:
-        return "\N{EN DASH}"
-    if not part:
-        return "0 %"
-    percent = 100 * part / whole
-    if 0 < percent < 0.1:
-        return "< 0.1 %"
-    return f"{percent:.1f} %" if percent < 10 else f"{percent:.0f} %"
-
-
-def counted(n: int, one: str, many: str | None = None) -> str:
-    """Return a number with its noun."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
-def space_name(column: str) -> str:
-    """Return what a person reads for a space, given its column of embeddings."""
-    return column.removeprefix(data_column("")).replace("__", ": ")

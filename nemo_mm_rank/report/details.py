@@ -51,7 +51,7 @@ def pieces(text: str, spans: Sequence[Span] | None, limit: int) -> list[Piece]:
         limit: most characters; where more are left, the last piece ends in an ellipsis.
     """
     bounds = [(0, len(text))] if spans is None else sorted((max(0, int(a)), min(len(text), int(b))) for a, b in spans)
-    found: list[Piece] = []
+    parts: list[Piece] = []
     place = 0
 
     def add(end: int, kept: bool) -> None:
@@ -61,10 +61,10 @@ def pieces(text: str, spans: Sequence[Span] | None, limit: int) -> list[Piece]:
             return
         piece = text[place:end]
         kept = kept or not piece.strip()
-        if found and found[-1][1] == kept:
-            found[-1][0] = f"{found[-1][0]}{piece}"
+        if parts and parts[-1][1] == kept:
+            parts[-1][0] = f"{parts[-1][0]}{piece}"
         else:
-            found.append([piece, kept])
+            parts.append([piece, kept])
         place = end
 
     for start, end in bounds:
@@ -72,8 +72,8 @@ def pieces(text: str, spans: Sequence[Span] | None, limit: int) -> list[Piece]:
         add(end, True)
     add(len(text), False)
     if len(text) > limit:
-        found.append(["\N{HORIZONTAL ELLIPSIS}", True])
-    return found
+        parts.append(["\N{HORIZONTAL ELLIPSIS}", True])
+    return parts
 
 
 def excerpt(text: str, limit: int) -> str:
@@ -117,8 +117,8 @@ class Details:
         reasons = dict(zip(*(run.ranking.chosen[name].to_pylist() for name in (PAIR_ID, "reason")), strict=True))
         doubles = dict(zip(*(run.ranking.duplicates[name].to_pylist() for name in (PAIR_ID, "kept")), strict=True))
         for start in range(0, len(positions), _AT_ONCE):
-            mine = positions[start : start + _AT_ONCE]
-            table = attach_rows(pa.table({_PLACE: mine}), run.scored.places[mine], run.shards, self._columns)
+            batch = positions[start : start + _AT_ONCE]
+            table = attach_rows(pa.table({_PLACE: batch}), run.scored.places[batch], run.shards, self._columns)
             parts, chances = contributions(run.scoring, table), run.scoring.chances(table)
             for place, row in enumerate(table.to_pylist()):
                 detail = self._content(row)
@@ -149,11 +149,11 @@ class Details:
 
     @cached_property
     def _columns(self) -> list[str]:
-        there = self._run.shards.columns()
-        told = [name for name in there if name.startswith(description_column(""))]
-        ours = [*_CONTENT, WEAKEST_SENTENCE, *told, *self._run.scoring.reads]
-        wanted = dict.fromkeys([PAIR_ID, *ours, *self._own_columns])
-        return [name for name in wanted if name in there]
+        columns = self._run.shards.columns()
+        descriptions = [name for name in columns if name.startswith(description_column(""))]
+        ours = [*_CONTENT, WEAKEST_SENTENCE, *descriptions, *self._run.scoring.reads]
+        names = dict.fromkeys([PAIR_ID, *ours, *self._own_columns])
+        return [name for name in names if name in columns]
 
     @cached_property
     def _own_columns(self) -> list[str]:
@@ -176,11 +176,11 @@ class Details:
             "data": [self._side(row, *part) for part in parts_of(row)],
             "annotation": pieces(row.get(ANNOTATION) or "", row.get(ANNOTATION_SPANS), _ANNOTATION),
         }
-        told = description_column("")
+        prefix = description_column("")
         detail["told"] = [
-            [name.removeprefix(told), excerpt(text, _VALUE)]
+            [name.removeprefix(prefix), excerpt(text, _VALUE)]
             for name, text in row.items()
-            if name.startswith(told) and text
+            if name.startswith(prefix) and text
         ]
         if row.get(SNS_REASON) is not None:
             detail["sns"] = row[SNS_REASON]
@@ -195,26 +195,26 @@ class Details:
             self.left_out += 1
             return {**name, "missing": "left out: this page has copies of so many others"}
         root, content = row.get(MEDIA_ROOT) or ".", row.get(DATA_BYTES)
-        found = copy(data or "data_bytes", modality, spans, root, content, self._run.config.media)
-        self.copies += "src" in found
-        self._bytes += len(found.get("src", ""))
-        return {**name, **found}
+        shown = copy(data or "data_bytes", modality, spans, root, content, self._run.config.media)
+        self.copies += "src" in shown
+        self._bytes += len(shown.get("src", ""))
+        return {**name, **shown}
 
     def _failed(self, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Return the rows of pairs that failed in a step, by id."""
-        found: dict[str, dict[str, Any]] = {}
+        by_id: dict[str, dict[str, Any]] = {}
         if not ids:
-            return found
-        shards, wanted = self._run.shards, pa.array(ids, pa.string())
-        there = [name for name in (PAIR_ID, *_CONTENT) if name in shards.columns()]
+            return by_id
+        shards, pair_ids = self._run.shards, pa.array(ids, pa.string())
+        columns = [name for name in (PAIR_ID, *_CONTENT) if name in shards.columns()]
         for part in range(shards.count):
             words = shards.read(part, [PAIR_ID, ERROR])
-            mask = pc.and_(pc.is_valid(words[ERROR]), pc.is_in(words[PAIR_ID], value_set=wanted))
+            mask = pc.and_(pc.is_valid(words[ERROR]), pc.is_in(words[PAIR_ID], value_set=pair_ids))
             rows = np.flatnonzero(mask.to_numpy())
             if len(rows):
-                table = shards.read(part, there).take(pa.array(rows))
-                found.update({row[PAIR_ID]: row for row in table.to_pylist()})
-        return found
+                table = shards.read(part, columns).take(pa.array(rows))
+                by_id.update({row[PAIR_ID]: row for row in table.to_pylist()})
+        return by_id
 
 
 def contributions(scoring: Scoring, table: pa.Table) -> dict[str, Floats]:
@@ -224,9 +224,9 @@ def contributions(scoring: Scoring, table: pa.Table) -> dict[str, Floats]:
         scoring: from cosines to scores.
         table: what it reads, of ``n`` pairs.
     """
-    found = scoring.topic.contributions(*scoring.columns(table))
+    gains = scoring.topic.contributions(*scoring.columns(table))
     costs = scoring.costs(scoring.chances(table))
-    return {**found, **{f"if {name}": cost for name, cost in costs.items()}}
+    return {**gains, **{f"if {name}": cost for name, cost in costs.items()}}
 
 
 def _facts(
@@ -238,8 +238,8 @@ def _facts(
         yield "least likely sentence", excerpt(sentence, _VALUE)
     for name, moments in scoring.topic.narrow.moments.items():
         if row[name] is not None:
-            said = "cosine " + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name
-            yield said.replace("__", " "), f"{row[name]:.3f} (pool {moments.mean:.3f})"
+            title = "cosine " + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name
+            yield title.replace("__", " "), f"{row[name]:.3f} (pool {moments.mean:.3f})"
 
 
 def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str, list[list[float]] | None]]:
@@ -247,8 +247,8 @@ def parts_of(row: Mapping[str, Any]) -> list[tuple[str, str, list[list[float]] |
     spans = row.get(DATA_SPANS)
     if not row.get(DATA_PARTS):
         return [(row[MODALITY], row.get(DATA) or "", spans)]
-    found = []
+    parts = []
     for number, part in enumerate(row[DATA_PARTS]):
-        mine = [span[1:] for span in spans or () if int(span[0]) == number]
-        found.append((part["modality"], part["data"], mine or None))
-    return found
+        kept = [span[1:] for span in spans or () if int(span[0]) == number]
+        parts.append((part["modality"], part["data"], kept or None))
+    return parts

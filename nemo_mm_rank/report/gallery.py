@@ -110,19 +110,19 @@ def _words(run: Run, positions: Ints) -> dict[str, list[Any]]:
     places = run.scored.places[positions]
     by_place = np.lexsort(places.T[::-1])  # so that a shard is read once or twice, not with every batch
     names = (PAIR_ID, MODALITY, POOL, ANNOTATION)
-    found: dict[str, list[Any]] = {name: [None] * len(positions) for name in names}
+    columns: dict[str, list[Any]] = {name: [None] * len(positions) for name in names}
     for start in range(0, len(by_place), 1024):
-        mine = by_place[start : start + 1024]
-        table = attach_rows(pa.table({"place": mine}), places[mine], run.shards, names)
+        batch = by_place[start : start + 1024]
+        table = attach_rows(pa.table({"place": batch}), places[batch], run.shards, names)
         for name in names:
-            for place, value in zip(mine.tolist(), table[name].to_pylist(), strict=True):
-                found[name][place] = value[: 2 * _LINE] if name == ANNOTATION and value else value
-    return found
+            for place, value in zip(batch.tolist(), table[name].to_pylist(), strict=True):
+                columns[name][place] = value[: 2 * _LINE] if name == ANNOTATION and value else value
+    return columns
 
 
 def _known(indices: Ints) -> list[int]:
-    found: list[int] = indices[indices >= 0].tolist()
-    return found
+    shown: list[int] = indices[indices >= 0].tolist()
+    return shown
 
 
 def _names(values: Sequence[str | None]) -> list[str]:

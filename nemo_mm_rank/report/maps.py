@@ -32,17 +32,17 @@ def maps(run: Run, positions: Ints, indices: Sequence[int]) -> list[dict[str, An
     """
     places = run.scored.places[positions]
     index = np.asarray(indices)
-    wanted = [
+    spaces = [
         (source.expert if count == 1 else f"{source.expert}: {source.model}", source)
         for expert in run.config.experts
         for count, source in ((len(sources(expert)), source) for source in sources(expert))
     ]
-    found = []
-    for title, source in wanted[: MAX_MAPS - 1]:
+    drawn = []
+    for title, source in spaces[: MAX_MAPS - 1]:
         note = ", ".join(sorted(source.modalities)) if source.modalities else "every modality"
-        found.append(_map(run, title, note, source.column, _anchor(run, source), places, index))
+        drawn.append(_map(run, title, note, source.column, _anchor(run, source), places, index))
     fused = _map(run, "fused", "all experts, projected", FUSED, annotation_column(run.config.anchor), places, index)
-    return [one for one in (*found, fused) if one is not None]
+    return [drawing for drawing in (*drawn, fused) if drawing is not None]
 
 
 def _anchor(run: Run, source: Source) -> str | None:
@@ -62,8 +62,8 @@ def _map(
             # Of the pairs that this space holds: the others' annotations would be strangers on its map.
             annotations[~data.any(axis=1)] = 0
             sides.append((annotations, 1))
-    kept = [(np.flatnonzero(vectors.any(axis=1)), side) for vectors, side in sides]
-    points = np.concatenate([vectors[rows] for (vectors, _), (rows, _) in zip(sides, kept, strict=True)])
+    present = [(np.flatnonzero(vectors.any(axis=1)), side) for vectors, side in sides]
+    points = np.concatenate([vectors[rows] for (vectors, _), (rows, _) in zip(sides, present, strict=True)])
     if len(points) < FEWEST:
         return None
     plane = np.round(_framed(flatten(points, run.config.seed))).astype(int)
@@ -72,8 +72,8 @@ def _map(
         "note": note,
         "x": plane[:, 0].tolist(),
         "y": plane[:, 1].tolist(),
-        "pair": np.concatenate([index[rows] for rows, _ in kept]).tolist(),
-        "data": len(kept[0][0]),
+        "pair": np.concatenate([index[rows] for rows, _ in present]).tolist(),
+        "data": len(present[0][0]),
     }
 
 

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import yaml
 
+from nemo_mm_rank.config import Config
 from nemo_mm_rank.io.files import read_table, table_digest
-from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.measures.gaps import gap_text
+from nemo_mm_rank.media.preview import copy
+from nemo_mm_rank.modality import is_media
 from nemo_mm_rank.ranking.blend import label
 from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.report import content
 from nemo_mm_rank.report.charts import colour, distributions, mixes
-from nemo_mm_rank.report.content import Finding, Row, Section, Table, Tile, counted, number, share, space_name
-from nemo_mm_rank.report.examples import examples
+from nemo_mm_rank.report.content import Example, Finding, Section, Tile
+from nemo_mm_rank.report.details import excerpt
 from nemo_mm_rank.report.run import Run
-from nemo_mm_rank.run.finished import replaced, rows_of
-from nemo_mm_rank.schema import PAIR_ID, POOL
+from nemo_mm_rank.run.finished import State, replaced, rows_of
+from nemo_mm_rank.run.summary import matching_table, mix_table, reasons_table, rows_table, space_name, spaces_table
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.tables import Row, Table, counted, number, share
 
+SHOWN = 24
+"""Examples of each query that a page shows."""
+
+_EXAMPLE = 240  # characters of its text
 _SHIFT = 0.1  # of a share, from which on a mix is another
 _CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
 
@@ -31,25 +40,25 @@ def findings(run: Run) -> list[Finding]:
     """Return what a careful reader would check, checked."""
     counts = run.manifest["counts"]
     rows, quarantined, ranked = counts["pool"]["rows"], run.quarantine.num_rows, run.scoring.ranked
-    found = []
+    checks = []
     if rows == ranked + quarantined:
         text = f"Every row is accounted for: {rows:,} in = {ranked:,} ranked + {quarantined:,} quarantined."
-        found.append(Finding("good", text))
+        checks.append(Finding("good", text))
     else:
-        found.append(Finding("warn", f"{rows:,} rows in, but {ranked:,} ranked + {quarantined:,} quarantined."))
+        checks.append(Finding("warn", f"{rows:,} rows in, but {ranked:,} ranked + {quarantined:,} quarantined."))
     if table_digest(read_table(run.folder.blend)) == run.manifest["blend"]["digest"]:
-        found.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
+        checks.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
     else:
-        found.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
+        checks.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
     if (said := replaced(rows_of(run.folder, run.ranking.chosen[PAIR_ID]))) is not None:
-        found.append(Finding("warn", f"{said}."))
+        checks.append(Finding("warn", f"{said}."))
     if quarantined > 0.05 * rows:
         said = f"{share(quarantined, rows)} of the rows could not be ranked; see what was left out."
-        found.append(Finding("warn", said))
-    found += _of_spaces(run.manifest["projection"]["metrics"]["mean"])
-    found += _of_mix(counts)
-    found += _of_cut(run)
-    return found
+        checks.append(Finding("warn", said))
+    checks += _of_spaces(run.manifest["projection"]["metrics"]["mean"])
+    checks += _of_mix(counts)
+    checks += _of_cut(run)
+    return checks
 
 
 def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
@@ -57,7 +66,7 @@ def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     if fused is None or not others:
         return []
     name, best = max(others.items(), key=lambda item: item[1]["recall_at_10"])
-    said = (
+    text = (
         f"On held-out pairs the fused space finds the other half among the first ten for "
         f"{share(fused['recall_at_10'], 1)} of the pairs, the best single space ({space_name(name)}) for "
         f"{share(best['recall_at_10'], 1)}; matched gap {gap_text(fused, 'matched_gap')} "
@@ -65,26 +74,26 @@ def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
     )
     gaps = fused["matched_gap"], best["matched_gap"]
     better = fused["recall_at_10"] >= best["recall_at_10"] and None not in gaps and gaps[0] <= gaps[1]
-    return [Finding("good" if better else "note", said)]
+    return [Finding("good" if better else "note", text)]
 
 
 def _of_mix(counts: Mapping[str, Any]) -> list[Finding]:
     ranked, blend = counts["ranked"], counts["blend"]
     whole, chosen = sum(ranked.values()), sum(blend.values())
     absent = [name for name, n in ranked.items() if n and not blend.get(name)]
-    found = []
+    checks = []
     if absent:
-        found.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
+        checks.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
     if chosen and whole:
         gains = {name: blend.get(name, 0) / chosen - n / whole for name, n in ranked.items() if n}
         by_gain = sorted(gains, key=lambda name: gains[name])
         for name, verb in ((by_gain[-1], "more"), (by_gain[0], "less")):
             if abs(gains[name]) >= _SHIFT and name not in absent:
                 shares = f"{share(blend[name], chosen)} of the blend, {share(ranked[name], whole)} of the pool"
-                found.append(Finding("note", f"There is {verb} {name} in the blend than in the pool: {shares}."))
-        if not found:
-            found.append(Finding("good", "Every modality has about the share in the blend that it has in the pool."))
-    return found
+                checks.append(Finding("note", f"There is {verb} {name} in the blend than in the pool: {shares}."))
+        if not checks:
+            checks.append(Finding("good", "Every modality has about the share in the blend that it has in the pool."))
+    return checks
 
 
 def _of_cut(run: Run) -> list[Finding]:
@@ -94,12 +103,12 @@ def _of_cut(run: Run) -> list[Finding]:
         return []
     left_out = int(((distance < 0) & (distance >= -_CLOSE * spread)).sum())
     chosen = run.ranking.chosen.num_rows
-    said = (
+    text = (
         f"{counted(left_out, 'pair')} left out {'lies' if left_out == 1 else 'lie'} within {_CLOSE:g} standard "
         f"deviations below the cut, {share(left_out, chosen)} of the blend's size: look at the borderline before you "
         "trust it to the pair."
     )
-    return [Finding("note", said)]
+    return [Finding("note", text)]
 
 
 ABOUT_MAPS = (
@@ -111,9 +120,9 @@ ABOUT_MAPS = (
 
 def objective(run: Run) -> str:
     """Return what the run was asked for, in its own words."""
-    wanted = [query.label for query in run.config.queries if query.weight > 0]
+    sought = [query.label for query in run.config.queries if query.weight > 0]
     avoided = [query.label for query in run.config.queries if query.weight <= 0]
-    return " + ".join(wanted) + "".join(f" \N{MINUS SIGN} {text}" for text in avoided)
+    return " + ".join(sought) + "".join(f" \N{MINUS SIGN} {text}" for text in avoided)
 
 
 def subtitle(run: Run) -> str:
@@ -140,61 +149,50 @@ def overview(run: Run) -> Section:
         tiles.insert(1, Tile("trimmed", f"{total:,}", f"{run.config.sns.mode}, by SNS"))
     lead = "What the run did with the pool, and what speaks for and against its blend."
     return Section(
-        "overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run)), *examples(run)]
+        "overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run)), *_examples(run)]
     )
+
+
+def _examples(run: Run) -> Iterator[content.Part]:
+    """Yield what each query by examples is made of; the first of them, with copies of their media."""
+    for like in State.load(run.folder).likes(run.folder):
+        rows = like.examples.rows
+        query = like.query
+        asked = "what is not to be picked" if query.weight < 0 else "what is asked for"
+        near = "the nearest one" if query.norm == "inf" else "all of them"
+        sides = (
+            "data and annotations" if query.side == "both" else query.side if query.side == "data" else "annotations"
+        )
+        note = f"{counted(len(rows), 'example')} of {asked}; pairs are compared with {near}, by {sides}"
+        if like.examples.failed:
+            note += f"; {len(like.examples.failed):,} more could not be embedded ({like.examples.failed[0]})"
+        if len(rows) > SHOWN:
+            note += f"; the first {SHOWN} are shown"
+        shown = [_example(row, run.config) for row in rows.slice(0, SHOWN).to_pylist()]
+        yield content.Examples(f"Un{query.label}" if query.weight < 0 else query.label.capitalize(), shown, f"{note}.")
+
+
+def _example(row: Mapping[str, Any], config: Config) -> Example:
+    modality, data, annotation = row[MODALITY], row[DATA] or "", row[ANNOTATION] or ""
+    if not is_media(modality) or row.get(DATA_PARTS):
+        text = data if data == annotation else f"{data} \N{EM DASH} {annotation}"
+        return Example(row[PAIR_ID], excerpt(text, _EXAMPLE))
+    shown = copy(data, modality, None, row.get(MEDIA_ROOT) or ".", None, config.media)
+    text = excerpt(annotation or shown.get("missing", ""), _EXAMPLE)
+    return Example(row[PAIR_ID], text, shown.get("kind", "") if "src" in shown else "", shown.get("src", ""))
 
 
 def rows(run: Run) -> Section:
     """Return what became of every row: by step and modality, and why pairs left."""
     lead = "From the manifests to the blend, step by step. What fails a step is kept apart, with its reason."
-    parts: list[content.Part] = [_steps(run.manifest["counts"]), *_reasons(run), _mix(run), *_types(run), *_pools(run)]
-    return Section("rows", "What was kept and left out", lead, parts)
-
-
-def _steps(counts: Mapping[str, Any]) -> Table:
-    modalities = sorted(counts["pool"]["in"])
-    lines: list[Row] = []
-
-    def line(name: str, by_modality: Mapping[str, int], style: str = "") -> None:
-        cells = [f"{by_modality[modality]:,}" if by_modality.get(modality) else "0" for modality in modalities]
-        lines.append(Row((name, *cells, f"{sum(by_modality.values()):,}"), style))
-
-    line("pairs in the pool", counts["pool"]["in"])
-    for names, step in _alike(counts["steps"]):
-        line(f"{names}: in", step["in"], "quiet")
-        if step["trimmed"]:
-            line(f"{step['step']}: trimmed", step["trimmed"])
-        if step["quarantined"]:
-            line(f"{step['step']}: quarantined", {m: sum(r.values()) for m, r in step["quarantined"].items()}, "warn")
-    line("ranked", counts["ranked"])
-    line("blend", counts["blend"], "strong")
-    bad = counts["pool"]["bad_rows"]
-    note = f"And {counted(bad, 'row')} of the manifests that never became a pair." if bad else ""
-    return Table("Pairs by step and modality", ["", *modalities, "all"], lines, note=note)
-
-
-def _alike(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield steps with their names, those in one that follow each other and change nothing."""
-    names: list[str] = []
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        names.append(step["step"])
-        changes = step["trimmed"] or step["quarantined"]
-        if changes or following is None or following["trimmed"] or following["quarantined"]:
-            yield ", ".join(names), step
-            names = []
-
-
-def _reasons(run: Run) -> list[Table]:
-    table = run.quarantine
-    if not table.num_rows:
-        return []
-    keys = list(zip(table["step"].to_pylist(), table["error"].to_pylist(), strict=True))
-    example = dict(reversed(list(zip(keys, table["message"].to_pylist(), strict=True))))
-    lines = [
-        Row((step, error, example[step, error], f"{n:,}"))
-        for (step, error), n in sorted(Counter(keys).items(), key=lambda item: (-item[1], item[0]))
+    parts: list[content.Part] = [
+        rows_table(run.manifest["counts"]),
+        *filter(None, [reasons_table(run.quarantine)]),
+        _mix(run),
+        *_types(run),
+        *_pools(run),
     ]
-    return [Table("Why rows were quarantined", ["step", "reason", "for example", "rows"], lines, text=(0, 1, 2))]
+    return Section("rows", "What was kept and left out", lead, parts)
 
 
 def _mix(run: Run) -> content.Chart:
@@ -210,23 +208,9 @@ def _types(run: Run) -> list[Table]:
     mix = run.manifest["mix"]
     if mix is None:
         return []
-    lines = [
-        Row(
-            (
-                one["type"],
-                "" if one["share"] is None else f"{100 * one['share']:.1f} %",
-                f"{one['quota']:,}",
-                f"{one['chosen']:,}",
-            )
-        )
-        for one in mix["types"]
-    ]
-    if mix["filling"]:
-        lines.append(Row(("filling what is short", "", "", f"{mix['filling']:,}")))
-    said = [mix["source"], mix["note"], *(f"Advice: {line}" for line in mix["advice"])]
-    note = ". ".join(text.rstrip(".") for text in said if text) + "."
-    title = f"Mix by type: {mix['name'] or 'your own'}"
-    return [Table(title, ["data \N{RIGHTWARDS ARROW} annotation", "share", "quota", "chosen"], lines, note=note)]
+    sentences = [mix["source"], mix["note"], *(f"Advice: {line}" for line in mix["advice"])]
+    note = ". ".join(text.rstrip(".") for text in sentences if text) + "."
+    return [replace(mix_table(mix), title=f"Mix by type: {mix['name'] or 'your own'}", note=note)]
 
 
 def _shares(counts: Mapping[str, int], names: list[str]) -> list[float]:
@@ -252,14 +236,14 @@ def scores(run: Run) -> Section:
     scored = run.scored
     chosen = np.zeros(len(scored.scores), dtype=bool)
     chosen[run.chosen] = True
-    of = []
+    distributed = []
     for code, name in enumerate(scored.modalities):
-        mine = scored.modality == code
-        of.append((name, colour(name, code), scored.scores[mine], scored.scores[mine & chosen]))
+        in_modality = scored.modality == code
+        distributed.append((name, colour(name, code), scored.scores[in_modality], scored.scores[in_modality & chosen]))
     cuts = {cut for cut in run.cuts if cut is not None}
     chart = distributions(
         "Scores by modality",
-        of,
+        distributed,
         cuts.pop() if len(cuts) == 1 else None,
         "Pale: all ranked pairs. Full: those chosen. Each row is as high as its fullest bin.",
         "score (standard deviations, weighted sum)",
@@ -274,7 +258,7 @@ def _weights(run: Run) -> Table:
         Row((name, number(asked[name], 2) if name in asked else "", number(topic.weight(name), 2)))
         for name in topic.narrow.weights
     ]
-    strengths = {name: number(one.strength, 2) for name, one in run.scoring.conditions.items()}
+    strengths = {name: number(condition.strength, 2) for name, condition in run.scoring.conditions.items()}
     lines += [Row((f"if {name}", strength, strength)) for name, strength in strengths.items()]
     note = "A component that the objective does not spread the pool in counts for less than its weight."
     if topic.breadth:
@@ -289,18 +273,13 @@ def _weights(run: Run) -> Table:
 
 def _matching(run: Run) -> list[Table]:
     """Return how well own annotations can be told from others; nothing where no modality had enough pairs."""
-    lines = [
-        Row((modality, SPOILT[name], f"{about['pairs']:,.0f}", number(about["told"], 2), percent(about["wrong"])))
-        for modality, ways in run.manifest["matching"].items()
-        for name, about in ways.items()
-    ]
+    table = matching_table(run.manifest["matching"])
     note = (
         "Annotations of this pool were exchanged on purpose, and own ones told from them, out of sample. Told "
         "apart: how often an own annotation scores above an exchanged one; 0.5 is a guess, below 0.7 nothing is held "
         "against a pair. Taken for wrong: the least share of the pool's own pairs that look like exchanged ones."
     )
-    columns = ["modality", "annotations with", "pairs", "told apart", "taken for wrong"]
-    return [Table("How well own annotations are told from others", columns, lines, note=note)] if lines else []
+    return [replace(table, note=note)] if table.rows else []
 
 
 def _cuts(run: Run) -> list[Table]:
@@ -331,23 +310,16 @@ def _cut(cut: Mapping[str, Any] | None) -> str:
 
 def spaces(run: Run) -> Section:
     """Return the geometry of the spaces, and the place of their maps."""
-    metrics = run.manifest["projection"]["metrics"]
-    lines = []
-    for name, space in sorted(metrics["mean"].items(), key=lambda item: item[0] == "fused"):
-        cells = [gap_text(space, measure) for measure in ("gap", "matched_gap")]
-        cells += [number(space[measure]) for measure in ("recall_at_1", "recall_at_5", "recall_at_10")]
-        lines.append(Row((space_name(name), f"{space['n']:,}", *cells), "strong" if name == "fused" else ""))
+    table = spaces_table(run.manifest["projection"]["metrics"], (1, 5, 10))
     note = (
-        f"Held-out pairs only, mean over {len(metrics['folds'])} folds: no network is measured on what it learnt from. "
+        f"{table.note} No network is measured on what it learnt from. "
         "Gap: distance between the centroids of modalities. Matched gap: from data to their own annotations, "
         "which takes the content out. Both without the noise that the means of few pairs have, in brackets the 95 % "
         "bootstrap interval. Recall@k: share of pairs that find their other half among the k most similar. "
         "A small gap is worth nothing where recall falls with it."
     )
-    columns = ["space", "pairs", "gap", "matched gap", "Recall@1", "Recall@5", "Recall@10"]
-    table = Table("Geometry", columns, lines, note=note)
     lead = "Where the experts put the pairs, and where the projection puts them."
-    return Section("spaces", "Spaces", lead, [table, content.Widget("maps", ABOUT_MAPS)])
+    return Section("spaces", "Spaces", lead, [replace(table, note=note), content.Widget("maps", ABOUT_MAPS)])
 
 
 def pairs() -> Section:
@@ -359,7 +331,7 @@ def pairs() -> Section:
 def provenance(run: Run) -> Section:
     """Return where the blend comes from: inputs, models, versions, configuration."""
     manifest, blend = run.manifest, run.manifest["blend"]
-    inputs = [Row((one["file"].rsplit("/", 1)[-1], one["digest"])) for one in manifest["inputs"]]
+    inputs = [Row((source["file"].rsplit("/", 1)[-1], source["digest"])) for source in manifest["inputs"]]
     versions = {"nemo-mm-rank": manifest["nemo_mm_rank"], "python": manifest["python"], **manifest["versions"]}
     lines = [Row((name, version)) for name, version in versions.items()]
     config = yaml.safe_dump(manifest["config"], sort_keys=False, allow_unicode=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import Config
@@ -23,12 +23,10 @@ from nemo_mm_rank.report.details import excerpt, parts_of, pieces
 from nemo_mm_rank.report.run import leading
 from nemo_mm_rank.report.trimmed import lines, verdicts
 from nemo_mm_rank.run.curation import check
-from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.run.summary import text_table
-from nemo_mm_rank.run.through import take_in
 from nemo_mm_rank.sampling import hashes
 from nemo_mm_rank.schema import (
     ANNOTATION,
@@ -46,6 +44,7 @@ from nemo_mm_rank.shards import attach_rows
 from nemo_mm_rank.sns.decide import AFTER, BEFORE
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import columns_added
+from nemo_mm_rank.tables import Row, Table
 
 _TEXT = 600  # characters of a side
 
@@ -67,13 +66,11 @@ def preview(config: Config, count: int, console: Console) -> None:
     if config.sns.mode == "off":
         config = config.model_copy(update={"sns": config.sns.model_copy(update={"mode": "bidirectional"})})
     check(config)
-    with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-preview-") as made:
-        folder = RunFolder(Path(made))
-        report = take_in(config.pools, folder.pool, config, folder)
-        pool = ShardStore((folder.pool,), report.shards)
+    with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-preview-") as temporary:
         device = config.engine.device
-        fits = Fits(folder.fitted, SerialEngine(device), Reporter(SafeConsole(quiet=True)), report.good)
-        step = SNSStep(config.sns, config.sns_expert, fits.statistics(config.models, pool), config.media)
+        job = Job(config, RunFolder(Path(temporary)), SerialEngine(device), Reporter(SafeConsole(quiet=True)))
+        pool = job.take_in(config.pools).shards
+        step = SNSStep(config.sns, config.sns_expert, job.fits.statistics(config.models, pool), config.media)
         step.device = device
         names = [name for name in (*CANONICAL, MEDIA_ROOT, DATA_BYTES, DATA_PARTS) if name in pool.columns()]
         places = _drawn(pool, count, config.seed)
@@ -96,10 +93,10 @@ def _drawn(pool: ShardStore, count: int, seed: int) -> Ints:
     return drawn
 
 
-def _pair(row: Mapping[str, Any]) -> Table:
+def _pair(row: Mapping[str, Any]) -> Grid:
     """Return both sides of a pair, what is kept of each beside what is cut."""
     why = row[ERROR] or f"{row[SNS_REASON]}; cosine {row[BEFORE]:.3f} \N{RIGHTWARDS ARROW} {row[AFTER]:.3f}"
-    table = Table(
+    table = Grid(
         title=f"{row[PAIR_ID]}  {row[MODALITY]}\n{why}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
     )
     table.expand = True
@@ -120,15 +117,15 @@ def _side(modality: str, data: str, spans: list[list[float]] | None) -> tuple[st
     if spans is None:
         return name, ""
     if of(modality).parts == "boxes":
-        kept = ", ".join(f"{w:.0f} x {h:.0f} pixels at ({x:.0f}, {y:.0f})" for x, y, w, h in spans)
+        places = ", ".join(f"{w:.0f} x {h:.0f} pixels at ({x:.0f}, {y:.0f})" for x, y, w, h in spans)
     else:
-        kept = ", ".join(f"{start:.1f}\N{EN DASH}{end:.1f} s" for start, end in spans)
-    return f"{name}: {kept}", "the rest"
+        places = ", ".join(f"{start:.1f}\N{EN DASH}{end:.1f} s" for start, end in spans)
+    return f"{name}: {places}", "the rest"
 
 
 def _text(text: str, spans: list[list[float]] | None) -> tuple[str, str]:
-    found = pieces(text or "", spans, _TEXT)
-    kept, cut = (" \N{HORIZONTAL ELLIPSIS} ".join(_of(found, keep)) for keep in (True, False))
+    parts = pieces(text or "", spans, _TEXT)
+    kept, cut = (" \N{HORIZONTAL ELLIPSIS} ".join(_of(parts, keep)) for keep in (True, False))
     return kept, cut
 
 
@@ -139,7 +136,4 @@ def _of(found: list[list[str | bool]], keep: bool) -> Iterator[str]:
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> Table:
     counts = verdicts((row[MODALITY], row[SNS_REASON]) for row in rows if not row[ERROR])
     head, cells = lines({**counts, "failed": Counter(row[MODALITY] for row in rows if row[ERROR])})
-    table = text_table("Verdicts", head)
-    for line in cells:
-        table.add_row(*line)
-    return table
+    return Table("Verdicts", head, list(map(Row, cells)))

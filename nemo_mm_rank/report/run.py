@@ -52,29 +52,29 @@ class Scored:
         """Score the pool in one pass."""
         modalities = tuple(sorted(scoring.counts[MODALITY]))
         known = pa.array(modalities, pa.string())
-        found: list[tuple[Any, ...]] = []
+        columns: list[tuple[Any, ...]] = []
         for batch in scoring.batches(shards):
             codes = pc.index_in(batch.words[MODALITY], value_set=known).to_numpy()
             places = np.stack([np.full(len(batch.rows), batch.part), batch.rows], axis=1)
             keys = hashes(batch.words[PAIR_ID].to_pylist(), seed)
-            found.append((batch.scores, places, codes, groups.codes(batch.words), keys))
-        scores, places, codes, group, keys = (np.concatenate(column) for column in zip(*found, strict=True))
+            columns.append((batch.scores, places, codes, groups.codes(batch.words), keys))
+        scores, places, codes, group, keys = (np.concatenate(column) for column in zip(*columns, strict=True))
         return cls(scores, places.astype(np.int64), codes.astype(np.int64), modalities, group, keys)
 
     def find(self, places: Ints) -> Ints:
         """Return the positions of the pairs at ``places`` ``(k, 2)``, all of which have been ranked."""
         width = int(self.places[:, 1].max(initial=0)) + 1
-        mine, wanted = self.places @ [width, 1], places @ [width, 1]
-        order = np.argsort(mine)
-        found: Ints = order[np.searchsorted(mine[order], wanted)]
-        return found
+        keys, asked = self.places @ [width, 1], places @ [width, 1]
+        order = np.argsort(keys)
+        positions: Ints = order[np.searchsorted(keys[order], asked)]
+        return positions
 
     def named(self, pair_ids: Sequence[str], seed: int) -> Ints:
         """Return the positions of the pairs of these names, found by the hashes of ``seed``; none for unknown ones."""
-        wanted = hashes(pair_ids, seed)
+        keys = hashes(pair_ids, seed)
         order = np.argsort(self.key)
-        found: Ints = order[np.minimum(np.searchsorted(self.key[order], wanted), len(order) - 1)]
-        known: Ints = found[self.key[found] == wanted]
+        positions: Ints = order[np.minimum(np.searchsorted(self.key[order], keys), len(order) - 1)]
+        known: Ints = positions[self.key[positions] == keys]
         return known
 
     def sample(self, count: int) -> Ints:
@@ -93,13 +93,13 @@ def leading(orders: Sequence[Ints], modality: Ints, overall: int, each: int) -> 
         overall: of each order.
         each: of each modality in each order.
     """
-    found, turns = [], []
+    firsts, turns = [], []
     for order in orders:
         turn = _turns(modality[order])
         first = (np.arange(len(order)) < overall) | (turn < each)
-        found.append(order[first])
+        firsts.append(order[first])
         turns.append(turn[first])
-    in_turn = np.concatenate(found)[np.argsort(np.concatenate(turns), kind="stable")]
+    in_turn = np.concatenate(firsts)[np.argsort(np.concatenate(turns), kind="stable")]
     return in_turn[np.sort(np.unique(in_turn, return_index=True)[1])]
 
 
@@ -168,10 +168,10 @@ class Run:
         """The score of the last pair chosen, by group; where quotas were filled up by others, the lower of the two."""
         summary = self.ranking.summary
         filling = summary["filling"]["cut"]
-        found = {entry["group"]: entry["cut"] for entry in summary["groups"]}
+        by_group = {entry["group"]: entry["cut"] for entry in summary["groups"]}
         cuts: list[float | None] = []
         for name in self.groups.names:
-            scores = [cut["score"] for cut in (found.get(name), filling) if cut is not None]
+            scores = [cut["score"] for cut in (by_group.get(name), filling) if cut is not None]
             cuts.append(min(scores) if scores else None)
         return cuts
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from nemo_mm_rank.arrays import Ints
-from nemo_mm_rank.report.content import Row, Section, Table, Widget
+from nemo_mm_rank.report.content import Section, Widget
 from nemo_mm_rank.report.run import Run, leading
 from nemo_mm_rank.schema import MODALITY, SNS_REASON
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.sns.decide import VERDICTS, verdict
+from nemo_mm_rank.tables import Row, Table
 
 EACH = 8
 """Trimmed pairs of each modality that a page shows."""
@@ -44,9 +45,9 @@ def verdicts(pairs: Iterable[tuple[str, str]]) -> dict[str, Counter[str]]:
 
 def lines(counts: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, ...]]]:
     """Return the head and the lines of a table of verdicts: a column for each modality, and one for all."""
-    modalities = sorted({modality for found in counts.values() for modality in found})
-    cells = [(said, [found.get(name, 0) for name in modalities]) for said, found in counts.items()]
-    return ["", *modalities, "all"], [(said, *(f"{n:,}" for n in (*own, sum(own)))) for said, own in cells]
+    modalities = sorted({modality for by_modality in counts.values() for modality in by_modality})
+    cells = [(name, [by_modality.get(modality, 0) for modality in modalities]) for name, by_modality in counts.items()]
+    return ["", *modalities, "all"], [(name, *(f"{n:,}" for n in (*pairs, sum(pairs)))) for name, pairs in cells]
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class Trimmed:
             return cls({}, np.zeros(0, dtype=np.int64))
         pairs, places = Counter[tuple[str, str]](), []
         for part, rows, table in live(run.shards, [MODALITY, SNS_REASON]):
-            found = list(zip(*(table[name].to_pylist() for name in (MODALITY, SNS_REASON)), strict=True))
-            pairs.update(found)
-            cut = rows[[verdict(why) not in UNCUT for _, why in found]]
+            reasons = list(zip(*(table[name].to_pylist() for name in (MODALITY, SNS_REASON)), strict=True))
+            pairs.update(reasons)
+            cut = rows[[verdict(why) not in UNCUT for _, why in reasons]]
             places.append(np.stack([np.full(len(cut), part), cut], axis=1))
         scored = run.scored
         positions = scored.find(np.concatenate(places).astype(np.int64))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -15,16 +15,15 @@ from rich.console import Console
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.console import SafeConsole, printable
-from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
+from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.io.examples import kind_of
-from nemo_mm_rank.io.files import read_table, write_json, write_sealed
-from nemo_mm_rank.io.ingest import IngestReport
+from nemo_mm_rank.io.files import read_table, write_json
 from nemo_mm_rank.io.owned import Claim, remove
 from nemo_mm_rank.io.part_files import is_part
 from nemo_mm_rank.io.pool import manifests
-from nemo_mm_rank.matching import MatchStep
+from nemo_mm_rank.matching import Matcher, MatchStep
 from nemo_mm_rank.mix import advice, find_mix
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection, ProjectionStep
@@ -37,20 +36,16 @@ from nemo_mm_rank.ranking.queries import likenesses, score_step
 from nemo_mm_rank.ranking.query_scores import GIVEN, ScoreStep
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run import outcome
-from nemo_mm_rank.run.finished import State, inputs
-from nemo_mm_rank.run.fits import Fits
+from nemo_mm_rank.run.finished import Pool, State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.outcome import notes
+from nemo_mm_rank.run.job import Job, at_work
 from nemo_mm_rank.run.progress import Reporter
-from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.run.summary import count_steps, print_summary
-from nemo_mm_rank.run.through import pool_notes, take_in, take_through
+from nemo_mm_rank.run.store import ShardStore, count_steps
+from nemo_mm_rank.run.summary import print_summary
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import MATCH, POOL
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -113,11 +108,9 @@ def curate(
         UserError: anything that the user can mend, in one line.
     """
     check(config)
-    folder = RunFolder.at(config.output)
-    reporter = Reporter(console or SafeConsole(quiet=True))
-    with folder.claimed(Claim("run", config.pools, overwrite=overwrite)):
-        folder.begin(config)
-        return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).curate())
+    with at_work(config, console, engine, overwrite) as job:
+        job.folder.begin(config)
+        return _Curation(job, config).curate()
 
 
 def rank(
@@ -155,8 +148,8 @@ def rank(
         address = config.engine.scheduler_address
         reporter.say(f"ranked here, not on the cluster that the run's folder names ({address}) without --trust-run")
         engine = SerialEngine(config.engine.device)
-    with folder.reopened():
-        return _with_engine(config, engine, lambda e: _Curation(config, folder, e, reporter).rank_again(trust))
+    with folder.reopened(), using(engine, config.engine) as held:
+        return _Curation(Job(config, folder, held, reporter), config).rank_again(trust)
 
 
 def check(config: Config) -> list[str]:
@@ -165,7 +158,7 @@ def check(config: Config) -> list[str]:
     Raises:
         UserError: a pool that is not there, or a model class or argument that does not exist.
     """
-    found = [manifest.file for pool in config.pools for manifest in manifests(pool)]
+    files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
     config.register()
     loader.pick_device(config.engine.device)
     loader.check_models(config.models)
@@ -174,7 +167,7 @@ def check(config: Config) -> list[str]:
     for query in config.queries:
         if query.like is not None:
             kind_of(query.like)
-    return found
+    return files
 
 
 def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
@@ -184,19 +177,19 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
         UserError: a pool that is not there, a model class or argument that does not exist, or a folder that is not
             ours to write.
     """
-    found = check(config)
+    files = check(config)
     folder = RunFolder(Claim("run", config.pools, overwrite=overwrite).check(config.output))
     steps = _embedding_steps(config, config.models)
 
     def say(line: str) -> None:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
-    say(f"pools    {', '.join(found)}")
+    say(f"pools    {', '.join(files)}")
     for query in config.queries:
         say(f"query    {query.label!r}" + (f" x {query.weight:g}" if query.weight != 1 else ""))
     for step in steps:
         say(f"step     {step.name}: adds {', '.join(step.provides)}")
-    for note in notes(config):
+    for note in outcome.notes(config):
         say(f"note     {note}")
     if config.ranking.mix is not None:
         mix = find_mix(config.ranking.mix)
@@ -231,142 +224,140 @@ def _embedding_steps(config: Config, models: Mapping[str, ModelSpec]) -> list[St
     return steps
 
 
-def _with_engine(config: Config, engine: Engine | None, work: Callable[[Engine], T]) -> T:
-    if engine is not None:
-        return work(engine)
-    own = make_engine(config.engine)
-    try:
-        return work(own)
-    finally:
-        own.close()
+def _project(projection: Path, config: Config) -> ProjectionStep:
+    return ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
 
 
 @dataclass
 class _Curation:
+    job: Job
     config: Config
-    folder: RunFolder
-    engine: Engine
-    reporter: Reporter
 
     def curate(self) -> Result:
         """Take the pool through all steps, or as many as an earlier run has left, and choose."""
-        config = self.config
-        report, pool = self._ingest()
+        config, job, folder = self.config, self.job, self.job.folder
+        pool = job.take_in(config.pools)
+        shards, pairs = pool.shards, pool.shards.pairs
+        job.reporter.say(f"{'pool':<17} {pairs:,} pairs in {shards.count} shards, {pool.bad_rows:,} bad rows")
         if config.ranked_by.quota_by == POOL:
-            check_pools(config.ranked_by.quotas, pool)  # before anything is embedded
-        fits = self._fits(report.good)
-        models = fits.statistics(config.models, pool)
-        embedded = self._through(_embedding_steps(config, models), pool, report.good)
-        projection = fits.projection(config, embedded)
-        project = ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
-        fused = self._through([project], embedded, report.good)
-        matcher = fits.matcher(config, models, fused)
-        matched = self._through([MatchStep(matcher, models, config.media)], fused, report.good)
-        state = self._state(report, matched, models, projection, matcher)
-        state.save(self.folder)
-        return self._rank(state, models, matched, fits)
+            check_pools(config.ranked_by.quotas, shards)  # before anything is embedded
+        models = job.fits.statistics(config.models, shards)
+        shards = job.take_through(_embedding_steps(config, models), shards)
+        projection = job.fits.projection(config, shards)
+        shards = job.take_through([_project(projection, config)], shards)
+        matcher = job.fits.matcher(config, models, shards)
+        shards = job.take_through([MatchStep(matcher, models, config.media)], shards)
+        state = State(
+            stages=tuple(map(folder.relative, shards.stages)),
+            shards=shards.count,
+            pairs=pairs,
+            rows=pool.rows,
+            bad_rows=pool.bad_rows,
+            inputs=pool.inputs,
+            models={name: spec.model_dump(by_alias=True) for name, spec in config.models.items()},
+            statistics={
+                name: folder.relative(spec.arguments[loader.STATISTICS])
+                for name, spec in models.items()
+                if spec != config.models[name]
+            },
+            projection=folder.relative(projection),
+            matcher=folder.relative(matcher),
+            notes=pool.notes,
+        )
+        state.save(folder)
+        return self._rank(state, models)
 
     def rank_again(self, trust: Trust) -> Result:
         """Rank what an earlier run has embedded."""
-        state = State.load(self.folder)
-        models = trust.admit(state.specs(self.folder), self.folder)
+        folder = self.job.folder
+        state = State.load(folder)
+        models = trust.admit(state.specs(folder), folder)
         # Conditions that the caller names are the caller's; those that the folder names may be anybody's.
-        theirs = self.folder.load_config().ranking.conditions
+        theirs = folder.load_config().ranking.conditions
         conditions = {k: spec for k, spec in self.config.ranking.computed.items() if spec == theirs.get(k)}
-        trust.admit(conditions, self.folder, kind="condition")
-        return self._rank(state, models, state.open(self.folder), self._fits(state.pairs))
+        trust.admit(conditions, folder, kind="condition")
+        return self._rank(state, models)
 
-    def _fits(self, pairs: int) -> Fits:
-        return Fits(self.folder.fitted, self.engine, self.reporter, pairs)
-
-    def _ingest(self) -> tuple[IngestReport, ShardStore]:
-        report = take_in(self.config.pools, self.folder.pool, self.config, self.folder)
-        self.reporter.say(f"{'pool':<17} {report.good:,} pairs in {report.shards} shards, {report.bad:,} bad rows")
-        return report, ShardStore((self.folder.pool,), report.shards)
-
-    def _through(self, steps: Sequence[Step], shards: ShardStore, pairs: int) -> ShardStore:
-        return take_through(steps, shards, pairs, self.folder, self.engine, self.reporter, self.config)
-
-    def _state(
-        self, report: IngestReport, fused: ShardStore, models: Mapping[str, ModelSpec], projection: Path, matcher: Path
-    ) -> State:
-        """Return what is needed to rank these shards again."""
-        return State(
-            stages=tuple(map(self.folder.relative, fused.stages)),
-            shards=fused.count,
-            pairs=report.good,
-            rows=report.rows_in,
-            bad_rows=report.bad,
-            inputs=inputs(self.config),
-            models={name: spec.model_dump(by_alias=True) for name, spec in self.config.models.items()},
-            statistics={
-                name: self.folder.relative(spec.arguments[loader.STATISTICS])
-                for name, spec in models.items()
-                if spec != self.config.models[name]
-            },
-            projection=self.folder.relative(projection),
-            matcher=self.folder.relative(matcher),
-            notes=pool_notes(report),
-        )
-
-    def _rank(self, state: State, models: Mapping[str, ModelSpec], shards: ShardStore, fits: Fits) -> Result:
+    def _rank(self, state: State, models: Mapping[str, ModelSpec]) -> Result:
         """Score the pairs, fit how scores are put together, choose, and write blend, quarantine and manifest."""
-        config, settings = self.config, self.config.ranked_by
-        examples = self._examples(state, models, fits)
-        score = score_step(config, models, shards.columns(), likenesses(config, examples))
+        config, settings, job, folder = self.config, self.config.ranked_by, self.job, self.job.folder
+        pool = state.as_pool(folder)
+        examples = self._examples(state, models)
+        score = score_step(config, models, pool.shards.columns(), likenesses(config, examples))
         conditions = [ConditionStep(settings.computed)] if settings.computed else []
-        scored = self._through([score, *conditions], shards, state.pairs)
+        scored = job.take_through([score, *conditions], pool.shards)
         columns = [*score.scores, MATCH, *(name for step in conditions for name in step.provides)]
         spaces = {space.score: space.column for space in score.spaces}
         near = scored
 
         def add(feedback: FeedbackStep) -> ShardStore:
             nonlocal near
-            near = self._through([feedback], scored, state.pairs)
+            near = job.take_through([feedback], scored)
             return near
 
-        fitted = fits.scoring(settings, columns, spaces, scored, add)
+        fitted = job.fits.scoring(settings, columns, spaces, scored, add)
         scoring = Scoring.load(fitted)
         if scoring.means and near is scored:  # an earlier ranking has fitted it
             add(FeedbackStep(spaces, scoring.means))
         ranking = choose(near, scoring, settings, config.budget)
         self._tell(ranking)
-        # The manifest vouches for the files beside it, so it goes first and comes last.
-        self.folder.manifest.unlink(missing_ok=True)
-        ranking.save(self.folder.ranking)
-        blend = outcome.write_blends(self.folder, ranking, near, config.jsonl)
-        quarantine = outcome.write_quarantine(self.folder, near)
-        manifest = outcome.manifest(config, state, models, self.folder, count_steps(near), ranking, blend, quarantine)
-        added = tuple(map(self.folder.relative, near.stages[len(state.stages) :]))
-        shown = tuple(map(self.folder.relative, examples))
-        replace(state, ranked=added, scoring=self.folder.relative(fitted), examples=shown).save(self.folder)
+        folder.manifest.unlink(missing_ok=True)  # it vouches for what stands beside it
+        ranking.save(folder.ranking)
+        added = tuple(map(folder.relative, near.stages[len(state.stages) :]))
+        shown = tuple(map(folder.relative, examples))
+        replace(state, ranked=added, scoring=folder.relative(fitted), examples=shown).save(folder)
         self._forget_rankings_but(near.stages)
-        fits.forget("scoring", fitted)
-        write_json(self.folder.timings, {name: round(took, 3) for name, took in self.reporter.seconds.items()})
-        write_sealed(self.folder.manifest, manifest)
-        return Result(self.folder.path, manifest)
+        job.fits.forget("scoring", fitted)
+        write_json(folder.timings, {name: round(took, 3) for name, took in job.reporter.seconds.items()})
+        manifest = job.finish(
+            pool,
+            ranking.chosen,
+            ranking.places,
+            near,
+            _counts(pool, near),
+            told=outcome.told(near.columns()),
+            jsonl=config.jsonl,
+            notes=[*outcome.notes(config), *outcome.caveats(config)],
+            models=loader.identities(models),
+            projection={"metrics": Projection.load(folder.path / state.projection).metrics},
+            matching=Matcher.load(folder.path / state.matcher).about(),
+            ranking=ranking.summary,
+            mix=outcome.mix_entry(config.ranking, ranking.summary),
+        )
+        return Result(folder.path, manifest)
 
-    def _examples(self, state: State, models: Mapping[str, ModelSpec], fits: Fits) -> list[Path]:
+    def _examples(self, state: State, models: Mapping[str, ModelSpec]) -> list[Path]:
         """Embed the examples of queries, where that has not been done, as this run's pairs are embedded."""
         queries = [query for query in self.config.queries if query.like is not None]
         if not queries:
             return []
-        folder = self.folder.path / state.projection
-        project = ProjectionStep(folder, list(Projection.load(folder).sources), self.config.anchor)
+        project = _project(self.job.folder.path / state.projection, self.config)
         steps = [*_embedding_steps(self.config, models), project]
         alone = [step for step in steps if not isinstance(step, SNSStep)]
-        return [fits.examples(query, steps, alone) for query in queries]
+        return [self.job.fits.examples(query, steps, alone) for query in queries]
 
     def _tell(self, ranking: Ranking) -> None:
         """Say what scores from elsewhere lack."""
         for name in self.config.ranking.scores:
             known, ranked = ranking.summary["statistics"][GIVEN + name]["pairs"], ranking.summary["ranked"]
             rest = "; the others count as the mean" if known < ranked else ""
-            self.reporter.say(f"{'score ' + name:<17} {known:,} of {ranked:,} pairs have one{rest}")
+            self.job.reporter.say(f"{'score ' + name:<17} {known:,} of {ranked:,} pairs have one{rest}")
 
     def _forget_rankings_but(self, stages: Sequence[Path]) -> None:
         """Remove the scores of earlier queries: they are made anew in no time, and every query would leave some."""
         for name in (ScoreStep.name, ConditionStep.name, FeedbackStep.name):
-            for stage in self.folder.stages(name):
+            for stage in self.job.folder.stages(name):
                 if stage not in stages:
                     remove(stage, is_part)
+
+
+def _counts(pool: Pool, shards: ShardStore) -> dict[str, Any]:
+    """Return the pairs of every step by modality, JSON-able."""
+    steps = count_steps(shards)
+    last = steps[-1]
+    pairs_in = dict(sorted(steps[0].rows.items()))
+    return {
+        "pool": {"rows": pool.rows, "bad_rows": pool.bad_rows, "in": pairs_in},
+        "steps": [step.as_json() for step in steps],
+        "ranked": {modality: pairs - last.failed(modality) for modality, pairs in sorted(last.rows.items())},
+    }

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 from rich.console import Console
-from rich.table import Table
 
 from nemo_mm_rank import config as settings_of
 from nemo_mm_rank.config import OFF, Budget, ExpertSpec, MediaSettings, ModelSpec, Settings, parse
@@ -37,16 +36,15 @@ from nemo_mm_rank.quality.ensemble.step import QUALITY, VOTES, EnsembleStep, Loo
 from nemo_mm_rank.quality.operators import OperatorSettings
 from nemo_mm_rank.quality.text_filters import existing_file
 from nemo_mm_rank.run.curation import Result
-from nemo_mm_rank.run.finished import State
-from nemo_mm_rank.run.fits import Fits
+from nemo_mm_rank.run.finished import Pool, State
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job, StrategyConfig, at_work
 from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.run.summary import text_table
 from nemo_mm_rank.run.trust import Trust
 from nemo_mm_rank.schema import AGREEMENT, PAIR_ID, WEAKEST
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.steps import Step
+from nemo_mm_rank.tables import Row, Table
 
 SETUP, ENSEMBLE, LOSERS = "operators.json", "ensemble", "duplicates.parquet"
 """In the run's folder for what is fitted."""
@@ -84,9 +82,9 @@ class OperatorSetup(Settings):
         for spec in values["models"].values():
             if (path := spec.get(STATISTICS)) and Path(path).is_relative_to(folder.path):
                 spec[STATISTICS] = folder.relative(path)
-        for one in values["operators"]["others"].values():
-            if Path(one["reference"]).is_relative_to(folder.path):
-                one["reference"] = folder.relative(one["reference"])
+        for operator in values["operators"]["others"].values():
+            if Path(operator["reference"]).is_relative_to(folder.path):
+                operator["reference"] = folder.relative(operator["reference"])
         write_sealed(folder.fitted / SETUP, values)
 
     @classmethod
@@ -103,8 +101,8 @@ class OperatorSetup(Settings):
         for spec in values["models"].values():
             if path := spec.get(STATISTICS):
                 spec[STATISTICS] = str(folder.path / path)
-        for one in values["operators"].get("others", {}).values():
-            one["reference"] = str(folder.path / one["reference"])
+        for operator in values["operators"].get("others", {}).values():
+            operator["reference"] = str(folder.path / operator["reference"])
         return parse(cls, values), Ensemble.load(folder.fitted / ENSEMBLE)
 
 
@@ -176,11 +174,12 @@ class EcoDatumResult(Result):
         """Print how each labeling function votes, what it weighs, and what somebody should know."""
         ensemble = self.manifest["ensemble"]
         measures = ("selects", "rejects", "overlap", "conflict", "weight")
-        table = text_table(f"labeling functions on {ensemble['pairs']:,} pairs", ["function", *measures])
-        for name, values in ensemble["functions"].items():
-            table.add_row(name, *("veto" if values[one] is None else f"{values[one]:.3f}" for one in measures))
+        rows = [
+            Row((name, *("veto" if values[measure] is None else f"{values[measure]:.3f}" for measure in measures)))
+            for name, values in ensemble["functions"].items()
+        ]
         out = console or SafeConsole()
-        out.print(table)
+        out.print(Table(f"labeling functions on {ensemble['pairs']:,} pairs", ["function", *measures], rows))
         if (self.folder / SEARCH).exists():
             out.print(_search_table(read_table(self.folder / SEARCH)))
         counts = self.manifest["counts"]
@@ -196,11 +195,11 @@ class EcoDatumResult(Result):
 def _search_table(trace: pa.Table, most: int = 5) -> Table:
     """Return the choices of thresholds with the greatest M: does it choose what the labelled set would?"""
     measures = ("m", "f1", "overlap", "conflict", "coverage")
-    table = text_table(f"the best of {trace.num_rows:,} choices of thresholds", ["M", "F1", *measures[2:]], left=0)
     order = [("best", "descending"), ("m", "descending")]
-    for row in trace.filter(pc.is_valid(trace["m"])).sort_by(order).slice(0, most).to_pylist():
-        table.add_row(*(f"{row[name]:.3f}" for name in measures))
-    return table
+    best = trace.filter(pc.is_valid(trace["m"])).sort_by(order).slice(0, most).to_pylist()
+    rows = [Row([f"{row[name]:.3f}" for name in measures]) for row in best]
+    title = f"the best of {trace.num_rows:,} choices of thresholds"
+    return Table(title, ["M", "F1", *measures[2:]], rows, text=())
 
 
 def as_condition(ranking: settings_of.RankingSettings, job: str | Path) -> dict[str, Any]:
@@ -217,8 +216,8 @@ def as_condition(ranking: settings_of.RankingSettings, job: str | Path) -> dict[
     if not scores.exists():
         raise UserError(f"{job} holds no finished EcoDatum job")
     quality = settings_of.GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
-    given = {name: one.model_dump(mode="json", exclude_none=True) for name, one in ranking.scores.items()}
-    return {"scores": {**given, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
+    scores_there = {name: score.model_dump(mode="json", exclude_none=True) for name, score in ranking.scores.items()}
+    return {"scores": {**scores_there, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
 
 
 def curate(
@@ -244,7 +243,7 @@ def curate(
     if config.run is not None:
         _admitted(config, RunFolder.at(config.run))  # before anything is written
     with at_work(config, console, engine, overwrite) as job:
-        return _EcoDatum(job, config).curate()
+        return _EcoDatum(job, config.pool(job), config).curate()
 
 
 def _admitted(config: EcoDatumConfig, run: RunFolder) -> dict[str, ModelSpec]:
@@ -259,16 +258,16 @@ def _admitted(config: EcoDatumConfig, run: RunFolder) -> dict[str, ModelSpec]:
 @dataclass
 class _EcoDatum:
     job: Job
+    pool: Pool
     config: EcoDatumConfig
 
     def curate(self) -> EcoDatumResult:
         config, job = self.config, self.job
-        check_free(job.pool.shards.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
-        setup, shards = self._setup(), job.pool.embedded
+        check_free(self.pool.shards.pool.columns(), (QUALITY, VOTES, DUPLICATE_OF, LABELLED), "ecodatum, in the pool")
+        setup, shards = self._setup(), self.pool.shards
         if setup.operators.others:
             shards = job.take_through(setup.embedding, shards)
-            fits = Fits(job.folder.fitted, job.engine, job.reporter, job.pool.pairs)
-            others = fits.others(setup.operators.others, 0, shards)
+            others = job.fits.others(setup.operators.others, 0, shards)
             setup = setup.model_copy(update={"operators": setup.operators.model_copy(update={"others": others})})
             setup.save(job.folder)
             shards = job.take_through(setup.scoring, shards)
@@ -279,7 +278,7 @@ class _EcoDatum:
         agreement = [name for name in operators.agreements(setup.operators) if name in scores]
         shards, groups = self._without_duplicates(shards, agreement)
         shards, settings, trace = self._searched(shards, self._ensemble(shards, scores))
-        with job.step("label model"):
+        with job.reporter.whole("label model", shards.pairs):
             fitted = fit(shards, settings, job.engine.map)
         ensemble = fitted.ensemble
         ensemble.save(job.folder.fitted / ENSEMBLE)
@@ -293,13 +292,15 @@ class _EcoDatum:
             scored, ensemble.names, config.budget, fitted.pairs, tie_break, ensemble.vetoes, settings.by_modality
         )
         manifest = job.finish(
+            self.pool,
             choice.chosen,
             choice.places,
             scored,
-            {SCORES: _judged(scored), DUPLICATES: groups, SEARCH: trace},
-            setup.steps,
             {"duplicates": 0 if groups is None else int(pc.sum(pc.invert(groups["kept"])).as_py() or 0)},
-            run=[stage.name for stage in job.pool.embedded.stages[1:]],  # the names have the steps' digests
+            files={SCORES: _judged(scored), DUPLICATES: groups, SEARCH: trace},
+            strategy=config.kind,
+            steps=[step.identity() for step in setup.steps],
+            run=[stage.name for stage in self.pool.shards.stages[1:]],  # the names have the steps' digests
             operators=scores,
             tie_break=tie_break,
             ensemble=fitted.as_json(),
@@ -313,8 +314,8 @@ class _EcoDatum:
         if config.run is not None:
             run = RunFolder.at(config.run)
             experts, models = run.load_config().experts, {**models, **_admitted(config, run)}
-            there = {name: name for name in (AGREEMENT, WEAKEST) if name in job.pool.embedded.columns()}
-            asked = asked.model_copy(update={"given": {**there, **asked.given}})
+            scores = {name: name for name in (AGREEMENT, WEAKEST) if name in self.pool.shards.columns()}
+            asked = asked.model_copy(update={"given": {**scores, **asked.given}})
         shared = operators.shared_experts(experts)
         if not asked.experts:
             asked = asked.model_copy(update={"experts": shared})
@@ -325,8 +326,7 @@ class _EcoDatum:
         used |= {operator.expert.partition("__")[0] for operator in asked.others.values()}
         embedding = tuple(expert for expert in experts if expert.name in used) if config.run is None else ()
         if embedding:
-            pool = job.pool
-            models = Fits(job.folder.fitted, job.engine, job.reporter, pool.pairs).statistics(models, pool.shards)
+            models = job.fits.statistics(models, self.pool.shards)
         return OperatorSetup(
             operators=asked, experts=embedding, anchor=config.anchor, models=models, media=config.media
         )
@@ -334,10 +334,10 @@ class _EcoDatum:
     def _ensemble(self, shards: ShardStore, scores: list[str]) -> EnsembleSettings:
         if self.config.ensemble is None:
             return EnsembleSettings(functions=default_functions(scores))
-        there = shards.columns()
+        columns = shards.columns()
         for name, function in self.config.ensemble.functions.items():
-            if function.column not in there:
-                close = nearest(function.column, there)
+            if function.column not in columns:
+                close = nearest(function.column, columns)
                 raise ConfigError(f"ensemble: labeling function {name!r}: no column {function.column!r}{close}")
         return self.config.ensemble
 
@@ -348,7 +348,7 @@ class _EcoDatum:
             return shards, None
         if "by" not in settings.model_fields_set and agreement:
             settings = settings.model_copy(update={"by": tuple(agreement)})
-        with job.step("duplicates"):
+        with job.reporter.whole("duplicates", shards.pairs):
             groups = deduplicate(shards, settings).groups
         losers = groups.filter(pc.invert(groups["kept"])).select([PAIR_ID, "group"])
         path = job.folder.fitted / LOSERS
@@ -360,13 +360,13 @@ class _EcoDatum:
         self, shards: ShardStore, settings: EnsembleSettings
     ) -> tuple[ShardStore, EnsembleSettings, pa.Table | None]:
         """Return the shards, with the labelled set marked, the best thresholds, and how they were found."""
-        job, wanted = self.job, self.config.search
-        if wanted is None:
+        job, labelled = self.job, self.config.search
+        if labelled is None:
             return shards, settings, None
-        shards = job.take_through([label_step(wanted.truth)], shards)
-        with job.step("search"):
-            found = search(shards, settings, wanted, job.engine.map)
-        return shards, found.settings, found.trace
+        shards = job.take_through([label_step(labelled.truth)], shards)
+        with job.reporter.whole("search", shards.pairs):
+            best = search(shards, settings, labelled, job.engine.map)
+        return shards, best.settings, best.trace
 
 
 def _judged(scored: ShardStore) -> pa.Table:

@@ -69,19 +69,19 @@ def export(
         raise ConfigError(f"--media {media!r}: {', '.join(PLACES)}")
     config, blend = read_blend(run)
     claim = Claim("export", config.pools, [run], overwrite, again=False)
-    wanted = list(dict.fromkeys(formats)) or [usual_export(blend)]
+    names = list(dict.fromkeys(formats)) or [usual_export(blend)]
     top = local(output)
-    folders = [claim.check(top if len(wanted) == 1 else top / name) for name in wanted]
-    records = {name for name in wanted if name not in ("webdataset", "uids")}
+    folders = [claim.check(top if len(names) == 1 else top / name) for name in names]
+    records = {name for name in names if name not in ("webdataset", "uids")}
     pools, arrays = _pools(config) if records else ({}, frozenset[str]())
     folder = RunFolder.at(run)
     vectors = plane = None
     card: dict[str, object] = {}
-    if "hf" in wanted:
+    if "hf" in names:
         vectors, plane = _space(folder, config)
         card = _card(folder, config)
     settings = Settings(config.media, media, trimmed, max_samples, max_bytes, pools, arrays, card, plane, vectors)
-    return [path for name, each in zip(wanted, folders, strict=True) for path in export_blend(
+    return [path for name, each in zip(names, folders, strict=True) for path in export_blend(
         blend, each, name, settings, claim
     )]  # fmt: skip
 
@@ -116,14 +116,14 @@ def _space(folder: RunFolder, config: Config) -> tuple[pa.Array, pa.Array | None
 
 def _card(folder: RunFolder, config: Config) -> dict[str, object]:
     """Return what a data card says of how the blend was made."""
-    made = read_sealed(folder.manifest)
+    manifest = read_sealed(folder.manifest)
     return {
         "objective": [query.model_dump(mode="json", exclude_none=True) for query in config.queries],
         "budget": config.budget.model_dump(mode="json") if hasattr(config.budget, "model_dump") else str(config.budget),
-        "models": made["models"],
-        "pairs of the pool": made["counts"]["pool"]["rows"],
-        "input digests": [{"file": Path(one["file"]).name, "digest": one["digest"]} for one in made["inputs"]],
-        "blend digest": made["blend"]["digest"],
+        "models": manifest["models"],
+        "pairs of the pool": manifest["counts"]["pool"]["rows"],
+        "input digests": [{**source, "file": Path(source["file"]).name} for source in manifest["inputs"]],
+        "blend digest": manifest["blend"]["digest"],
         "nemo-mm-rank": __version__,
         "exported by": shlex.join(["nemo-mm-rank", *sys.argv[1:]]) if sys.argv[1:2] == ["export"] else "Python",
     }

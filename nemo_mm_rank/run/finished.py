@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 from nemo_mm_rank.config import Config, ModelSpec, parse
 from nemo_mm_rank.console import Note
 from nemo_mm_rank.errors import DamagedError, UserError
-from nemo_mm_rank.io.files import file_digest, file_names, read_sealed, read_table, write_sealed
+from nemo_mm_rank.io.files import file_names, read_sealed, read_table, write_sealed
 from nemo_mm_rank.io.part_files import STAMPED, STAMPS, part_name, stamps_now
-from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.ranking.examples import Likeness
 from nemo_mm_rank.ranking.queries import likenesses
@@ -27,6 +26,25 @@ from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.run.trust import NOTHING, Trust
 from nemo_mm_rank.schema import MEDIA_ROOT, PAIR_ID
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The pairs that a job chooses from.
+
+    Attributes:
+        shards: in canonical columns, with the users' own, and with what the steps of a finished run have added.
+        rows: all rows.
+        bad_rows: those that never became pairs.
+        inputs: the manifests with digests of their bytes.
+        notes: what a reader of a blend has to know of its columns.
+    """
+
+    shards: ShardStore
+    rows: int
+    bad_rows: int
+    inputs: list[dict[str, str]]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -97,15 +115,19 @@ class State:
         """
         return self._there(folder, self.stages)
 
+    def as_pool(self, folder: RunFolder) -> Pool:
+        """Return the embedded shards as something to choose from; raises as `open`."""
+        return Pool(self.open(folder), self.rows, self.bad_rows, self.inputs, self.notes)
+
     def pool(self, folder: RunFolder) -> ShardStore:
         """Return the shards as they were before their first step; raises as `open`."""
         return self._there(folder, self.stages[:1])
 
     def _there(self, folder: RunFolder, stages: Sequence[str]) -> ShardStore:
         for stage in stages:
-            there = file_names(folder.path / stage)
+            written = file_names(folder.path / stage)
             for name in map(part_name, range(self.shards)):
-                if name not in there:
+                if name not in written:
                     raise UserError(
                         f"{folder.path}: {stage}/{name} is gone; "
                         "the command that made the run makes it anew, and keeps the others"
@@ -159,12 +181,6 @@ class State:
         """Return the models as they were used, with their statistics."""
         counted = {name: {STATISTICS: str(folder.path / file)} for name, file in self.statistics.items()}
         return {name: parse(ModelSpec, {**values, **counted.get(name, {})}) for name, values in self.models.items()}
-
-
-def inputs(config: Config) -> list[dict[str, str]]:
-    """Return the manifests of all pools with digests of their bytes."""
-    files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
-    return [{"file": file, "digest": file_digest(file)} for file in files]
 
 
 @dataclass(frozen=True)
@@ -227,8 +243,8 @@ def read_blend(run: str | Path) -> tuple[Config, pa.Table]:
     read_sealed(folder.manifest)
     blend = read_table(folder.blend)
     rows = rows_of(folder, blend[PAIR_ID])
-    if (said := replaced(rows)) is not None:
-        warnings.warn(said, Note, stacklevel=2)
+    if (note := replaced(rows)) is not None:
+        warnings.warn(note, Note, stacklevel=2)
     places = pc.index_in(blend[PAIR_ID], value_set=rows[PAIR_ID].combine_chunks())
     return config, blend.append_column(MEDIA_ROOT, rows[MEDIA_ROOT].combine_chunks().take(places))
 
@@ -237,15 +253,15 @@ def rows_of(folder: RunFolder, pair_ids: pa.ChunkedArray) -> pa.Table:
     """Return what says which media some pairs of a run's pool have (`STAMPED`), and the stamps that ingest saw."""
     state = State.load(folder)
     pool = state.pool(folder)
-    found, seen, first = [], [], 0
+    tables, places, first = [], [], 0
     for part in range(pool.count):
         rows = pool.read(part, [PAIR_ID, *STAMPED])
         chosen = pc.is_in(rows[PAIR_ID], value_set=pair_ids.combine_chunks())
-        found.append(rows.filter(chosen))
-        seen.append(first + np.flatnonzero(chosen))
+        tables.append(rows.filter(chosen))
+        places.append(first + np.flatnonzero(chosen))
         first += rows.num_rows
-    stamps = read_table(pool.stages[0] / STAMPS).take(pa.array(np.concatenate(seen)))
-    rows = pa.concat_tables(found)
+    stamps = read_table(pool.stages[0] / STAMPS).take(pa.array(np.concatenate(places)))
+    rows = pa.concat_tables(tables)
     for name in stamps.column_names:
         rows = rows.append_column(f"{_SEEN}{name}", stamps[name])
     return rows

@@ -73,13 +73,14 @@ def read_sample(shards: Shards, config: Config) -> FitSample:
     anchor, data = annotation_column(config.anchor), [source.column for source in used]
     texts = [MODALITY, ANNOTATION]
     words, columns = gather(shards, texts, [anchor, *data], config.projection.max_pairs, config.seed)
+    held = [source for source in used if source.column in columns]
     return FitSample(
-        sources={name: columns[name] for name in data if name in columns},
+        sources={source.column: columns[source.column] for source in held},
         anchors=columns[anchor].values,
         modality=words[MODALITY].tolist(),
         annotations=words[ANNOTATION].tolist(),
-        anchor_space=[one.column for one in used if one.model == config.anchor and one.column in columns],
-        takes={one.column: one.modalities for one in used if one.modalities is not None and one.column in columns},
+        anchor_space=[source.column for source in held if source.model == config.anchor],
+        takes={source.column: source.modalities for source in held if source.modalities is not None},
     )
 
 
@@ -117,7 +118,7 @@ def gather(
 
 
 def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    kept: dict[str | None, list[Chosen]] = {}
+    held: dict[str | None, list[Chosen]] = {}
     counts = Counter[str | None]()
     for part in range(shards.count):
         table = shards.read(part, [PAIR_ID, ERROR, *([by] if by else [])])
@@ -125,15 +126,15 @@ def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[
         fresh = hashes(table[PAIR_ID].take(pa.array(rows)).to_pylist(), seed)
         values = np.array(table[by].to_pylist() if by else [None] * table.num_rows, dtype=object)[rows]
         for value in dict.fromkeys(values.tolist()):
-            mine = values == value if by else np.ones(len(rows), dtype=bool)
-            found = (fresh[mine], np.full(int(mine.sum()), part, np.int64), rows[mine])
-            kept.setdefault(value, []).append(found)
+            of_value = values == value if by else np.ones(len(rows), dtype=bool)
+            found = (fresh[of_value], np.full(int(of_value.sum()), part, np.int64), rows[of_value])
+            held.setdefault(value, []).append(found)
             counts[value] += len(found[0])
             if counts[value] > 2 * max_pairs:
-                kept[value], counts[value] = [_smallest(kept[value], max_pairs)], max_pairs
-    if not kept:
+                held[value], counts[value] = [_smallest(held[value], max_pairs)], max_pairs
+    if not held:
         return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
-    chosen = [_smallest(found, max_pairs) for found in kept.values()]
+    chosen = [_smallest(found, max_pairs) for found in held.values()]
     keys, parts, rows = (np.concatenate(columns) for columns in zip(*chosen, strict=True))
     return keys, parts, rows
 
@@ -200,9 +201,9 @@ def damaged(path: Path) -> Path | None:
     """Return the file of what was fitted that is gone or not as it was made, None where all is whole."""
     seal = _seal(path)
     try:
-        kept = json.loads(seal.read_text(encoding="utf-8"))
-        there = _content(path)
-        wrong = [name for name in {**kept, **there} if kept.get(name) != there.get(name)]
+        sealed = json.loads(seal.read_text(encoding="utf-8"))
+        content = _content(path)
+        wrong = [name for name in {**sealed, **content} if sealed.get(name) != content.get(name)]
     except FileNotFoundError as error:
         return Path(error.filename)
     except (OSError, ValueError, AttributeError, TypeError):
@@ -229,13 +230,11 @@ class Fits:
         folder: where they are kept (`RunFolder.fitted`).
         engine: where shards are counted, and on which device networks are fitted.
         reporter: where progress goes.
-        pairs: how many the pool holds.
     """
 
     folder: Path
     engine: Engine
     reporter: Reporter
-    pairs: int
 
     def kept(self, name: str, made_from: Any, make: Callable[[Path], None], suffix: str = "") -> Path:
         """Return a fit's file or folder, ``<name>-<key><suffix>``, which ``make`` fills unless it is there and whole.
@@ -255,9 +254,9 @@ class Fits:
 
     def forget(self, name: str, but: Path) -> None:
         """Remove the files of one kind of fit but for one."""
-        own = re.compile(rf"\.?{re.escape(name)}-[0-9a-f]{{12}}\.json(\.seal)?")
+        pattern = re.compile(rf"\.?{re.escape(name)}-[0-9a-f]{{12}}\.json(\.seal)?")
         for path in self.folder.iterdir():
-            if own.fullmatch(path.name) and path not in (but, _seal(but)):
+            if pattern.fullmatch(path.name) and path not in (but, _seal(but)):
                 path.unlink()
 
     def statistics(self, models: Mapping[str, ModelSpec], shards: ShardStore) -> dict[str, ModelSpec]:
@@ -267,11 +266,11 @@ class Fits:
         """
         fitted = dict(models)
         for name, spec in models.items():
-            found = loader.find_class(spec.class_)
-            if not hasattr(found, "count") or spec.arguments.get(loader.STATISTICS):
+            kind = loader.find_class(spec.class_)
+            if not hasattr(kind, "count") or spec.arguments.get(loader.STATISTICS):
                 continue
             values = spec.model_dump(mode="json", by_alias=True)
-            count = partial(self._count, _Count(name, spec, shards), found)
+            count = partial(self._count, _Count(name, spec, shards), kind)
             path = self.kept(name, [values, shards.keys], count, ".safetensors")
             values = spec.model_dump(by_alias=True)
             fitted[name] = ModelSpec.model_validate({**values, loader.STATISTICS: str(path)})
@@ -279,7 +278,7 @@ class Fits:
 
     def _count(self, task: _Count, counting: Any, path: Path) -> None:
         total, texts = None, 0
-        with self.reporter.step(f"count {task.model}", self.pairs) as advance:
+        with self.reporter.step(f"count {task.model}", task.shards.pairs) as advance:
             for _, (counts, n, rows) in self.engine.map(task, range(task.shards.count)):
                 total = counts if total is None else total + counts
                 texts += n
@@ -291,9 +290,8 @@ class Fits:
         settings = config.projection
 
         def make(folder: Path) -> None:
-            with self.reporter.step("fit", self.pairs) as advance:
+            with self.reporter.whole("fit", shards.pairs):
                 fit(read_sample(shards, config), settings, config.seed, self._device).save(folder)
-                advance(self.pairs)
 
         used = [source.column for expert in config.experts for source in sources(expert)]
         fixed = settings.model_dump(exclude={"threads"})
@@ -310,14 +308,13 @@ class Fits:
         spaces = matching_spaces(config, models)
 
         def make(folder: Path) -> None:
-            with self.reporter.step("match fit", self.pairs) as advance:
+            with self.reporter.whole("match fit", shards.pairs):
                 sample, used = _matching_sample(config, spaces, shards)
                 encoder = load_encoder(config.anchor, models, self._device)
                 Matcher.fit(sample, used, config.anchor, encoder, config.seed).save(folder)
-                advance(self.pairs)
 
-        of = [[space.name, space.data, space.model] for space in spaces]
-        return self.kept("matching", [VERSION, of, config.seed, shards.keys], make)
+        made_from = [[space.name, space.data, space.model] for space in spaces]
+        return self.kept("matching", [VERSION, made_from, config.seed, shards.keys], make)
 
     def examples(self, query: Query, steps: Sequence[Step], alone: Sequence[Step]) -> Path:
         """Return the file of a query's examples, embedded as the pool's pairs are (`ranking.examples.Examples`).
@@ -331,26 +328,25 @@ class Fits:
             UserError: the examples cannot be read, or none of them can be embedded.
         """
         assert query.like is not None  # noqa: S101 (asked only then)
-        found = read_examples(query.like)
-        used = steps if found.kind == "pairs" else alone
+        examples = read_examples(query.like)
+        used = steps if examples.kind == "pairs" else alone
 
         def make(path: Path) -> None:
-            with self.reporter.step("examples", found.rows.num_rows) as advance:
-                write_table(path, embedded(found, used, self.engine.device))
-                advance(found.rows.num_rows)
+            with self.reporter.whole("examples", examples.rows.num_rows):
+                write_table(path, embedded(examples, used, self.engine.device))
 
-        made_from = [VERSION, found.kind, found.key, [step.identity() for step in used]]
+        made_from = [VERSION, examples.kind, examples.key, [step.identity() for step in used]]
         path = self.kept("examples", made_from, make, ".parquet")
         failed = read_table(path, [ERROR])[ERROR].drop_null()
         lost = Counter(failed.to_pylist())
         most = lost.most_common(1)[0][0] if lost else ""
-        if len(failed) == found.rows.num_rows:
+        if len(failed) == examples.rows.num_rows:
             raise UserError(f"queries: none of the {len(failed):,} examples of {query.label!r} can be embedded: {most}")
-        if len(failed) or found.bad:
+        if len(failed) or examples.bad:
             why = f", most often: {most}" if most else ""
             self.reporter.say(
-                f"{'examples':<17} {len(failed) + found.bad:,} of {query.label!r} left out{why}; "
-                f"{found.rows.num_rows - len(failed):,} used"
+                f"{'examples':<17} {len(failed) + examples.bad:,} of {query.label!r} left out{why}; "
+                f"{examples.rows.num_rows - len(failed):,} used"
             )
         return path
 
@@ -362,27 +358,27 @@ class Fits:
             seed: enters the hash that chooses the sample.
             shards: with both sides' embeddings.
         """
-        drawn = {name: one for name, one in wanted.items() if one.reference is None}
+        drawn = {name: operator for name, operator in wanted.items() if operator.reference is None}
         if not drawn:
             return dict(wanted)
 
         def make(path: Path) -> None:
             tensors: dict[str, torch.Tensor] = {}
-            for name, one in drawn.items():
-                sides = [data_column(one.expert), annotation_column(one.model)]
+            for name, operator in drawn.items():
+                sides = [data_column(operator.expert), annotation_column(operator.model)]
                 # Not every pair is in every space, so more are read than are needed.
-                words, columns = gather(shards, [PAIR_ID], sides, 4 * one.batches * one.batch_size, seed)
+                words, columns = gather(shards, [PAIR_ID], sides, 4 * operator.batches * operator.batch_size, seed)
                 if missing := [side for side in sides if side not in columns]:
                     raise ConfigError(f"operators.others.{name}: no pair has {missing[0]!r}")
-                batches = Batches.of(columns[sides[0]], columns[sides[1]], words[PAIR_ID].tolist(), one)
+                batches = Batches.of(columns[sides[0]], columns[sides[1]], words[PAIR_ID].tolist(), operator)
                 tensors |= {f"{name}.{key}": value for key, value in batches.tensors().items()}
             write_tensors(path, tensors)
 
-        settings = {name: one.model_dump(mode="json") for name, one in sorted(drawn.items())}
+        settings = {name: operator.model_dump(mode="json") for name, operator in sorted(drawn.items())}
         path = self.kept("others", [VERSION, settings, seed, shards.keys], make, ".safetensors")
         return {
-            name: one.model_copy(update={"reference": str(path)}) if name in drawn else one
-            for name, one in wanted.items()
+            name: operator.model_copy(update={"reference": str(path)}) if name in drawn else operator
+            for name, operator in wanted.items()
         }
 
     def scoring(
@@ -398,8 +394,8 @@ class Fits:
         def make(path: Path) -> None:
             fit_scoring(shards, columns, settings, spaces, add).save(path)
 
-        of = {"weights", "broad", "conditions", "spread", "calibration"}
-        fixed = settings.model_dump(mode="json", by_alias=True, include=of)
+        counted = {"weights", "broad", "conditions", "spread", "calibration"}
+        fixed = settings.model_dump(mode="json", by_alias=True, include=counted)
         return self.kept("scoring", [VERSION, fixed, list(columns), dict(spaces), shards.keys], make, ".json")
 
     @property
@@ -457,9 +453,9 @@ def _matching_sample(
 
 def matching_spaces(config: Config, models: Mapping[str, ModelSpec]) -> list[matching.Space]:
     """Return the spaces that hold both sides of a pair: the fused one, and those of experts."""
-    found = [matching.Space("fused", FUSED, config.anchor)]
+    spaces = [matching.Space("fused", FUSED, config.anchor)]
     for expert in config.experts:
         used = [source for source in sources(expert) if has_text(source.model, models)]
         names = [score_column(expert.name, one.column).removeprefix(PREFIX) for one in used]
-        found += [matching.Space(name, one.column, one.model) for name, one in zip(names, used, strict=True)]
-    return found
+        spaces += [matching.Space(name, one.column, one.model) for name, one in zip(names, used, strict=True)]
+    return spaces

@@ -80,8 +80,8 @@ class RunFolder:
 
     def stages(self, name: str) -> list[Path]:
         """The folders of one step, of all configurations, that are there."""
-        own = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
-        return [path for path in sorted(self.steps.glob(f"{name}-*")) if own.fullmatch(path.name)]
+        pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
+        return [path for path in sorted(self.steps.glob(f"{name}-*")) if pattern.fullmatch(path.name)]
 
     @contextmanager
     def claimed(self, claim: Claim) -> Iterator[None]:

@@ -1,11 +1,9 @@
-"""The files that a run leaves for its user: the blend, the quarantine, and the manifest that vouches for both."""
+"""What a run leaves for its user: the blend and the quarantine, and what is said of them."""
 
 from __future__ import annotations
 
 import platform
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from nemo_mm_rank import __version__
-from nemo_mm_rank.config import MEDIA_NO_MATTER, Config, ModelSpec, RankingSettings
+from nemo_mm_rank.arrays import Ints
+from nemo_mm_rank.config import Config, RankingSettings
 from nemo_mm_rank.io.bad_rows import SCHEMA
 from nemo_mm_rank.io.export import write_blend
-from nemo_mm_rank.io.files import read_table, table_digest, write_table
+from nemo_mm_rank.io.files import read_table, write_table
 from nemo_mm_rank.io.ingest import BAD_ROWS
 from nemo_mm_rank.io.owned import drop, take
-from nemo_mm_rank.matching import Matcher
 from nemo_mm_rank.mix import advice, find_mix
-from nemo_mm_rank.models import loader
-from nemo_mm_rank.projection.step import Projection
-from nemo_mm_rank.ranking import Ranking, attach_rows
+from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.ranking.blend import label
-from nemo_mm_rank.run.finished import State
 from nemo_mm_rank.run.folder import RunFolder
-from nemo_mm_rank.run.reasons import may_pass
 from nemo_mm_rank.run.store import ShardStore, split_error
-from nemo_mm_rank.run.summary import StepCounts
 from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,
@@ -97,24 +89,10 @@ def mix_entry(settings: RankingSettings, summary: Mapping[str, Any]) -> dict[str
     }
 
 
-TOLD = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
-"""What SNS says of a pair; in the blend beside what describers said."""
-
-_NO_MATTER: dict[str, bool | set[str]] = {
-    "engine": True,
-    "output": True,
-    "import_from": True,
-    "shards": True,
-    "rows_per_shard": True,
-    "allow_failures": True,
-    "retry_failed": True,
-    "media": MEDIA_NO_MATTER,
-    "projection": {"threads"},
-}
-"""Settings that say where and how the work is done, and change nothing of what comes out."""
-
-VERSIONS = ("av", "numpy", "pillow", "pyarrow", "torch")
-"""Libraries whose version can change what comes out."""
+def told(columns: Iterable[str]) -> list[str]:
+    """Return the columns that say what SNS kept of a pair and what describers said of it."""
+    sns = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
+    return [name for name in columns if name in sns or name.startswith(description_column(""))]
 
 
 def cpu() -> dict[str, str]:
@@ -127,12 +105,12 @@ def cpu() -> dict[str, str]:
     return {"model": model or platform.processor(), "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
-def write_blends(folder: RunFolder, ranking: Ranking, shards: ShardStore, jsonl: bool) -> pa.Table:
-    """Write the chosen pairs with the users' own columns, what SNS kept, what describers said, score and reason."""
-    pool = ShardStore(shards.stages[:1], shards.count)
-    own = [name for name in pool.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
-    seen = [name for name in shards.columns() if name in TOLD or name.startswith(description_column(""))]
-    wide = attach_rows(ranking.chosen, ranking.places, shards, [*own, *seen])
+def write_chosen(
+    folder: RunFolder, chosen: pa.Table, places: Ints, shards: ShardStore, told: Sequence[str], jsonl: bool
+) -> pa.Table:
+    """Write the chosen pairs with the users' own columns, and return them; arguments as for `run.job.Job.finish`."""
+    columns = [name for name in shards.pool.columns() if name not in (PAIR_ID, POOL, MODALITY, MEDIA_ROOT)]
+    wide = attach_rows(chosen, places, shards, [*columns, *told])
     first = [PAIR_ID, "rank", "score", MODALITY, POOL, DATA, ANNOTATION]
     blend = wide.select([*first, *(name for name in wide.column_names if name not in first)])
     write_blend(blend, folder.blend)
@@ -145,10 +123,9 @@ def write_blends(folder: RunFolder, ranking: Ranking, shards: ShardStore, jsonl:
 
 def write_quarantine(folder: RunFolder, shards: ShardStore) -> pa.Table:
     """Write every pair that could not be ranked, with step, error class and message; return them."""
-    found = [read_table(shards.stages[0] / BAD_ROWS)]
     columns = [PAIR_ID, POOL, MODALITY, ERROR]
-    found += [quarantined(shards.read(part, columns)) for part in range(shards.count)]
-    quarantine = pa.concat_tables(found)
+    failed = [quarantined(shards.read(part, columns)) for part in range(shards.count)]
+    quarantine = pa.concat_tables([read_table(shards.stages[0] / BAD_ROWS), *failed])
     write_table(folder.quarantine, quarantine.combine_chunks())
     return quarantine
 
@@ -170,44 +147,3 @@ def quarantined(table: pa.Table) -> pa.Table:
         columns[name] = pa.array([part[place] for part in parts], pa.string())
     empty = {name: pa.nulls(failed.num_rows) for name in SCHEMA.names if name not in columns}
     return pa.table({**columns, **empty}).select(SCHEMA.names).cast(SCHEMA)
-
-
-def manifest(
-    config: Config,
-    state: State,
-    models: Mapping[str, ModelSpec],
-    folder: RunFolder,
-    steps: Sequence[StepCounts],
-    ranking: Ranking,
-    blend: pa.Table,
-    quarantine: pa.Table,
-) -> dict[str, Any]:
-    """Return where a blend comes from and what became of every row.
-
-    The same for the same input, seed, versions and kind of CPU.
-    """
-    last = steps[-1]
-    ranked = {m: n - sum(last.quarantined.get(m, Counter()).values()) for m, n in sorted(last.rows.items())}
-    settings = config.model_dump(mode="json", by_alias=True, exclude=_NO_MATTER)
-    return {
-        "nemo_mm_rank": __version__,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in VERSIONS},
-        "cpu": cpu(),
-        "config": settings,
-        "models": loader.identities(models),
-        "inputs": state.inputs,
-        "counts": {
-            "pool": {"rows": state.rows, "bad_rows": state.bad_rows, "in": dict(sorted(steps[0].rows.items()))},
-            "steps": [step.as_json() for step in steps],
-            "ranked": ranked,
-            "quarantined": quarantine.num_rows,
-            "blend": dict(sorted(Counter(blend[MODALITY].to_pylist()).items())),
-        },
-        "projection": {"metrics": Projection.load(folder.path / state.projection).metrics},
-        "matching": Matcher.load(folder.path / state.matcher).about(),
-        "ranking": ranking.summary,
-        "mix": mix_entry(config.ranking, ranking.summary),
-        "notes": [*notes(config), *caveats(config), *state.notes, *may_pass(quarantine)],
-        "blend": {"pairs": blend.num_rows, "digest": table_digest(blend)},
-    }

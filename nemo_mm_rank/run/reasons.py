@@ -52,9 +52,9 @@ def reasons(quarantine: pa.Table) -> list[Reason]:
     table = quarantine.select(["step", "error", "message"])
     table = table.append_column("kind", pc.replace_substring_regex(table["message"], _OWN, "…"))
     groups = table.group_by(["step", "error", "kind"], use_threads=False)
-    found = groups.aggregate([("message", "first"), ([], "count_all")]).to_pylist()
-    told = [Reason(row["step"], row["error"], row["message_first"] or "", row["count_all"]) for row in found]
-    return sorted(told, key=lambda reason: -reason.pairs)
+    counts = groups.aggregate([("message", "first"), ([], "count_all")]).to_pylist()
+    merged = [Reason(row["step"], row["error"], row["message_first"] or "", row["count_all"]) for row in counts]
+    return sorted(merged, key=lambda reason: -reason.pairs)
 
 
 def in_short(found: Sequence[Reason], most: int = 3) -> str:
@@ -68,5 +68,5 @@ def may_pass(quarantine: pa.Table) -> list[str]:
     """Return a line on the pairs whose failure may pass, where there are any."""
     n = pc.sum(pc.equal(quarantine["error"], TRANSIENT), min_count=0).as_py()
     pairs, them = ("pair", "it") if n == 1 else ("pairs", "them")
-    said = f"{n:,} {pairs} failed for what may pass: the next start of the same command tries {them} again"
-    return [said] if n else []
+    line = f"{n:,} {pairs} failed for what may pass: the next start of the same command tries {them} again"
+    return [line] if n else []

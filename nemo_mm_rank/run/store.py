@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nemo_mm_rank.errors import MissingColumnError
+from nemo_mm_rank.errors import DamagedError, MissingColumnError
 from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.files import count_rows, read_note, read_schema, write_table
 from nemo_mm_rank.io.part_files import part_name
@@ -62,15 +62,20 @@ class ShardStore:
 
     def columns(self, part: int = 0) -> dict[str, pa.DataType]:
         """Return the columns of a shard (every other has the same), with their types."""
-        found: dict[str, pa.DataType] = {}
+        types: dict[str, pa.DataType] = {}
         for stage in self.stages:
             schema = read_schema(stage / part_name(part))
-            found.update(zip(schema.names, schema.types, strict=True))
-        return found
+            types.update(zip(schema.names, schema.types, strict=True))
+        return types
 
     def rows(self, part: int) -> int:
         """Return the number of rows of a shard."""
         return count_rows(self.stages[0] / part_name(part))
+
+    @property
+    def pairs(self) -> int:
+        """The number of rows of all shards."""
+        return sum(map(self.rows, range(self.count)))
 
     def then(self, stage: Path) -> ShardStore:
         """Return these shards with one more stage."""
@@ -143,14 +148,14 @@ class Stage:
         return int(table.num_rows)
 
     def _columns(self, part: int) -> list[str]:
-        there = self.inputs.columns(part)
-        own = read_schema(self.inputs.stages[0] / part_name(part)).names
-        check_free(own, self.step.provides, f"{self.step.name}, in the pool")
-        missing = [name for name in self.step.requires if name not in there]
+        columns = self.inputs.columns(part)
+        pool = read_schema(self.inputs.stages[0] / part_name(part)).names
+        check_free(pool, self.step.provides, f"{self.step.name}, in the pool")
+        missing = [name for name in self.step.requires if name not in columns]
         if missing:
             raise MissingColumnError(f"{self.step.name}: the shards lack {', '.join(map(repr, missing))}")
         return [
-            name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in there
+            name for name in dict.fromkeys((MODALITY, *self.step.requires, *self.step.uses, ERROR)) if name in columns
         ]
 
 
@@ -208,6 +213,66 @@ def count(before: pa.Table, after: pa.Table) -> dict[str, dict[str, Any]]:
     ):
         counts[str(modality)]["quarantined"][split_error(error)[1]] += 1
     return counts
+
+
+@dataclass
+class StepCounts:
+    """Pairs that went through one step, by modality.
+
+    Attributes:
+        step: its name.
+        rows: modality -> live pairs in.
+        trimmed: modality -> pairs of which SNS kept a part.
+        quarantined: modality -> error class -> pairs.
+    """
+
+    step: str
+    rows: Counter[str] = field(default_factory=Counter)
+    trimmed: Counter[str] = field(default_factory=Counter)
+    quarantined: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, counts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add one shard's counts, as its file's note has them."""
+        for modality, entry in counts.items():
+            self.rows[modality] += entry["in"]
+            self.trimmed[modality] += entry["trimmed"]
+            self.quarantined.setdefault(modality, Counter()).update(entry["quarantined"])
+
+    @property
+    def lost(self) -> int:
+        """Pairs quarantined by this step."""
+        return sum(sum(reasons.values()) for reasons in self.quarantined.values())
+
+    def failed(self, modality: str) -> int:
+        """Return how many pairs of a modality failed."""
+        return sum(self.quarantined.get(modality, Counter()).values())
+
+    @property
+    def live(self) -> int:
+        """How many pairs are left after it."""
+        return sum(self.rows.values()) - sum(map(self.failed, self.quarantined))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for the manifest."""
+        return {
+            "step": self.step,
+            "in": dict(sorted(self.rows.items())),
+            "trimmed": dict(sorted((m, n) for m, n in self.trimmed.items() if n)),
+            "quarantined": {m: dict(sorted(r.items())) for m, r in sorted(self.quarantined.items()) if r},
+        }
+
+
+def count_steps(shards: ShardStore) -> list[StepCounts]:
+    """Read what every stage after the first left in its files' notes."""
+    steps = []
+    for stage in shards.stages[1:]:
+        counts = StepCounts(stage.name.rpartition("-")[0])
+        for part in range(shards.count):
+            if (note := read_note(stage / part_name(part))) is None:
+                raise DamagedError(stage / part_name(part))
+            counts.add(note.get("counts", {}))
+        steps.append(counts)
+    return steps
 
 
 def split_error(error: str) -> tuple[str, str, str]:

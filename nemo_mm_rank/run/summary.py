@@ -1,124 +1,61 @@
-"""What a run did, for people: rows by step and modality, the geometry of its spaces, and the top of the blend."""
+"""What a run did, in tables: rows by step and modality, the geometry of its spaces, and the top of the blend."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.table import Table as Grid
 
 from nemo_mm_rank.console import printable
-from nemo_mm_rank.errors import DamagedError
-from nemo_mm_rank.io.files import read_note, read_table
-from nemo_mm_rank.io.part_files import part_name
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.matching.matcher import SPOILT
 from nemo_mm_rank.measures.gaps import gap_text
+from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.reasons import Reason, reasons, shortened
-from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
+from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID, data_column
+from nemo_mm_rank.tables import Row, Table, counted, number
 
 PAIR_ID_WIDTH = 28
 """Characters of a pair's id that the table of the blend shows."""
 
 
-@dataclass
-class StepCounts:
-    """Pairs that went through one step, by modality.
-
-    Attributes:
-        step: its name.
-        rows: modality -> live pairs in.
-        trimmed: modality -> pairs of which SNS kept a part.
-        quarantined: modality -> error class -> pairs.
-    """
-
-    step: str
-    rows: Counter[str] = field(default_factory=Counter)
-    trimmed: Counter[str] = field(default_factory=Counter)
-    quarantined: dict[str, Counter[str]] = field(default_factory=dict)
-
-    def add(self, counts: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add one shard's counts, as its file's note has them."""
-        for modality, entry in counts.items():
-            self.rows[modality] += entry["in"]
-            self.trimmed[modality] += entry["trimmed"]
-            self.quarantined.setdefault(modality, Counter()).update(entry["quarantined"])
-
-    @property
-    def lost(self) -> int:
-        """Pairs quarantined by this step."""
-        return sum(sum(reasons.values()) for reasons in self.quarantined.values())
-
-    def failed(self, modality: str) -> int:
-        """Return how many pairs of a modality failed."""
-        return sum(self.quarantined.get(modality, Counter()).values())
-
-    @property
-    def live(self) -> int:
-        """How many pairs are left after it."""
-        return sum(self.rows.values()) - sum(map(self.failed, self.quarantined))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values for the manifest."""
-        return {
-            "step": self.step,
-            "in": dict(sorted(self.rows.items())),
-            "trimmed": dict(sorted((m, n) for m, n in self.trimmed.items() if n)),
-            "quarantined": {m: dict(sorted(r.items())) for m, r in sorted(self.quarantined.items()) if r},
-        }
-
-
-def count_steps(shards: ShardStore) -> list[StepCounts]:
-    """Read what every stage after the first left in its files' notes."""
-    steps = []
-    for stage in shards.stages[1:]:
-        counts = StepCounts(stage.name.rpartition("-")[0])
-        for part in range(shards.count):
-            if (note := read_note(stage / part_name(part))) is None:
-                raise DamagedError(stage / part_name(part))
-            counts.add(note.get("counts", {}))
-        steps.append(counts)
-    return steps
-
-
-def text_table(title: str, columns: Sequence[str], left: int = 1) -> Table:
-    """Return an empty table for a terminal, the first ``left`` columns text and the others numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < left else "right", no_wrap=position < left)
-    return table
-
-
-def rows_table(manifest: Mapping[str, Any]) -> Table:
+def rows_table(counts: Mapping[str, Any]) -> Table:
     """Return one line per step and one column per modality: pairs in, and what became of them."""
-    counts = manifest["counts"]
     modalities = sorted(counts["pool"]["in"])
-    table = text_table("Pairs", ["step", *(name.replace("+", "+\n") for name in modalities), "all"])
+    rows: list[Row] = []
 
     def line(name: str, by_modality: Mapping[str, int], style: str = "") -> None:
         cells = [f"{by_modality.get(modality, 0):,}" for modality in modalities]
-        table.add_row(name, *cells, f"{sum(by_modality.values()):,}", style=style)
+        rows.append(Row((name, *cells, f"{sum(by_modality.values()):,}"), style))
 
-    line("pool", counts["pool"]["in"])
-    for step in counts["steps"]:
-        line(f"{step['step']}: in", step["in"])
+    line("pairs in the pool", counts["pool"]["in"])
+    for names, step in _alike(counts["steps"]):
+        line(f"{names}: in", step["in"], "quiet")
         if step["trimmed"]:
-            line("  trimmed", step["trimmed"])
+            line(f"{step['step']}: trimmed", step["trimmed"])
         if step["quarantined"]:
-            line("  quarantined", {m: sum(r.values()) for m, r in step["quarantined"].items()}, "yellow")
+            line(f"{step['step']}: quarantined", {m: sum(r.values()) for m, r in step["quarantined"].items()}, "warn")
     line("ranked", counts["ranked"])
-    line("blend", counts["blend"], "bold")
-    if counts["pool"]["bad_rows"]:
-        table.caption = f"and {counts['pool']['bad_rows']:,} rows of the manifests that are no pairs"
-    return table
+    line("blend", counts["blend"], "strong")
+    bad = counts["pool"]["bad_rows"]
+    note = f"And {counted(bad, 'row')} of the manifests that never became a pair." if bad else ""
+    return Table("Pairs by step and modality", ["", *modalities, "all"], rows, note=note)
+
+
+def _alike(steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield steps with their names, those in one that follow each other and change nothing."""
+    names: list[str] = []
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        names.append(step["step"])
+        changes = step["trimmed"] or step["quarantined"]
+        if changes or following is None or following["trimmed"] or following["quarantined"]:
+            yield ", ".join(names), step
+            names = []
 
 
 def reasons_table(quarantine: pa.Table) -> Table | None:
@@ -132,49 +69,60 @@ def reasons_table(quarantine: pa.Table) -> Table | None:
     by_class: dict[tuple[str, str], list[Reason]] = {}
     for reason in reasons(quarantine):
         by_class.setdefault((reason.step, reason.error), []).append(reason)
-    table = text_table("Quarantined", ["step", "reason", "pairs"], left=2)
-    table.add_column("most often", ratio=1)
-    table.expand = True
-    for (step, name), found in sorted(by_class.items()):
-        table.add_row(step, name, f"{sum(one.pairs for one in found):,}", shortened(found[0].message))
-    return table
+    counts = {place: sum(reason.pairs for reason in group) for place, group in by_class.items()}
+    rows = [
+        Row((*place, shortened(by_class[place][0].message), f"{counts[place]:,}"))
+        for place in sorted(by_class, key=lambda place: (-counts[place], place))
+    ]
+    return Table("Why rows were quarantined", ["step", "reason", "most often", "rows"], rows, text=(0, 1, 2))
 
 
-def spaces_table(metrics: Mapping[str, Any]) -> Table:
-    """Return gap, matched gap and recall of every space, measured on held-out pairs (the mean over the folds)."""
-    spaces, folds = metrics["mean"], len(metrics["folds"])
-    title = f"Spaces (held-out pairs only, {folds} folds)"
-    table = text_table(title, ["space", "pairs", "gap", "matched gap", "Recall@10"])
-    for name in sorted(spaces, key=lambda name: name == "fused"):
-        space = spaces[name]
-        gaps = (gap_text(space, measure) for measure in ("gap", "matched_gap"))
-        cells = (f"{space['n']:,}", *gaps, f"{space['recall_at_10']:.3f}")
-        table.add_row(name, *cells, style="bold" if name == "fused" else "")
-    return table
+def spaces_table(metrics: Mapping[str, Any], depths: Sequence[int]) -> Table:
+    """Return gap, matched gap and recall at some depths of every space, on held-out pairs (the mean over the folds)."""
+    rows = []
+    for name, space in sorted(metrics["mean"].items(), key=lambda item: item[0] == "fused"):
+        gaps = [gap_text(space, measure) for measure in ("gap", "matched_gap")]
+        recalls = [number(space[f"recall_at_{depth}"]) for depth in depths]
+        rows.append(Row((space_name(name), f"{space['n']:,}", *gaps, *recalls), "strong" if name == "fused" else ""))
+    columns = ["space", "pairs", "gap", "matched gap", *(f"Recall@{depth}" for depth in depths)]
+    return Table("Geometry", columns, rows, note=f"Held-out pairs only, mean over {len(metrics['folds'])} folds.")
+
+
+def space_name(column: str) -> str:
+    """Return what a person reads for a space, given its column of embeddings."""
+    return column.removeprefix(data_column("")).replace("__", ": ")
 
 
 def matching_table(matching: Mapping[str, Any]) -> Table:
     """Return how well own annotations are told from others, and the share of pairs that is taken for wrong."""
-    table = text_table(
-        "Own annotations told from others", ["modality", "annotations with", "told apart", "wrong"], left=2
-    )
-    for modality, ways in matching.items():
-        for name, about in ways.items():
-            table.add_row(modality, SPOILT[name], f"{about['told']:.2f}", f"{about['wrong']:.1%}")
-    table.caption = "told apart: 0.5 is a guess, and below 0.7 nothing is held against a pair"
-    return table
+    rows = [
+        Row((modality, SPOILT[name], f"{about['pairs']:,.0f}", number(about["told"], 2), percent(about["wrong"])))
+        for modality, ways in matching.items()
+        for name, about in ways.items()
+    ]
+    columns = ["modality", "annotations with", "pairs", "told apart", "taken for wrong"]
+    note = "Told apart: 0.5 is a guess, and below 0.7 nothing is held against a pair."
+    return Table("How well own annotations are told from others", columns, rows, text=(0, 1), note=note)
 
 
 def mix_table(mix: Mapping[str, Any]) -> Table:
-    """Return what a mix asked for by type, and what there was; its source and what was reported of it below."""
-    table = text_table(f"Mix: {mix['name'] or 'your own'}", ["data -> annotation", "share", "quota", "chosen"])
-    for entry in mix["types"]:
-        share = "" if entry["share"] is None else f"{entry['share']:.1%}"
-        style = "yellow" if entry["chosen"] < entry["quota"] else ""
-        table.add_row(entry["type"], share, f"{entry['quota']:,}", f"{entry['chosen']:,}", style=style)
+    """Return what a mix asked for by type, and what there was."""
+    rows = [
+        Row(
+            (
+                entry["type"],
+                "" if entry["share"] is None else f"{100 * entry['share']:.1f} %",
+                f"{entry['quota']:,}",
+                f"{entry['chosen']:,}",
+            ),
+            "warn" if entry["chosen"] < entry["quota"] else "",
+        )
+        for entry in mix["types"]
+    ]
     if mix["filling"]:
-        table.add_row("filling what is short", "", "", f"{mix['filling']:,}")
-    return table
+        rows.append(Row(("filling what is short", "", "", f"{mix['filling']:,}")))
+    columns = ["data \N{RIGHTWARDS ARROW} annotation", "share", "quota", "chosen"]
+    return Table(f"Mix: {mix['name'] or 'your own'}", columns, rows)
 
 
 def mix_lines(mix: Mapping[str, Any]) -> list[str]:
@@ -183,35 +131,36 @@ def mix_lines(mix: Mapping[str, Any]) -> list[str]:
     return [f"mix         {mix['source']}{note}", *(f"advice      {line}" for line in mix["advice"])]
 
 
-def blend_table(blend: pa.Table, most: int = 10) -> Table:
-    """Return the first pairs of the blend."""
+def blend_table(blend: pa.Table, most: int = 10) -> Grid:
+    """Return the first pairs of the blend, each in one line of a terminal."""
     shown = min(most, blend.num_rows)
-    table = text_table(f"Blend: the first {shown} of {blend.num_rows:,}", ["rank", "score", "modality", "pair"], 4)
-    table.add_column("annotation", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.expand = True
+    rows = []
     for row in blend.slice(0, most).to_pylist():
         name = printable(row[PAIR_ID])
         name = name if len(name) <= PAIR_ID_WIDTH else name[: PAIR_ID_WIDTH - 1] + "…"
-        annotation = printable(" ".join(row[ANNOTATION].split()))
-        cells = (str(row["rank"]), f"{row['score']:.3f}", row[MODALITY], name, annotation)
-        table.add_row(*map(Text, cells))
-    return table
+        annotation = " ".join(row[ANNOTATION].split())
+        rows.append(Row((str(row["rank"]), f"{row['score']:.3f}", row[MODALITY], name, annotation)))
+    columns = ["rank", "score", "modality", "pair", "annotation"]
+    grid = Table(f"Blend: the first {shown} of {blend.num_rows:,}", columns, rows, range(5)).__rich__()
+    last = grid.columns[-1]
+    last.ratio, last.no_wrap, last.overflow, grid.expand = 1, True, "ellipsis", True
+    return grid
 
 
 def print_summary(manifest: Mapping[str, Any], blend: pa.Table, folder: Path, console: Console) -> None:
     """Print everything a user wants to see at the end of a run."""
     console.print()
-    console.print(rows_table(manifest))
+    console.print(rows_table(manifest["counts"]))
     if (why := reasons_table(read_table(RunFolder(folder).quarantine))) is not None:
         console.print(why)
-    console.print(spaces_table(manifest["projection"]["metrics"]))
+    console.print(spaces_table(manifest["projection"]["metrics"], (10,)))
     if manifest["matching"]:
         console.print(matching_table(manifest["matching"]))
-    said = [f"note        {line}" for line in manifest["notes"]]
+    lines = [f"note        {line}" for line in manifest["notes"]]
     if manifest["mix"] is not None:
         console.print(mix_table(manifest["mix"]))
-        said = [*mix_lines(manifest["mix"]), *said]
-    for line in said:
+        lines = [*mix_lines(manifest["mix"]), *lines]
+    for line in lines:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
     console.print(blend_table(blend))
     for name, path in (("blend", folder / "blend.parquet"), ("run folder", folder)):

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
-from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep, choose
+from nemo_mm_rank.quality.text_filters import TraditionalSettings, TraditionalStep
+from nemo_mm_rank.quality.traditional import choose
 from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.job import StrategyConfig, at_work
-from nemo_mm_rank.run.summary import text_table
 from nemo_mm_rank.schema import ANNOTATION
+from nemo_mm_rank.tables import Row, Table
 
 DUPLICATES = "duplicates.parquet"
 """Pairs that fail a filter of duplicates, in the run's folder; Curator's removal stage reads it too."""
@@ -37,13 +38,15 @@ class TraditionalResult(Result):
     def print(self, console: Console | None = None) -> None:
         """Print by filter and modality how many pairs it keeps."""
         counts = self.manifest["counts"]["filters"]
-        table = text_table("pairs that pass", ["filter", *counts])
-        table.add_row("(pairs)", *(f"{entry['pairs']:,}" for entry in counts.values()))
-        for name in next(iter(counts.values()), {"passed": ()})["passed"]:
-            table.add_row(name, *(f"{entry['passed'][name]:,}" for entry in counts.values()))
-        table.add_row("(all filters)", *(f"{entry['passed_all']:,}" for entry in counts.values()))
+        filters = next(iter(counts.values()), {"passed": ()})["passed"]
+        passed = {
+            "(pairs)": [entry["pairs"] for entry in counts.values()],
+            **{name: [entry["passed"][name] for entry in counts.values()] for name in filters},
+            "(all filters)": [entry["passed_all"] for entry in counts.values()],
+        }
+        rows = [Row((name, *(f"{pairs:,}" for pairs in by_modality))) for name, by_modality in passed.items()]
         out = console or SafeConsole()
-        out.print(table)
+        out.print(Table("pairs that pass", ["filter", *counts], rows))
         for line in self.manifest["notes"]:
             out.print(f"note: {line}", style="yellow", markup=False, highlight=False)
 
@@ -69,13 +72,23 @@ def curate(
     config.register()
     step = TraditionalStep(config.traditional)
     with at_work(config, console, engine, overwrite) as job:
-        judged = job.take_through([step], job.pool.shards)
-        with job.step("choose"):
+        pool = config.pool(job)
+        judged = job.take_through([step], pool.shards.pool)
+        with job.reporter.whole("choose", judged.pairs):
             choice = choose(judged, config.traditional, config.budget)
         counts = {
             "filters": choice.counts,
             "duplicates": dict(sorted(Counter(choice.duplicates["filter"].to_pylist()).items())),
         }
-        files = {DUPLICATES: choice.duplicates}
-        manifest = job.finish(choice.chosen, choice.places, judged, files, [step], counts, judged=ANNOTATION)
+        manifest = job.finish(
+            pool,
+            choice.chosen,
+            choice.places,
+            judged,
+            counts,
+            files={DUPLICATES: choice.duplicates},
+            strategy=config.kind,
+            steps=[step.identity()],
+            judged=ANNOTATION,
+        )
         return TraditionalResult(job.folder.path, manifest)

@@ -63,8 +63,8 @@ class Trust:
             if not self._knows(path):
                 self._refuse(folder, f"modality {name!r} of this run is the class {path!r}, none of this package's")
         for name, spec in models.items():
-            for found in self._foreign(spec, describing):
-                self._refuse(folder, f"{kind} {name!r} of this run {found}")
+            for foreign in self._foreign(spec, describing):
+                self._refuse(folder, f"{kind} {name!r} of this run {foreign}")
         register(modalities)
         return dict(models)
 

@@ -12,9 +12,9 @@ import pytest
 
 from nemo_mm_rank.benchmark.blends import Blend, Cost, measured
 from nemo_mm_rank.benchmark.measures import SCHEMA
-from nemo_mm_rank.benchmark.tables import Comparison, Results, cost, markdown, verdict
+from nemo_mm_rank.benchmark.tables import Comparison, Results, cost, verdict
 from nemo_mm_rank.measures.statistics import Difference
-from nemo_mm_rank.report.content import Row, Table
+from nemo_mm_rank.tables import Row, Table, markdown
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nemo_mm_rank.benchmark.measures import repaired, repaired_pairs
 from nemo_mm_rank.benchmark.planting.donors import with_sentence
-from nemo_mm_rank.benchmark.repaired import repaired, repaired_pairs
 from nemo_mm_rank.io.files import write_table
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.run.store import ShardStore

@@ -28,7 +28,7 @@ from nemo_mm_rank.io.files import read_sealed
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.endpoint import EndpointDescriber
-from nemo_mm_rank.models.endpoint.client import retry_after
+from nemo_mm_rank.models.endpoint_client import retry_after
 from nemo_mm_rank.models.expert import load_describer
 from tests.models.chat_server import ChatServer, Reply, chat_server, completion, seen
 

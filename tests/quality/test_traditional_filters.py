@@ -18,16 +18,18 @@ import yaml
 from nemo_mm_rank import frames
 from nemo_mm_rank.config import parse, read_yaml
 from nemo_mm_rank.errors import ConfigError, ModelError, UserError
-from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep, curator_stages
 from nemo_mm_rank.quality.text_filters import (
     LABEL,
     MARGIN,
     ROW_FILTERS_PASSED,
     Rule,
+    TraditionalSettings,
+    TraditionalStep,
     passed_column,
     rules,
     score_column,
 )
+from nemo_mm_rank.quality.traditional import curator_stages
 from nemo_mm_rank.run.traditional import TraditionalConfig
 from tests.quality.annotations import FAULTS, OTHER, PARAGRAPH
 
@@ -137,7 +139,7 @@ def test_the_most_frequent_ngram_is_curators_and_the_first_where_several_are() -
 
 def test_verdicts_do_not_depend_on_the_process() -> None:
     code = (
-        "import pandas as pd; from nemo_mm_rank.quality import TraditionalSettings, TraditionalStep;"
+        "import pandas as pd; from nemo_mm_rank.quality.text_filters import TraditionalSettings, TraditionalStep;"
         f"out = TraditionalStep(TraditionalSettings())(pd.DataFrame({{'annotation': [{NO_GRAM_TWICE!r}]}}));"
         "print(out.drop(columns='annotation').to_json())"
     )

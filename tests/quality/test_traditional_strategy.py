@@ -12,8 +12,8 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import Budget, parse
 from nemo_mm_rank.errors import MissingColumnError
 from nemo_mm_rank.io.files import write_table
-from nemo_mm_rank.quality import Choice, TraditionalSettings, TraditionalStep, choose, curator_stages
-from nemo_mm_rank.quality.text_filters import passed_column, score_column
+from nemo_mm_rank.quality.text_filters import TraditionalSettings, TraditionalStep, passed_column, score_column
+from nemo_mm_rank.quality.traditional import Choice, choose, curator_stages
 from nemo_mm_rank.ranking import Files
 from tests.quality.annotations import FAULTS, OTHER, PARAGRAPH
 

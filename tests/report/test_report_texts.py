@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_mm_rank.report.content import counted, number, share
 from nemo_mm_rank.report.details import excerpt, pieces
+from nemo_mm_rank.tables import counted, number, share
 
 
 def test_pieces_by_hand() -> None:

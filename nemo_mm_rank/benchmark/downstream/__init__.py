@@ -40,8 +40,8 @@ def features(
         folder: where what is made is kept, so that another run finds it.
         engine: where the work is done.
     """
-    made: Rows = _MAKE[type(settings)](parts, settings, config, folder, engine)
-    return made
+    rows: Rows = _MAKE[type(settings)](parts, settings, config, folder, engine)
+    return rows
 
 
 def train(

@@ -17,9 +17,9 @@ from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.rows import annotation_texts
 from nemo_mm_rank.run.folder import RunFolder
+from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore
-from nemo_mm_rank.run.through import take_through
 from nemo_mm_rank.schema import ANNOTATION, ANNOTATION_SPANS, PAIR_ID
 from nemo_mm_rank.steps import Step
 
@@ -71,9 +71,8 @@ def added(step: Step, parts: Mapping[str, ShardStore], folder: Path, engine: Eng
     quiet, lenient = Reporter(SafeConsole(quiet=True)), JobSettings(allow_failures=1)
     tables = []
     for part, shards in parts.items():
-        pairs = sum(map(shards.rows, range(shards.count)))
-        done = take_through([step], shards, pairs, RunFolder(folder / part), engine, quiet, lenient)
-        tables.append(done.table(columns))
+        job = Job(lenient, RunFolder(folder / part), engine, quiet)
+        tables.append(job.take_through([step], shards).table(columns))
     return frames.from_table(pa.concat_tables(tables))
 
 

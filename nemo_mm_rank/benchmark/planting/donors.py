@@ -67,9 +67,9 @@ def derange(label: Ints, also: Ints, rng: np.random.Generator) -> Ints:
     source[order] = np.roll(order, sizes.max())
 
     def wrong(rows: Ints) -> Bools:
-        given = source[rows]
-        found: Bools = (label[given] == label[rows]) | (also[given] == also[rows])
-        return found
+        lent = source[rows]
+        unfit: Bools = (label[lent] == label[rows]) | (also[lent] == also[rows])
+        return unfit
 
     least = max(0, *(2 * int(np.bincount(numbers).max()) - n for numbers in (label, also)))
     for _ in range(_ROUNDS):
@@ -146,8 +146,8 @@ class Pieces:
         lent = np.unique(self.code[self.lent])
         theirs = np.isin(self.code, lent)
         _, first = np.unique(joint(self.owner, self.code)[theirs], return_index=True)
-        found: Bools = np.bincount(self.owner[theirs][first], minlength=n) < len(lent)
-        return found
+        enough: Bools = np.bincount(self.owner[theirs][first], minlength=n) < len(lent)
+        return enough
 
     def draw(self, rows: Ints, group: Ints, rng: np.random.Generator) -> Ints:
         """Draw for each row a piece that it does not have: of a donor of its group at random, else of anyone.
@@ -168,18 +168,18 @@ class Pieces:
         size = np.searchsorted(group[order], group, side="right") - first
         width = int(self.code.max()) + 1
         known = np.unique(joint(self.owner, self.code))
-        found = np.full(len(rows), NONE, dtype=np.int64)
+        drawn = np.full(len(rows), NONE, dtype=np.int64)
         open_ = np.arange(len(rows))
         for _ in range(_TRIES):
-            own = rows[open_]
-            donor = order[first[own] + rng.integers(size[own])]
+            owners = rows[open_]
+            donor = order[first[owners] + rng.integers(size[owners])]
             place = lent[np.minimum(start[donor] + rng.integers(np.maximum(count[donor], 1)), len(lent) - 1)]
-            good = (count[donor] > 0) & ~np.isin(own * width + self.code[place], known)
-            found[open_[good]] = place[good]
+            good = (count[donor] > 0) & ~np.isin(owners * width + self.code[place], known)
+            drawn[open_[good]] = place[good]
             open_ = open_[~good]
         for at in open_.tolist():
-            found[at] = rng.choice(lent[~np.isin(rows[at] * width + self.code[lent], known)])
-        return found
+            drawn[at] = rng.choice(lent[~np.isin(rows[at] * width + self.code[lent], known)])
+        return drawn
 
 
 _WORD = re.compile(r"\w+")
@@ -192,10 +192,10 @@ def words(text: str) -> set[str]:
 
 def rarity(texts: Sequence[str]) -> dict[str, float]:
     """Return of each word ``log(n / texts that have it)``: the inverse document frequency (Sparck Jones, 1972)."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for text in texts:
-        found.update(words(text))
-    return {word: float(np.log(len(texts) / count)) for word, count in found.items()}
+        counts.update(words(text))
+    return {word: float(np.log(len(texts) / count)) for word, count in counts.items()}
 
 
 def with_sentence(own: Sequence[str], foreign: str, rng: np.random.Generator) -> str:
@@ -246,20 +246,20 @@ def divisible(modality: str, data: str) -> bool:
 def without_key(modality: str, data: str, annotation: str, rare: Mapping[str, float]) -> str:
     """Return a text or code without the part that has most in common with the annotation, by the rarity of words."""
     asked = words(annotation)
-    there = parts(data, modality)
-    key = int(np.argmax([_weight(words(part) & asked, rare) for part in there]))
+    pieces = parts(data, modality)
+    key = int(np.argmax([_weight(words(part) & asked, rare) for part in pieces]))
     between = "\n" if modality == Modality.CODE else " "
-    return between.join(part for place, part in enumerate(there) if place != key)
+    return between.join(part for place, part in enumerate(pieces) if place != key)
 
 
 def nearly_text(modality: str, data: str, rng: np.random.Generator) -> str:
     """Return a text or code with a change that no reader would notice."""
     if modality == Modality.CODE:
         return f"\n{data}\n"
-    found = data.split(" ")
-    if len(found) > 3:
-        del found[int(rng.integers(len(found)))]
-    return " ".join(found) + " "
+    tokens = data.split(" ")
+    if len(tokens) > 3:
+        del tokens[int(rng.integers(len(tokens)))]
+    return " ".join(tokens) + " "
 
 
 def _weight(found: Iterable[str], rare: Mapping[str, float]) -> float:

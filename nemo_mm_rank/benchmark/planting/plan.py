@@ -264,11 +264,11 @@ class _Planner:
         if Kind.NEAR_DUPLICATE in able:  # where all are spoilt, there is no whole one to copy
             for name, rows in groups.items():
                 able[Kind.NEAR_DUPLICATE][rows] &= totals[name] < len(rows)
-        found: dict[Kind, list[Ints]] = {kind: [] for kind in weights}
+        rows_of_kind: dict[Kind, list[Ints]] = {kind: [] for kind in weights}
         for name in sorted(groups):
             for kind, rows in self._draw(groups[name], totals[name], weights, able).items():
-                found[kind].append(rows)
-        drawn = {kind: np.sort(np.concatenate([np.zeros(0, np.int64), *rows])) for kind, rows in found.items()}
+                rows_of_kind[kind].append(rows)
+        drawn = {kind: np.sort(np.concatenate([np.zeros(0, np.int64), *rows])) for kind, rows in rows_of_kind.items()}
         for kind, rows in drawn.items():
             for row in rows.tolist():
                 self.kind[row] = kind
@@ -280,44 +280,44 @@ class _Planner:
 
     def _able(self, kind: Kind) -> Bools:
         """Return ``(n,)`` whether each pair can have a kind."""
-        made = np.array([name in list(Modality) for name in self.modality], dtype=bool)
+        built_in = np.array([name in list(Modality) for name in self.modality], dtype=bool)
         media = np.array([is_media(name) for name in self.modality], dtype=bool)
         several = np.array([len(own) > 1 for own in self.sentences], dtype=bool)
         peers, twins = counted(self.class_), counted(joint(self.class_, self.text))
-        found: Bools
+        able: Bools
         match kind:
             case Kind.SWAP_WITHIN:
-                found = twins < peers
+                able = twins < peers
             case Kind.SWAP_ACROSS:
-                found = counted(self.text) - twins < self.n - peers
+                able = counted(self.text) - twins < self.n - peers
             case Kind.FOREIGN_SENTENCE:
-                found = self.sentence_pieces.foreign(self.n)
+                able = self.sentence_pieces.foreign(self.n)
             case Kind.REPLACED_SENTENCE:
-                found = several & self.sentence_pieces.foreign(self.n)
+                able = several & self.sentence_pieces.foreign(self.n)
             case Kind.REMOVED_SENTENCE:
-                found = several
+                able = several
             case Kind.EXCHANGED_WORD:
-                found = self.word_pieces.foreign(self.n) & np.isin(np.arange(self.n), self.word_pieces.owner)
+                able = self.word_pieces.foreign(self.n) & np.isin(np.arange(self.n), self.word_pieces.owner)
             case Kind.KEY_SENTENCE:
-                found = made & self.divisible
+                able = built_in & self.divisible
             case Kind.PADDED:
-                found = made & media & (counted(joint(self.class_, self.data)) < peers)
+                able = built_in & media & (counted(joint(self.class_, self.data)) < peers)
             case Kind.NEAR_DUPLICATE:
-                found = made & (counted(joint(self.class_, self.content)) < peers)
+                able = built_in & (counted(joint(self.class_, self.content)) < peers)
             case Kind.CROPPED:
-                found = made & media
+                able = built_in & media
             case Kind.CORRUPT:
-                found = media
+                able = media
             case Kind.OFF_TOPIC:
-                found = made
-        return found
+                able = built_in
+        return able
 
     def _draw(
         self, rows: Ints, total: int, weights: Mapping[Kind, float], able: Mapping[Kind, Bools]
     ) -> dict[Kind, Ints]:
         """Draw the rows of every kind in one modality, none of them twice, first of kinds that few pairs can have."""
         order = self.rng.permutation(rows)
-        found = {kind: np.zeros(0, dtype=np.int64) for kind in weights}
+        drawn = {kind: np.zeros(0, dtype=np.int64) for kind in weights}
         while total:
             caps = {kind: int(able[kind][order].sum()) for kind in weights}
             counts = dict(
@@ -325,12 +325,12 @@ class _Planner:
             )
             for kind in sorted(weights, key=lambda kind: caps[kind]):
                 taken = order[able[kind][order]][: counts[kind]]
-                found[kind] = np.concatenate([found[kind], taken])
+                drawn[kind] = np.concatenate([drawn[kind], taken])
                 order = order[~np.isin(order, taken)]
                 total -= len(taken)
             if not any(able[kind][order].any() for kind in weights):
                 break
-        return found
+        return drawn
 
     def _plant(self, kind: Kind, rows: Ints) -> None:
         if kind in (Kind.SWAP_WITHIN, Kind.SWAP_ACROSS, Kind.PADDED, Kind.NEAR_DUPLICATE):
@@ -356,8 +356,8 @@ class _Planner:
             self.donor[rows] = pieces.owner[places]
             for row, place in zip(rows.tolist(), places.tolist(), strict=True):
                 first, end = np.searchsorted(pieces.owner, [row, row + 1])
-                own = first + np.flatnonzero(pieces.lent[first:end])
-                old = pieces.text[int(self.rng.choice(own))]
+                lent = first + np.flatnonzero(pieces.lent[first:end])
+                old = pieces.text[int(self.rng.choice(lent))]
                 self.annotation[row] = edits.with_word(self.was[row], old, pieces.text[place])
 
     def _donors(self, kind: Kind, rows: Ints) -> Ints:
@@ -378,9 +378,9 @@ class _Planner:
             whole = whole[[planted is None for planted in self.kind]]
 
         def may(own: Ints, others: Ints) -> Bools:
-            found: Bools = differs[own] != differs[others]
+            allowed: Bools = differs[own] != differs[others]
             same: Bools = class_[own] == class_[others]
-            return found & (~same if kind == Kind.SWAP_ACROSS else same)
+            return allowed & (~same if kind == Kind.SWAP_ACROSS else same)
 
         left = np.flatnonzero(donors == NONE)
         keys = joint(class_, differs)[rows]
@@ -394,23 +394,23 @@ class _Planner:
         self, name: str, rows: Ints, total: int, weights: Mapping[Kind, float], able: Mapping[Kind, Bools]
     ) -> list[Short]:
         """Return the kinds that fewer pairs of a modality got than their weights ask for."""
-        wanted = apportion(total, list(weights.values()), [total] * len(weights)).tolist()
+        targets = apportion(total, list(weights.values()), [total] * len(weights)).tolist()
         planted = [sum(self.kind[row] == kind for row in rows.tolist()) for kind in weights]
         full = sum(planted) == total
         return [
             Short(name, kind, asked, got, int(able[kind][rows].sum()), len(rows))
-            for kind, asked, got in zip(weights, wanted, planted, strict=True)
+            for kind, asked, got in zip(weights, targets, planted, strict=True)
             if got < asked and not (full and kind in _BY_MODALITY and not able[kind][rows].any())
         ]
 
 
 def _words(annotation: Sequence[str]) -> Pieces:
     """Return the different words of every annotation; others may get its rarer half, by how many have a word."""
-    found = Pieces.of([sorted(edits.words(text)) for text in annotation])
-    common = np.bincount(found.code)[found.code] if len(found.code) else found.code
-    order = np.lexsort((found.code, common, found.owner))
-    count = np.bincount(found.owner, minlength=len(annotation))
+    pieces = Pieces.of([sorted(edits.words(text)) for text in annotation])
+    common = np.bincount(pieces.code)[pieces.code] if len(pieces.code) else pieces.code
+    order = np.lexsort((pieces.code, common, pieces.owner))
+    count = np.bincount(pieces.owner, minlength=len(annotation))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
     lent = np.zeros(len(order), dtype=bool)
-    lent[order] = 2 * rank < count[found.owner[order]]
-    return Pieces(found.text, found.owner, found.code, lent)
+    lent[order] = 2 * rank < count[pieces.owner[order]]
+    return Pieces(pieces.text, pieces.owner, pieces.code, lent)

@@ -152,8 +152,8 @@ class Planted:
 
     def counts(self) -> dict[str, int]:
         """Return kind -> number of pairs that it was planted in, as the truth says."""
-        found = Counter(kind for kinds in self.truth["kinds"].to_pylist() for kind in kinds)
-        return {str(kind): found[str(kind)] for kind in Kind if found[str(kind)]}
+        counts = Counter(kind for kinds in self.truth["kinds"].to_pylist() for kind in kinds)
+        return {str(kind): counts[str(kind)] for kind in Kind if counts[str(kind)]}
 
 
 def plant(
@@ -229,13 +229,13 @@ def _pools(pool: PoolSource | Sequence[PoolSource] | str | Path) -> Sequence[Poo
 
 def _rows(pools: Sequence[PoolSource], without: set[str]) -> list[dict[str, Any]]:
     """Read the pools' pairs as rows."""
-    found: list[dict[str, Any]] = []
+    remaining: list[dict[str, Any]] = []
     for batch in read_pools(pools):
         columns = {**batch.pairs, **batch.extras}
         values = [column if isinstance(column, list) else column.to_pylist() for column in columns.values()]
         rows = (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
-        found += [row for row in rows if row[PAIR_ID] not in without]
-    return found
+        remaining += [row for row in rows if row[PAIR_ID] not in without]
+    return remaining
 
 
 @dataclass
@@ -301,8 +301,8 @@ class _Planting:
                 row[DATA] = [{**part, DATA: self._kept(place, {**row, **part}, below)} for part in parts]
             else:
                 row[DATA] = self._kept(place, row, below)
-            kept = {name: value for name, value in row.items() if name not in (MEDIA_ROOT, DATA_BYTES, DATA_PARTS)}
-            lines.append(json.dumps(kept, ensure_ascii=False, default=str) + "\n")
+            record = {name: value for name, value in row.items() if name not in (MEDIA_ROOT, DATA_BYTES, DATA_PARTS)}
+            lines.append(json.dumps(record, ensure_ascii=False, default=str) + "\n")
         files.write_text(self.folder / "pool.jsonl", "".join(lines))
 
     def _remove_parts(self, rows: Ints) -> None:

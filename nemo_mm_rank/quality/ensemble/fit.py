@@ -170,17 +170,17 @@ def settle(counted: PatternCounts, settings: EnsembleSettings) -> Settled | None
     """
     left_out = {fault.function: fault for fault in idle(counted, settings.alike)}
     vetoes = [place for place, one in enumerate(settings.functions.values()) if one.veto and place not in left_out]
-    kept = [place for place in range(counted.patterns.shape[1]) if place not in {*left_out, *vetoes}]
-    if len(kept) < LEAST:
+    places = [place for place in range(counted.patterns.shape[1]) if place not in {*left_out, *vetoes}]
+    if len(places) < LEAST:
         return None
     while True:
-        mine = counted.only(kept)
-        model = settings.label_model.make().fit_counts(mine.patterns, mine.counts)
+        counts = counted.only(places)
+        model = settings.label_model.make().fit_counts(counts.patterns, counts.counts)
         faults = model.inverted
-        if settings.inverted == "keep" or not faults or len(kept) == LEAST:
-            return Settled(model, kept, vetoes, mine, left_out)
+        if settings.inverted == "keep" or not faults or len(places) == LEAST:
+            return Settled(model, places, vetoes, counts, left_out)
         worst = min(faults, key=lambda fault: float(model.weights[fault.function]))
-        place = kept.pop(worst.function)
+        place = places.pop(worst.function)
         left_out[place] = Fault(place, worst.kind, worst.message)
 
 
@@ -358,15 +358,15 @@ def fit(shards: Shards, settings: EnsembleSettings, map_shards: MapShards) -> Fi
 def thresholds(shards: Shards, settings: EnsembleSettings) -> Functions:
     """Return the functions with their thresholds as scores, for every modality of the pool."""
     modalities = modalities_of(shards)
-    found: dict[str, list[LabelingFunction]] = {modality: [] for modality in modalities}
+    by_modality: dict[str, list[LabelingFunction]] = {modality: [] for modality in modalities}
     held: dict[str, dict[str, Scores]] = {}
     for function in settings.functions.values():
         if function.column not in held:
             # Functions on one column mostly stand side by side: no more than one column is held.
             held = {function.column: sorted_scores(shards, function.column, modalities, settings.by_modality)}
         for modality in modalities:
-            found[modality].append(resolve(function, held[function.column][modality]))
-    return {modality: tuple(functions) for modality, functions in found.items()}
+            by_modality[modality].append(resolve(function, held[function.column][modality]))
+    return {modality: tuple(functions) for modality, functions in by_modality.items()}
 
 
 def modalities_of(shards: Shards) -> list[str]:
@@ -380,10 +380,10 @@ def sorted_scores(shards: Shards, column: str, modalities: Sequence[str], by_mod
     for table in voters(shards, [column]):
         scores = frames.numbers(frames.from_table(table), column)
         for modality in table[MODALITY].unique().to_pylist():
-            mine = scores[pc.equal(table[MODALITY], modality).to_numpy()]
-            pieces[modality if by_modality else modalities[0]].append(mine[~np.isnan(mine)])
-    found = {modality: np.sort(np.concatenate(pieces[modality])) for modality in modalities}
-    return found if by_modality else dict.fromkeys(modalities, found[modalities[0]])
+            of_modality = scores[pc.equal(table[MODALITY], modality).to_numpy()]
+            pieces[modality if by_modality else modalities[0]].append(of_modality[~np.isnan(of_modality)])
+    ordered = {modality: np.sort(np.concatenate(pieces[modality])) for modality in modalities}
+    return ordered if by_modality else dict.fromkeys(modalities, ordered[modalities[0]])
 
 
 @dataclass(frozen=True)

@@ -255,14 +255,14 @@ class LabelModel:
         evidence[:, 1:] = np.log(self.mu[:, 1] / self.mu[:, 0]).reshape(m, 2)
         odds: Floats = np.zeros(1)
         for first in range(0, m, _TOGETHER):
-            some = slice(first, first + _TOGETHER)
+            block = slice(first, first + _TOGETHER)
             sums = np.zeros(1)
-            for one in evidence[some]:
+            for one in evidence[block]:
                 sums = (sums[:, None] + one).ravel()
             if m <= _TOGETHER:
                 table: Floats = 1.0 / (1.0 + np.exp(-sums))
                 return table[encode(votes)]
-            odds = odds + sums[encode(votes[:, some])]
+            odds = odds + sums[encode(votes[:, block])]
         return 1.0 / (1.0 + np.exp(-odds))
 
 

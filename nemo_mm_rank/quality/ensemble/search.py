@@ -67,11 +67,11 @@ class Binning:
 
     def bins(self, frame: frames.Frame) -> Bins:
         """Return ``(n, m)`` the bin of each score."""
-        found = np.empty((len(self.columns), len(frame)), dtype=np.uint8)
-        for mine, column, edges in zip(found, self.columns, self.edges, strict=True):
+        bins = np.empty((len(self.columns), len(frame)), dtype=np.uint8)
+        for mine, column, edges in zip(bins, self.columns, self.edges, strict=True):
             scores = frames.numbers(frame, column)
             mine[:] = np.where(np.isnan(scores), len(edges) + 1, np.searchsorted(edges, scores, side="right"))
-        return found.T
+        return bins.T
 
     def pick(self, bins: Bins, choice: Sequence[int]) -> Votes:
         """Return ``(k, m)`` votes of the chosen candidate of each function."""
@@ -86,8 +86,8 @@ def _edges(candidates: Candidates) -> Floats:
     bounds = [one.high for one in candidates] + [
         np.nextafter(one.low, np.inf) for one in candidates if one.low > -np.inf
     ]
-    found = np.unique(np.array(bounds, dtype=np.float64))
-    return found[np.isfinite(found)]
+    edges = np.unique(np.array(bounds, dtype=np.float64))
+    return edges[np.isfinite(edges)]
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class BinCounts:
     @classmethod
     def merged(cls, parts: Iterable[BinCounts]) -> BinCounts:
         """Add up the counts of shards."""
-        found = list(parts)
-        return cls.of(np.concatenate([part.bins for part in found]), np.concatenate([part.counts for part in found]))
+        pieces = list(parts)
+        return cls.of(np.concatenate([part.bins for part in pieces]), np.concatenate([part.counts for part in pieces]))
 
 
 Binned = Mapping[str, BinCounts]
@@ -149,11 +149,11 @@ def bin_table(table: pa.Table, binnings: Mapping[str, Binning]) -> dict[str, Bin
 
 def merge(parts: Iterable[Binned]) -> dict[str, BinCounts]:
     """Add up the counts of shards."""
-    found: dict[str, list[BinCounts]] = {}
+    by_modality: dict[str, list[BinCounts]] = {}
     for part in parts:
         for modality, counts in part.items():
-            found.setdefault(modality, []).append(counts)
-    return {modality: BinCounts.merged(some) for modality, some in sorted(found.items())}
+            by_modality.setdefault(modality, []).append(counts)
+    return {modality: BinCounts.merged(some) for modality, some in sorted(by_modality.items())}
 
 
 def patterns(binned: Binned, binnings: Mapping[str, Binning], choice: Sequence[int]) -> PatternCounts:
@@ -232,19 +232,19 @@ def candidates(ensemble: EnsembleSettings, settings: SearchSettings) -> dict[str
     for name in settings.functions or ():
         if name not in ensemble.functions:
             raise ConfigError(f"search: no labeling function {name!r}{nearest(name, ensemble.functions)}")
-    found = {}
+    choices = {}
     for name, function in ensemble.functions.items():
         levels = [level for level in (function.select, *function.rejects) if level is not None]
         by_share = all(isinstance(level, Quantile) for level in levels)
         if name in settings.functions if settings.functions is not None else by_share:
-            found[name] = list(_candidates(function, settings))
-            if not found[name]:
+            choices[name] = list(_candidates(function, settings))
+            if not choices[name]:
                 raise ConfigError(
                     f"search: {name!r} has no candidate: every margin is wider than its tops leave room for"
                 )
         else:
-            found[name] = [Candidate(None, None, function)]
-    return found
+            choices[name] = [Candidate(None, None, function)]
+    return choices
 
 
 def _candidates(function: FunctionSettings, settings: SearchSettings) -> Iterator[Candidate]:

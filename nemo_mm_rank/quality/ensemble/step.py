@@ -78,8 +78,8 @@ class EnsembleStep(Step):
         lists = pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(votes).ravel()), mask=mask)
         quality = self.ensemble.predict(votes)
         if DUPLICATE_OF in rows.columns:
-            there = np.array(frames.array(rows, DUPLICATE_OF).is_valid())
-            quality = np.where(there, VETO * quality, quality)
+            duplicate = np.array(frames.array(rows, DUPLICATE_OF).is_valid())
+            quality = np.where(duplicate, VETO * quality, quality)
         return Added({QUALITY: pa.array(quality.astype(np.float32), mask=failed), VOTES: lists}, errors)
 
 
@@ -236,11 +236,11 @@ def standing(values: Floats, modality: Sequence[str], scale: Mapping[str, Floats
         modality: of each.
         scale: modality -> its scores, sorted.
     """
-    found = np.full(len(values), np.nan)
+    ranks = np.full(len(values), np.nan)
     for name, rows in by_value(modality).items():
         scores = scale.get(name, np.zeros(0))
-        found[rows] = np.searchsorted(scores, values[rows]) / max(1, len(scores))
-    return np.where(np.isnan(values), np.nan, found)
+        ranks[rows] = np.searchsorted(scores, values[rows]) / max(1, len(scores))
+    return np.where(np.isnan(values), np.nan, ranks)
 
 
 def reasons(votes: Votes, names: Sequence[str], vetoes: Collection[str] = ()) -> pa.Array:

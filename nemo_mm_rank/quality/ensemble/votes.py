@@ -142,11 +142,11 @@ class PatternCounts:
         Raises:
             ValueError: there is no shard at all, or they differ in the number of functions.
         """
-        found = list(parts)
-        patterns = np.concatenate([part.patterns for part in found])
+        pieces = list(parts)
+        patterns = np.concatenate([part.patterns for part in pieces])
         codes, place = np.unique(encode(patterns), return_inverse=True)
         counts = np.zeros(len(codes), dtype=np.int64)
-        np.add.at(counts, place, np.concatenate([part.counts for part in found]))
+        np.add.at(counts, place, np.concatenate([part.counts for part in pieces]))
         return cls(decode(codes, patterns.shape[1]), counts)
 
     @property

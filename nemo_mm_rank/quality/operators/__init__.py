@@ -91,12 +91,12 @@ def steps(
     """
     models, media = models or {}, media or MediaSettings()
     _check_models(settings, models)
-    given = frozenset(settings.given)
+    columns_given = frozenset(settings.given)
     operators: list[Operator] = [
-        PictureScores([name for name in settings.pictures if name not in given], media.threads),
-        *(Agreement(name, own, models, given) for name, own in settings.agreement.items()),
-        *(Grounding(name, own, models, given) for name, own in settings.grounding.items()),
-        *(OwnOperator(name, spec) for name, spec in settings.own.items() if name not in given),
+        PictureScores([name for name in settings.pictures if name not in columns_given], media.threads),
+        *(Agreement(name, own, models, columns_given) for name, own in settings.agreement.items()),
+        *(Grounding(name, own, models, columns_given) for name, own in settings.grounding.items()),
+        *(OwnOperator(name, spec) for name, spec in settings.own.items() if name not in columns_given),
     ]
     if settings.fingerprints:
         operators.append(Fingerprints(media.threads))
@@ -105,7 +105,7 @@ def steps(
         TextStep(settings, models, media),
         looking,
         ColumnsStep(settings),
-        OthersStep({name: one for name, one in settings.others.items() if name not in given}),
+        OthersStep({name: one for name, one in settings.others.items() if name not in columns_given}),
         DataCompStep(settings.datacomp),
         SentenceStep(settings, models, media),
     ]
@@ -117,8 +117,8 @@ def agreements(settings: OperatorSettings) -> list[str]:
 
     `dedup.DuplicateSettings.by` takes them: the first that a pair has decides which duplicate stays.
     """
-    given = [name for name in settings.given if name in (*DATACOMP, AGREEMENT)]
-    return [column(name) for name in dict.fromkeys((*given, *settings.agreement, *settings.experts))]
+    names = [name for name in settings.given if name in (*DATACOMP, AGREEMENT)]
+    return [column(name) for name in dict.fromkeys((*names, *settings.agreement, *settings.experts))]
 
 
 def _check_models(settings: OperatorSettings, models: Mapping[str, ModelSpec]) -> None:

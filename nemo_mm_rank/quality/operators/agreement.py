@@ -163,10 +163,10 @@ class Grounding(ByModel[GroundingSettings]):
         assert self._grounder is not None, "setup runs before every frame"  # noqa: S101
         phrases = components(texts, self.settings.phrases)
         with answering(self._grounder.name):
-            found = self._grounder.ground(items, phrases, modality)
+            grounded_items = self._grounder.ground(items, phrases, modality)
         scores = np.full((len(items), len(SCORES)), np.nan, dtype=np.float32)
         errors: dict[int, PairError] = {}
-        for row, one in enumerate(found):
+        for row, one in enumerate(grounded_items):
             if isinstance(one, PairError):
                 errors[row] = one
             else:

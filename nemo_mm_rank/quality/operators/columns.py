@@ -65,10 +65,10 @@ class ColumnsStep(Step):
             ConfigError: a column that is to be a score holds no numbers, or the two sides of an expert are of different
                 lengths: they do not lie in one space.
         """
-        found = {column(name): _numbers(rows, source) for name, source in self.settings.given.items()}
+        scores = {column(name): _numbers(rows, source) for name, source in self.settings.given.items()}
         for name, expert in self._experts.items():
-            found[column(name)] = _cosines(rows, data_column(expert.expert), annotation_column(expert.model))
-        return Added(dict(found))
+            scores[column(name)] = _cosines(rows, data_column(expert.expert), annotation_column(expert.model))
+        return Added(dict(scores))
 
 
 def _numbers(rows: Frame, name: str) -> pa.Array:
@@ -103,12 +103,12 @@ def shared_experts(experts: Sequence[ExpertSpec]) -> dict[str, ExpertSettings]:
 
 def shared_spaces(experts: Sequence[ExpertSpec], models: Mapping[str, ModelSpec]) -> dict[str, ExpertSettings]:
     """Return ``<expert>`` or ``<expert>_<model>`` -> every space that experts share with text, fusion experts' too."""
-    found = {}
+    spaces = {}
     for source in (source for expert in experts for source in sources(expert)):
         if has_text(source.model, models):
             name = source.column.removeprefix(data_column(""))
-            found[name.lower().replace("-", "_").replace("__", "_")] = ExpertSettings(expert=name, model=source.model)
-    return found
+            spaces[name.lower().replace("-", "_").replace("__", "_")] = ExpertSettings(expert=name, model=source.model)
+    return spaces
 
 
 @dataclass

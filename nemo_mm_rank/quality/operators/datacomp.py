@@ -93,10 +93,10 @@ def image_based(
 def nearest_centroids(features: torch.Tensor, centroids: torch.Tensor) -> npt.NDArray[np.int64]:
     """Return ``(n,)`` the centroid with the greatest inner product with each of ``(n, d)`` features."""
     transposed = centroids.float().T
-    found = [
+    blocks = [
         (block.to(centroids.device).float() @ transposed).argmax(dim=1) for block in torch.split(features, ROWS_AT_ONCE)
     ]
-    nearest: npt.NDArray[np.int64] = torch.cat(found).cpu().numpy() if found else np.zeros(0, dtype=np.int64)
+    nearest: npt.NDArray[np.int64] = torch.cat(blocks).cpu().numpy() if blocks else np.zeros(0, dtype=np.int64)
     return nearest
 
 
@@ -182,10 +182,10 @@ class DataCompStep(Step):
                 sizes = f"{features.values.shape[1]} and {centroids.shape[1]}"
                 raise ConfigError(f"datacomp.image_based: features and centroids have {sizes} dimensions")
             kept["image_based"] = np.zeros(len(rows), dtype=np.bool_)
-            there = features.valid.numpy()
-            kept["image_based"][there] = image_based(
-                [languages[row] for row in np.flatnonzero(there)],
-                [texts[row] for row in np.flatnonzero(there)],
+            embedded = features.valid.numpy()
+            kept["image_based"][embedded] = image_based(
+                [languages[row] for row in np.flatnonzero(embedded)],
+                [texts[row] for row in np.flatnonzero(embedded)],
                 features.values[features.valid],
                 centroids,
                 targets,

@@ -154,11 +154,11 @@ def _look(names: Sequence[Picture], item: Item) -> Floats:
 
 def picture_scores(pixels: PILImage.Image, names: Iterable[Picture]) -> Floats:
     """Return ``(k,)`` scores of an image, in the order of ``names``."""
-    wanted = list(names)
-    found: dict[str, float] = {}
-    if "dark" in wanted or "light" in wanted:
-        found["dark"], found["light"] = dark_and_light(pixels)
+    asked = list(names)
+    scores: dict[str, float] = {}
+    if "dark" in asked or "light" in asked:
+        scores["dark"], scores["light"] = dark_and_light(pixels)
     for name, score in SCORES.items():
-        if name in wanted:
-            found[name] = score(pixels)
-    return np.array([found[name] for name in wanted])
+        if name in asked:
+            scores[name] = score(pixels)
+    return np.array([scores[name] for name in asked])

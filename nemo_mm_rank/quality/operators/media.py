@@ -260,9 +260,9 @@ def _of_parts(said: list[pa.Array]) -> pa.Array:
             keys = mix(keys) ^ other.to_numpy()
         return pa.array(keys)
     values = np.stack([one.to_numpy(zero_copy_only=False) for one in said])
-    there = ~np.isnan(values)
-    means = np.where(there, values, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
-    return pa.array(means, said[0].type, mask=~there.any(axis=0))
+    known = ~np.isnan(values)
+    means = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return pa.array(means, said[0].type, mask=~known.any(axis=0))
 
 
 class _Column:

@@ -114,21 +114,19 @@ def neg_clip_loss(
     both = (data.valid & annotations.valid)[:, None]
     left, right = (torch.where(both, side.values.float(), float("nan")) for side in (data, annotations))
     out = np.full(len(left), np.nan, dtype=np.float32)
-    mine, theirs = torch.from_numpy(keys), torch.from_numpy(batches.keys)
-    others = [side.to(left.device) for side in (batches.annotations, batches.data)]
-    for (where, of_data), (_, of_annotations) in zip(
-        products(left, others[0]), products(right, others[1]), strict=True
-    ):
+    own_keys, theirs = torch.from_numpy(keys), torch.from_numpy(batches.keys)
+    sides = [side.to(left.device) for side in (batches.annotations, batches.data)]
+    for (where, of_data), (_, of_annotations) in zip(products(left, sides[0]), products(right, sides[1]), strict=True):
         x, y = (torch.nn.functional.normalize(side[where], dim=1, eps=0.0) for side in (left, right))
-        own = (x * y).sum(1, keepdim=True)
-        itself = (mine[where, None] == theirs[None, :]).to(own.device)
-        total = torch.zeros_like(own[:, 0])
+        cosine = (x * y).sum(1, keepdim=True)
+        itself = (own_keys[where, None] == theirs[None, :]).to(cosine.device)
+        total = torch.zeros_like(cosine[:, 0])
         for cosines in (of_data, of_annotations):
             rivals = cosines.masked_fill(itself, -torch.inf) / temperature
             for first, end in zip(batches.bounds, batches.bounds[1:], strict=False):
-                total += torch.logsumexp(torch.cat([own / temperature, rivals[:, first:end]], dim=1), dim=1)
-        found = own[:, 0] - temperature / 2 * total / (len(batches.bounds) - 1)
-        out[where] = found.cpu().numpy()
+                total += torch.logsumexp(torch.cat([cosine / temperature, rivals[:, first:end]], dim=1), dim=1)
+        scores = cosine[:, 0] - temperature / 2 * total / (len(batches.bounds) - 1)
+        out[where] = scores.cpu().numpy()
     return np.where(np.isfinite(out), out, np.float32("nan"))
 
 

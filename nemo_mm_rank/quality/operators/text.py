@@ -171,10 +171,10 @@ def read_norms(path: str) -> Mapping[str, float]:
         file.seek(0)
         rows = csv.reader(file, delimiter="\t" if "\t" in head else ",")
         names = [name.strip().lower() for name in next(rows, [])]
-        found = [[names.index(name) for name in known if name in names] for known in (WORDS, RATINGS)]
-        if not all(found):
+        columns = [[names.index(name) for name in known if name in names] for known in (WORDS, RATINGS)]
+        if not all(columns):
             raise ConfigError(f"concreteness: {path} needs columns 'word' and 'rating'; it has {', '.join(names)}")
-        word, rating = found[0][0], found[1][0]
+        word, rating = columns[0][0], columns[1][0]
         try:
             return {row[word].strip().lower(): float(row[rating]) for row in rows if row}
         except (ValueError, IndexError) as error:
@@ -320,8 +320,8 @@ class TextStep(AnnotationStep):
             if name == LANGUAGE and self.settings.language:
                 settings = self.settings.language
                 labels, probabilities = identify(texts, settings.model, settings.lowercase)
-                wanted = np.isin(np.array(labels, dtype=object), settings.languages)
-                columns[column(name)] = _floats(np.where(wanted, probabilities, 0.0))
+                allowed = np.isin(np.array(labels, dtype=object), settings.languages)
+                columns[column(name)] = _floats(np.where(allowed, probabilities, 0.0))
                 columns[LANGUAGE_LABEL] = pa.array(labels, pa.string())
             elif name == CONCRETENESS and self.settings.concreteness and self.settings.concreteness.norms:
                 columns[column(name)] = _floats(mean_ratings(texts, read_norms(self.settings.concreteness.norms)))

@@ -19,7 +19,7 @@ from nemo_mm_rank.errors import ConfigError, EmbeddingError, ModelError, PairErr
 from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.models.base import Described, support
-from nemo_mm_rank.models.endpoint.client import Answer, Answers, Body, Calls, Endpoint, Usage, check
+from nemo_mm_rank.models.endpoint_client import Answer, Answers, Body, Calls, Endpoint, Usage, check
 from nemo_mm_rank.models.generation import PROMPTS, Prompt, prompts
 from nemo_mm_rank.models.windows import at_rate, pictures
 
@@ -115,7 +115,7 @@ class EndpointDescriber:
         generation: further members of the request; default: ``temperature: 0, max_tokens: 200``, which what is given
             adds to or (null) takes away from.
         media: how large what is sent may be, see `content.MediaLimits`.
-        calls: how hard the endpoint is asked, see `client.Calls`.
+        calls: how hard the endpoint is asked, see `endpoint_client.Calls`.
         cache: a folder for answers, which later runs and other processes share; default: none.
         prices: of a million prompt tokens and a million completion tokens.
 
