@@ -514,8 +514,8 @@ def _take_pools(
         values["pools"] = _pools(paths, fields, about)
     elif fields or about:
         raise UserError(
-            "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools "
-            "on the command line; write yours beside them"
+            "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions apply only to pools "
+            "on the command line; for the pools of a configuration, write them in the configuration"
         )
 
 
@@ -592,7 +592,7 @@ def main() -> None:
                 errors.print(f"error: {message}", style="red")
             status = getattr(error, "exit_code", 2)
     if status == _INTERRUPTED:
-        errors.print(f"stopped; {stopped} to go on from here")
+        errors.print(f"stopped; {stopped} to continue from here")
     sys.exit(status)
 
 

@@ -89,7 +89,7 @@ def find_mix(mix: str | Mapping[str, float]) -> Mix:
     """
     if isinstance(mix, str):
         if mix not in MIXES:
-            raise ValueError(f"no mix {mix!r}{nearest(mix, MIXES)}; there are {', '.join(MIXES)}")
+            raise ValueError(f"there is no mix {mix!r}{nearest(mix, MIXES)}; the mixes are {', '.join(MIXES)}")
         return MIXES[mix]
     shares = {canonical_type(name): share for name, share in mix.items()}
     if not shares or len(shares) < len(mix):

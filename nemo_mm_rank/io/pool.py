@@ -159,9 +159,13 @@ def _of_folder(path: str, files: list[str]) -> list[str]:
     if tars:  # beside its tars, img2dataset writes what became of each download
         found = [file for file in found if split_suffix(file)[1] != "parquet" or split_suffix(file)[0] not in tars]
     if not found:
-        raise PoolError(f"{path}: a folder without a manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)")
+        raise PoolError(
+            f"{path}: the folder contains no manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)"
+        )
     if len({split_suffix(file)[1] == "tar" for file in found}) > 1:
-        raise PoolError(f"{path}: a folder with .tar files and other manifests: say which, e.g. '{path}/*.tar'")
+        raise PoolError(
+            f"{path}: the folder contains .tar files and other manifests: say which to read, e.g. '{path}/*.tar'"
+        )
     return found
 
 

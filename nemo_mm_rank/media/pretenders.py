@@ -13,7 +13,7 @@ _BEGINNINGS = {
     b"<html": _WEB_PAGE,
     b"<svg": "SVG, a drawing and no raster: convert it, e.g. with `rsvg-convert -o x.png x.svg`",
     b"<?xml": "XML: a server's word in the file's place (download it again), or a drawing (convert it to PNG)",
-    b"%pdf-": "a PDF: convert its pages to pictures, e.g. with `pdftoppm -png`",
+    b"%pdf-": "a PDF: convert its pages to images, e.g. with `pdftoppm -png`",
 }
 _HEIC = "HEIC, which Pillow does not decode: convert it to JPEG, e.g. with `heif-convert x.heic x.jpg`"
 _BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")

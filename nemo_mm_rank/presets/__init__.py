@@ -102,7 +102,7 @@ def read(name: str) -> dict[str, Any]:
         ConfigError: there is none of that name (the nearest is named).
     """
     if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r} (there are {', '.join(PRESETS)}){nearest(name, PRESETS)}")
+        raise ConfigError(f"there is no preset {name!r} (the presets are {', '.join(PRESETS)}){nearest(name, PRESETS)}")
     return read_yaml(FOLDER / f"{name}.yaml")
 
 

@@ -58,7 +58,7 @@ def explain(
         for bad in bad_rows.filter(pc.equal(bad_rows[PAIR_ID], pair_id)).to_pylist():
             why = f"{bad['step']}: {bad['error']}: {bad['message']}"
             return f"{printable(pair_id)}: not ranked\n  {printable(why)}"
-    raise UserError(f"no pair {pair_id!r} in this run{nearest(pair_id, _similar(pair_id, shards))}")
+    raise UserError(f"this run has no pair {pair_id!r}{nearest(pair_id, _similar(pair_id, shards))}")
 
 
 def _explain_row(

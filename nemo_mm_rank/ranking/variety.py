@@ -172,7 +172,7 @@ def _balanced(settings: SelectSettings, found: Candidates, room: Ints, shards: S
     counts = entries.counts(shards)
     if not counts.any():
         raise UserError(
-            f"ranking.select: none of the {len(entries.names):,} entries of {settings.entries} is in an annotation"
+            f"ranking.select: none of the {len(entries.names):,} entries of {settings.entries} occurs in an annotation"
         )
     texts = attach_rows(pa.table({PAIR_ID: found.rows[PAIR_ID]}), found.places, shards, [ANNOTATION])[ANNOTATION]
     keys, decisive = np.full(len(found.scores), np.inf), np.full(len(found.scores), -1, dtype=np.int64)
@@ -229,7 +229,10 @@ class Entries:
                     found.update(set(split(text or "")))
             kept = sorted((word for word, count in found.items() if count >= _LEAST), key=lambda w: (-found[w], w))
             if not kept:
-                raise UserError(f"ranking.select: no word is in {_LEAST} annotations; give entries a file of them")
+                raise UserError(
+                    f"ranking.select: no word occurs in {_LEAST} annotations; name a file of words in "
+                    "ranking.select.entries"
+                )
             return cls(sorted(kept[:_ENTRIES]), 1)
         return cls.read(settings.entries)
 
@@ -248,7 +251,7 @@ class Entries:
         split = _vectorizer({}).build_analyzer()
         names = sorted({words for line in lines if (words := " ".join(split(line)))})
         if not names:
-            raise ConfigError(f"ranking.select.entries: {file} holds no entry; write one on each line")
+            raise ConfigError(f"ranking.select.entries: {file} contains no entry; write one on each line")
         return cls(names, max(name.count(" ") + 1 for name in names))
 
     def counts(self, shards: Shards) -> Ints:

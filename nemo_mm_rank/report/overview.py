@@ -222,7 +222,7 @@ def _types(run: Run) -> list[Table]:
         for one in mix["types"]
     ]
     if mix["filling"]:
-        lines.append(Row(("filling what is short", "", "", f"{mix['filling']:,}")))
+        lines.append(Row(("to fill shortages", "", "", f"{mix['filling']:,}")))
     said = [mix["source"], mix["note"], *(f"Advice: {line}" for line in mix["advice"])]
     note = ". ".join(text.rstrip(".") for text in said if text) + "."
     title = f"Mix by type: {mix['name'] or 'your own'}"
@@ -320,7 +320,7 @@ def _cuts(run: Run) -> list[Table]:
     ]
     if summary["filling"]["chosen"]:
         lines.append(
-            Row(("filling what others left", "", f"{summary['filling']['chosen']:,}", _cut(summary["filling"]["cut"])))
+            Row(("to fill shortages", "", f"{summary['filling']['chosen']:,}", _cut(summary["filling"]["cut"])))
         )
     return [Table("Quotas", ["group", "quota", "chosen", "cut"], lines)]
 

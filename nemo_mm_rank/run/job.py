@@ -45,7 +45,7 @@ class StrategyConfig(JobSettings):
     """Those whose version can change what comes out."""
 
     pools: Pools = ()
-    run: str | None = Field(None, description="folder of a finished run whose pool is to be used")
+    run: str | None = Field(None, description="Folder of the finished run whose pool is used.")
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
     output: str
 

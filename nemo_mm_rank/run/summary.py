@@ -117,7 +117,7 @@ def rows_table(manifest: Mapping[str, Any]) -> Table:
     line("ranked", counts["ranked"])
     line("blend", counts["blend"], "bold")
     if counts["pool"]["bad_rows"]:
-        table.caption = f"and {counts['pool']['bad_rows']:,} rows of the manifests that are no pairs"
+        table.caption = f"and {counts['pool']['bad_rows']:,} rows of the manifests are not valid pairs"
     return table
 
 
@@ -156,12 +156,14 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
 def matching_table(matching: Mapping[str, Any]) -> Table:
     """Return how well own annotations are told from others, and the share of pairs that is taken for wrong."""
     table = text_table(
-        "Own annotations told from others", ["modality", "annotations with", "told apart", "wrong"], left=2
+        "How well own annotations are told from exchanged ones",
+        ["modality", "annotations with", "told apart", "wrong"],
+        left=2,
     )
     for modality, ways in matching.items():
         for name, about in ways.items():
             table.add_row(modality, SPOILT[name], f"{about['told']:.2f}", f"{about['wrong']:.1%}")
-    table.caption = "told apart: 0.5 is a guess, and below 0.7 nothing is held against a pair"
+    table.caption = "told apart: 0.5 is a guess; below 0.7 the result does not count against a pair"
     return table
 
 
@@ -173,7 +175,7 @@ def mix_table(mix: Mapping[str, Any]) -> Table:
         style = "yellow" if entry["chosen"] < entry["quota"] else ""
         table.add_row(entry["type"], share, f"{entry['quota']:,}", f"{entry['chosen']:,}", style=style)
     if mix["filling"]:
-        table.add_row("filling what is short", "", "", f"{mix['filling']:,}")
+        table.add_row("to fill shortages", "", "", f"{mix['filling']:,}")
     return table
 
 

@@ -131,9 +131,9 @@ def _check(counted: Sequence[StepCounts], shards: ShardStore, folder: RunFolder,
     found = reasons(quarantine.filter(of_it))
     raise FailedError(
         f"{step.step} failed for {step.failed(modality):,} of {step.rows[modality]:,} pairs of {modality}, most often: "
-        f"{found[0]} ({folder.quarantine} has all); once that is mended, start the same command again, with "
-        "--retry-failed where neither pool nor settings changed, or go on without these pairs: --allow-failures 100% "
-        "(allow_failures in YAML)"
+        f"{found[0]} ({folder.quarantine} has all of them); once that is mended, start the same command again, with "
+        "--retry-failed if neither the pool nor the settings changed, or continue without these pairs: "
+        "--allow-failures 100% (allow_failures in YAML)"
     )
 
 

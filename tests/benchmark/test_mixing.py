@@ -52,7 +52,7 @@ def test_no_share_is_larger_than_there_are_pairs_for() -> None:
         np.testing.assert_allclose(mixes.sum(1), 1)
         assert (mixes <= most + 1e-9).all()
     assert trace.best[0] == pytest.approx(0.4, abs=0.02)
-    with pytest.raises(UserError, match="one group alone is no mix"):
+    with pytest.raises(UserError, match="the pool has one group only, and a mix needs at least two"):
         search(planted(np.ones(1), 0.0), np.ones(1), np.ones(1), SearchSettings())
 
 
@@ -121,4 +121,4 @@ def test_the_command(
     with pytest.raises(ConfigError, match="by"):
         parse(MixConfig, {"run": "r", "target": "t", "by": "cluster"})
     status, said = command("mix", run, *options, "--by", "pool", "-c", tmp_path / "c.yaml", "-o", tmp_path / "pools")
-    assert (status, "one group alone is no mix" in said) == (2, True)
+    assert (status, "the pool has one group only, and a mix needs at least two" in said) == (2, True)

@@ -63,7 +63,7 @@ def test_a_pool_that_lies_in_the_output_is_not_deleted(tmp_path: Path) -> None:
     assert said == [*parts, own, "exit 2", "after:", *parts, own]
     [error] = errors.splitlines()
     assert error.startswith("error: ")
-    assert error.endswith("; name an output that no input lies in")
+    assert error.endswith("; choose an output folder that contains no input")
 
 
 def test_a_score_of_the_users_in_a_batch_is_not_replaced(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_run_in_which_nothing_is_left_says_why(tmp_path: Path) -> None:
     pointers, urls, ecodatum = errors.splitlines()
     for line in (pointers, ecodatum):
         assert line.startswith("error: no pair is left of 6 rows: 6 x experts: MediaError: '0.jpg': cannot be decoded")
-    assert ": is a URL; set media.allow_urls to open those (" in urls
+    assert ": is a URL; set media.allow_urls to true to open URLs (" in urls
 
 
 def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_one_odd_item_stops_no_run(tmp_path: Path, name: str, said: list[str]) -
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("progressive_jpeg_hang", "'j_prog_scans.jpg': is a JPEG of more than 100 scans, which no picture needs"),
+        ("progressive_jpeg_hang", "'j_prog_scans.jpg': is a JPEG of more than 100 scans, which no image needs"),
         ("wav64_kills_run", "'w_bits64.wav': cannot be decoded: Conversion from 's64' format to numpy array is"),
         ("video_without_times_kills_run", "'v.webm': has frames that do not say when they are shown"),
     ],

@@ -122,7 +122,7 @@ def test_every_bit_of_a_table_counts(tmp_path: Path) -> None:
     for length in range(0, len(content), 7):
         damaged.write_bytes(content[:length])
         assert read_note(damaged) is None
-        with pytest.raises(DamagedError, match=r"b\.parquet: is gone, damaged or edited; curate"):
+        with pytest.raises(DamagedError, match=r"b\.parquet: missing, damaged or edited; curate"):
             read_table(damaged)
 
 
@@ -195,7 +195,7 @@ def test_a_mark_is_named(run: Path, config: Path) -> None:
     (run / "pool" / ".nemo-mm-rank.json").write_text("{", encoding="utf-8")
     said = say("curate", "-c", config)
     check_refused(said)
-    assert ".nemo-mm-rank.json in it is damaged or not ours" in str(said.exception)
+    assert ".nemo-mm-rank.json in it is damaged, or was not made by nemo-mm-rank" in str(said.exception)
     shutil.rmtree(run / "pool")
     expected = digests(run, OUTCOME)
     assert say("curate", "-c", config).exit_code == 0

@@ -350,7 +350,7 @@ def test_pools_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, message in {
         "none.jsonl": "no such file or folder",
-        "empty": "a folder without a manifest",
+        "empty": "the folder contains no manifest",
         "*.jsonl": "matches no manifest",
     }.items():
         with pytest.raises(PoolError, match=message):

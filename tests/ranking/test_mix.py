@@ -79,7 +79,7 @@ def test_mistakes_are_named(mix: Any, message: str) -> None:
 
 def test_a_mix_and_quotas_exclude_each_other() -> None:
     quotas = {"quota_by": "modality", "quotas": {"image": 0.5}}
-    with pytest.raises(ConfigError, match="give one of the two"):
+    with pytest.raises(ConfigError, match="give either mix or quotas"):
         parse(RankingSettings, {"mix": "unite-adaptation", **quotas})
     with pytest.raises(ConfigError, match=r"write 'image,text->text' as 'text\+image->text'"):
         parse(RankingSettings, {"quota_by": "type", "quotas": {"image,text->text": 0.5}})

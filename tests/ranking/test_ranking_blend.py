@@ -365,7 +365,7 @@ def test_a_ranking_is_saved_and_read_back(tmp_path: Path) -> None:
     assert read.duplicates.equals(found.duplicates)
     assert read.summary == found.summary
     assert np.array_equal(read.places, found.places)
-    with pytest.raises(UserError, match="nothing has been ranked"):
+    with pytest.raises(UserError, match="no pair has been ranked"):
         Ranking.load(tmp_path / "none")
-    with pytest.raises(UserError, match=r"ranking\.json: is gone, damaged or edited; "):
+    with pytest.raises(UserError, match=r"ranking\.json: missing, damaged or edited; "):
         Ranking.load(tmp_path)

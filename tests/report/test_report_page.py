@@ -270,7 +270,7 @@ def test_a_folder_that_is_no_finished_run(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="contains no finished run"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

@@ -87,9 +87,10 @@ def foreign(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def refusal(run: Path, name: str = "evil:Model") -> str:
     return (
-        f"{run}: model 'text' of this run is the class {name!r}, which is not this package's, and a run's folder may "
-        "be anybody's: where you trust this one, say so with --trust-run (trust_run in Python), or name the folder of "
-        "the class with --import-from"
+        f"{run}: model 'text' of this run is the class {name!r}, which is not this package's, and the folder of a run "
+        "may come from anybody: if you trust this one, say so with --trust-run (trust_run in "
+        "Python), or name the folder "
+        "of the class with --import-from"
     )
 
 
