@@ -163,7 +163,10 @@ def test_explain(run: Path) -> None:
         (["-q", "x", "--sns", "both"], ["sns.mode: Input should be 'off', 'forward', 'backward' or 'bidirectional', "]),
         (["-q", "x", "--workers", "-1"], ["engine.workers: Input should be greater than or equal to 0, not -1"]),
         (["-q", "x", "--field", "anotation=caption"], ["pools.0: field map: no field 'anotation'; did you mean 'anno"]),
-        (["-q", "x", "--field", "caption"], ["--field 'caption': write it as ours=theirs, e.g. annotation=caption"]),
+        (
+            ["-q", "x", "--field", "caption"],
+            ["--field 'caption': write it as OUR_NAME=YOUR_NAME, for example annotation=caption"],
+        ),
         (["-q", "x", "-c", "none.yaml"], ["none.yaml: No such file or directory"]),
         (["-q", "x", "-b", "-1", "--seed", "-1"], ["budget: a budget is", "seed: Input should be greater"]),
     ],
