@@ -107,4 +107,4 @@ def advice(mix: Mix) -> list[str]:
         found.append("video captions in fine detail hurt beside other video-text pairs (table 10)")
     elif text:
         found.append("video captions in fine detail helped beside text-text pairs (table 10)")
-    return [f"{UNITE}, as reported and not tried here: {line}" for line in found]
+    return [f"{UNITE}, as reported there and not tested here: {line}" for line in found]

@@ -233,14 +233,14 @@ class Mixed:
     def lines(self) -> list[str]:
         """Return what `print` prints."""
         wide = max(map(len, (*self.groups, *self.mixes)))
-        found = [f"{self.tried} mixes tried at {self.budget:,} pairs; shares, and perplexity on the target"]
+        found = [f"{self.tried} mixes were tried at {self.budget:,} pairs; shares, and perplexity on the target"]
         found.append("  ".join([" " * wide, *(name.rjust(max(7, len(name))) for name in self.groups), "perplexity"]))
         for name, mix in self.mixes.items():
             shares = (f"{share:.3f}".rjust(max(7, len(g))) for g, share in zip(self.groups, mix, strict=True))
             found.append("  ".join([name.ljust(wide), *shares, f"{np.exp(self.losses[name]):10.2f}"]))
         for name, difference in self.against.items():
             low, high = difference.low, difference.high
-            says = "better" if high < 0 else "worse" if low > 0 else "not to be told apart"
+            says = "better" if high < 0 else "worse" if low > 0 else "no difference that can be told from noise"
             found.append(
                 f"found against {name}: {difference.value:+.4f} in log perplexity [{low:+.4f}, {high:+.4f}]: {says}"
             )

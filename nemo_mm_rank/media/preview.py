@@ -85,7 +85,7 @@ def copy(
 
 def _checked(found: Preview) -> Preview:
     if len(found.get("src", "")) > MAX_BYTES * 4 // 3:
-        return {"missing": f"a copy of it would take more than {MAX_BYTES:,} bytes of this page"}
+        return {"missing": f"not shown, because a copy of it would take more than {MAX_BYTES:,} bytes of this page"}
     return found
 
 

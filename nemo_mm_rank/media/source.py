@@ -36,7 +36,10 @@ REMOTE_SCHEMES = frozenset(
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = re.compile(r"(?:file|local)://")
-OUTSIDE = "leads out of the pool's root: --root names a folder that holds it, --trust-root one that may be led to, too"
+OUTSIDE = (
+    "leads out of the root of the pool: name a folder that contains it with --root, or another folder that references "
+    "may lead to with --trust-root"
+)
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """To go through a folder, which may be one that cannot be listed."""
 _CHUNK = 1 << 20

@@ -305,7 +305,7 @@ class _Choice:
             if scoring.calibration:
                 line += f"; {self.settings.calibration} within {modality} {score:+.2f}"
             if filling[row]:
-                line += "; fills a quota that others left short"
+                line += "; fills a place that another quota left empty"
             elif quotas:
                 code = int(codes[row])
                 taken[code] += 1

@@ -117,8 +117,8 @@ class Stored:
     def told(self, values: Mapping[str, Any]) -> Iterator[str]:
         """Yield lines that say more of a pair's chance, by what the columns `beside` it hold."""
         if self.column == MATCH:
-            yield f"the annotation as a whole is the data's own: {percent(values.get(MATCH_WHOLE))} likely"
-            yield f"none of its sentences is another pair's: {percent(values.get(MATCH_SENTENCE))} likely"
+            yield f"the annotation as a whole belongs to the data: {percent(values.get(MATCH_WHOLE))} likely"
+            yield f"none of its sentences belongs to another pair: {percent(values.get(MATCH_SENTENCE))} likely"
             if sentence := values.get(WEAKEST_SENTENCE):
                 yield f"the least likely sentence: {sentence!r}"
 

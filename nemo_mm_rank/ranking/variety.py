@@ -303,7 +303,7 @@ def _diverse(settings: SelectSettings, found: Candidates, room: Ints, shards: Sh
     best = best if best is not None and high < _LEVELS else picked(_LEVELS)
     limit = high / _LEVELS
     words = [
-        f"no nearer than {limit:.2f} to a better one" if taken else f"nearer than {limit:.2f} to {other!r}"
+        f"no more similar than {limit:.2f} to a better one" if taken else f"nearer than {limit:.2f} to {other!r}"
         for taken, other in zip(best.taken.tolist(), _named(found, best.double_of), strict=True)
     ]
     return Order(np.argsort(~best.taken, kind="stable"), words, {"similarity": limit})

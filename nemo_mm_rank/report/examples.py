@@ -26,7 +26,7 @@ def examples(run: Run) -> Iterator[content.Part]:
     for like in State.load(run.folder).likes(run.folder):
         rows = like.examples.rows
         query = like.query
-        asked = "what is not to be picked" if query.weight < 0 else "what is asked for"
+        asked = "what should not be picked" if query.weight < 0 else "what is asked for"
         near = "the nearest one" if query.norm == "inf" else "all of them"
         sides = (
             "data and annotations" if query.side == "both" else query.side if query.side == "data" else "annotations"

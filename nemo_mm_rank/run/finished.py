@@ -263,7 +263,7 @@ def replaced(rows: pa.Table) -> str | None:
     names = rows[PAIR_ID].take(pa.array(other[:_NAMED])).to_pylist()
     more = f" and {len(other) - _NAMED:,} more" if len(other) > _NAMED else ""
     return (
-        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost since the run "
+        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost after the run "
         f"read them (another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration "
         "reads them again"
     )

@@ -99,7 +99,7 @@ def test_the_whole_job(run: Path, tmp_path: Path) -> None:
     assert quotas["quota_by"] == "modality"
     assert sum(quotas["quotas"].values()) == pytest.approx(1)
     said = found.lines()
-    assert said[0] == "6 mixes tried at 20 pairs; shares, and perplexity on the target"
+    assert said[0] == "6 mixes were tried at 20 pairs; shares, and perplexity on the target"
     assert any(line.startswith("found against uniform: ") for line in said)
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "mix" / "downstream").iterdir()}
     again = find_mix(parse(MixConfig, values))
@@ -117,7 +117,7 @@ def test_the_command(
     options = ["--target", run.parent / "target.jsonl", "-b", 20, "--rounds", 1, "--draws", 2, "--steps", 2]
     status, said = command("mix", run, *options, "-c", tmp_path / "c.yaml", "-o", tmp_path / "mix")
     assert status == 0, said
-    assert "2 mixes tried at 20 pairs" in said
+    assert "2 mixes were tried at 20 pairs" in said
     with pytest.raises(ConfigError, match="by"):
         parse(MixConfig, {"run": "r", "target": "t", "by": "cluster"})
     status, said = command("mix", run, *options, "--by", "pool", "-c", tmp_path / "c.yaml", "-o", tmp_path / "pools")

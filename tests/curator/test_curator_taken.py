@@ -37,9 +37,8 @@ def test_every_column_of_every_stage_is_refused(stages: list[StepStage], batch: 
                 with pytest.raises(TakenColumnError) as caught:
                     stage.process(taken)
                 assert str(caught.value) == (
-                    f"{stage.name}: {name!r} is present already and would be overwritten; rename your own "
-                    "columns, and leave "
-                    "out those that an earlier step added"
+                    f"{stage.name}: {name!r} is present already and would be overwritten; rename your own columns, and "
+                    "leave out those that an earlier step added"
                 )
                 assert list(taken.data[name] if isinstance(data, pd.DataFrame) else data[name].to_pylist()) == [1, 2]
 

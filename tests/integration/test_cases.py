@@ -168,8 +168,8 @@ def test_absolute_paths_below_the_root_are_taken(tmp_path: Path) -> None:
 def test_links_of_a_hub_are_followed_below_trusted_folders(tmp_path: Path) -> None:
     said, _ = run("hub-snapshot-links.sh", tmp_path)
     assert said[0].endswith(
-        "found '0.jpg', which leads out of the pool's root: --root names a folder that holds it, "
-        "--trust-root one that may be led to, too"
+        "found '0.jpg', which leads out of the root of the pool: name a folder that contains it with --root, "
+        "or another folder that references may lead to with --trust-root"
     )
     assert said[3].split() == ["pool", "0", "0", "6", "0", "0", "6"]
     [repo] = tmp_path.glob("*/repo")
@@ -192,7 +192,13 @@ def test_an_array_of_rows_is_a_pool(tmp_path: Path) -> None:
 def test_a_blend_and_its_export_are_pools(tmp_path: Path) -> None:
     said, _ = run("own-blend-as-pool.sh", tmp_path)
     assert said.count("6 rows: 6 good, 0 bad") == 2
-    assert sum(line.startswith("note: columns that have names of ours are kept under others: ") for line in said) == 2
+    assert (
+        sum(
+            line.startswith("note: columns with names that nemo-mm-rank uses itself are kept under other names: ")
+            for line in said
+        )
+        == 2
+    )
 
 
 def test_a_script_without_guard_runs_once(tmp_path: Path) -> None:

@@ -216,8 +216,8 @@ def test_media_that_were_replaced_are_named(run: Path, config: Path, tmp_path: P
     assert say("report", run, "-o", tmp_path / "page.html").exit_code == 0
     [note] = {str(one.message) for one in told}
     assert note == (
-        f"1 of {len(blend)} pairs of the blend have media that were replaced or lost since the run read them "
+        f"1 of {len(blend)} pairs of the blend have media that were replaced or lost after the run read them "
         f"(another size or time): {pair['pair_id']!r}; curate with the same configuration reads them again"
     )
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "have media that were replaced or lost since the run read them" in page
+    assert "have media that were replaced or lost after the run read them" in page

@@ -228,7 +228,7 @@ def test_what_a_model_raises_for_one_item_is_that_items(tmp_path: Path, sns: str
 def test_columns_that_go_by_other_names_are_said(tmp_path: Path) -> None:
     pool = write(tmp_path / "pool.jsonl", [{**row, "score": 1.5} for row in texts(6)])
     done = say("curate", pool, "-q", "sea", "-o", tmp_path / "run")
-    note = "columns that have names of ours are kept under others: 'score' as 'original_score'"
+    note = "columns with names that nemo-mm-rank uses itself are kept under other names: 'score' as 'original_score'"
     assert f"note        {note}\n" in done.stdout
     assert note in json.loads((tmp_path / "run" / "manifest.json").read_text())["notes"]
     again = say("rank", tmp_path / "run", "-q", "sky")

@@ -200,7 +200,7 @@ def test_whatever_a_decoder_raises_is_the_items_reason(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a Git LFS pointer, .*git lfs pull"),
         (b"\n<!DOCTYPE html><html><body>Not found</body></html>", "an HTML page, .*download it again"),
         (b"\xef\xbb\xbf<html>", "an HTML page"),
-        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML: a server's word"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML: either the answer of a server"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, .*heif-convert"),
         (b"%PDF-1.7\n", "a PDF: .*pdftoppm"),
     ],

@@ -59,7 +59,11 @@ def test_a_path_below_the_root(pool: Path) -> None:
         ("../secret.bin", "leads out of the pool's root"),
         ("sub/../../secret.bin", "leads out of the pool's root"),
         ("..\\secret.bin", "leads out of the pool's root"),
-        ("/etc/hostname", "leads out of the pool's root: --root names a folder that holds it, --trust-root"),
+        (
+            "/etc/hostname",
+            "leads out of the root of the pool: name a folder that contains it with --root, or another "
+            "folder that references may lead to with --trust-root",
+        ),
         ("/etc/nothing", "leads out of the pool's root"),
         ("nothing.bin", "does not exist"),
         ("sub/a.bin/b", "Not a directory"),

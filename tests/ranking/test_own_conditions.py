@@ -175,9 +175,8 @@ def test_readers_need_none_of_its_code_and_others_are_asked(
                 read(run.folder)
             assert str(refused.value) == (
                 f"{run.folder}: condition 'long' of this run is the class 'long_of_mine:Long', which is not this "
-                "package's, and the folder of a run may come from anybody: if you trust this one, say so "
-                "with --trust-run "
-                "(trust_run in Python), or name the folder of the class with --import-from"
+                "package's, and the folder of a run may come from anybody: if you trust this one, say so with "
+                "--trust-run (trust_run in Python), or name the folder of the class with --import-from"
             )
         with pytest.raises(UserError, match="condition 'long' of this run"):  # what comes with the folder stays foreign
             rank(run.folder, ranking={"conditions": FinishedRun.load(run.folder, None).config.ranking.conditions})

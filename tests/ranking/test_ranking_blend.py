@@ -266,7 +266,7 @@ def test_reasons_and_cuts() -> None:
         f"experts {first['score_experts']:+.1f}, fused {first['score_fused']:+.1f}; quota {first['modality']} 1/"
         f"{groups[first['modality'] if first['modality'] != 'text' else REST]['quota']}"
     ).replace("quota text", "quota others")
-    assert sum("fills a quota" in row["reason"] for row in rows) == 80 - audio
+    assert sum("fills a place that another quota left empty" in row["reason"] for row in rows) == 80 - audio
 
 
 def test_a_threshold_takes_all_that_reach_it() -> None:

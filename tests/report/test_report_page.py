@@ -97,7 +97,7 @@ def test_geometry_has_gap_and_recall_of_every_space(elements: Elements, manifest
 
 def test_findings_tell_what_was_checked(html: str) -> None:
     assert "Every row is accounted for: 41 in = 36 ranked + 5 quarantined." in html
-    assert "The blend is the one that the manifest vouches for" in html
+    assert "The blend is the one that the manifest describes" in html
 
 
 def test_a_blend_that_was_changed_is_told(run: Path, tmp_path: Path) -> None:
