@@ -30,11 +30,11 @@ from benchmarks.encoder_overhead import write_pictures
 from benchmarks.ranking_topk import Peak
 from nemo_mm_rank import frames
 from nemo_mm_rank.quality.duplicates import near
-from nemo_mm_rank.quality.operators import MediaStep, PictureScores, column
-from nemo_mm_rank.quality.operators.images import picture_scores
-from nemo_mm_rank.quality.operators.settings import Picture
+from nemo_mm_rank.quality.operators import ImageScores, MediaStep, column
+from nemo_mm_rank.quality.operators.images import image_scores
+from nemo_mm_rank.quality.operators.settings import ImageScore
 
-NAMES: tuple[Picture, ...] = ("blurry", "dark", "light", "low_information", "geometric")
+NAMES: tuple[ImageScore, ...] = ("blurry", "dark", "light", "low_information", "geometric")
 Scores = npt.NDArray[np.float64]
 Way = Callable[[], Scores]
 
@@ -83,7 +83,7 @@ def of_files(paths: Sequence[Path]) -> dict[str, Way]:
     judge = cleanvision()
     rows = pd.DataFrame({"pair_id": [path.name for path in paths], "data": [str(path.name) for path in paths]})
     rows = rows.assign(pool="p", modality="image", annotation="a picture", media_root=[str(p.parent) for p in paths])
-    step = MediaStep([PictureScores(NAMES)])
+    step = MediaStep([ImageScores(NAMES)])
 
     def theirs() -> Scores:
         return np.array([judge(_opened(path)) for path in paths])
@@ -126,7 +126,7 @@ def main() -> None:
         judge = cleanvision()
         looks: dict[str, Way] = {
             "CleanVision": lambda: np.array([judge(picture) for picture in decoded]),
-            "ours": lambda: np.array([picture_scores(picture, NAMES) for picture in decoded]),
+            "ours": lambda: np.array([image_scores(picture, NAMES) for picture in decoded]),
         }
         table = Table(title=f"{len(paths)} pictures: ms a picture (median of {options.runs}), peak MiB above the start")
         for name in ("", "CleanVision", "ours", "ratio", "CleanVision MiB", "our MiB"):

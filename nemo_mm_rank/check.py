@@ -140,7 +140,7 @@ def _samples(settings: MediaSettings) -> dict[str, Item]:
     files = {
         Modality.IMAGE: ("sample.jpg", images.jpeg(scene.draw())),
         Modality.VIDEO: ("sample.mp4", images.video(scene)),
-        Modality.AUDIO: ("sample.wav", audio.sound(random, True, 0)[0]),
+        Modality.AUDIO: ("sample.wav", audio.audio_clip(random, True, 0)[0]),
     }
     made: dict[str, Item] = {
         Modality.TEXT: words.text(random, True, 0)[0],

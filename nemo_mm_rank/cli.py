@@ -46,46 +46,58 @@ def options(
     """Take what stands before a command."""
 
 
-models = typer.Typer(help="The models of a configuration.", no_args_is_help=True)
+models = typer.Typer(help="Work with the models of a configuration.", no_args_is_help=True)
 app.add_typer(models, name="models")
 
 Pools = Annotated[
-    list[str] | None, typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
+    list[str] | None,
+    typer.Argument(help="The pool: manifests (JSON, CSV, Parquet or WebDataset) as files, folders, globs or URLs."),
 ]
-BudgetText = Annotated[str | None, typer.Option("--budget", "-b", help="How many pairs: 10000, or a share: 20%.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="A YAML configuration; options go before it.")]
+BudgetText = Annotated[
+    str | None, typer.Option("--budget", "-b", help="Size of the blend: a number of pairs (10000) or a share (20%).")
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="A YAML file with settings. Options on the command line override it."),
+]
 PresetName = Annotated[
-    str | None, typer.Option("--preset", "-p", help="A built-in configuration, see presets; --config goes before it.")
+    str | None, typer.Option("--preset", "-p", help="A built-in configuration (see presets). --config overrides it.")
 ]
 ImportFrom = Annotated[
     list[str] | None,
-    typer.Option("--import-from", help="A folder with classes of yours, looked up after all else; repeatable."),
+    typer.Option("--import-from", help="A folder with classes of yours, which is searched last. Repeatable."),
 ]
 TrustRun = Annotated[
-    bool, typer.Option("--trust-run", help="Load whatever classes the run's folder names: code from there runs.")
+    bool,
+    typer.Option("--trust-run", help="Load whatever classes the folder of the run names: code from there will run."),
 ]
-DeviceName = Annotated[str | None, typer.Option(help="Where models run: cpu, cuda ...")]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="The run's folder.")]
-Workers = Annotated[int | None, typer.Option(help="Dask worker processes; 0 is this process.")]
-Scheduler = Annotated[str | None, typer.Option(help="A running Dask scheduler.")]
+DeviceName = Annotated[str | None, typer.Option(help="Device of the models, such as cpu or cuda.")]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="The folder of the run.")]
+Workers = Annotated[int | None, typer.Option(help="Number of Dask worker processes. 0: work in this process.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a Dask scheduler that is already running.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Jsonl = Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")]
 FinishedRun = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what this command wrote there of other input; never what is yours.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what this command wrote there from other input. Your own files are never replaced."
+    ),
 ]
 AllowFailures = Annotated[
     str | None,
-    typer.Option(help="Share of a modality that a step may not fail for; default: 95%. 100%: it may fail for all."),
+    typer.Option(
+        help="The job stops if a step fails for this share of a modality. Default: 95%. 100%: it never stops for that."
+    ),
 ]
 RetryFailed = Annotated[
     bool | None,
-    typer.Option("--retry-failed", help="Try all failed pairs again, not only those whose failure may pass."),
+    typer.Option("--retry-failed", help="Try all failed pairs again, not only those whose failure may be temporary."),
 ]
 Select = Annotated[
-    str | None, typer.Option("--select", help="What is chosen: top, clusters, soft-cap, balanced or diverse.")
+    str | None, typer.Option("--select", help="How the blend is chosen: top, clusters, soft-cap, balanced or diverse.")
 ]
-MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, as published: {', '.join(MIXES)}.")]
+MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, from a published mix: {', '.join(MIXES)}.")]
 
 
 @dataclass(frozen=True)
@@ -93,21 +105,22 @@ class Objective:
     """What is asked for."""
 
     query: Annotated[
-        list[str] | None, typer.Option("--query", "-q", help="The objective in plain words; repeatable.")
+        list[str] | None, typer.Option("--query", "-q", help="What is asked for, in plain words. Repeatable.")
     ] = None
     avoid: Annotated[
-        list[str] | None, typer.Option("--avoid", help="What not to pick, in plain words; repeatable.")
+        list[str] | None, typer.Option("--avoid", help="What should not be picked, in plain words. Repeatable.")
     ] = None
     like: Annotated[
         list[str] | None,
         typer.Option(
             "--like",
-            help="Examples of it: a pool of pairs, media, a folder of them, or texts (.txt); PATH=2: a weight.",
+            help="Examples of what is asked for: a pool of pairs, media files, a folder of them, or texts (.txt). "
+            "PATH=2 gives a weight. Repeatable.",
         ),
     ] = None
-    unlike: Annotated[list[str] | None, typer.Option("--unlike", help="Examples of what not to pick; repeatable.")] = (
-        None
-    )
+    unlike: Annotated[
+        list[str] | None, typer.Option("--unlike", help="Examples of what should not be picked. Repeatable.")
+    ] = None
 
     def queries(self) -> dict[str, Any]:
         """Return it as settings."""
@@ -119,27 +132,32 @@ class PoolOptions:
     """How the pools of the command line are read."""
 
     field: Annotated[
-        list[str] | None, typer.Option("--field", help="Field map, e.g. annotation=caption; repeatable.")
+        list[str] | None, typer.Option("--field", help="Field map, for example annotation=caption. Repeatable.")
     ] = None
-    modality: Annotated[str | None, typer.Option(help="Modality of pools whose rows do not say.")] = None
+    modality: Annotated[str | None, typer.Option(help="Modality of the rows that do not name one.")] = None
     root: Annotated[
-        str | None, typer.Option(help="What media references are relative to; default: the manifest's folder.")
+        str | None,
+        typer.Option(help="Folder that media references are relative to. Default: the folder of the manifest."),
     ] = None
     trust_root: Annotated[
-        list[str] | None, typer.Option(help="Another folder that references and links may lead to, repeatable.")
+        list[str] | None, typer.Option(help="Another folder that references and links may lead to. Repeatable.")
     ] = None
     form: Annotated[
         str | None,
-        typer.Option("--format", help=f"What pools are written in: {', '.join(POOL_FORMATS)}; default: as seen."),
+        typer.Option(
+            "--format", help=f"Format of the pools: {', '.join(POOL_FORMATS)}. Default: recognised from the records."
+        ),
     ] = None
-    turns: Annotated[str | None, typer.Option(help="Turns of a conversation that make a pair: all, first or last.")] = (
-        None
-    )
+    turns: Annotated[
+        str | None, typer.Option(help="Which turns of a conversation make a pair: all, first or last.")
+    ] = None
     system: Annotated[
-        str | None, typer.Option(help="A conversation's system prompt: keep it in the data, or drop it.")
+        str | None,
+        typer.Option(help="What to do with the system prompt of a conversation: keep (as part of the data) or drop."),
     ] = None
     captions: Annotated[
-        str | None, typer.Option(help="A list of captions: each is a pair, join them, or the first.")
+        str | None,
+        typer.Option(help="What a list of captions becomes: each (a pair for each), join (one pair) or first."),
     ] = None
 
     def pools(self, paths: list[str] | None) -> dict[str, Any]:
@@ -148,7 +166,7 @@ class PoolOptions:
         for pair in self.field or []:
             ours, separator, theirs = pair.partition("=")
             if not separator or not ours or not theirs:
-                raise UserError(f"--field {pair!r}: write it as ours=theirs, e.g. annotation=caption")
+                raise UserError(f"--field {pair!r}: write it as OUR_NAME=YOUR_NAME, for example annotation=caption")
             mapping[ours] = theirs
         about = _given(
             fields=mapping or None,
@@ -162,8 +180,8 @@ class PoolOptions:
         )
         if about and not paths:
             raise UserError(
-                "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools "
-                "on the command line; write yours beside them"
+                "--field, --modality, --root, --trust-root, --format, --turns, --system and --captions apply only to "
+                "pools on the command line; for the pools of a configuration, write them in the configuration"
             )
         return {"pools": [{"path": path, **about} for path in paths]} if paths else {}
 
@@ -172,7 +190,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command; where it asks for a group of options (a dataclass), each of them is an option of its own."""
     parameters, groups = dict[str, inspect.Parameter](), dict[str, Any]()
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        if is_dataclass(parameter.annotation):
+        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
             parameters.update(inspect.signature(parameter.annotation, eval_str=True).parameters)
         else:
@@ -202,11 +220,18 @@ def curate(
     options: PoolOptions,
     mix: MixName = None,
     select: Select = None,
-    sns: Annotated[str | None, typer.Option(help="Trim pairs: off, forward, backward or bidirectional.")] = None,
-    on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
+    sns: Annotated[
+        str | None,
+        typer.Option(help="Trim pairs: off, forward (the data), backward (the annotation) or bidirectional."),
+    ] = None,
+    on_bad_row: Annotated[
+        str | None, typer.Option(help="What happens with a bad row: fail (the job stops) or quarantine.")
+    ] = None,
     workers: Workers = None,
     scheduler_address: Scheduler = None,
-    gpus: Annotated[bool | None, typer.Option("--gpus", help="One worker per GPU, cuDF partitions.")] = None,
+    gpus: Annotated[
+        bool | None, typer.Option("--gpus", help="Start one worker for each GPU, with cuDF partitions.")
+    ] = None,
     device: DeviceName = None,
     shards: Annotated[int | None, typer.Option(help="Number of shards.")] = None,
     seed: Seed = None,
@@ -215,7 +240,7 @@ def curate(
     allow_failures: AllowFailures = None,
     retry_failed: RetryFailed = None,
     overwrite: Overwrite = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would be done.")] = False,
 ) -> None:
     """Rank a pool of pairs against an objective and keep the best."""
     values = _configured(config, preset, import_from)
@@ -243,7 +268,8 @@ def rank(
     objective: Objective,
     budget: BudgetText = None,
     quality: Annotated[
-        Path | None, typer.Option(help="A finished ecodatum job: its quality is one more condition.")
+        Path | None,
+        typer.Option(help="The folder of a finished ecodatum job, whose quality becomes one more condition."),
     ] = None,
     mix: MixName = None,
     select: Select = None,
@@ -251,7 +277,7 @@ def rank(
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
 ) -> None:
-    """Rank a finished run against another objective, or on other conditions; no pair is embedded again."""
+    """Rank a finished run again, for another objective or with other conditions, without embedding again."""
     from nemo_mm_rank.run import curation
     from nemo_mm_rank.run.ecodatum import as_condition
     from nemo_mm_rank.run.folder import RunFolder
@@ -271,7 +297,7 @@ def rank(
 def ecodatum(
     *,
     pool: Pools = None,
-    run: Annotated[Path | None, typer.Option(help="A finished run: its pool, and what it has embedded.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A finished run, whose pool and embeddings are used.")] = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     output: Output = None,
@@ -284,7 +310,7 @@ def ecodatum(
     retry_failed: RetryFailed = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Keep the pairs of the best quality, whatever they are about: EcoDatum's operators, votes and label model."""
+    """Keep the pairs of the best quality, whatever their topic, by EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
     values |= options.pools(pool)
     values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
@@ -307,14 +333,17 @@ def benchmark(
     preset: PresetName = None,
     output: Output = None,
     options: PoolOptions,
-    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds.")] = None,
     workers: Workers = None,
     scheduler_address: Scheduler = None,
     device: DeviceName = None,
     import_from: ImportFrom = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Compare strategies at one budget: by truth, by training on the blends, by cost; see configs/benchmark.yaml."""
+    """Compare strategies at one budget: against planted noise, by training on the blends, and by cost.
+
+    configs/benchmark.yaml shows the settings.
+    """
     values = _configured(config, preset, import_from)
     values |= options.pools(pool)
     if pool and values.pop("demo", None) is not None:
@@ -333,20 +362,28 @@ def benchmark(
 def mix(
     run: FinishedRun,
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="Pairs that the mix is to serve: a pool, never learnt from.")
+        list[str] | None,
+        typer.Option(
+            "--target", help="A pool of pairs that the mix should serve. No model learns from it. Repeatable."
+        ),
     ] = None,
     by: Annotated[str | None, typer.Option(help="What is mixed: modality, pool or type.")] = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     output: Output = None,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of trial mixes.")] = None,
-    draws: Annotated[int | None, typer.Option(help="Mixes that are tried in a round.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="Trainings of what is compared at the end.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Of each small training.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds of trial mixes.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Number of mixes that are tried in a round.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of trainings of each mix that is compared at the end.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps of each small training.")] = None,
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Search for the mix of a run's pool that serves a target best, by training small models; write it as quotas."""
+    """Search for the mix of modalities, pools or types that serves a target best, and write it as quotas.
+
+    Small models are trained on trial mixes and measured on the target.
+    """
     values = _configured(config, None, None)
     values |= _given(run=str(run), target=target, by=by, budget=budget, output=output, seeds=seeds)
     _merge(values, "search", rounds=rounds, draws=draws)
@@ -362,7 +399,7 @@ def mix(
 @app.command()
 def explain(
     run: FinishedRun,
-    pair_id: Annotated[str, typer.Argument(help="The pair to explain.")],
+    pair_id: Annotated[str, typer.Argument(help="The id of the pair to explain.")],
 ) -> None:
     """Say why a pair was or was not chosen."""
     from nemo_mm_rank.run import curation
@@ -373,21 +410,21 @@ def explain(
 @app.command()
 def export(
     run: FinishedRun,
-    output: Annotated[str, typer.Option("--output", "-o", help="A folder that is made for the files.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="The folder for the files, which is created.")],
     form: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
-            help="own, llava, sharegpt, swift, messages, hf, energon, webdataset, nemo-manifest, uids; repeatable, "
-            "then each in a folder of its name. Default: own where the pool is of records, else webdataset.",
+            help="own, llava, sharegpt, swift, messages, hf, energon, webdataset, nemo-manifest or uids. Repeatable: "
+            "each format then has its own folder. Default: own if the pool is made of records, otherwise webdataset.",
         ),
     ] = None,
-    media: Annotated[str, typer.Option(help="Media of records: copy them, link to them, or keep where they are.")] = (
-        "copy"
-    ),
-    trimmed: Annotated[bool, typer.Option("--trimmed", help="Write what was kept of each pair, and no more.")] = False,
-    max_samples: Annotated[int, typer.Option(min=1, help="Most pairs of a tar.")] = 10_000,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a tar.")] = 2**30,
+    media: Annotated[
+        str, typer.Option(help="Media of records: copy them, link to them, or keep them where they are.")
+    ] = ("copy"),
+    trimmed: Annotated[bool, typer.Option("--trimmed", help="Write only what was kept of each pair.")] = False,
+    max_samples: Annotated[int, typer.Option(min=1, help="Most pairs in one tar.")] = 10_000,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes in one tar.")] = 2**30,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a run's blend, media included, in formats that trainers and viewers read."""
@@ -400,16 +437,19 @@ def export(
 @app.command()
 def adapt(
     run: Annotated[
-        Path | None, typer.Argument(help="The folder of a finished run, whose blend is learnt from.")
+        Path | None, typer.Argument(help="The folder of a finished run, whose blend the model learns from.")
     ] = None,
     config: ConfigFile = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="A folder for the adapter.")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="The folder for the adapter.")] = None,
     device: DeviceName = None,
     seed: Seed = None,
     import_from: ImportFrom = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
+    """Adapt an end-to-end model to the blend of a run with LoRA, in stages.
+
+    configs/unite_adapt.yaml shows the settings.
+    """
     from nemo_mm_rank.adapt.training import AdaptSettings
 
     given = _given(run=str(run) if run else None, output=output, device=device, seed=seed)
@@ -421,12 +461,14 @@ def adapt(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run, or of a benchmark.")],
-    output: Annotated[str | None, typer.Option("--output", "-o", help="The page; default: RUN/report.html.")] = None,
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run or of a benchmark.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="The file for the report. Default: RUN/report.html.")
+    ] = None,
     import_from: ImportFrom = None,
     trust_run: TrustRun = False,
 ) -> None:
-    """Write one self-contained page: what the run did, its blend to look at, and what was left out and why."""
+    """Write a report as one self-contained page: what the run did, its blend, and what was left out and why."""
     from nemo_mm_rank.benchmark import page
     from nemo_mm_rank.report import write_report
     from nemo_mm_rank.run.folder import RunFolder
@@ -441,13 +483,17 @@ def report(
 @_command
 def validate(
     pool: Annotated[
-        list[str], typer.Argument(help="Manifests: JSON, Parquet or WebDataset; a file, folder, glob or URL.")
+        list[str],
+        typer.Argument(help="The pool: manifests (JSON, CSV, Parquet or WebDataset) as files, folders, globs or URLs."),
     ],
     options: PoolOptions,
     config: ConfigFile = None,
     import_from: ImportFrom = None,
 ) -> None:
-    """Report every bad row of a pool; exit status 1 where there is one, or where a manifest cannot be read."""
+    """List every bad row of a pool.
+
+    The exit status is 1 if there is a bad row or a manifest that cannot be read.
+    """
     from nemo_mm_rank.io.pool import validate as check
 
     values = _configured(config, None, import_from)
@@ -465,19 +511,22 @@ def validate(
 def sns(
     *,
     pool: Pools = None,
-    preview: Annotated[int, typer.Option("--preview", min=1, help="How many pairs are tried.")] = 20,
+    preview: Annotated[int, typer.Option("--preview", min=1, help="Number of pairs to try.")] = 20,
     config: ConfigFile = None,
     preset: PresetName = None,
     options: PoolOptions,
     mode: Annotated[
-        str | None, typer.Option("--sns", help="forward, backward or bidirectional; default: the configuration's.")
+        str | None,
+        typer.Option("--sns", help="forward, backward or bidirectional. Default: the mode of the configuration."),
     ] = None,
-    on_bad_row: Annotated[str | None, typer.Option(help="What a bad row leads to: fail or quarantine.")] = None,
+    on_bad_row: Annotated[
+        str | None, typer.Option(help="What happens with a bad row: fail (the job stops) or quarantine.")
+    ] = None,
     device: DeviceName = None,
     seed: Seed = None,
     import_from: ImportFrom = None,
 ) -> None:
-    """Trim a few pairs of a pool as curate --sns would, and show what is kept, what is cut, and the gate's verdicts."""
+    """Trim a few pairs of a pool as curate --sns would, and show what would be kept and cut, and why."""
     values = _configured(config, preset, import_from)
     values |= options.pools(pool)
     values |= _given(on_bad_row=on_bad_row, seed=seed)
@@ -491,13 +540,13 @@ def sns(
 
 @app.command()
 def demo(
-    folder: Annotated[str, typer.Argument(help="Where the demo pool and its run go.")] = "nemo-mm-rank-demo",
+    folder: Annotated[str, typer.Argument(help="The folder for the demo pool and its run.")] = "nemo-mm-rank-demo",
     real: Annotated[
         bool,
-        typer.Option("--real", help="Forty real pairs that come with a clone of the project, in place of made ones."),
+        typer.Option("--real", help="Use the forty real pairs of a clone of the project in place of generated ones."),
     ] = False,
 ) -> None:
-    """Make the built-in demo pool and run the main job on it."""
+    """Make the built-in demo pool and curate it."""
     import pandas as pd
 
     from nemo_mm_rank.demo import QUERY, REAL_QUERY, make_demo_pool, real_pool
@@ -520,7 +569,7 @@ def demo(
 
 @app.command()
 def presets() -> None:
-    """List the built-in configurations, with what they need, and recommend one for this machine."""
+    """List the built-in configurations and what they need, and recommend one for this machine."""
     from nemo_mm_rank.presets import print_presets
 
     print_presets(SafeConsole())
@@ -530,7 +579,10 @@ def presets() -> None:
 def check_models(
     config: ConfigFile = None, preset: PresetName = None, device: DeviceName = None, import_from: ImportFrom = None
 ) -> None:
-    """Load every model of a configuration and try it on one sample of each modality; exit status 1 where one fails."""
+    """Load every model of a configuration and try it on one sample of each modality.
+
+    The exit status is 1 if a model fails.
+    """
     values = _configured(config, preset, import_from)
     # What is to be ranked is no part of the check, and may be missing.
     settings = parse(Config, {"pools": "unused", "queries": "unused", **values})
@@ -605,7 +657,7 @@ def main() -> None:
                 errors.print(f"error: {message}", style="red")
             status = getattr(error, "exit_code", 2)
     if status == _INTERRUPTED:
-        errors.print(f"stopped; {stopped} to go on from here")
+        errors.print(f"stopped; {stopped} to continue from here")
     sys.exit(status)
 
 

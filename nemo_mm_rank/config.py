@@ -55,7 +55,7 @@ def refuse_passwords(value: Any) -> None:
     """
     if isinstance(value, str) and without_passwords(value) != value:
         raise ValueError(
-            "a URL here holds a password, which a run would write down; give it to fsspec by the environment "
+            "a URL here contains a password, and the run would write it to disk; give it to fsspec in the environment "
             "(FSSPEC_FTP_USERNAME and FSSPEC_FTP_PASSWORD, say) or by its configuration file"
         )
     if isinstance(value, dict):
@@ -108,9 +108,10 @@ Folders = Annotated[tuple[str, ...], BeforeValidator(_folders)]
 class Importing(Settings):
     """Settings that name classes of the user's own."""
 
-    import_from: Folders = Field((), description="folders with classes of yours; '.': where this file lies")
+    import_from: Folders = Field((), description="Folders that hold classes of yours. '.' is the folder of this file.")
     modalities: dict[str, str] = Field(
-        default_factory=dict, description="modalities of yours: name -> import path like 'my_module:PointCloud'"
+        default_factory=dict,
+        description="Modalities of yours: a name and its import path, such as 'my_module:PointCloud'.",
     )
 
     @model_validator(mode="before")
@@ -155,30 +156,52 @@ POOL_FORMATS: tuple[str, ...] = get_args(PoolFormat)
 class PoolSource(Settings):
     """One pool: a manifest file, a folder or a glob of them, local or any fsspec URL."""
 
-    path: str = Field(description="a file, a folder, a glob pattern or any fsspec URL")
-    fields: dict[str, str] = Field(default_factory=dict, description="ours -> the manifest's own name")
-    modality: ModalityName | None = Field(None, description="for pools whose rows do not say")
-    format: PoolFormat | None = Field(None, description="what the records are written in; default: as they look")
-    turns: Literal["all", "first", "last"] = Field("all", description="of a conversation, that make its two sides")
-    system: Literal["keep", "drop"] = Field("drop", description="whether a conversation's system prompt is of the data")
+    path: str = Field(description="The manifest: a file, a folder, a glob pattern or any fsspec URL.")
+    fields: dict[str, str] = Field(
+        default_factory=dict, description="Field map: our name of a field, and the name it has in the manifest."
+    )
+    modality: ModalityName | None = Field(None, description="Modality of the rows that do not name one.")
+    format: PoolFormat | None = Field(
+        None, description="Format of the records. Default: it is recognised from the records."
+    )
+    turns: Literal["all", "first", "last"] = Field(
+        "all", description="Which turns of a conversation make the two sides of a pair."
+    )
+    system: Literal["keep", "drop"] = Field(
+        "drop", description="Whether the system prompt of a conversation is kept as part of the data."
+    )
     captions: Literal["each", "join", "first"] = Field(
-        "each", description="of a list of captions: each makes a pair, all of them do, or the first does"
+        "each",
+        description="What a list of captions becomes: a pair for each caption, one pair with all of them joined, "
+        "or one pair with the first.",
     )
-    name: str | None = Field(None, description="the `pool` of rows that do not say; default: the manifest's stem")
-    rename: dict[str, str] = Field(default_factory=dict, description="your own columns: name -> name to keep it under")
-    root: str | None = Field(None, description="what media references are relative to; default: the manifest's folder")
+    name: str | None = Field(
+        None,
+        description="The `pool` of rows that do not name one. Default: the name of the manifest without its ending.",
+    )
+    rename: dict[str, str] = Field(
+        default_factory=dict,
+        description="Columns of yours to rename: the name in the manifest, and the name to keep it under.",
+    )
+    root: str | None = Field(
+        None, description="Folder that media references are relative to. Default: the folder of the manifest."
+    )
     trusted_roots: list[str] = Field(
-        default_factory=list, description="folders besides the root that references and links may lead to"
+        default_factory=list, description="More folders, besides the root, that references and links may lead to."
     )
-    download_seconds: float = Field(300, gt=0, description="to wait for one read of a manifest behind a URL, in all")
+    download_seconds: float = Field(
+        300, gt=0, description="Most seconds that one read of a manifest behind a URL may take in total."
+    )
 
     @model_validator(mode="after")
     def _known_fields(self) -> PoolSource:
         for ours in self.fields:
             if ours not in FIELDS:
-                raise ValueError(f"field map: no field {ours!r}{nearest(ours, FIELDS)}")
+                raise ValueError(f"field map: there is no field {ours!r}{nearest(ours, FIELDS)}")
         if "\n" in (self.root or "") or any("\n" in root or "://" in root for root in self.trusted_roots):
-            raise ValueError("root and trusted_roots: names on one line, and those that are trusted folders on a disk")
+            raise ValueError(
+                "root and trusted_roots must not contain line breaks, and trusted_roots must be local folders"
+            )
         return self
 
 
@@ -189,18 +212,34 @@ MEDIA_NO_MATTER = {"threads", "decode_seconds", "download_seconds"}
 class MediaSettings(_Carrying, Settings):
     """How media are opened, and the bounds that protect a run from hostile files."""
 
-    max_pixels: int = Field(100_000_000, gt=0, description="an image with more is refused before it is decoded")
-    max_side: int = Field(65_535, gt=0, description="pixels; an image with a longer side is refused, too")
-    max_bytes: int = Field(2_000_000_000, gt=0, description="a larger file is refused")
-    max_text_chars: int = Field(200_000, gt=0, description="a longer text or code is quarantined")
-    max_seconds: float = Field(3600, gt=0, description="only this much of a recording is decoded")
-    sample_rate: int = Field(16_000, ge=8_000, le=192_000, description="Hz that audio is decoded to, mono")
-    video_frames: int = Field(8, ge=1, le=512, description="frames sampled evenly over the kept part of a video")
-    video_side: int = Field(256, ge=16, le=4096, description="longer side in pixels that frames are scaled down to")
-    allow_urls: bool = Field(False, description="open references that are fsspec URLs")
-    threads: int = Field(2, ge=1, le=64, description="threads that decode ahead of the models")
-    decode_seconds: float = Field(60, gt=0, description="of CPU that decoding one file may take")
-    download_seconds: float = Field(300, gt=0, description="that fetching one file may take")
+    max_pixels: int = Field(
+        100_000_000, gt=0, description="Most pixels of an image; a larger one is refused before it is decoded."
+    )
+    max_side: int = Field(
+        65_535,
+        gt=0,
+        description="Most pixels of the longer side of an image; a longer one is refused before it is decoded.",
+    )
+    max_bytes: int = Field(2_000_000_000, gt=0, description="Most bytes of a file; a larger one is refused.")
+    max_text_chars: int = Field(
+        200_000, gt=0, description="Most characters of a text or of code; a longer one is quarantined."
+    )
+    max_seconds: float = Field(
+        3600, gt=0, description="Most seconds of a recording that are decoded; the rest is not read."
+    )
+    sample_rate: int = Field(
+        16_000, ge=8_000, le=192_000, description="Sample rate in Hz that audio is decoded to (one channel)."
+    )
+    video_frames: int = Field(
+        8, ge=1, le=512, description="Number of frames that are sampled evenly from the kept part of a video."
+    )
+    video_side: int = Field(
+        256, ge=16, le=4096, description="Longer side in pixels that the frames of a video are scaled down to."
+    )
+    allow_urls: bool = Field(False, description="Open references that are URLs (any fsspec URL that a row may name).")
+    threads: int = Field(2, ge=1, le=64, description="Number of threads that decode ahead of the models.")
+    decode_seconds: float = Field(60, gt=0, description="Most seconds of CPU time that decoding one file may take.")
+    download_seconds: float = Field(300, gt=0, description="Most seconds that downloading one file may take.")
 
     def identity(self) -> dict[str, Any]:
         """Return what a decoded file depends on (for fingerprints)."""
@@ -212,7 +251,9 @@ class ModelSpec(_Carrying, BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, hide_input_in_errors=True)
 
-    class_: str = Field(alias="class", description="a short name, or an import path; its arguments stand beside it")
+    class_: str = Field(
+        alias="class", description="A short name or an import path. The arguments of the class stand beside it."
+    )
 
     @model_validator(mode="after")
     def _no_passwords(self) -> Self:
@@ -228,7 +269,7 @@ class ModelSpec(_Carrying, BaseModel):
 class ConditionSpec(ModelSpec):
     """A condition of your own (`ranking.conditions.Condition`): its import path, its strength, and its arguments."""
 
-    strength: float = Field(1.0, ge=0, description="how much the logarithm of the chance counts")
+    strength: float = Field(1.0, ge=0, description="Weight of the logarithm of the probability.")
 
 
 class ExpertSpec(Settings):
@@ -242,14 +283,22 @@ class ExpertSpec(Settings):
     ['bert', 'vit']
     """
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$", description="of its columns and in reports")
-    kind: Literal["text-based", "fusion", "end-to-end"] = Field(
-        description="describers and an encoder; an encoder for each modality; or one encoder"
+    name: str = Field(
+        pattern=r"^[A-Za-z][A-Za-z0-9-]*$", description="Name of the expert, which its columns and the report carry."
     )
-    encoder: str | None = Field(None, description="text-based and end-to-end: the name of its model")
-    encoders: dict[ModalityName, str] = Field(default_factory=dict, description="fusion: modality -> name of a model")
+    kind: Literal["text-based", "fusion", "end-to-end"] = Field(
+        description="Kind of expert: describers and a text encoder, one encoder for each modality, or one encoder"
+        " for all."
+    )
+    encoder: str | None = Field(
+        None, description="For text-based and end-to-end experts: the name of the model that embeds."
+    )
+    encoders: dict[ModalityName, str] = Field(
+        default_factory=dict, description="For fusion experts: the name of the model for each modality."
+    )
     describers: dict[ModalityName, str] = Field(
-        default_factory=dict, description="text-based: modality -> name of the model that puts it into words"
+        default_factory=dict,
+        description="For text-based experts: the name of the model that describes each modality in words.",
     )
 
     @property
@@ -277,60 +326,119 @@ class SNSSettings(Settings):
     """Symmetric Nucleus Sub-sampler: which side is trimmed, and how boldly."""
 
     mode: Annotated[Literal["off", "forward", "backward", "bidirectional"], OFF] = Field(
-        "off", description="trim data (forward), annotations (backward), both, or nothing"
+        "off",
+        description="What is trimmed: the data (forward), the annotation (backward), both (bidirectional) or "
+        "nothing (off).",
     )
-    expert: str | None = Field(None, description="whose space judges relevance; default: the first text-based one")
-    select: Literal["nucleus", "threshold"] = Field("nucleus", description="how the parts to keep are chosen")
-    nucleus: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="softmax mass that the kept parts reach")
-    temperature: float = Field(0.05, gt=0, description="of that softmax")
-    tau: dict[ModalityName, float] = Field(default_factory=dict, description="threshold mode: by modality")
-    tau_forward: float = Field(0.35, ge=-1, le=1, description="threshold mode, data side, other modalities")
-    tau_backward: float = Field(0.35, ge=-1, le=1, description="threshold mode, annotation side")
-    components: Literal["phrases", "sentences", "whole"] = Field("phrases", description="what looks for segments")
-    spacy_model: str | None = Field(None, description="used for phrases where installed; default: rules")
-    gate_ratio: float = Field(1.0, ge=0, description="accept iff similarity(candidate) >= ratio * similarity(original)")
-    gate_eps: float = Field(1e-6, gt=0, description="least similarity of an original that the gate reckons with")
+    expert: str | None = Field(
+        None, description="The expert whose embeddings decide what is relevant. Default: the first text-based expert."
+    )
+    select: Literal["nucleus", "threshold"] = Field("nucleus", description="How the parts to keep are chosen.")
+    nucleus: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.9, description="Nucleus selection: softmax mass that the kept parts reach together."
+    )
+    temperature: float = Field(0.05, gt=0, description="Nucleus selection: temperature of the softmax.")
+    tau: dict[ModalityName, float] = Field(
+        default_factory=dict,
+        description="Threshold selection: least similarity of a kept part of the data, by modality.",
+    )
+    tau_forward: float = Field(
+        0.35,
+        ge=-1,
+        le=1,
+        description="Threshold selection: least similarity of a kept part of the data, for modalities that tau "
+        "does not name.",
+    )
+    tau_backward: float = Field(
+        0.35, ge=-1, le=1, description="Threshold selection: least similarity of a kept part of the annotation."
+    )
+    components: Literal["phrases", "sentences", "whole"] = Field(
+        "phrases",
+        description="The parts of a text that look for segments on the other side: its phrases, its sentences, or"
+        " the whole text.",
+    )
+    spacy_model: str | None = Field(
+        None, description="spaCy model that finds phrases. Default: built-in rules, without spaCy."
+    )
+    gate_ratio: float = Field(
+        1.0, ge=0, description="A trimmed pair is accepted if similarity(trimmed) >= ratio * similarity(original)."
+    )
+    gate_eps: float = Field(1e-6, gt=0, description="Least similarity of the original that the gate calculates with.")
     grounders: dict[ModalityName, str] = Field(
         default_factory=dict,
-        description="models that find what phrases speak of; default: parts that the expert likens",
+        description="Models that find the parts that phrases speak of. Default: the parts that the expert finds "
+        "most similar.",
     )
-    max_segments: int = Field(3, ge=1, description="windows kept of a recording")
-    min_duration: float = Field(1.0, gt=0, description="seconds, shortest window")
-    window: float = Field(2.0, gt=0, description="seconds, length of a candidate window")
-    region_grid: int = Field(2, ge=1, le=8, description="candidate regions lie on a grid of this many cells a side")
-    padding: float = Field(0.05, ge=0, le=1, description="added round the union of kept boxes, share of its size")
+    max_segments: int = Field(3, ge=1, description="Most windows that are kept of a recording.")
+    min_duration: float = Field(1.0, gt=0, description="Duration of the shortest window in seconds.")
+    window: float = Field(2.0, gt=0, description="Duration of a candidate window in seconds.")
+    region_grid: int = Field(
+        2, ge=1, le=8, description="Candidate regions lie on a grid with this many cells on each side."
+    )
+    padding: float = Field(
+        0.05, ge=0, le=1, description="Margin that is added around the union of the kept boxes, as a share of its size."
+    )
 
     @model_validator(mode="after")
     def _grounders_find_in_media(self) -> SNSSettings:
         for modality in self.grounders:
             if not is_media(modality):
-                raise ValueError(f"grounders: {str(modality)!r} is divided by its sentences, not by a model")
+                raise ValueError(f"grounders: {str(modality)!r} is divided into its sentences, so it takes no grounder")
         return self
 
 
 class ProjectionSettings(Settings):
     """The network that fuses the experts in the anchor's space, and its objective."""
 
-    hidden: int = Field(512, ge=1, description="width of a hidden layer")
-    depth: int = Field(0, ge=0, le=8, description="hidden layers; 0 is a linear map")
-    dropout: Annotated[float, Field(ge=0, lt=1, description="share of every layer's inputs")] = 0.2
-    temperature: float = Field(0.05, gt=0, description="of the contrastive term")
-    contrastive_weight: float = Field(1.0, ge=0, description="find the own annotation among others")
-    alignment_weight: float = Field(3.0, ge=0, description="lie close to the own annotation")
-    residual_bias_weight: float = Field(6.0, ge=0, description="leave no error that the modality alone predicts")
-    mamcl_weight: float = Field(0.0, ge=0, description="find the own data among others of its modality")
-    mamcl_temperature: float = Field(0.03, gt=0, description="of that term")
-    cluster_bias_weight: float = Field(0.0, ge=0, description="let the means of the modalities coincide")
-    scale_bias_weight: float = Field(0.0, ge=0, description="let the modalities be spread alike")
-    normalise_bias: bool = Field(True, description="cluster and scale bias act on normalised vectors")
-    learning_rate: float = Field(1e-3, gt=0, description="at the start; it falls to zero along a cosine")
-    weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
-    batch_size: int = Field(512, ge=2, description="pairs of a step")
-    max_epochs: int = Field(20, ge=1, description="passes over the sample, at most")
-    patience: int = Field(5, ge=1, description="epochs with a validation loss clearly worse than the best")
-    folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
-    max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")
-    threads: int = Field(2, ge=1, description="networks trained at a time, one thread each; changes nothing else")
+    hidden: int = Field(512, ge=1, description="Width of a hidden layer.")
+    depth: int = Field(0, ge=0, le=8, description="Number of hidden layers; 0 is a linear map.")
+    dropout: Annotated[
+        float,
+        Field(ge=0, lt=1, description="Share of the inputs of every layer that are dropped while the network learns."),
+    ] = 0.2
+    temperature: float = Field(0.05, gt=0, description="Temperature of the contrastive term.")
+    contrastive_weight: float = Field(
+        1.0, ge=0, description="Weight of the contrastive term: find the own annotation among others."
+    )
+    alignment_weight: float = Field(
+        3.0, ge=0, description="Weight of the alignment term: lie close to the own annotation."
+    )
+    residual_bias_weight: float = Field(
+        6.0, ge=0, description="Weight of the residual bias: leave no error that the modality alone predicts."
+    )
+    mamcl_weight: float = Field(
+        0.0, ge=0, description="Weight of MAMCL: find the own data among other data of the same modality."
+    )
+    mamcl_temperature: float = Field(0.03, gt=0, description="Temperature of MAMCL.")
+    cluster_bias_weight: float = Field(
+        0.0, ge=0, description="Weight of the cluster bias: bring the means of the modalities together."
+    )
+    scale_bias_weight: float = Field(
+        0.0, ge=0, description="Weight of the scale bias: give the modalities the same spread."
+    )
+    normalise_bias: bool = Field(True, description="Compute the cluster bias and the scale bias on normalised vectors.")
+    learning_rate: float = Field(1e-3, gt=0, description="Learning rate at the start; it falls to zero along a cosine.")
+    weight_decay: float = Field(1e-2, ge=0, description="Weight decay of AdamW.")
+    batch_size: int = Field(512, ge=2, description="Number of pairs in a step.")
+    max_epochs: int = Field(20, ge=1, description="Most passes over the sample.")
+    patience: int = Field(
+        5,
+        ge=1,
+        description="Number of epochs with a validation loss clearly worse than the best one before training stops.",
+    )
+    folds: int = Field(
+        4,
+        ge=2,
+        le=20,
+        description="Number of networks; each pair is projected by the network that never learnt from it.",
+    )
+    max_pairs: int = Field(200_000, ge=8, description="Most pairs in the sample that the networks learn from.")
+    threads: int = Field(
+        2,
+        ge=1,
+        description="Number of networks that are trained at the same time, each on one thread; the results are "
+        "the same.",
+    )
 
     @model_validator(mode="after")
     def _some_objective(self) -> ProjectionSettings:
@@ -358,15 +466,24 @@ def _norm(value: Any) -> Any:
 class Query(Settings):
     """One objective, in plain words or by examples; a negative weight says what not to pick."""
 
-    text: str | None = Field(None, min_length=1, description="what is asked for, in plain words")
+    text: str | None = Field(None, min_length=1, description="What is asked for, in plain words.")
     like: Annotated[PoolSource | None, BeforeValidator(_like)] = Field(
-        None, description="examples: a pool of pairs, media files (a folder of them), or texts (.txt, one a line)"
+        None,
+        description="Examples of what is asked for: a pool of pairs, media files (or a folder of them), or texts "
+        "(a .txt file, one text on each line).",
     )
     norm: Annotated[Literal[2, "inf"], BeforeValidator(_norm)] = Field(
-        2, description="of the cosines with the examples: 2 (close to many) or inf (close to one)"
+        2,
+        description="How the cosines with several examples are combined: 2 (close to many of them) or inf (close "
+        "to one of them).",
     )
-    side: Literal["data", "annotation", "both"] = Field("both", description="of pairs, compared with the same side")
-    weight: float = Field(1.0, description="beside other queries; below 0: not to be picked")
+    side: Literal["data", "annotation", "both"] = Field(
+        "both", description="The side of the pairs that is compared with the same side of the examples."
+    )
+    weight: float = Field(
+        1.0,
+        description="Weight beside the other queries; a query with a weight below 0 says what should not be picked.",
+    )
 
     @field_validator("text")
     @classmethod
@@ -374,15 +491,15 @@ class Query(Settings):
         if text is not None and not any(
             unicodedata.category(letter)[0] in "LN" or unicodedata.category(letter) == "So" for letter in text
         ):
-            raise ValueError(f"a query is made of words, and {text!r} holds neither letter nor digit")
+            raise ValueError(f"a query needs words, and {text!r} contains neither a letter nor a digit")
         return text
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
         if (self.text is None) == (self.like is None):
-            raise ValueError("a query has either a text or, as like, a path of examples")
+            raise ValueError("a query needs either a text or the path of examples (like), and not both")
         if self.like is None and (self.norm != 2 or self.side != "both"):
-            raise ValueError("norm and side are for queries by examples (like)")
+            raise ValueError("norm and side apply only to queries by examples (like)")
         return self
 
     @model_serializer(mode="wrap")
@@ -446,8 +563,8 @@ def objectives(
 class GivenScore(Settings):
     """A score from elsewhere: a column of a Parquet file that has a ``pair_id``. A plain path stands for one, too."""
 
-    path: str = Field(description="a Parquet file")
-    column: str | None = Field(None, description="default: the name that the score is given here")
+    path: str = Field(description="The Parquet file with the scores.")
+    column: str | None = Field(None, description="The column of the file. Default: the name that the score has here.")
 
 
 def _given(value: Any) -> Any:
@@ -460,20 +577,27 @@ class BroadSettings(Settings):
 
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 0.5},
-        description="of the standardised scores, as in ranking.weights",
+        description="Weights of the standardised scores, as in ranking.weights.",
     )
     feedback: int = Field(
-        20, ge=0, description="best pairs, of twenty at most one, that say what a query means in each space; 0: none"
+        20,
+        ge=0,
+        description="Number of best pairs that show what a query means in each space, at most one pair in twenty;"
+        " 0 turns this off.",
     )
-    feedback_weight: float = Field(1.0, ge=0, description="of closeness to those pairs; closeness to the query has 1")
+    feedback_weight: float = Field(
+        1.0, ge=0, description="Weight of the closeness to those pairs; the closeness to the query has weight 1."
+    )
     skewness: tuple[float, float] = Field(
-        (0.9, 1.05), description="up to the first an objective is broad, from the second on narrow, between them both"
+        (0.9, 1.05),
+        description="Skewness of the scores: an objective counts as broad up to the first value, as narrow from "
+        "the second, and as partly broad in between.",
     )
 
     @model_validator(mode="after")
     def _rising(self) -> BroadSettings:
         if self.skewness[0] >= self.skewness[1]:
-            raise ValueError("skewness: the first value is below the second")
+            raise ValueError("skewness: the first value must be below the second")
         return self
 
 
@@ -496,20 +620,31 @@ class SelectSettings(Settings):
     """What is chosen of the best candidates; by ``top`` the best of them alone, and the rest does not matter."""
 
     how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = Field(
-        "top", description="the way to choose; a plain name in place of the section does as well"
+        "top", description="How the blend is chosen. A plain name in place of this section does the same."
     )
-    over: int = Field(3, ge=1, description="candidates, in budgets: of so many times the budget the best are looked at")
+    over: int = Field(
+        3,
+        ge=1,
+        description="Number of candidates, as a multiple of the budget: the blend is chosen from so many best pairs.",
+    )
     clusters: int | None = Field(
-        None, ge=2, description="of fused embeddings (clusters, soft-cap); default: the root of the candidates' number"
+        None,
+        ge=2,
+        description="clusters and soft-cap: number of clusters of the fused embeddings. Default: the square root "
+        "of the number of candidates.",
     )
     temperature: float = Field(
-        0.1, gt=0, description="clusters: of exp(nearness / (temperature x density)); soft-cap: of the scores"
+        0.1,
+        gt=0,
+        description="clusters: temperature of exp(nearness / (temperature x density)); soft-cap: temperature of "
+        "the scores.",
     )
-    penalty: float = Field(1.0, ge=0, description="soft-cap: what every draw lowers its cluster's logits by")
+    penalty: float = Field(1.0, ge=0, description="soft-cap: how much each draw lowers the logits of its cluster.")
     entries: str | None = Field(
-        None, description="balanced: a file of words and phrases, one a line; default: the words of the annotations"
+        None,
+        description="balanced: a file of words and phrases, one on each line. Default: the words of the annotations.",
     )
-    seed: int = Field(0, ge=0, description="of clusters and draws")
+    seed: int = Field(0, ge=0, description="Seed of the clusters and of the draws.")
 
     @model_validator(mode="before")
     @classmethod
@@ -527,40 +662,62 @@ class RankingSettings(Settings):
 
     weights: dict[str, float] = Field(
         default_factory=lambda: {"fused": 0.5, "experts": 1.0, "annotation": 8.0},
-        description="of the standardised scores: fused, experts (or one expert's name), annotation, scores of yours",
+        description="Weights of the standardised scores: fused, experts (or the name of one expert), annotation, "
+        "and scores of yours.",
     )
     broad: Annotated[BroadSettings | None, BeforeValidator(_broad)] = Field(
         default_factory=BroadSettings,
-        description="what counts for objectives that ask for much of the pool; off: the weights alone, as where you "
-        "give weights of your own",
+        description="What counts for objectives that much of the pool fits. off: only the weights, which is also "
+        "the case where you give weights of your own.",
     )
     conditions: dict[str, Strength] = Field(
         default_factory=lambda: dict[str, float | ConditionSpec](match=3.0),
-        description="what must hold besides: match (the annotation is the data's own), scores in [0, 1], or a `class` "
-        "of yours with its `strength` and arguments; how much the logarithm counts, in standard deviations of the "
-        "topic; 0: nothing",
+        description="What else must hold of a pair, and how much it counts: match (the annotation belongs to the "
+        "data), scores in [0, 1], or a `class` of yours with its `strength` and arguments. The number"
+        " is the weight of the logarithm in standard deviations of the topic score; 0 turns a "
+        "condition off.",
     )
     scores: Annotated[dict[str, GivenScore], BeforeValidator(_given)] = Field(
-        default_factory=dict, description="name -> Parquet file with a score for each pair_id, used by that name"
+        default_factory=dict, description="Scores of yours: a name, and a Parquet file with a score for each pair_id."
     )
-    spread: float = Field(1.0, ge=0, le=8, description="power by which scores count for spreading the pool; 0: alike")
-    combine: Literal["mean", "max"] = Field("mean", description="several positive queries: mean, or the best of them")
+    spread: float = Field(
+        1.0,
+        ge=0,
+        le=8,
+        description="Power with which a score counts for how widely it spreads the pool; 0: all count alike.",
+    )
+    combine: Literal["mean", "max"] = Field(
+        "mean", description="How several positive queries are combined: by their mean, or by the best of them."
+    )
     calibration: Annotated[Literal["off", "matched", "zscore", "quantile"] | None, OFF] = Field(
         None,
-        description="per modality: fused cosines on their annotations' scale (matched), or the final score (zscore, "
-        "quantile); default: off, but matched where MAMCL is the only contrastive term",
+        description="Calibration by modality: of the fused cosines to the scale of their annotations' cosines "
+        "(matched), or of the final score (zscore, quantile). Default: off, but matched where MAMCL "
+        "is the only contrastive term.",
     )
     mix: str | dict[str, float] | None = Field(
-        None, description="a published mix by name, or shares by type, like image->text: quotas in other words"
+        None, description="Quotas by type of pair: the name of a published mix, or shares by type, such as image->text."
     )
-    quota_by: Literal["modality", "pool", "type"] | None = Field(None, description="what the groups of quotas are")
-    quotas: dict[str, float] = Field(default_factory=dict, description="shares of the budget; sum at most 1")
-    shortage: Literal["fill", "leave", "fail"] = Field("fill", description="what a group that is too small leads to")
+    quota_by: Literal["modality", "pool", "type"] | None = Field(
+        None, description="What quotas are given for: modalities, pools or types of pairs."
+    )
+    quotas: dict[str, float] = Field(
+        default_factory=dict, description="Share of the budget for each group; the shares sum to at most 1."
+    )
+    shortage: Literal["fill", "leave", "fail"] = Field(
+        "fill", description="What happens where a group has too few pairs for its quota."
+    )
     select: SelectSettings = Field(
-        default_factory=SelectSettings, description="the top, or of several times the budget what has more to say"
+        default_factory=SelectSettings,
+        description="How the blend is chosen: the top of the ranking, or a more varied choice from several times "
+        "the budget.",
     )
-    collapse_duplicates: bool = Field(False, description="keep the best of pairs whose fused embeddings are near equal")
-    duplicate_similarity: float = Field(0.95, gt=0, le=1, description="cosine from which two are near equal")
+    collapse_duplicates: bool = Field(
+        False, description="Keep only the best of several pairs whose fused embeddings are nearly equal."
+    )
+    duplicate_similarity: float = Field(
+        0.95, gt=0, le=1, description="Cosine from which two fused embeddings count as nearly equal."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -580,17 +737,17 @@ class RankingSettings(Settings):
     @model_validator(mode="after")
     def _quotas_fit(self) -> RankingSettings:
         if bool(self.quota_by) != bool(self.quotas):
-            raise ValueError("quota_by says by what, quotas the shares: give both or neither")
+            raise ValueError("quota_by names the groups and quotas their shares: give both or neither")
         if self.quotas and self.mix is not None:
-            raise ValueError("mix: a mix is quotas by type; give one of the two")
+            raise ValueError("mix: a mix sets the quotas itself, by type; give either mix or quotas")
         shares = self.quotas if self.mix is None else dict(find_mix(self.mix).shares)
         if any(not 0 <= share <= 1 for share in shares.values()):
-            raise ValueError(f"quotas: shares are between 0 and 1, not {shares}")
+            raise ValueError(f"quotas: shares must be between 0 and 1, not {shares}")
         if sum(Fraction(str(share)) for share in shares.values()) > 1:
             raise ValueError(f"quotas: the shares {shares} sum to more than 1")
         for name in self.quotas if self.quota_by == "modality" else ():
             if not known_class(name):
-                raise ValueError(f"quotas: no modality {name!r}{nearest(name, names())}")
+                raise ValueError(f"quotas: there is no modality {name!r}{nearest(name, names())}")
         for name in self.quotas if self.quota_by == "type" else ():
             if name != canonical_type(name):
                 raise ValueError(f"quotas: write {name!r} as {canonical_type(name)!r}")
@@ -617,10 +774,12 @@ class RankingSettings(Settings):
 class EngineSettings(Settings):
     """Where the work is done; never changes what comes out."""
 
-    workers: int = Field(0, ge=0, description="Dask worker processes; 0 is this process")
-    scheduler_address: str | None = Field(None, description="of a Dask cluster that runs already")
-    gpus: bool = Field(False, description="one worker per GPU, cuDF partitions")
-    device: str | None = Field(None, description="cpu, cuda ...; default: cuda where there is one")
+    workers: int = Field(0, ge=0, description="Number of Dask worker processes; 0: everything runs in this process.")
+    scheduler_address: str | None = Field(None, description="Address of a Dask cluster that is already running.")
+    gpus: bool = Field(False, description="Start one worker for each GPU, with cuDF partitions.")
+    device: str | None = Field(
+        None, description="Device of the models, such as cpu or cuda. Default: cuda where there is a GPU."
+    )
 
 
 def _queries(value: Any) -> Any:
@@ -644,9 +803,9 @@ def _share(value: Any) -> Any:
 class Budget(Settings):
     """How much the blend holds: a count, a share of the ranked pairs, or a least score."""
 
-    count: int | None = Field(None, ge=1, description="a number of pairs")
-    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="a share of the ranked pairs")
-    threshold: float | None = Field(None, description="a least score")
+    count: int | None = Field(None, ge=1, description="Number of pairs.")
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Share of the ranked pairs.")
+    threshold: float | None = Field(None, description="Least score of a chosen pair.")
 
     @model_validator(mode="before")
     @classmethod
@@ -658,13 +817,13 @@ class Budget(Settings):
                 return {"fraction": share}
             if re.fullmatch(r"\s*\d[\d_,]*\s*", value):
                 return {"count": int(re.sub(r"[\s_,]", "", value))}
-            raise ValueError(f"a budget is a number of pairs or a share like 20%, not {value!r}")
+            raise ValueError(f"a budget must be a number of pairs or a share such as 20%, not {value!r}")
         return value
 
     @model_validator(mode="after")
     def _one(self) -> Budget:
         if sum(part is not None for part in (self.count, self.fraction, self.threshold)) != 1:
-            raise ValueError("a budget is exactly one of count, fraction and threshold")
+            raise ValueError("a budget must have exactly one of count, fraction and threshold")
         return self
 
     def pairs(self, ranked: int) -> int:
@@ -689,15 +848,23 @@ class JobSettings(Importing):
     libraries: ClassVar[tuple[str, ...]]
     """Those whose version can change what comes out."""
 
-    on_bad_row: Literal["fail", "quarantine"] = Field("quarantine", description="what a row that is no pair leads to")
-    rows_per_shard: int = Field(1024, ge=1, description="rows that are worked on at once")
-    shards: int | None = Field(None, ge=1, description="this many shards instead; needs a count of the rows first")
-    engine: EngineSettings = Field(default_factory=EngineSettings, description="where the work is done")
+    on_bad_row: Literal["fail", "quarantine"] = Field(
+        "quarantine",
+        description="What happens with a row that is not a valid pair: it is quarantined, or the job fails.",
+    )
+    rows_per_shard: int = Field(1024, ge=1, description="Number of rows in a shard. A shard is worked on at once.")
+    shards: int | None = Field(
+        None, ge=1, description="Number of shards, in place of rows_per_shard; the rows have to be counted first."
+    )
+    engine: EngineSettings = Field(default_factory=EngineSettings, description="Where the work is done.")
     allow_failures: Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)] = Field(
-        0.95, description="a step that fails for this share of a modality (20 pairs at least) stops; 100%: none does"
+        0.95,
+        description="Share of a modality's pairs (of at least 20) for which a step may fail before the job stops."
+        " 100%: the job never stops for failures.",
     )
     retry_failed: bool = Field(
-        False, description="try all failed pairs of an earlier start again, not only those whose failure may pass"
+        False,
+        description="Try all failed pairs of an earlier start again, not only those whose failure may be temporary.",
     )
 
     def recorded(self) -> dict[str, Any]:
@@ -713,30 +880,37 @@ class Config(JobSettings):
     kind = "run"
     libraries = ("av", "numpy", "pillow", "pyarrow", "torch")
 
-    pools: Annotated[Pools, Field(min_length=1, description="what is ranked; a plain path is a pool")]
+    pools: Annotated[Pools, Field(min_length=1, description="The pools to rank. A plain path is a pool, too.")]
     queries: Annotated[
         tuple[Query, ...],
         BeforeValidator(_queries),
-        Field(min_length=1, description="what is asked for; a plain text is a query"),
+        Field(min_length=1, description="The objective: what is asked for. A plain text is a query, too."),
     ]
     budget: Budget = Field(
-        default_factory=lambda: Budget(fraction=0.2), description="of the blend: a number like 500, or a share like 20%"
+        default_factory=lambda: Budget(fraction=0.2),
+        description="Size of the blend: a number such as 500, or a share such as 20%.",
     )
-    output: str = Field("nemo-mm-rank-run", description="the run's folder: new, empty, or a run of the same pools")
-    seed: int = Field(0, ge=0, description="of everything random")
-    jsonl: bool = Field(False, description="write blend.jsonl beside blend.parquet")
-    media: MediaSettings = Field(default_factory=MediaSettings, description="how media are opened, and their bounds")
+    output: str = Field(
+        "nemo-mm-rank-run", description="Folder of the run: a new or empty folder, or an earlier run of the same pools."
+    )
+    seed: int = Field(0, ge=0, description="Seed of everything random.")
+    jsonl: bool = Field(False, description="Write blend.jsonl beside blend.parquet.")
+    media: MediaSettings = Field(
+        default_factory=MediaSettings, description="How media are opened, and the limits for them."
+    )
     models: dict[str, ModelSpec] = Field(
-        default_factory=lambda: dict(CLASSICAL_MODELS), description="what is loaded, by names of your choice"
+        default_factory=lambda: dict(CLASSICAL_MODELS), description="The models to load, under names of your choice."
     )
     experts: tuple[ExpertSpec, ...] = Field(
-        default_factory=lambda: CLASSICAL_EXPERTS, description="how models together embed data"
+        default_factory=lambda: CLASSICAL_EXPERTS, description="The experts: which models embed the data together."
     )
-    anchor: str = Field("text", description="the model that embeds annotations and queries")
-    sns: SNSSettings = Field(default_factory=SNSSettings, description="how pairs are trimmed")
-    projection: ProjectionSettings = Field(default_factory=ProjectionSettings, description="how experts are fused")
+    anchor: str = Field("text", description="Name of the model that embeds annotations and queries.")
+    sns: SNSSettings = Field(default_factory=SNSSettings, description="How pairs are trimmed.")
+    projection: ProjectionSettings = Field(
+        default_factory=ProjectionSettings, description="How the embeddings of the experts are fused."
+    )
     ranking: RankingSettings = Field(
-        default_factory=RankingSettings, description="how pairs are scored and the blend is picked"
+        default_factory=RankingSettings, description="How pairs are scored and how the blend is picked."
     )
 
     @property
@@ -761,7 +935,7 @@ class Config(JobSettings):
     def _names_fit(self) -> Config:
         def known(model: str, where: str) -> None:
             if model not in self.models:
-                raise ValueError(f"{where}: no model {model!r}{nearest(model, self.models)}")
+                raise ValueError(f"{where}: there is no model {model!r}{nearest(model, self.models)}")
 
         known(self.anchor, "anchor")
         names = [expert.name for expert in self.experts]
@@ -773,7 +947,7 @@ class Config(JobSettings):
             for model in sorted(expert.models):
                 known(model, f"expert {expert.name!r}")
         if self.sns.expert is not None and self.sns.expert not in names:
-            raise ValueError(f"sns.expert: no expert {self.sns.expert!r}{nearest(self.sns.expert, names)}")
+            raise ValueError(f"sns.expert: there is no expert {self.sns.expert!r}{nearest(self.sns.expert, names)}")
         for model in self.sns.grounders.values():
             known(model, "sns.grounders")
         if self.sns.mode != "off" and self.sns.expert is None and all(e.kind == "fusion" for e in self.experts):
@@ -783,22 +957,27 @@ class Config(JobSettings):
         own, given, broad = ("fused", "experts", "annotation", "match"), self.ranking.scores, self.ranking.broad
         for name in names:
             if name in own:
-                raise ValueError(f"experts: {name!r} is the name of a score of ours; give the expert another")
+                raise ValueError(
+                    f"experts: {name!r} is the name of a built-in score; choose another name for the expert"
+                )
         computed = [k for k, v in self.ranking.conditions.items() if isinstance(v, ConditionSpec)]
         for where, mine, others in (("scores", given, ()), ("conditions", computed, given)):
             for name in mine:
                 taken = name in (*own, *names, *others)
                 if taken or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) or "__" in name:
-                    raise ValueError(f"ranking.{where}: {name!r} is taken or no name; letters, digits, - and single _")
+                    raise ValueError(
+                        f"ranking.{where}: {name!r} cannot be used as a name: it is taken, or it has characters other "
+                        "than letters, digits, - and single _"
+                    )
         scores = (*own[:3], *names, *given)
         for where, weights in (("weights", self.ranking.weights), ("broad.weights", broad.weights if broad else {})):
             for score in weights:
                 if score not in scores:
-                    raise ValueError(f"ranking.{where}: no score {score!r}{nearest(score, scores)}")
+                    raise ValueError(f"ranking.{where}: there is no score {score!r}{nearest(score, scores)}")
         conditions = ("match", *given, *computed)
         for name in self.ranking.conditions:
             if name not in conditions:
-                raise ValueError(f"ranking.conditions: no condition {name!r}{nearest(name, conditions)}")
+                raise ValueError(f"ranking.conditions: there is no condition {name!r}{nearest(name, conditions)}")
         if all(query.weight <= 0 for query in self.queries):
             raise ValueError("queries: at least one needs a positive weight")
         return self
@@ -909,7 +1088,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a configuration is a mapping of keys, not {type(values).__name__}")
+        raise ConfigError(f"{path}: a configuration must be a mapping of keys, not {type(values).__name__}")
     if folders := values.get("import_from"):
         home = Path(path).absolute().parent
         values["import_from"] = [str(home / Path(str(folder)).expanduser()) for folder in _listed(folders)]

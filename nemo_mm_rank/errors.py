@@ -64,8 +64,8 @@ class DamagedError(UserError):
 
     def __init__(self, file: object) -> None:
         super().__init__(
-            f"{file}: is gone, damaged or edited; curate (or the command that made it) with the same configuration "
-            "makes it again, and keeps what is sound"
+            f"{file}: missing, damaged or edited; curate (or the command that made it) with the same configuration "
+            "makes it again, and keeps what is intact"
         )
 
 

@@ -48,7 +48,8 @@ def check_columns(frame: Frame, names: Mapping[str, Any], step: str) -> None:
     missing = [name for name in names if name not in frame.columns]
     if missing:
         raise MissingColumnError(
-            f"{step}: the frame lacks {', '.join(map(repr, missing))}; it has {', '.join(map(repr, frame.columns))}"
+            f"{step}: the frame has no column {', '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, frame.columns))}"
         )
 
 
@@ -65,8 +66,8 @@ def check_free(there: Iterable[str], names: Iterable[str], step: str) -> None:
     if taken:
         they = "are" if len(taken) > 1 else "is"
         raise TakenColumnError(
-            f"{step}: {', '.join(map(repr, taken))} {they} there already and would be replaced; rename what is yours, "
-            "and leave out what an earlier pass has added"
+            f"{step}: {', '.join(map(repr, taken))} {they} present already and would be overwritten; rename your own "
+            "columns, and leave out those that an earlier step added"
         )
 
 

@@ -29,12 +29,12 @@ def import_from(folders: Iterable[str | Path]) -> None:
     Model settings that are pickled carry the folders to where they are unpickled, a Dask or Ray worker.
 
     Raises:
-        ConfigError: one of them is no folder.
+        ConfigError: one of them is not a folder.
     """
     for folder in folders:
         path = Path(folder).expanduser().absolute()
         if not path.is_dir():
-            raise ConfigError(f"import_from: {path} is no folder")
+            raise ConfigError(f"import_from: {path} is not a folder")
         take_up([str(path)])
 
 
@@ -75,7 +75,7 @@ def find_class(path: str, what: str) -> type[Any]:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
-            f"{what} {path!r}: cannot import {module_name!r} ({error}); where it is a file of yours, name its "
+            f"{what} {path!r}: cannot import {module_name!r} ({error}); if it is a file of yours, name its "
             "folder with --import-from FOLDER, or with import_from in the configuration"
         ) from error
     found = getattr(module, class_name, None)

@@ -89,7 +89,7 @@ def find_mix(mix: str | Mapping[str, float]) -> Mix:
     """
     if isinstance(mix, str):
         if mix not in MIXES:
-            raise ValueError(f"no mix {mix!r}{nearest(mix, MIXES)}; there are {', '.join(MIXES)}")
+            raise ValueError(f"there is no mix {mix!r}{nearest(mix, MIXES)}; the mixes are {', '.join(MIXES)}")
         return MIXES[mix]
     shares = {canonical_type(name): share for name, share in mix.items()}
     if not shares or len(shares) < len(mix):
@@ -107,4 +107,4 @@ def advice(mix: Mix) -> list[str]:
         found.append("video captions in fine detail hurt beside other video-text pairs (table 10)")
     elif text:
         found.append("video captions in fine detail helped beside text-text pairs (table 10)")
-    return [f"{UNITE}, as reported and not tried here: {line}" for line in found]
+    return [f"{UNITE}, as reported there and not tested here: {line}" for line in found]

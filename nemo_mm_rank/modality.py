@@ -104,7 +104,7 @@ class Medium:
         return None
 
     def preview(self, segment: Any, spans: Sequence[Span] | None) -> Preview:
-        """Return a small copy that a page can carry (`media.preview.picture` makes one of a picture).
+        """Return a small copy that a page can carry (`media.preview.image_preview` makes one of an image).
 
         Args:
             segment: what `shown` asked for.
@@ -145,12 +145,14 @@ def declare(modalities: Mapping[str, str]) -> None:
         ValueError: a name that is none or taken, or no import path.
     """
     if not isinstance(modalities, Mapping):
-        raise ValueError("modalities: names with import paths like 'package.module:Class'")
+        raise ValueError("modalities: write names with import paths such as 'package.module:Class'")
     for name, path in modalities.items():
         if name in _BUILT_IN:
-            raise ValueError(f"modalities: {str(name)!r} is the name of a built-in one; give yours another")
+            raise ValueError(
+                f"modalities: {str(name)!r} is the name of a built-in modality; choose another name for yours"
+            )
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-            raise ValueError(f"modalities: {name!r} is no name; small letters, digits and single -")
+            raise ValueError(f"modalities: {name!r} cannot be used as a name; use small letters, digits and single -")
         if not isinstance(path, str) or ":" not in path:
             raise ValueError(f"modalities: {name!r} is an import path like 'package.module:Class', not {path!r}")
     for name, path in modalities.items():
@@ -165,7 +167,7 @@ def register(modalities: Mapping[str, str]) -> None:
         modalities: name -> import path of a class that derives from `Medium`.
 
     Raises:
-        ConfigError: a name or path that is none, or a class that is no modality.
+        ConfigError: a name or path that is none, or a class that is not a modality.
     """
     try:
         declare(modalities)
@@ -175,7 +177,7 @@ def register(modalities: Mapping[str, str]) -> None:
         found = find_class(path, "modality")
         if not issubclass(found, Medium) or (found.decode is Medium.decode and not found.is_text):
             raise ConfigError(
-                f"modality {name!r}: {path} is none: it has to derive from {__name__}.Medium, and to have decode()"
+                f"modality {name!r}: {path} is not a modality: it must derive from {__name__}.Medium and have decode()"
             )
         _made[name] = found(name)
         _registered[name] = path
@@ -213,7 +215,7 @@ def of(name: str) -> Medium:
         if path is None and name in _declared:
             raise ConfigError(f"modality {name!r} is the class {_declared[name]!r}, which this process may not import")
         if path is None:
-            raise ConfigError(f"{name!r} is no modality: there are {', '.join(names())}{nearest(name, names())}")
+            raise ConfigError(f"{name!r} is not a modality: there are {', '.join(names())}{nearest(name, names())}")
         _made[str(name)] = find_class(path, "modality")(str(name))
     return _made[name]
 
@@ -251,7 +253,7 @@ def combined(modalities: Iterable[str]) -> str:
     """
     there = set(modalities)
     if unknown := sorted(there - set(names())):
-        raise ValueError(f"{unknown[0]!r} is no modality")
+        raise ValueError(f"{unknown[0]!r} is not a modality")
     return "+".join(name for name in names() if name in there)
 
 
@@ -263,7 +265,7 @@ def modalities_of(name: str) -> tuple[str, ...]:
     """
     found = tuple(name.split("+"))
     if combined(found) != name:
-        raise ValueError(f"{name!r} is no class of data: {combined(found)!r} is")
+        raise ValueError(f"{name!r} is not a class of data: {combined(found)!r} is")
     return found
 
 
@@ -276,7 +278,7 @@ def known_class(name: str) -> bool:
 
 
 def one_of(name: object) -> str:
-    """Say that a name is no modality, and which there are."""
+    """Say that a name is not a modality, and which there are."""
     return f"modality {name!r} is not one of {', '.join(names())}"
 
 

@@ -50,7 +50,7 @@ def check_reasons(errors: Iterable[Any]) -> None:
     for text in errors:
         if text is not None and not (isinstance(text, str) and _REASON.match(text)):
             raise TakenColumnError(
-                f"column {ERROR!r} holds {text!r}, not 'step: Class: message'; is it yours? then rename it"
+                f"column {ERROR!r} holds {text!r}, not 'step: Class: message'; if the column is yours, rename it"
             )
 
 

@@ -42,11 +42,11 @@ def top_k(scores: Scores, k: int, tie_break: Keys | None = None) -> Ints:
     [2]
     """
     if scores.ndim != 1:
-        raise ValueError(f"scores have one dimension, not {scores.ndim}")
+        raise ValueError(f"scores must have one dimension, not {scores.ndim}")
     if tie_break is not None and len(tie_break) != len(scores):
         raise ValueError(f"{len(scores)} scores, but {len(tie_break)} keys to break ties with")
     if k < 0:
-        raise ValueError(f"k is at least 0, not {k}")
+        raise ValueError(f"k must be at least 0, not {k}")
     positions, values = _shortlist(scores, k)
     # Stable, and positions ascend: equal scores are in order of position before the keys have their say.
     order = np.argsort(-values, kind="stable")

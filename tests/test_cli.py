@@ -117,7 +117,7 @@ def test_rank_embeds_nothing_again(run: Path, tmp_path: Path) -> None:
     assert (copy / "blend.parquet").read_bytes() == (run / "blend.parquet").read_bytes()
     # A run that is begun anew and does not come far cannot be ranked, and says so.
     (copy / "state.json").unlink()
-    assert refused("rank", copy, "-q", "x") == [f"error: {copy} holds no finished run: start it again with curate"]
+    assert refused("rank", copy, "-q", "x") == [f"error: {copy} contains no finished run: start curate again"]
 
 
 def test_rank_on_more_conditions(run: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_rank_on_more_conditions(run: Path, tmp_path: Path) -> None:
     quality = pd.read_parquet(tmp_path / "quality" / "quality.parquet").set_index("pair_id")["quality"]
     blend = pd.read_parquet(copy / "blend.parquet")
     assert blend["chance_quality"].tolist() == pytest.approx(quality[blend["pair_id"]].clip(lower=0.03).tolist())
-    assert refused("rank", copy, "--quality", tmp_path) == [f"error: {tmp_path} holds no finished EcoDatum job"]
+    assert refused("rank", copy, "--quality", tmp_path) == [f"error: {tmp_path} contains no finished EcoDatum job"]
 
 
 def test_explain(run: Path) -> None:
@@ -156,14 +156,17 @@ def test_explain(run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "lines"),
     [
-        (["-q", "x", "-b", "some"], ["budget: a budget is a number of pairs or a share like 20%, not 'some'"]),
+        (["-q", "x", "-b", "some"], ["budget: a budget must be a number of pairs or a share such as 20%, not 'some'"]),
         (["-q", "x", "-b", "0"], ["budget.count: Input should be greater than or equal to 1, not 0"]),
         ([], ["queries: missing"]),
         (["--avoid", "x"], ["configuration: queries: at least one needs a positive weight"]),
         (["-q", "x", "--sns", "both"], ["sns.mode: Input should be 'off', 'forward', 'backward' or 'bidirectional', "]),
         (["-q", "x", "--workers", "-1"], ["engine.workers: Input should be greater than or equal to 0, not -1"]),
         (["-q", "x", "--field", "anotation=caption"], ["pools.0: field map: no field 'anotation'; did you mean 'anno"]),
-        (["-q", "x", "--field", "caption"], ["--field 'caption': write it as ours=theirs, e.g. annotation=caption"]),
+        (
+            ["-q", "x", "--field", "caption"],
+            ["--field 'caption': write it as OUR_NAME=YOUR_NAME, for example annotation=caption"],
+        ),
         (["-q", "x", "-c", "none.yaml"], ["none.yaml: No such file or directory"]),
         (["-q", "x", "-b", "-1", "--seed", "-1"], ["budget: a budget is", "seed: Input should be greater"]),
     ],
@@ -193,8 +196,8 @@ def test_unknown_keys_and_models(pool: Path, folder: Path, tmp_path: Path) -> No
     assert line.endswith("did you mean 'hashed-text'?")
     assert not (tmp_path / "run" / "blend.parquet").exists()
     assert refused("curate", "-c", path, "-q", "x", "--field", "data=file") == [
-        "error: --field, --modality, --root, --trust-root, --format, --turns, --system and --captions are for pools on "
-        "the command line; write yours beside them"
+        "error: --field, --modality, --root, --trust-root, --format, --turns, --system and --captions apply only to "
+        "pools on the command line; for the pools of a configuration, write them in the configuration"
     ]
 
 
@@ -276,7 +279,7 @@ def test_demo_and_version(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(pool: Path, config: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (line,) = refused("curate", pool, "-c", config, "-q", "x", "-o", tmp_path / "file")
-    assert line == f"error: {tmp_path}/file: is there already and is no folder; name another output"
+    assert line == f"error: {tmp_path}/file: this exists already and is not a folder; choose another output"
     (line,) = refused("curate", pool, "-c", config, "-q", "x", "-o", tmp_path / "file" / "run")
     assert line == f"error: {tmp_path}/file/run: cannot be written: Not a directory"
 

@@ -35,7 +35,7 @@ def test_two_keys_are_enough() -> None:
             {"ranking": {"weights": {"fuse": 1}}},
             "configuration: ranking.weights: no score 'fuse'; did you mean 'fused'?",
         ),
-        ({"budget": "many"}, "budget: a budget is a number of pairs or a share like 20%, not 'many'"),
+        ({"budget": "many"}, "budget: a budget must be a number of pairs or a share such as 20%, not 'many'"),
         ({"budget": "0%"}, "budget.fraction: Input should be greater than 0, not 0.0"),
         ({"budget": 0}, "budget.count: Input should be greater than or equal to 1, not 0"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0, not -1"),
@@ -50,11 +50,11 @@ def test_two_keys_are_enough() -> None:
         ),
         (
             {"ranking": {"quota_by": "modality", "quotas": {"imge": 0.5}}},
-            "ranking: quotas: no modality 'imge'; did you mean 'image'?",
+            "ranking: quotas: there is no modality 'imge'; did you mean 'image'?",
         ),
         (
             {"ranking": {"quotas": {"image": 0.5}}},
-            "ranking: quota_by says by what, quotas the shares: give both or neither",
+            "ranking: quota_by names the groups and quotas their shares: give both or neither",
         ),
         (
             {"ranking": {"quota_by": "pool", "quotas": {"a": 0.7, "b": 0.4}}},
@@ -62,7 +62,7 @@ def test_two_keys_are_enough() -> None:
         ),
         (
             {"experts": [{"name": "fused", "kind": "text-based", "encoder": "text"}]},
-            "configuration: experts: 'fused' is the name of a score of ours; give the expert another",
+            "configuration: experts: 'fused' is the name of a built-in score; choose another name for the expert",
         ),
         ({"queries": [{"text": "x", "weight": -1}]}, "configuration: queries: at least one needs a positive weight"),
     ],

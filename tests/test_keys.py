@@ -95,11 +95,11 @@ def test_names_of_variables_stay_good(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_urls_with_passwords(settings: type[Any], values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="a URL here holds a password") as refused:
+    with pytest.raises(ConfigError, match="a URL here contains a password") as refused:
         parse(settings, values)
     without(SECRET, str(refused.value))
     without(SECRET, repr(refused.value.__cause__))
-    with pytest.raises(ValueError, match="a URL here holds a password") as raw:
+    with pytest.raises(ValueError, match="a URL here contains a password") as raw:
         settings.model_validate(values)
     without(SECRET, str(raw.value))
 
@@ -123,8 +123,9 @@ def test_rows_with_such_urls(tmp_path: Path) -> None:
     url = f"https://user:{SECRET}@127.0.0.1:9/a.jpg"
     with pytest.raises(MediaError) as failed:
         Opener().open(url, "image", root=str(tmp_path))
-    assert str(failed.value) == "'https://(hidden)@127.0.0.1:9/a.jpg': is a URL; set media.allow_urls to open those"
-    assert shown(url) == "'https://(hidden)@127.0.0.1:9/a.jpg'"
+    url_shown = "'https://(hidden)@127.0.0.1:9/a.jpg'"
+    assert str(failed.value) == f"{url_shown}: is a URL; set media.allow_urls to true to open URLs"
+    assert shown(url) == url_shown
 
 
 def test_python(pool: Path, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_meta_has_the_columns_and_types_of_the_result() -> None:
     assert meta.dtypes.to_dict() == out.dtypes.to_dict()
 
 
-TAKEN = "halve: 'half', 'text' are there already and would be replaced; rename what is yours, and leave out what an "
+TAKEN = "halve: 'half', 'text' are present already and would be overwritten; rename your own columns, and leave out "
 
 
 def test_no_column_is_replaced_at_any_door() -> None:
@@ -133,13 +133,17 @@ def test_no_column_is_replaced_at_any_door() -> None:
         with pytest.raises(TakenColumnError, match=f"^{TAKEN}"):
             door()
     assert frame["text"].tolist() == ["mine", "mine, too"]
-    with pytest.raises(TakenColumnError, match="halve: 'text' is there already and would be replaced"):
+    with pytest.raises(TakenColumnError, match="halve: 'text' is present already and would be overwritten"):
         Halve()(frame[["number", "text"]])
 
 
 @pytest.mark.parametrize("value", ["timeout", "HTTP 500: none", "", 3, 0.5, ["sns: A: b"]])
 def test_a_column_of_errors_that_is_not_ours_is_refused(value: Any) -> None:
-    with pytest.raises(TakenColumnError, match=r"column 'error' holds .*, not 'step: Class: message'; is it yours"):
+    with pytest.raises(
+        TakenColumnError,
+        match=r"column 'error' holds .*, not 'step: Class: message'; if the column is yours, rename "
+        r"it",
+    ):
         run([2, 4], error=[value, None])
 
 

@@ -115,7 +115,9 @@ def adapt(settings: AdaptSettings, console: Console | None = None, overwrite: bo
     import_from(settings.import_from)
     found = loader.find_class(settings.model.class_)
     if not issubclass(found, ChatEncoder):
-        raise ConfigError(f"model: {settings.model.class_!r} is no encoder by a chat, such as unite")
+        raise ConfigError(
+            f"model: {settings.model.class_!r} cannot be adapted: it is not a chat encoder, such as unite"
+        )
     loader.check_arguments(settings.model.class_, settings.model.arguments)
     runs = dict.fromkeys(stage.run or settings.run for stage in settings.stages)
     reporter = Reporter(console or SafeConsole(quiet=True))

@@ -65,14 +65,21 @@ class StageSettings(Settings):
     """One stage: an adapter of its own, trained on one blend, merged into the model before the next begins."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
-    run: str | None = Field(None, description="a finished run whose blend is learnt from; default: the adaptation's")
-    contrastive_weight: float = Field(1.0, ge=0, description="InfoNCE in both directions, over the whole batch")
-    mamcl_weight: float = Field(0.0, ge=0, description="InfoNCE among targets of one modality, query to target")
+    run: str | None = Field(
+        None,
+        description="The finished run whose blend this stage learns from. Default: the run of the whole adaptation.",
+    )
+    contrastive_weight: float = Field(
+        1.0, ge=0, description="Weight of InfoNCE in both directions over the whole batch."
+    )
+    mamcl_weight: float = Field(0.0, ge=0, description="Weight of InfoNCE from queries to the targets of one modality.")
     rank: int = Field(8, ge=1)
-    alpha: int = Field(16, ge=1, description="the adapter counts alpha / rank times")
-    dropout: float = Field(0.05, ge=0, lt=1, description="share of what the adapter reads")
-    learning_rate: float = Field(1e-4, gt=0, description="at its highest, after the warm-up")
-    epochs: int = Field(1, ge=1, description="how often the blend is gone through")
+    alpha: int = Field(16, ge=1, description="LoRA's alpha: the adapter is scaled by alpha / rank.")
+    dropout: float = Field(
+        0.05, ge=0, lt=1, description="Share of the adapter's inputs that are dropped while it learns."
+    )
+    learning_rate: float = Field(1e-4, gt=0, description="Highest learning rate, which is reached after the warm-up.")
+    epochs: int = Field(1, ge=1, description="Number of passes over the blend.")
 
     @model_validator(mode="after")
     def _some_objective(self) -> StageSettings:
@@ -91,23 +98,39 @@ UNITE_STAGES = (
 class AdaptSettings(Settings):
     """A whole adaptation. Only ``run`` and ``model`` have no default."""
 
-    run: str = Field(min_length=1, description="folder of a finished run, whose blend is learnt from")
-    model: ModelSpec = Field(description="a Qwen2-VL-type encoder: class, path and its other arguments")
+    run: str = Field(min_length=1, description="Folder of the finished run whose blend the model learns from.")
+    model: ModelSpec = Field(
+        description="An encoder of the Qwen2-VL family: its class, its path and its other arguments."
+    )
     output: str = "nemo-mm-rank-adapter"
-    import_from: Folders = Field((), description="folders with a model class of yours; '.': where this file lies")
+    import_from: Folders = Field(
+        (), description="Folders that hold a model class of yours. '.' is the folder of this file."
+    )
     stages: tuple[StageSettings, ...] = Field(UNITE_STAGES, min_length=1)
     temperature: float = Field(0.03, gt=0)
-    batch_size: int = Field(64, ge=2, description="pairs that are told apart from each other")
-    rows: int | None = Field(None, ge=1, description="items of a forward pass; default: the whole batch")
-    gradient_checkpointing: bool = Field(True, description="layers are computed twice rather than remembered")
-    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    batch_size: int = Field(
+        64, ge=2, description="Number of pairs in a batch; each pair is told apart from the others in its batch."
+    )
+    rows: int | None = Field(None, ge=1, description="Number of items in one forward pass. Default: the whole batch.")
+    gradient_checkpointing: bool = Field(
+        True, description="Compute activations a second time in the backward pass instead of keeping them in memory."
+    )
+    warmup: float = Field(0.03, ge=0, lt=1, description="Share of the steps during which the learning rate rises.")
     weight_decay: float = Field(0.0, ge=0)
-    max_norm: float = Field(1.0, gt=0, description="longer gradients are cut to this length")
-    held_out: float = Field(0.05, ge=0, lt=1, description="share of the pairs that are measured, and never learnt from")
+    max_norm: float = Field(1.0, gt=0, description="Gradients that are longer than this are scaled down to it.")
+    held_out: float = Field(
+        0.05, ge=0, lt=1, description="Share of the pairs that are used to measure the model and never to train it."
+    )
     max_held_out: int = Field(512, ge=2)
-    checkpoint_steps: int = Field(100, ge=1, description="a run that is killed loses no more steps than this")
+    checkpoint_steps: int = Field(
+        100,
+        ge=1,
+        description="Number of steps between checkpoints; a job that is killed loses no more steps than this.",
+    )
     seed: int = Field(0, ge=0)
-    device: str | None = Field(None, description="cpu, cuda ...; default: cuda where there is one")
+    device: str | None = Field(
+        None, description="Device of the model, such as cpu or cuda. Default: cuda where there is a GPU."
+    )
 
     @model_validator(mode="after")
     def _names_differ(self) -> AdaptSettings:
@@ -115,7 +138,7 @@ class AdaptSettings(Settings):
         if len(set(names)) < len(names):
             raise ValueError(f"stages: names must differ, not {names}")
         if "adapter" in self.model.arguments:
-            raise ValueError("model: what is adapted has no adapter yet; merge that one into its weights first")
+            raise ValueError("model: it has an adapter already; merge that adapter into its weights first")
         return self
 
 

@@ -48,19 +48,21 @@ class SearchSettings(Settings):
     """How mixes are drawn."""
 
     rounds: int = Field(3, ge=1)
-    draws: int = Field(16, ge=2, description="mixes that are tried in a round")
+    draws: int = Field(16, ge=2, description="Number of mixes that are tried in a round.")
     seed: int = Field(0, ge=0)
 
 
 class MixConfig(Settings):
     """A whole search."""
 
-    run: str = Field(description="folder of a finished run")
-    target: Pools = Field(min_length=1, description="pairs that the mix is to serve: what trained models are judged by")
+    run: str = Field(description="Folder of a finished run.")
+    target: Pools = Field(
+        min_length=1, description="Pairs that the mix should serve: the trained models are evaluated on them."
+    )
     by: Literal["modality", "pool", "type"] = "modality"
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
     search: SearchSettings = Field(default_factory=SearchSettings)
-    seeds: int = Field(3, ge=2, description="trainings of what is compared at the end")
+    seeds: int = Field(3, ge=2, description="Number of trainings of each mix that is compared at the end.")
     downstream: SmallSettings = Field(default_factory=SmallSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
     output: str = "nemo-mm-rank-mix"
@@ -100,7 +102,9 @@ def search(loss: Loss, own: Floats, most: Floats, settings: SearchSettings) -> T
         UserError: there is nothing to mix.
     """
     if len(own) < 2:
-        raise UserError("mix: one group alone is no mix; name another grouping with --by")
+        raise UserError(
+            "mix: the pool has one group only, and a mix needs at least two; choose another grouping with --by"
+        )
     rng = np.random.default_rng([settings.seed, 21])
     tried, losses, rounds = np.zeros((0, len(own))), np.zeros(0), np.zeros(0, dtype=np.int64)
     for number in range(1, settings.rounds + 1):
@@ -229,14 +233,14 @@ class Mixed:
     def lines(self) -> list[str]:
         """Return what `print` prints."""
         wide = max(map(len, (*self.groups, *self.mixes)))
-        text = [f"{self.tried} mixes tried at {self.budget:,} pairs; shares, and perplexity on the target"]
+        text = [f"{self.tried} mixes were tried at {self.budget:,} pairs; shares, and perplexity on the target"]
         text.append("  ".join([" " * wide, *(name.rjust(max(7, len(name))) for name in self.groups), "perplexity"]))
         for name, mix in self.mixes.items():
             shares = (f"{share:.3f}".rjust(max(7, len(g))) for g, share in zip(self.groups, mix, strict=True))
             text.append("  ".join([name.ljust(wide), *shares, f"{np.exp(self.losses[name]):10.2f}"]))
         for name, difference in self.against.items():
             low, high = difference.low, difference.high
-            says = "better" if high < 0 else "worse" if low > 0 else "not to be told apart"
+            says = "better" if high < 0 else "worse" if low > 0 else "no difference that can be told from noise"
             text.append(
                 f"found against {name}: {difference.value:+.4f} in log perplexity [{low:+.4f}, {high:+.4f}]: {says}"
             )

@@ -98,7 +98,7 @@ def overview(bench: Benchmark) -> Section:
     tiles = [
         Tile("pool", f"{pairs:,}", "pairs"),
         Tile("budget", f"{budget:,}", share(budget, pairs) + " of the pool"),
-        Tile("strategies", str(len(bench.strategies)), f"{len(bench.ours)} of ours"),
+        Tile("strategies", str(len(bench.strategies)), f"{len(bench.ours)} are ours"),
         Tile("seeds", str(len(bench.seeds)), ", ".join(map(str, bench.seeds))),
     ]
     if wanted := bench.results.of(POOL, "precision"):
@@ -160,11 +160,13 @@ def training(bench: Benchmark) -> Section | None:
             means = list(map(mean_interval, values.values()))
             lines.append(charts.Curve(name, charts.strategy_colour(name), list(values), means, name in bench.ours))
     note = (
-        "Mean over the seeds; band: 95 % interval of Student's t, as far as the frame goes. Lower is better. "
-        "Thick: strategies of ours."
+        "Mean over the seeds; band: 95 % interval of Student's t, cut off at the frame. Lower is better. "
+        "Thick lines: our strategies."
     )
     chart = charts.curves("Held-out perplexity", lines, "training step", "perplexity", note)
-    differences = _differences(bench, "best_perplexity", "Best perplexity: ours less each baseline", "lower is better")
+    differences = _differences(
+        bench, "best_perplexity", "Best perplexity: our strategies minus each baseline", "lower is better"
+    )
     lead = "The same model, start, order and number of steps on every blend; only the chosen pairs differ."
     return Section("training", "Training on the blends", lead, [chart, *differences, *tables.training(bench)])
 
@@ -182,8 +184,8 @@ def selection(bench: Benchmark) -> Section | None:
     rows += [("pool", 7, mean_interval([value])) for value in bench.results.of(POOL, "precision")]
     label = "precision (mean over seeds, 95 % interval)"
     chart = charts.intervals("Precision: share of the blend that is clean and on topic", rows, label)
-    differences = _differences(bench, "precision", "Precision: ours less each baseline", "higher is better")
-    lead = "Against a truth that is known, because the noise in the pool was planted."
+    differences = _differences(bench, "precision", "Precision: our strategies minus each baseline", "higher is better")
+    lead = "Measured against a known truth, because the noise in the pool was planted."
     return Section("selection", "Selection against the truth", lead, [chart, *differences, *known])
 
 
@@ -209,8 +211,8 @@ def spaces(bench: Benchmark, about: str) -> Section:
 
 def cost(bench: Benchmark) -> Section:
     """Return what the strategies cost."""
-    lead = "Wall clock and memory of this machine; another one gives other figures."
-    return Section("cost", "What it cost", lead, tables.cost(bench))
+    lead = "Wall-clock time and memory of this machine; another machine gives other figures."
+    return Section("cost", "Cost", lead, tables.cost(bench))
 
 
 def provenance(bench: Benchmark) -> Section:
@@ -218,8 +220,8 @@ def provenance(bench: Benchmark) -> Section:
     rows = [Row((name, digest)) for name, digest in bench.facts["blends"].items()]
     config = yaml.safe_dump(bench.facts["config"], sort_keys=False, allow_unicode=True)
     blends = Table("Blends (strategy-seed)", ["blend", "digest"], rows, (0, 1))
-    lead = "Every blend lies beside this page as a list of pairs with its digest."
-    return Section("provenance", "Where it comes from", lead, [blends, content.Folded("Configuration", config)])
+    lead = "Every blend is a file beside this page: a list of pairs with its digest."
+    return Section("provenance", "How the blends were made", lead, [blends, content.Folded("Configuration", config)])
 
 
 def _differences(bench: Benchmark, measure: str, title: str, better: str) -> list[content.Chart]:
@@ -228,7 +230,7 @@ def _differences(bench: Benchmark, measure: str, title: str, better: str) -> lis
         for one, other, difference, _ in bench.compared(measure)
     ]
     label = f"paired difference, 95 % interval ({better})"
-    note = "An interval that holds 0 does not tell the two apart."
+    note = "If the interval contains 0, the two strategies cannot be told apart."
     return [charts.intervals(title, rows, label, note, differences=True)] if rows else []
 
 

@@ -72,12 +72,16 @@ class Relevance(Settings):
 
     column: str
     values: tuple[str | bool | int | float, ...] = ()
-    pattern: str | None = Field(None, description="regular expression (RE2), found anywhere, case aside")
+    pattern: str | None = Field(
+        None,
+        description="Regular expression (RE2) that is searched for anywhere in the text; upper and lower case are"
+        " the same.",
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Relevance:
         if bool(self.values) == bool(self.pattern):
-            raise ValueError("give values or a pattern")
+            raise ValueError("give either values or a pattern")
         if self.pattern is not None:
             try:
                 pc.match_substring_regex(pa.array([""]), self.pattern)
@@ -90,15 +94,21 @@ class ValidationSettings(Settings):
     """The pairs that a trained model is judged by: the user's own, or drawn from the pool's pairs on topic."""
 
     pools: Pools = ()
-    pairs: int = Field(100, ge=1, description="to draw, where there are no pools; they leave the pool")
+    pairs: int = Field(
+        100,
+        ge=1,
+        description="Number of pairs to draw from the pool where no validation pools are given; they leave the pool.",
+    )
 
 
 class StratifiedSettings(Settings):
     """Random sampling by group."""
 
     by: Literal["modality", "pool", "cluster"] = "modality"
-    clusters: int = Field(20, ge=2, description="of the annotations' embeddings by the anchor, k-means")
-    shares: Literal["proportional", "equal"] = Field("equal", description="of the groups in the blend")
+    clusters: int = Field(
+        20, ge=2, description="Number of k-means clusters of the annotations' embeddings by the anchor."
+    )
+    shares: Literal["proportional", "equal"] = Field("equal", description="Shares of the groups in the blend.")
 
 
 def _seeds(value: Any) -> Any:
@@ -110,13 +120,17 @@ class BenchmarkConfig(Config):
 
     pools: Pools = ()
     output: str = "nemo-mm-rank-benchmark"
-    demo: int | None = Field(None, ge=5, description="pairs of each modality of the built-in pool, in place of pools")
+    demo: int | None = Field(
+        None,
+        ge=5,
+        description="Number of pairs of each modality in the built-in pool, which is used in place of pools.",
+    )
     strategies: tuple[Strategy, ...] = Field(tuple(Strategy), min_length=1)
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds)] = Field(
-        (0, 1, 2, 3, 4), min_length=1, description="or how many, from 0 on"
+        (0, 1, 2, 3, 4), min_length=1, description="The seeds, or how many of them, counted from 0."
     )
     relevant: Relevance | None = None
-    plant: PlantSettings | None = Field(None, description="noise of known truth; none: the pool as it is")
+    plant: PlantSettings | None = Field(None, description="Noise whose truth is known. none: the pool stays as it is.")
     validation: ValidationSettings = Field(default_factory=ValidationSettings)
     stratified: StratifiedSettings = Field(default_factory=StratifiedSettings)
     traditional: TraditionalSettings = Field(default_factory=TraditionalSettings)
@@ -124,9 +138,11 @@ class BenchmarkConfig(Config):
     negcliploss: BatchSettings = Field(default_factory=BatchSettings)
     downstream: DownstreamSettings = Field(default_factory=SmallSettings)
     cold: bool = Field(
-        True, description="each strategy starts without models, so that its cost is its own; or it has what is loaded"
+        True,
+        description="Start each strategy without loaded models, so that its cost is its own. If false, a strategy"
+        " uses the models that are already loaded.",
     )
-    bootstrap: int = Field(1000, ge=100, description="samples for the intervals of the geometry")
+    bootstrap: int = Field(1000, ge=100, description="Number of bootstrap samples for the intervals of the geometry.")
 
     @model_validator(mode="after")
     def _compares(self) -> BenchmarkConfig:
@@ -134,7 +150,10 @@ class BenchmarkConfig(Config):
             raise ValueError("give either pools or demo, the size of the built-in pool")
         for name in ("strategies", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name}: one is there twice")
+                raise ValueError(f"{name}: each may be named only once")
         if self.budget.threshold is not None:
-            raise ValueError("budget: a least score means another thing to every strategy; give a count or a share")
+            raise ValueError(
+                "budget: scores of different strategies cannot be compared, so a least score is not "
+                "possible; give a count or a share"
+            )
         return self

@@ -229,7 +229,9 @@ def _relevant(table: pa.Table, relevance: Relevance | None, names: Sequence[str]
     if relevance is None:
         return np.ones(len(table), dtype=bool)
     if relevance.column not in table.column_names:
-        raise ConfigError(f"relevant.column: no {relevance.column!r} here{nearest(relevance.column, names)}")
+        raise ConfigError(
+            f"relevant.column: the pool has no column {relevance.column!r}{nearest(relevance.column, names)}"
+        )
     column = table[relevance.column]
     if relevance.pattern is not None:
         if not pa.types.is_string(column.type):
@@ -245,7 +247,9 @@ def _draw(table: pa.Table, relevant: Bools, config: BenchmarkConfig) -> Bools:
     fit = np.flatnonzero(relevant & pc.is_null(table[ERROR]).to_numpy())
     count = config.validation.pairs
     if count >= len(fit):
-        raise UserError(f"validation.pairs: {count:,} of {len(fit):,} pairs on topic would leave none to choose")
+        raise UserError(
+            f"validation.pairs: {count:,} of {len(fit):,} pairs on topic would leave no pair to choose from"
+        )
     drawn = np.zeros(len(table), dtype=bool)
     drawn[np.random.default_rng([config.seed, 2]).choice(fit, count, replace=False)] = True
     return drawn

@@ -114,7 +114,7 @@ class Bench:
             stages = ShardStore(shards.stages[:last], shards.count)
             if DATA_SPANS in stages.columns():
                 return stages
-        raise UserError(f"{folder.path}: nothing has been trimmed here")
+        raise UserError(f"{folder.path}: no pair was trimmed in this run; run curate with --sns")
 
 
 def choose(bench: Bench, strategy: Strategy, seed: int) -> list[str]:
@@ -281,13 +281,13 @@ def _by_agreement(bench: Bench, strategy: Strategy, _: int) -> list[str]:
 def _datacomp(bench: Bench, _: Strategy, seed: int) -> list[str]:
     """Draw from the pairs that DataComp's basic filter keeps; from the others where those are too few.
 
-    Words and characters are asked of every annotation, sizes of pictures alone, English where ``ecodatum.operators``
+    Words and characters are asked of every annotation, sizes of images alone, English where ``ecodatum.operators``
     names a ``language`` file.
     """
     asked = bench.config.ecodatum.operators
     language = asked.language
-    pictures: tuple[Any, ...] = ("resolution", "geometric")
-    settings = OperatorSettings(pictures=pictures, texts=(), language=language, fingerprints=False)
+    images: tuple[Any, ...] = ("resolution", "geometric")
+    settings = OperatorSettings(images=images, texts=(), language=language, fingerprints=False)
     basic = BasicStep(english=language is not None)
     config = ecodatum.EcoDatumConfig(pools=(bench.pool,), output=str(bench.run("datacomp")), media=bench.config.media)
     config = config.model_copy(update={name: getattr(bench.config, name) for name in ("rows_per_shard", "shards")})

@@ -176,8 +176,8 @@ def _differences(bench: Comparison, measure: str, lower: bool) -> list[Table]:
     head = ["difference", "mean", "95 % interval", "p", "p (Holm)", "says"]
     note = (
         "Paired by seed: the same seed is the same start, order and number of tokens. A difference is separable where "
-        "its interval excludes 0; Holm's p value is adjusted for the number of comparisons. What no seed changes has "
-        "an interval without width."
+        "its interval excludes 0; Holm's p value is adjusted for the number of comparisons. Where no seed "
+        "changes the value, the interval has no width."
     )
     return [_table(f"{title}: differences", head, rows, note, text=(0, 5))] if rows else []
 
@@ -185,7 +185,7 @@ def _differences(bench: Comparison, measure: str, lower: bool) -> list[Table]:
 def verdict(difference: Difference, adjusted: float, lower: bool) -> str:
     """Say what a difference says: ``better``, ``worse``, or that it is not separable."""
     if difference.n < 2:
-        return "one seed says nothing"
+        return "not known from one seed"
     if not difference.separable:
         return "not separable"
     direction = "better" if (difference.value < 0) == lower else "worse"

@@ -79,7 +79,10 @@ class Training:
         job = self.jobs[number]
         blend = Blend.load(self.folder / "blends", job.strategy, job.seed, job.blend_key)
         if blend is None:
-            raise UserError(f"{self.folder}: the blend of {job.strategy} with seed {job.seed} has changed meanwhile")
+            raise UserError(
+                f"{self.folder}: the blend of {job.strategy} with seed {job.seed} was changed while the "
+                "benchmark was running; start the benchmark again"
+            )
         corpus = self.corpus(SerialEngine(self.device))
         perplexity = train(
             corpus,

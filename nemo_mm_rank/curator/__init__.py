@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nemo_mm_rank.errors import require
 
 if TYPE_CHECKING:
+    from nemo_mm_rank.curator.audio import AudioPairsStage, AudioScoreStage
     from nemo_mm_rank.curator.clips import ClipPairsStage, ClipScoreFilterStage
     from nemo_mm_rank.curator.filters import BlendMembershipFilter, ObjectiveFilter, PairAgreementFilter
     from nemo_mm_rank.curator.images import ImageKeepStage, ImagePairsStage
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
         TextQualityStage,
     )
     from nemo_mm_rank.curator.readers import PoolReader
-    from nemo_mm_rank.curator.sounds import AudioPairsStage, AudioScoreStage
     from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
     from nemo_mm_rank.curator.workflow import MultimodalRankStage, MultimodalRankWorkflow
     from nemo_mm_rank.curator.writers import BlendWriter, QuarantineStage, WebDatasetWriter
@@ -78,7 +78,7 @@ _HOMES = {
     "pairs": "PairColumnsStage",
     "quality": "ColumnQualityStage EcoDatumStage EnsembleStage MediaQualityStage SentenceQualityStage TextQualityStage",
     "readers": "PoolReader",
-    "sounds": "AudioPairsStage AudioScoreStage",
+    "audio": "AudioPairsStage AudioScoreStage",
     "stages": "ExpertEmbeddingStage ProjectionStage MatchStage RankScoreStage SNSStage",
     "workflow": "MultimodalRankStage MultimodalRankWorkflow",
     "writers": "BlendWriter QuarantineStage WebDatasetWriter",

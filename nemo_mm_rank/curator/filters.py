@@ -143,7 +143,7 @@ class BlendMembershipFilter(_Threshold):
         try:
             chosen = read_table(self._file, [PAIR_ID, "rank"], our=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._file}: no blend: {' '.join(str(error).split())}") from error
+            raise UserError(f"{self._file}: this is not a blend: {' '.join(str(error).split())}") from error
         self._loaded = dict(zip(chosen[PAIR_ID].to_pylist(), chosen["rank"].to_pylist(), strict=True))
 
     def score_document(self, text: str) -> float:

@@ -68,7 +68,7 @@ def read_column(file: str | Path, key: str, column: str, stage: str) -> dict[Any
     path = Path(file).expanduser()
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"{stage}: {path}: a folder without Parquet files")
+        raise UserError(f"{stage}: {path}: the folder contains no Parquet files")
     known: dict[Any, Any] = {}
     for one in files:
         try:

@@ -73,10 +73,10 @@ class SNSModifier(DocumentModifier):
         super().__init__()
         outputs = (schema.ANNOTATION, schema.ANNOTATION_SPANS, schema.DATA_SPANS, schema.SNS_REASON)
         if output not in outputs:
-            raise ConfigError(f"SNSModifier: no output {output!r}{nearest(output, outputs)}")
+            raise ConfigError(f"SNSModifier: there is no output {output!r}{nearest(output, outputs)}")
         for ours in fields or {}:
             if ours not in _READ:
-                raise ConfigError(f"SNSModifier: no field {ours!r}{nearest(ours, _READ)}")
+                raise ConfigError(f"SNSModifier: there is no field {ours!r}{nearest(ours, _READ)}")
         models = classical_models() if models is None else models
         config = checked(sns=sns, experts=experts, models=models, media=media or {}, anchor=next(iter(models), ""))
         self._output: str = output
@@ -133,7 +133,7 @@ class AnnotationSentenceModifier(DocumentModifier):
         super().__init__()
         if (objective is None) == (against is None):
             raise ConfigError(
-                "AnnotationSentenceModifier: give either an objective or the field to hold sentences against"
+                "AnnotationSentenceModifier: give either an objective or the field that sentences are compared with"
             )
         settings = parse(SNSSettings, sns or {}).model_copy(update={"mode": "backward", "expert": None})
         expert = {"name": "judge", "kind": "text-based", "encoder": "judge"}

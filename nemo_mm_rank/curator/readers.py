@@ -60,7 +60,7 @@ class PoolReader(CompositeStage[EmptyTask, DocumentBatch]):
         for setting in ("files_per_partition", "rows_per_batch"):
             value = getattr(self, setting)
             if value is not None and value < 1:
-                raise ConfigError(f"{self.name}: {setting} is at least 1, not {value}")
+                raise ConfigError(f"{self.name}: {setting} must be at least 1, not {value}")
         self._sources = [_absolute(source) for source in checked(pools=self.pools).pools]
 
     def decompose(self) -> list[ProcessingStage[Any, Any]]:

@@ -363,7 +363,7 @@ class ExpertEmbeddingStage(EncoderStage):
         names = [expert.name for expert in config.experts]
         for name in self.given:
             if name not in names:
-                raise ConfigError(f"given: no expert {name!r}{nearest(name, names)}")
+                raise ConfigError(f"given: there is no expert {name!r}{nearest(name, names)}")
         step = ExpertStep(config.experts, config.models, config.anchor, config.media, tuple(self.given))
         return step, {name: config.models[name] for name in sorted(step.used)}
 
@@ -406,7 +406,7 @@ class MatchStage(StepStage):
         models = {name: parse(ModelSpec, model) for name, model in self.models.items()}
         step = MatchStep(Path(self.matcher).absolute(), models, media)  # workers may stand elsewhere
         if step.anchor not in models:
-            raise ConfigError(f"models: no model {step.anchor!r}, which the matcher embeds sentences by")
+            raise ConfigError(f"models: there is no model {step.anchor!r}, which embeds the sentences for the matcher")
         return step, {step.anchor: models[step.anchor]}
 
 

@@ -56,7 +56,9 @@ class _AtomicWriter(BaseWriter):
             UserError: the folder is not ours to write.
         """
         if is_url(str(self.path)):
-            raise ConfigError(f"{self.name}: a folder that all nodes see, not the URL {str(self.path)!r}")
+            raise ConfigError(
+                f"{self.name}: the output must be a folder that all nodes can reach, not the URL {str(self.path)!r}"
+            )
         self.path = str(local(self.path))  # workers may stand elsewhere
         folder = Claim("batches").check(self.path)
         mode: Literal["ignore", "overwrite", "append", "error"] = self.mode  # type: ignore[has-type]
@@ -98,7 +100,9 @@ class BlendWriter(_AtomicWriter):
             ConfigError: a URL, or another extension.
         """
         if self.file_extension not in ("parquet", "jsonl"):
-            raise ConfigError(f"{self.name}: a blend is written as parquet or jsonl, not {self.file_extension!r}")
+            raise ConfigError(
+                f"{self.name}: a blend can be written as parquet or jsonl, not as {self.file_extension!r}"
+            )
         super().__post_init__()
 
     def _write(self, table: pa.Table, file: Path) -> None:
@@ -190,7 +194,9 @@ class QuarantineStage(ProcessingStage[DocumentBatch, DocumentBatch]):
             UserError: the folder is not ours to write.
         """
         if is_url(str(self.path)):
-            raise ConfigError(f"quarantine: a folder that all nodes see, not the URL {str(self.path)!r}")
+            raise ConfigError(
+                f"quarantine: the output must be a folder that all nodes can reach, not the URL {str(self.path)!r}"
+            )
         self.path = _CLAIM.check(self.path)  # absolute: workers may stand elsewhere
 
     def inputs(self) -> tuple[list[str], list[str]]:

@@ -34,8 +34,8 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
 
     Half of the pairs of a modality (none of code) have ``on_topic`` set: those that `QUERY` asks for. ``fault`` says
     what is wrong with a pair, where something is: annotations with a foreign sentence added, which trimming should
-    take off again, and besides the pairs asked for a corrupt picture, a missing file, an empty caption and an id
-    that is there twice, which should be quarantined. About 64 KB for each sound, 15 KB for each film.
+    take off again, and besides the pairs asked for a corrupt image, a missing file, an empty caption and an id
+    that is there twice, which should be quarantined. About 64 KB for each recording, 15 KB for each video.
 
     The same arguments give the same files, and files that are there already are not written again.
 
@@ -68,7 +68,7 @@ def make_demo_pool(folder: Path, pairs_per_modality: int = 40, seed: int = 0) ->
 
 
 def real_pool() -> Path:
-    """Return the manifest of the small pool of real pairs: photos, sounds, texts and code of free licences.
+    """Return the manifest of the small pool of real pairs: photos, recordings, texts and code of free licences.
 
     Raises:
         UserError: it is not there, because the package was installed without the project around it.
@@ -76,7 +76,7 @@ def real_pool() -> Path:
     manifest = Path(__file__).parents[2] / "tests" / "data" / "real_pool" / "pool.jsonl"
     if not manifest.exists():
         raise UserError(
-            f"{manifest}: is not there: the real pool comes with a clone of the project, not with the package"
+            f"{manifest}: no such file: the real pool is part of a clone of the project, not of the installed package"
         )
     return manifest
 
@@ -137,7 +137,7 @@ _MAKERS: dict[str, _Maker] = {
     Modality.TEXT: lambda random, on_topic, number: words.text(random, on_topic, number // 2),
     Modality.CODE: lambda random, _, number: words.code(random, number),
     Modality.IMAGE: _image,
-    Modality.AUDIO: lambda random, on_topic, number: audio.sound(random, on_topic, number // 2),
+    Modality.AUDIO: lambda random, on_topic, number: audio.audio_clip(random, on_topic, number // 2),
     Modality.VIDEO: _video,
 }
 """From chance, whether the pair is on topic, and its number; every second one of a modality can be."""

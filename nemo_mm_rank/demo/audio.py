@@ -99,8 +99,8 @@ COURSES: list[tuple[Waveform, str]] = [
 ]
 
 
-def sound(random: Random, natural: bool, number: int) -> tuple[bytes, str]:
-    """Return a sound as a WAV file (mono, 16 bit), and its caption; kinds take turns by ``number``."""
+def audio_clip(random: Random, natural: bool, number: int) -> tuple[bytes, str]:
+    """Return a recording as a WAV file (mono, 16 bit), and its caption; kinds take turns by ``number``."""
     loud = random.choice(list(LOUDNESS))
     kinds = NATURE if natural else MACHINES
     samples, said = kinds[number % len(kinds)](random, loud)

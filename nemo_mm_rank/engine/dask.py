@@ -165,7 +165,9 @@ class DaskEngine:
                         "memory may be too small for the models, so try fewer workers or more and smaller shards"
                     ) from error
                 except CancelledError as error:
-                    raise UserError("the Dask cluster is gone; start again to go on from here") from error
+                    raise UserError(
+                        "the Dask cluster has stopped; start the same command again to continue from here"
+                    ) from error
                 for part, result in zip(several, results, strict=False):  # fewer, where one of them failed
                     if isinstance(result, UserError):
                         raise result

@@ -55,7 +55,7 @@ def mean_of_parts(apart: Apart, items: Sequence[Items], encoders: Mapping[int, E
     else:
         sums = torch.stack(vectors).mean(dim=0)
         for row in torch.nonzero(sums.norm(dim=1) < LEAST).flatten().tolist():
-            errors.setdefault(row, EmbeddingError("the vectors of its parts cancel each other out"))
+            errors.setdefault(row, EmbeddingError("the embeddings of its parts cancel each other out"))
         mean = F.normalize(sums, dim=1)
     if errors:
         mean = mean.clone()

@@ -35,7 +35,7 @@ def clip_files(metas: str) -> list[str]:
     """
     found = sorted(name for name in os.listdir(metas) if name.endswith(".json") and not name.startswith("."))
     if not found:
-        raise PoolError(f"{metas}: a folder of clips without any")
+        raise PoolError(f"{metas}: the folder contains no clips")
     return [os.path.join(metas, name) for name in found]
 
 

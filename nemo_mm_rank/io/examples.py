@@ -98,7 +98,7 @@ def _pairs(source: PoolSource) -> Found:
         except EmptyPoolError:
             bad = read_table(into / BAD_ROWS).slice(0, 1).to_pylist()
             why = f"; the first row: {bad[0]['message']}" if bad else ""
-            raise PoolError(f"{source.path}: no example in it can be read{why}") from None
+            raise PoolError(f"{source.path}: none of its examples can be read{why}") from None
         tables = [read_table(part) for part in sorted(into.iterdir()) if is_part(part)]
     rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     kept = [name for name in (*CANONICAL, MEDIA_ROOT, DATA_BYTES, DATA_PARTS) if name in rows.column_names]
@@ -122,7 +122,7 @@ def _texts(source: PoolSource) -> Found:
         raise PoolError(f"{source.path}: cannot be read: {' '.join(str(error).split())}") from error
     texts = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not texts:
-        raise PoolError(f"{source.path}: no example in it: a text file has one on each line")
+        raise PoolError(f"{source.path}: it contains no example; a text file has one example on each line")
     names = [f"line {number}" for number, _ in texts]
     data, modality = [text for _, text in texts], source.modality or str(Modality.TEXT)
     return Found("texts", _table(names, [modality] * len(data), data, data, source, ""), [modality, data])

@@ -43,7 +43,7 @@ def write_blend(table: pa.Table, path: Path) -> None:
     elif path.suffix == ".jsonl":
         write_atomically(path, lambda target: _write_jsonl(table, target))
     else:
-        raise UserError(f"{path.name}: a blend is written as .parquet or .jsonl")
+        raise UserError(f"{path.name}: a blend can be written as .parquet or .jsonl")
 
 
 def _write_jsonl(table: pa.Table, path: Path) -> None:

@@ -35,9 +35,7 @@ class Fields:
         for name in ours:
             if name in self.columns and name not in self.names.values():
                 theirs = self.names[name]
-                raise PoolError(
-                    f"{rows.file}: column {name!r} is there, but {name!r} is mapped to {theirs!r}; drop one"
-                )
+                raise PoolError(f"{rows.file}: column {name!r} exists, but {name!r} is mapped to {theirs!r}; drop one")
 
     def get(self, ours: str) -> Column | None:
         """Return a column by our name, None where there is none."""

@@ -152,7 +152,7 @@ def is_sound(path: Path) -> bool:
 
 @contextmanager
 def _sound_file(path: Path) -> Iterator[None]:
-    """Refuse a file that is not sound, and turn what is raised over its content into one line.
+    """Refuse a file that is not intact, and turn what is raised over its content into one line.
 
     Raises:
         DamagedError: naming it.
@@ -230,7 +230,7 @@ def reading(folder: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())
-        raise ModelError(f"{folder} holds no {what}: {type(error).__name__}: {line}") from error
+        raise ModelError(f"{folder} contains no {what}: {type(error).__name__}: {line}") from error
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, *, our: bool = True) -> pa.Table:

@@ -291,12 +291,12 @@ def _whole_object(row: Any) -> dict[str, Any]:
 def why_not(error: Exception) -> str:
     """Say what a content was found to be that `json_object` refused."""
     if isinstance(error, json.JSONDecodeError):
-        hint = "; one object has to stand on one line" if error.doc.strip() == "{" else ""
+        hint = "; each object must be on one line of its own" if error.doc.strip() == "{" else ""
         return f"{error.msg} at column {error.colno}{hint}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte 0x{error.object[error.start]:02x} at {error.start + 1}"
     if isinstance(error, UnicodeEncodeError):
         return "half of a surrogate pair"
     if isinstance(error, RecursionError):
-        return "values nested too deeply"
+        return "values that are nested too deeply"
     return str(error)

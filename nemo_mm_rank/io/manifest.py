@@ -65,7 +65,7 @@ def read_rows(file: str, seconds: float = DOWNLOAD_SECONDS) -> Iterator[Rows]:
     """
     kind = split_suffix(file)[1]
     if kind not in ("json", "csv", "parquet"):
-        raise PoolError(f"{file}: a manifest is {KINDS}")
+        raise PoolError(f"{file}: a manifest must be {KINDS}")
     with opened(file, seconds) as handle:
         head = handle.peek(64)[:64]
         refuse_pretender(file, head)

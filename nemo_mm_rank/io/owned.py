@@ -131,9 +131,11 @@ class Claim:
         folder = local(path)
         try:
             if folder.is_symlink():
-                raise UserError(f"{folder}: is a link; name the folder that it leads to, {os.path.realpath(folder)}")
+                raise UserError(
+                    f"{folder}: this is a link; name the folder that it leads to, {os.path.realpath(folder)}"
+                )
             if folder.exists() and not folder.is_dir():
-                raise UserError(f"{folder}: is there already and is no folder; name another output")
+                raise UserError(f"{folder}: this exists already and is not a folder; choose another output")
             if Mark.read(folder) is not None:
                 recognised(folder, self.kind)
             self._refuse_inputs(folder)
@@ -153,7 +155,7 @@ class Claim:
         if refused and not self.overwrite:
             others = "" if not self.again else f" of {_named(mark.sources)}, not of {_named(self.mark.sources)}"
             raise UserError(
-                f"{folder}: holds {KINDS[self.kind]} already{others}; name another output, or have it replaced with "
+                f"{folder}: contains {KINDS[self.kind]} already{others}; choose another output, or replace it with "
                 "--overwrite (in Python: overwrite=True)"
             )
         return folder
@@ -196,7 +198,7 @@ class Claim:
         own = _real(folder)
         for run in self.runs:
             if _below(_real(run), own):
-                raise UserError(f"{folder}: the run {run} lies in it; name an output that no input lies in")
+                raise UserError(f"{folder}: the run {run} lies in it; choose an output folder that contains no input")
         for pool in self.pools:
             places = [*([pool.root] if pool.root else []), *pool.trusted_roots]
             if not is_url(pool.path):  # which would be listed anew
@@ -204,14 +206,15 @@ class Claim:
             for place in places:
                 if not is_url(place) and _below(_real(place), own):
                     raise UserError(
-                        f"{folder}: the pool {pool.path} lies in it ({place}); name an output that no input lies in"
+                        f"{folder}: the pool {pool.path} lies in it ({place}); choose an output folder that contains "
+                        "no input"
                     )
             if not is_url(pool.path) and has_magic(pool.path):
                 pattern = os.path.abspath(os.path.expanduser(pool.path)).split(os.sep)
                 if any(_matches(pattern, str(folder / name).split(os.sep)) for name in _LIKE_OURS):
                     raise UserError(
-                        f"{folder}: the pool {pool.path} would find what is written there; name an output that the "
-                        "pattern does not reach"
+                        f"{folder}: the pool {pool.path} would read what is written there; choose an output that "
+                        "the pattern does not match"
                     )
 
 
@@ -222,11 +225,11 @@ def local(path: str | Path) -> Path:
         UserError: no name, or a URL.
     """
     if not str(path).strip():
-        raise UserError("output: an empty name; is a variable of the shell unset?")
+        raise UserError("output: the name is empty; is a variable of the shell unset?")
     if "\0" in str(path):
-        raise UserError(f"{str(path)!r}: is no name of a folder or file")
+        raise UserError(f"{str(path)!r}: not a valid name of a folder or file")
     if is_url(str(path)):
-        raise UserError(f"{path}: outputs are local folders, not URLs")
+        raise UserError(f"{path}: outputs must be local folders, not URLs")
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
@@ -255,9 +258,10 @@ def recognised(folder: Path, kind: str, more: str = "") -> Mark:
     mark = Mark.read(folder)
     if mark is None:
         damaged = os.path.lexists(folder / MARK)
-        lacks = f"{MARK} in it is damaged or not ours" if damaged else f"there is no {MARK} in it"
+        lacks = f"{MARK} in it is damaged, or was not made by nemo-mm-rank" if damaged else f"there is no {MARK} in it"
         raise UserError(
-            f"{folder}: is not empty, and nothing says that nemo-mm-rank made it ({lacks}); name another folder{more}"
+            f"{folder}: the folder is not empty, and nothing shows that nemo-mm-rank made it ({lacks}); "
+            f"choose another folder{more}"
         )
     if mark.version > _FORMAT:
         raise UserError(f"{folder}: was made by a later version of nemo-mm-rank; choose another output")
@@ -278,7 +282,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     if path.is_symlink():
-        raise UserError(f"{path}: is a link, which no run has made; remove it and start again")
+        raise UserError(f"{path}: this is a link that no run made; remove it and start again")
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -287,7 +291,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{folder}: another run is at work in this folder") from error
+            raise UserError(f"{folder}: another run is using this folder") from error
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
@@ -310,13 +314,13 @@ def _held_by_file(path: Path) -> Iterator[None]:
             holder = path.read_text(encoding="utf-8", errors="replace")[:300] if not path.is_symlink() else ""
             if attempt == 2 or not _gone(holder):
                 raise UserError(
-                    f"{path.parent}: another run is at work in this folder ({holder or 'unknown'}); "
-                    f"where it is not, remove {path} and start again"
+                    f"{path.parent}: another run is using this folder ({holder or 'unknown'}); "
+                    f"if it is not running any more, remove {path} and start again"
                 ) from error
             path.unlink(missing_ok=True)
         else:
             break
-    warnings.warn(f"{path.parent}: its file system has no locks; {path.name} holds it instead", stacklevel=2)
+    warnings.warn(f"{path.parent}: the file system has no locks; {path.name} holds it instead", stacklevel=2)
     try:
         with os.fdopen(handle, "w") as file:
             file.write(me)
@@ -461,7 +465,7 @@ def take(folder: Path, name: str) -> Path:
     mark = Mark.read(folder)
     if mark is not None and name not in mark.files:
         if os.path.lexists(folder / name):
-            raise UserError(f"{folder / name}: is there already, and no run has made it; move it elsewhere")
+            raise UserError(f"{folder / name}: the file exists already, and no run made it; move it elsewhere")
         write_text(folder / MARK, replace(mark, files=(*mark.files, name)).text())
     return folder / name
 
@@ -485,7 +489,7 @@ def refuse_links(folder: Path, names: Iterable[str]) -> None:
         links = [top] if top.is_symlink() else []
         links += [path for place, below, _ in os.walk(top) for one in below if (path := Path(place, one)).is_symlink()]
         for link in links[:1]:
-            raise UserError(f"{link}: is a link, which no run has made; remove it and start again")
+            raise UserError(f"{link}: this is a link that no run made; remove it and start again")
 
 
 def check_file(path: str | Path, ours: Callable[[Path], bool], what: str) -> Path:
@@ -501,11 +505,11 @@ def check_file(path: str | Path, ours: Callable[[Path], bool], what: str) -> Pat
     """
     file = local(path)
     if file.is_symlink():
-        raise UserError(f"{file}: is a link; name the file that it leads to, {os.path.realpath(file)}")
+        raise UserError(f"{file}: this is a link; name the file that it leads to, {os.path.realpath(file)}")
     if file.is_dir():
-        raise UserError(f"{file}: is a folder; name a file in it")
+        raise UserError(f"{file}: this is a folder; name a file in it")
     if file.exists() and not (file.is_file() and ours(file)):
-        raise UserError(f"{file}: is there already, and is no {what} of nemo-mm-rank's; name another file")
+        raise UserError(f"{file}: the file exists already, and is not a {what} of nemo-mm-rank; choose another file")
     return file
 
 

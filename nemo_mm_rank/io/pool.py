@@ -159,9 +159,13 @@ def _of_folder(path: str, files: list[str]) -> list[str]:
     if tars:  # beside its tars, img2dataset writes what became of each download
         found = [file for file in found if split_suffix(file)[1] != "parquet" or split_suffix(file)[0] not in tars]
     if not found:
-        raise PoolError(f"{path}: a folder without a manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)")
+        raise PoolError(
+            f"{path}: the folder contains no manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)"
+        )
     if len({split_suffix(file)[1] == "tar" for file in found}) > 1:
-        raise PoolError(f"{path}: a folder with .tar files and other manifests: say which, e.g. '{path}/*.tar'")
+        raise PoolError(
+            f"{path}: the folder contains .tar files and other manifests: say which to read, e.g. '{path}/*.tar'"
+        )
     return found
 
 
@@ -354,12 +358,15 @@ def renamed_note(renamed: Mapping[str, str]) -> str:
     """Say which columns go by other names."""
     names = ", ".join(f"{name!r} as {new!r}" for name, new in sorted(renamed.items())[:5])
     more = f" and {len(renamed) - 5} more" if len(renamed) > 5 else ""
-    return f"columns that have names of ours are kept under others: {names}{more}"
+    return f"columns with names that nemo-mm-rank uses itself are kept under other names: {names}{more}"
 
 
 def gathered_note() -> str:
     """Say where the columns are of a pool that has too many for a table."""
-    return f"there are more than {MAX_COLUMNS:,} columns besides ours: all of them are kept as JSON in {OTHER_FIELDS!r}"
+    return (
+        f"the pool has more than {MAX_COLUMNS:,} columns; those that nemo-mm-rank does not use are "
+        f"kept as JSON in {OTHER_FIELDS!r}"
+    )
 
 
 def validate(pools: Sequence[PoolSource], check_files: bool = True, most: int = 10_000) -> Report:

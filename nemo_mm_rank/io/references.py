@@ -84,11 +84,11 @@ class References:
         except OSError as error:
             raise MediaError(f"{shown(reference)}: {error.strerror}") from error
         except ValueError as error:
-            raise MediaError(f"{shown(reference)}, which is no file name") from error
+            raise MediaError(f"{shown(reference)}, which is not a file name") from error
         except MediaError as error:
             raise MediaError(f"{shown(reference)}, which {error}") from error
         if not stat.S_ISREG(found.st_mode):
-            raise MediaError(f"{shown(reference)}, which is no file")
+            raise MediaError(f"{shown(reference)}, which is not a file")
         if not found.st_size:
             raise MediaError(f"{shown(reference)}, which is empty")
         return found.st_size, found.st_mtime_ns
@@ -151,8 +151,8 @@ class Rootless(References):
         """
         if place_of(reference) is None and not is_local(reference):
             return -1, -1
-        raise MediaError(f"{shown(reference)}, and no root is given that it could lie below")
+        raise MediaError(f"{shown(reference)}; give a root (--root) that it is relative to")
 
     def text(self, reference: str) -> str:
         """Raise `MediaError`."""
-        raise MediaError(f"{shown(reference)}, and no root is given that it could lie below")
+        raise MediaError(f"{shown(reference)}; give a root (--root) that it is relative to")

@@ -122,10 +122,10 @@ def _below(file: str, root: str) -> str:
     path = file if is_url(file) else os.path.abspath(file)
     folder = root.split("\n")[0].rstrip("/") + "/"
     if not path.startswith(folder):
-        raise PoolError(f"{file}: lies outside the root {root}, which its members are to be found below")
+        raise PoolError(f"{file}: the archive lies outside the root {root}, below which its members must be found")
     name = path.removeprefix(folder)
     if place_of(str(Place(name, 0, "x"))) != Place(name, 0, "x"):
-        raise PoolError(f"{file}: has a name that references cannot hold: it must end in .tar, without a query")
+        raise PoolError(f"{file}: the name cannot be used in references: it must end in .tar, without a query")
     return name
 
 

@@ -30,10 +30,10 @@ ADDED, ADDED_ACROSS = "sentence-added", "sentence-added-across"
 WHOLE, SENTENCE = (SWAPPED, SWAPPED_ACROSS), (ADDED, ADDED_ACROSS)
 
 SPOILT = {
-    SWAPPED: "another pair's, of the modality",
-    SWAPPED_ACROSS: "another pair's, of another modality",
-    ADDED: "a foreign sentence, of the modality",
-    ADDED_ACROSS: "a foreign sentence, of another modality",
+    SWAPPED: "of another pair of the modality",
+    SWAPPED_ACROSS: "of a pair of another modality",
+    ADDED: "with a sentence of the modality",
+    ADDED_ACROSS: "with a sentence of another modality",
 }
 """Way of spoiling -> what a person reads for it."""
 

@@ -42,5 +42,5 @@ def open(  # noqa: A001 (reads as media.open)
         kind = (mimetypes.guess_type(ref)[0] or "").split("/")[0]
         modality = kind if kind in media_names() else by_extension(os.path.splitext(ref)[1].removeprefix(".").lower())
         if modality is None:
-            raise MediaError(f"{ref!r}: its name does not say whether it is image, audio or video: pass modality")
+            raise MediaError(f"{ref!r}: its name does not say whether it is image, audio or video: pass the modality")
     return Opener(settings or MediaSettings(), root).open(ref, modality, spans)

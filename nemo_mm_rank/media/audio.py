@@ -1,4 +1,4 @@
-"""Sound through PyAV: mono, at one rate, only the kept windows held in memory."""
+"""Audio through PyAV: mono, at one rate, only the kept windows held in memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from nemo_mm_rank.media.container import frames, open_stream, packets
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63, "flt": 1.0, "dbl": 1.0}
 
 _CANCELLED = 0.01
-"""Share of the loudest channel's energy (-20 dB) below which a mean of channels is no picture of them."""
+"""Share of the loudest channel's energy (-20 dB) below which a mean of channels does not represent them."""
 _RATES = range(1_000, 1_000_001)
-"""Hz. Outside of it a file lies: at 1 Hz, one packet would be resampled to hours of sound."""
+"""Hz. Outside of it a file lies: at 1 Hz, one packet would be resampled to hours of audio."""
 
 
 def to_samples(windows: Sequence[tuple[float, float]] | None, rate: int, max_seconds: float) -> list[tuple[int, int]]:
@@ -40,7 +40,7 @@ def decode_audio(file: IO[bytes], rate: int, ranges: Sequence[tuple[int, int]]) 
         ``(n,)`` float32 in [-1, 1].
 
     Raises:
-        MediaError: no sound, nothing that decodes, nothing within the ranges, or samples that are not numbers.
+        MediaError: no audio, nothing that decodes, nothing within the ranges, or samples that are not numbers.
     """
     kept: list[Samples] = []
     position = 0
@@ -53,12 +53,12 @@ def decode_audio(file: IO[bytes], rate: int, ranges: Sequence[tuple[int, int]]) 
         if position >= ranges[-1][1]:
             break
     if not position:
-        raise MediaError("holds no sound that decodes")
+        raise MediaError("holds no audio that can be decoded")
     if not kept:
         raise MediaError(f"the kept windows lie behind its end at {position / rate:.3f} s")
     samples = np.concatenate(kept)
     if not np.isfinite(samples).all():
-        raise MediaError("holds samples that are not numbers")
+        raise MediaError("contains samples that are not numbers")
     return np.clip(samples, -1.0, 1.0, out=samples)
 
 

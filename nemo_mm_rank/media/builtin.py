@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class ImageMedium(Medium):
-    """Still pictures."""
+    """Images."""
 
     extensions = "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 ppm pgm pbm"
     parts = "boxes"
 
     def decode(self, file: IO[bytes], settings: MediaSettings, spans: Sequence[Span] | None = None) -> Image:
-        """Decode a picture, cropped to what lies in all boxes together."""
+        """Decode an image, cropped to what lies in all boxes together."""
         from nemo_mm_rank.media.image import decode_image
 
         image = Image(content_key(file, self.name), decode_image(file, settings.max_pixels, settings.max_side))
@@ -46,9 +46,9 @@ class ImageMedium(Medium):
 
     def preview(self, segment: Image, spans: Sequence[Span] | None) -> Preview:
         """Return a thumbnail of the whole, so that what was cut off can be seen."""
-        from nemo_mm_rank.media.preview import picture
+        from nemo_mm_rank.media.preview import image_preview
 
-        return picture(segment.pixels, spans)
+        return image_preview(segment.pixels, spans)
 
 
 class _Recording(Medium):
@@ -75,7 +75,7 @@ class _Recording(Medium):
 
 
 class AudioMedium(_Recording):
-    """Recordings of sound."""
+    """Recordings of audio."""
 
     extensions = "wav flac mp3 ogg oga opus m4a aac wma aif aiff au"
     arrays = ("samples",)
@@ -105,13 +105,13 @@ class AudioMedium(_Recording):
 
     def preview(self, segment: Audio, spans: Sequence[Span] | None) -> Preview:
         """Return these seconds, to be heard."""
-        from nemo_mm_rank.media.preview import sound
+        from nemo_mm_rank.media.preview import audio_preview
 
-        return sound(segment, spans)
+        return audio_preview(segment, spans)
 
 
 class VideoMedium(_Recording):
-    """Moving pictures, as frames sampled evenly; their sound is no part of them."""
+    """Video, as frames sampled evenly; their audio is no part of them."""
 
     extensions = "mp4 m4v mov mkv webm avi mpg mpeg ogv flv wmv 3gp"
     arrays = ("frames", "times")
@@ -141,9 +141,9 @@ class VideoMedium(_Recording):
 
     def preview(self, segment: Video, spans: Sequence[Span] | None) -> Preview:
         """Return these seconds, to be seen."""
-        from nemo_mm_rank.media.preview import film
+        from nemo_mm_rank.media.preview import video_preview
 
-        return film(segment, spans)
+        return video_preview(segment, spans)
 
 
 def _bounds(ranges: Sequence[tuple[int, int]], total: int) -> list[int]:

@@ -44,7 +44,7 @@ def open_stream(
         raise MediaError(f"cannot be opened as {kind}: {error.strerror}") from error
     with container:
         stream = container.streams.best(kind)
-        # A cover picture in a song is stored as a video stream.
+        # A cover image in a song is stored as a video stream.
         if stream is None or stream.disposition & av.stream.Disposition.attached_pic:
             raise MediaError(f"has no {kind} stream")
         if stream.codec_context is None:
@@ -58,9 +58,9 @@ def open_stream(
 
 
 MAX_PACKETS = 4_000_000
-"""Of a stream. An hour of sound in the shortest packets has 1.5 million."""
+"""Of a stream. An hour of audio in the shortest packets has 1.5 million."""
 MAX_SCANS = 100
-"""Of a frame in Motion JPEG, as of a picture (`media.image`)."""
+"""Of a frame in Motion JPEG, as of an image (`media.image`)."""
 
 
 def packets(container: InputContainer, stream: Any) -> Iterator[Any]:
@@ -78,7 +78,7 @@ def packets(container: InputContainer, stream: Any) -> Iterator[Any]:
             if number >= MAX_PACKETS:
                 raise MediaError(f"has more than {MAX_PACKETS:,} packets")
             if jpeg and bytes(packet).count(b"\xff\xda") > MAX_SCANS:
-                raise MediaError(f"has a frame of more than {MAX_SCANS} JPEG scans, which no picture needs")
+                raise MediaError(f"has a frame of more than {MAX_SCANS} JPEG scans, which no image needs")
             if packet.size:
                 yield packet
     except av.error.FFmpegError:

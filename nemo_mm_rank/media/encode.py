@@ -1,4 +1,4 @@
-"""Sound as a WAV file and pixels as a PNG file, for what takes nothing else."""
+"""Audio as a WAV file and pixels as a PNG file, for what takes nothing else."""
 
 from __future__ import annotations
 

@@ -21,20 +21,20 @@ SIDE = 32
 KEPT, KEPT_OF_FILMS = 8, 4
 """Lowest frequencies in each direction: 8^2 = 4^3 = 64."""
 RANGE = 3.0
-"""Powers of ten below a sound's loudest span and band: what is softer is mostly the noise of recording and coding."""
+"""Powers of ten below the loudest span and band: what is softer is mostly the noise of recording and coding."""
 _NOISE = 6
-"""Decimals of a coefficient that say something: what a film that stands still has of motion is to be zero."""
+"""Decimals of a coefficient that say something: what a video that stands still has of motion is to be zero."""
 
 
 def phash(image: Pixels) -> np.uint64:
-    """Return the hash of one picture, as `phashes` does."""
+    """Return the hash of one image, as `phashes` does."""
     return np.uint64(phashes([image])[0])
 
 
 def phashes(images: Sequence[Pixels]) -> UInt64s:
     """Return ``(n,)`` perceptual hashes, equal to the bit to those of imagededup's ``PHash`` (version 0.3.3).
 
-    A picture is scaled to 32 x 32 (Lanczos), then made grey. Of its DCT (type 2) the lowest 8 x 8 coefficients are
+    An image is scaled to 32 x 32 (Lanczos), then made grey. Of its DCT (type 2) the lowest 8 x 8 coefficients are
     kept; a bit is set where one is at least their median without the first. The first coefficient is the highest bit.
 
     Args:
@@ -45,7 +45,7 @@ def phashes(images: Sequence[Pixels]) -> UInt64s:
 
 
 def small(images: Sequence[Pixels]) -> Floats:
-    """Return pictures ``(n, 32, 32)``: scaled down, and grey from 0 to 255."""
+    """Return images ``(n, 32, 32)``: scaled down, and grey from 0 to 255."""
     found = np.empty((len(images), SIDE, SIDE))
     for row, image in enumerate(images):
         picture = image if isinstance(image, PILImage.Image) else PILImage.fromarray(image)
@@ -54,7 +54,7 @@ def small(images: Sequence[Pixels]) -> Floats:
 
 
 def video_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
-    """Return the hash of a film by its frames ``(n, h, w, 3)``, at least one.
+    """Return the hash of a video by its frames ``(n, h, w, 3)``, at least one.
 
     Of the DCT over time and both directions the lowest 4 x 4 x 4 coefficients are kept.
     """
@@ -67,7 +67,7 @@ def video_hash(frames: npt.NDArray[np.uint8]) -> np.uint64:
 
 
 def audio_hash(audio: Audio) -> np.uint64:
-    """Return the hash of a sound: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands.
+    """Return the hash of a recording: its log-mel spectrogram, averaged over 32 equal spans of time and pairs of bands.
 
     What lies more than 30 dB below the loudest of these is taken for as loud as that.
     """
@@ -80,7 +80,7 @@ def audio_hash(audio: Audio) -> np.uint64:
         np.add.at(sums, spans, block)
         sizes += np.bincount(spans, minlength=SIDE)
         start += len(block)
-    # A sound shorter than 32 frames repeats them.
+    # A recording shorter than 32 frames repeats them.
     filled = np.maximum.accumulate(np.where(sizes > 0, np.arange(SIDE), 0))
     means = (sums / np.maximum(sizes, 1)[:, None])[filled].reshape(SIDE, SIDE, BANDS // SIDE).mean(axis=2)
     audible = np.maximum(means, means.max() - RANGE)

@@ -1,4 +1,4 @@
-"""Pictures through Pillow: upright, 8-bit RGB, one frame."""
+"""Images through Pillow: upright, 8-bit RGB, one frame."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BROKEN = (
 
 
 MAX_SCANS = 100
-"""Of a JPEG: each goes over the whole picture, and takes as little as a dozen bytes."""
+"""Of a JPEG: each goes over the whole image, and takes as little as a dozen bytes."""
 _BLOCK = 1 << 12
 """Bytes that a decoder is fed at a time."""
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -36,13 +36,13 @@ _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
 def decode_image(file: IO[bytes], max_pixels: int, max_side: int = 65_535) -> PILImage.Image:
-    """Decode a picture: EXIF orientation applied, transparency on white, the first frame of an animation, in RGB.
+    """Decode an image: EXIF orientation applied, transparency on white, the first frame of an animation, in RGB.
 
     16-bit greys keep their high byte (as Pillow does for 16-bit colours). Colour profiles are not applied.
     What the file is called does not matter, only what it holds.
 
     Raises:
-        MediaError: not a picture, damaged or cut short, or more than ``max_pixels`` or a side of more than
+        MediaError: not an image, damaged or cut short, or more than ``max_pixels`` or a side of more than
             ``max_side``, which is checked before any pixel is decoded.
     """
     # Pillow's own guard must not speak up before ours; it is one value for the process, so it is only ever raised.
@@ -55,11 +55,11 @@ def decode_image(file: IO[bytes], max_pixels: int, max_side: int = 65_535) -> PI
             # Texts that Pillow finds too long: nothing is used of them.
             return _decoded(_without_texts(file), max_pixels, max_side)
     except UnidentifiedImageError as error:
-        raise MediaError(f"is not a picture in a known format ({', '.join(FORMATS)})") from error
+        raise MediaError(f"is not an image in a known format ({', '.join(FORMATS)})") from error
     except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning) as error:
         raise MediaError(f"has more pixels than the {max_pixels:,} allowed") from error
     except _BROKEN as error:
-        raise MediaError(f"cannot be decoded as a picture: {error or type(error).__name__}") from error
+        raise MediaError(f"cannot be decoded as an image: {error or type(error).__name__}") from error
 
 
 def _decoded(file: IO[bytes], max_pixels: int, max_side: int) -> PILImage.Image:
@@ -73,7 +73,7 @@ def _decoded(file: IO[bytes], max_pixels: int, max_side: int) -> PILImage.Image:
         if isinstance(image, ImageFile.ImageFile):
             image.decodermaxblock = _BLOCK
         image.load()
-        with suppress(*_BROKEN):  # EXIF that cannot be read says nothing; the picture is there all the same
+        with suppress(*_BROKEN):  # EXIF that cannot be read says nothing; the image is there all the same
             ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image)
 
@@ -92,7 +92,7 @@ def _check_scans(file: IO[bytes]) -> None:
             continue
         scans += marker[0] == _SCAN
         if scans > MAX_SCANS:
-            raise MediaError(f"is a JPEG of more than {MAX_SCANS} scans, which no picture needs")
+            raise MediaError(f"is a JPEG of more than {MAX_SCANS} scans, which no image needs")
         after = marker.end()
         place, end = place + after + int.from_bytes(block[after : after + 2], "big"), marker[0] == _END
     file.seek(before)

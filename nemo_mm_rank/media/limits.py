@@ -67,7 +67,7 @@ def within(seconds: float, call: Callable[[], _T]) -> _T:
     thread.start()
     thread.join(seconds)
     if not result:
-        raise TimeoutError(f"no end after {seconds:g} s (download_seconds)")
+        raise TimeoutError(f"the download did not end within {seconds:g} s (download_seconds)")
     value, error = result
     if error is not None:
         raise error

@@ -49,7 +49,7 @@ class Opener:
         Args:
             ref: a path below the root, an fsspec URL where the settings allow it, or with ``content`` just a name.
             modality: one that comes as files.
-            spans: ``[x, y, w, h]`` boxes in pixels of the upright picture, of which the union is cropped to, or
+            spans: ``[x, y, w, h]`` boxes in pixels of the upright image, of which the union is cropped to, or
                 ``[start, end]`` windows in seconds (`Medium.parts`). None keeps all, or the window that ``ref`` names.
             root: the folder or URL that ``ref`` is below.
             content: the bytes themselves.
@@ -77,7 +77,7 @@ def _decode(file: IO[bytes], modality: str, settings: MediaSettings, spans: Sequ
     except UserError:
         raise
     except MemoryError as error:
-        raise TransientError("memory is too short to decode it") from error
+        raise TransientError("there is too little memory to decode it") from error
     except Exception as error:
         file.seek(0)
         if what := pretender(file.read(64)):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import codecs
 
-_WEB_PAGE = "an HTML page, most likely what a server answered in the file's place: download it again"
+_WEB_PAGE = "an HTML page, most likely the answer of a server instead of the file; download it again"
 _UTF16 = "UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`"
 
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
     b"<!doctype html": _WEB_PAGE,
     b"<html": _WEB_PAGE,
-    b"<svg": "SVG, a drawing and no raster: convert it, e.g. with `rsvg-convert -o x.png x.svg`",
-    b"<?xml": "XML: a server's word in the file's place (download it again), or a drawing (convert it to PNG)",
-    b"%pdf-": "a PDF: convert its pages to pictures, e.g. with `pdftoppm -png`",
+    b"<svg": "SVG, which is a drawing without pixels: convert it, e.g. with `rsvg-convert -o x.png x.svg`",
+    b"<?xml": "XML: either the answer of a server instead of the file (download it again), or a drawing "
+    "(convert it to PNG)",
+    b"%pdf-": "a PDF: convert its pages to images, e.g. with `pdftoppm -png`",
 }
 _HEIC = "HEIC, which Pillow does not decode: convert it to JPEG, e.g. with `heif-convert x.heic x.jpg`"
 _BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")

@@ -20,7 +20,7 @@ from nemo_mm_rank.media.segment import Audio, Span, Video
 from nemo_mm_rank.modality import of
 
 SIDE = 240
-"""Pixels of the longer side of a thumbnail and of a film."""
+"""Pixels of the longer side of a thumbnail and of a video."""
 SECONDS = 8.0
 """Length of what is played of a recording."""
 FRAMES_PER_SECOND = 8
@@ -62,7 +62,7 @@ def copy(
     """Return a small copy of one file, its kept parts marked.
 
     An image is scaled down; of a recording a few seconds are taken, from shortly before the first kept part, a video
-    without its sound. The same file gives the same bytes. What cannot be opened says why.
+    without its audio. The same file gives the same bytes. What cannot be opened says why.
 
     Args:
         ref: as the pair names it.
@@ -85,12 +85,12 @@ def copy(
 
 def _checked(found: Preview) -> Preview:
     if len(found.get("src", "")) > MAX_BYTES * 4 // 3:
-        return {"missing": f"a copy of it would take more than {MAX_BYTES:,} bytes of this page"}
+        return {"missing": f"not shown, because a copy of it would take more than {MAX_BYTES:,} bytes of this page"}
     return found
 
 
-def picture(pixels: PILImage.Image, spans: Sequence[Span] | None = None) -> Preview:
-    """Return a picture scaled down, as a JPEG.
+def image_preview(pixels: PILImage.Image, spans: Sequence[Span] | None = None) -> Preview:
+    """Return an image scaled down, as a JPEG.
 
     Args:
         pixels: RGB.
@@ -117,7 +117,7 @@ def played(spans: Sequence[Span] | None) -> list[list[float]]:
     return [[start, start + SECONDS]]
 
 
-def sound(audio: Audio, spans: Sequence[Span] | None) -> Preview:
+def audio_preview(audio: Audio, spans: Sequence[Span] | None) -> Preview:
     """Return the played window of a recording, in a coding that browsers know."""
     codec, container, kind, rate = _SOUND[_first([coding[0] for coding in _SOUND])]
     file = BytesIO()
@@ -132,8 +132,8 @@ def sound(audio: Audio, spans: Sequence[Span] | None) -> Preview:
     return _timed({"kind": "audio", "src": _uri(kind, file), "end": audio.duration}, audio.duration, spans)
 
 
-def film(video: Video, spans: Sequence[Span] | None) -> Preview:
-    """Return the played window of a video without its sound, in a coding that browsers know."""
+def video_preview(video: Video, spans: Sequence[Span] | None) -> Preview:
+    """Return the played window of a video without its audio, in a coding that browsers know."""
     codec, container, kind, options = _PICTURES[_first([coding[0] for coding in _PICTURES])]
     height, width = (side - side % 2 for side in video.frames.shape[1:3])  # both must be even
     if not height or not width:
@@ -145,7 +145,7 @@ def film(video: Video, spans: Sequence[Span] | None) -> Preview:
         stream.codec_context.thread_count = 1  # or else the bytes may differ
         stream.codec_context.time_base = Fraction(1, 1000)
         out.start_encoding()
-        _mux(out, stream, _pictures(video, height, width))
+        _mux(out, stream, _frames(video, height, width))
     seconds = min(SECONDS, video.duration - played(spans)[0][0])
     return _timed({"kind": "video", "src": _uri(kind, file)}, seconds, spans)
 
@@ -158,7 +158,7 @@ def _timed(found: Preview, seconds: float, spans: Sequence[Span] | None) -> Prev
     return found
 
 
-def _pictures(video: Video, height: int, width: int) -> Iterable[Any]:
+def _frames(video: Video, height: int, width: int) -> Iterable[Any]:
     """Yield frames at their times from the first; a short recording has its frames several times, shown once."""
     ticks = np.round((video.times - video.times[0]) * 1000).astype(int)
     for number in np.unique(ticks, return_index=True)[1].tolist():

@@ -72,7 +72,7 @@ def iter_data(
             if not ref and content is None:
                 raise MediaError("the media reference is missing")
             if not isinstance(ref or "", str):
-                raise MediaError(f"the media reference is {str(ref)[:60]!r}, a {type(ref).__name__} and no text")
+                raise MediaError(f"the media reference is {str(ref)[:60]!r}, a {type(ref).__name__} and not a text")
             return opener.open(ref or "data_bytes", str(modality), kept, roots[position] if roots else None, content)
         except PairError as error:
             return error

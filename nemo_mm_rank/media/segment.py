@@ -38,7 +38,7 @@ def content_key(file: IO[bytes], *decoding: Any) -> str:
 
 @dataclass(frozen=True)
 class Image:
-    """A still picture.
+    """An image.
 
     Attributes:
         key: digest of the content and of the part, equal for equal pixels from equal bytes.
@@ -54,17 +54,17 @@ class Image:
         return 3 * self.pixels.width * self.pixels.height
 
     def part(self, box: Span) -> Image:
-        """Crop to ``[x, y, w, h]`` in pixels, clipped to the picture.
+        """Crop to ``[x, y, w, h]`` in pixels, clipped to the image.
 
         Raises:
-            MediaError: where nothing of the box lies within the picture.
+            MediaError: where nothing of the box lies within the image.
         """
         x, y, w, h = box
         width, height = self.pixels.size
         left, upper = max(0, int(x)), max(0, int(y))
         right, lower = min(width, round(x + w)), min(height, round(y + h))
         if left >= right or upper >= lower:
-            raise MediaError(f"box {list(box)} lies outside the picture of {width} x {height} pixels")
+            raise MediaError(f"box {list(box)} lies outside the image of {width} x {height} pixels")
         bounds = (left, upper, right, lower)
         if bounds == (0, 0, width, height):
             return self
@@ -106,7 +106,7 @@ class Audio:
         first = max(0, round((window[0] - self.start) * self.rate))
         last = min(len(self.samples), round((window[1] - self.start) * self.rate))
         if first >= last:
-            raise MediaError(f"window {list(window)} lies outside the recording of {self.duration:.3f} s")
+            raise MediaError(f"window {list(window)} lies outside the recording, which lasts {self.duration:.3f} s")
         if (first, last) == (0, len(self.samples)):
             return self
         return replace(
@@ -119,7 +119,7 @@ class Audio:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames sampled from a moving picture (its sound is not part of it).
+    """Frames sampled from a video (its audio is not part of it).
 
     Attributes:
         key: digest of the content, the sampling and the part.

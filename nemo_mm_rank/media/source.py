@@ -36,7 +36,10 @@ REMOTE_SCHEMES = frozenset(
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _LOCAL = re.compile(r"(?:file|local)://")
-OUTSIDE = "leads out of the pool's root: --root names a folder that holds it, --trust-root one that may be led to, too"
+OUTSIDE = (
+    "leads out of the root of the pool: name a folder that contains it with --root, or another folder that references "
+    "may lead to with --trust-root"
+)
 _FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """To go through a folder, which may be one that cannot be listed."""
 _CHUNK = 1 << 20
@@ -197,7 +200,7 @@ def _open_below(base: str, path: str) -> int:
         return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise MediaError("is not where it was found: a link has taken its place, or that of a folder") from error
+            raise MediaError("has moved: a link has taken its place, or the place of a folder on its path") from error
         raise
     finally:
         if here is not None:
@@ -211,7 +214,7 @@ def _open_below_url(ref: str, root: str, settings: MediaSettings, place: Place |
 
 def _open_url(ref: str, scheme: str, settings: MediaSettings, place: Place | None) -> IO[bytes]:
     if not settings.allow_urls:
-        raise MediaError("is a URL; set media.allow_urls to open those")
+        raise MediaError("is a URL; set media.allow_urls to true to open URLs")
     if scheme not in REMOTE_SCHEMES or "::" in ref:
         raise MediaError(f"is not a URL that a row may name ({', '.join(sorted(REMOTE_SCHEMES))})")
     return _download(ref, None, settings, place)

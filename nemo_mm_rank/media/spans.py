@@ -1,4 +1,4 @@
-"""The arithmetic of kept parts: windows of a recording, boxes of a picture, characters of a text."""
+"""The arithmetic of kept parts: windows of a recording, boxes of an image, characters of a text."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def kept_text(text: str | None, spans: Sequence[Span] | None, joint: str, limit:
     if text is None:
         raise TextError("the text is missing")
     if not isinstance(text, str):  # a frame can hold anything
-        raise TextError(f"{str(text)[:60]!r} is a {type(text).__name__}, no text")
+        raise TextError(f"{str(text)[:60]!r} is a {type(text).__name__}, not a text")
     if len(text) > limit:
         raise TextError(f"the text has {len(text):,} characters, more than the {limit:,} allowed")
     if "\0" in text:

@@ -1,4 +1,4 @@
-"""Power spectra of sound, frame by frame, and their log-mel bands."""
+"""Power spectra of audio, frame by frame, and their log-mel bands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRAMES_AT_ONCE = 4096
 def log_mel(audio: Audio) -> Iterator[Floats]:
     """Yield the log10 mel power spectrogram ``(frames, BANDS)`` in blocks, of one frame at least in all.
 
-    The peak of a full-scale sine is 0. Sounds shorter than a window are padded.
+    The peak of a full-scale sine is 0. Recordings shorter than a window are padded.
     """
     for power in power_frames(audio):
         bands = _mel_filters(audio.rate) @ power.T

@@ -1,4 +1,4 @@
-"""Moving pictures through PyAV: a few frames at even distances, chosen by the packets' own times.
+"""Video through PyAV: a few frames at even distances, chosen by the packets' own times.
 
 A first pass reads the packets without decoding them; their times and key frames, not the header, say how long the
 recording is and which frames to take. A second pass decodes no more than it must: from the last key frame before
@@ -62,7 +62,7 @@ def decode_video(
         ``(count, h, w, 3)`` uint8 RGB, ``(count,)`` seconds from the first frame, and the duration in seconds.
 
     Raises:
-        MediaError: no moving pictures, none that decodes, too many pixels, or nothing within the windows.
+        MediaError: no video, none that decodes, too many pixels, or nothing within the windows.
     """
     with open_stream(file, "video", max_pixels) as (container, stream):
         _check_pixels(stream.codec_context, max_pixels, max_side)
@@ -80,7 +80,7 @@ def decode_video(
         if np.array_equal(ticks, wanted):  # or else the file is not what its packets say
             break
     if not taken:
-        raise MediaError("holds no frame that decodes")
+        raise MediaError("contains no frame that can be decoded")
     return np.stack([pixels for _, pixels in taken]), ticks / timeline.second, duration
 
 
@@ -108,7 +108,7 @@ def _read_timeline(container: Any, stream: Any, max_seconds: float) -> Timeline:
         if packet.dts is not None and packet.dts - ticks[0] > (max_seconds + 1) * second:
             break
     if not any(shown):
-        raise MediaError("holds no frames")
+        raise MediaError("contains no frames")
     times = np.array(ticks)
     visible = np.frombuffer(shown, dtype=np.bool_)
     ordered = np.sort(times[visible])

@@ -172,7 +172,7 @@ def fulfil(name: str, model: object, protocol: Any) -> None:
     missing += [f"{method}()" for method in methods if not callable(getattr(model, method, None))]
     if missing:
         kind = protocol.__name__.lower()
-        raise ModelError(f"model {name!r} ({type(model).__name__}) is no {kind}: it lacks {', '.join(missing)}")
+        raise ModelError(f"model {name!r} ({type(model).__name__}) is not a {kind}: it lacks {', '.join(missing)}")
 
 
 def support(model: Any, modality: str) -> None:
@@ -243,7 +243,7 @@ def told(described: Described, name: str, n: int) -> Described:
         raise ModelError(f"{name} returned {len(described.texts)} texts for {n} items")
     _known(described.errors, name, n)
     empty: dict[int, PairError] = {
-        row: EmbeddingError(f"{name} found no words for it")
+        row: EmbeddingError(f"{name} has no description for it")
         for row, text in enumerate(described.texts)
         if not (text and text.strip())
     }

@@ -78,7 +78,7 @@ class FixedRows:
                 said = one_line(error)
             # Not in the handler, whose traceback holds on to the memory of the batch.
             if here == 1:
-                raise MemoryShortError(f"one row is more than {self._device} has memory for: {said}")
+                raise MemoryShortError(f"{self._device} has too little memory for one row: {said}")
             self._found[_shape(features)] = here // 2
             torch.cuda.empty_cache()
         return torch.cat(embedded)[:n]
@@ -252,7 +252,7 @@ class EqualShapes(Generic[R]):
 
     def __init__(self, run: Callable[[Features], Sequence[R]], model: Any, rows: int) -> None:
         if rows < 1:
-            raise ModelError(f"batch_size is at least 1, not {rows}")
+            raise ModelError(f"batch_size must be at least 1, not {rows}")
         self._run = run
         self._model = model
         self._rows = rows
@@ -298,7 +298,7 @@ class EqualShapes(Generic[R]):
                 said = one_line(error)
             # Not in the handler, whose traceback holds on to the memory of the batch.
             if rows == 1:
-                raise MemoryShortError(f"one item is more than {self._model.device} has memory for: {said}")
+                raise MemoryShortError(f"{self._model.device} has too little memory for one item: {said}")
             self._found[shape] = rows // 2
             torch.cuda.empty_cache()
         return {position: result for (position, _), result in zip(group, results, strict=True)}

@@ -24,7 +24,7 @@ from nemo_mm_rank.models.base import Encoded, attempt, support, usable
 from nemo_mm_rank.models.batching import EqualShapes, Features, FixedRows, ahead, by_length, joined, text_rows
 from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.lora import adapter_revision, merge_adapter
-from nemo_mm_rank.models.windows import at_rate, picture, shots
+from nemo_mm_rank.models.windows import as_image, at_rate, shots
 from nemo_mm_rank.schema import Modality
 
 SHORTEST_SOUND = 0.1
@@ -36,10 +36,10 @@ Content: TypeAlias = tuple[list[dict[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Sight:
-    """What a model sees of pictures and videos.
+    """What a model sees of images and videos.
 
     Attributes:
-        image: pixels of a picture, at least and at most; None: what its processor says.
+        image: pixels of an image, at least and at most; None: what its processor says.
         video: the same of a video's frame.
         shrunk: pixels that a frame is scaled down (or up) to before that, at least and at most.
         rate: frames per second.
@@ -59,7 +59,7 @@ def content(media: Segment, sight: Sight, sampling_rate: int) -> Content:
     Args:
         media: with pixels, frames or samples.
         sight: what is seen of it.
-        sampling_rate: of the sound that the processor takes.
+        sampling_rate: of the audio that the processor takes.
     """
     if isinstance(media, Audio):
         samples = at_rate(media, sampling_rate)
@@ -67,9 +67,9 @@ def content(media: Segment, sight: Sight, sampling_rate: int) -> Content:
         return [{"type": "audio", "audio": ""}], {"audio": [samples]}
     if isinstance(media, Image):
         size = {"images_kwargs": _size(sight.image)} if sight.image else {}
-        return [{"type": "image", "image": ""}], {"images": [picture(media.pixels)], **size}
+        return [{"type": "image", "image": ""}], {"images": [as_image(media.pixels)], **size}
     if not isinstance(media, Video):
-        raise ModelError(f"images, videos and sound are expected, not {type(media).__name__}")
+        raise ModelError(f"images, videos and audio are expected, not {type(media).__name__}")
     chosen, rate = choose_frames(media, sight.rate, *sight.frames)
     frames = torch.from_numpy(media.frames[chosen]).permute(0, 3, 1, 2)
     settings: dict[str, Any] = {"do_sample_frames": False, "fps": rate, "cap_pixels_per_frame": False}
@@ -120,7 +120,7 @@ def _size(pixels: tuple[int, int]) -> dict[str, dict[str, int]]:
 
 POSITIONS = ("1d", "mrope")
 """``1d``: tokens are numbered 0, 1, 2 ... on all three axes of the rotary embedding. ``mrope``: as the library does by
-default, those of pictures and videos by time, row and column."""
+default, those of images and videos by time, row and column."""
 TOKEN_POOLINGS = ("last", "mean")
 """Of the attended tokens' states after the final norm."""
 
@@ -186,7 +186,7 @@ class ChatEncoder(HubModel):
         """Load the model."""
         for what, known in (("positions", POSITIONS), ("pooling", TOKEN_POOLINGS)):
             if (given := getattr(self, what)) not in known:
-                raise ModelError(f"{what} is one of {', '.join(known)}, not {given!r}{nearest(given, known)}")
+                raise ModelError(f"{what} must be one of {', '.join(known)}, not {given!r}{nearest(given, known)}")
         super().__post_init__()
         self._processor = self._load_chat_processor(getattr(self._library, self._processor_class))
         self._tokenizer: Any = self._processor.tokenizer
@@ -225,7 +225,7 @@ class ChatEncoder(HubModel):
         """Embed ``items``; ``vectors`` is on the model's device.
 
         Args:
-            items: of one modality or of several; a pair of a text and a picture, video or sound is embedded as one.
+            items: of one modality or of several; a pair of a text and an image, video or recording is embedded as one.
             modality: of all of them; default: what each of them is.
 
         Raises:
@@ -341,7 +341,7 @@ class ChatEncoder(HubModel):
             raise ModelError(f"a text and its media are expected, not {' and '.join(_kinds(item))}")
         if isinstance(media, Audio):
             if not len(media.samples):
-                raise EmbeddingError("holds no samples")
+                raise EmbeddingError("contains no samples")
         else:
             shots(media)
         rate = getattr(getattr(self._processor, "feature_extractor", None), "sampling_rate", 0)
@@ -377,5 +377,5 @@ def _kinds(item: Item | Items) -> list[Modality]:
     parts = item if isinstance(item, tuple) else (item,)
     for part in parts:
         if type(part) not in KINDS:
-            raise ModelError(f"texts, images, videos and sound are expected, not {type(part).__name__}")
+            raise ModelError(f"texts, images, videos and audio are expected, not {type(part).__name__}")
     return [KINDS[type(part)] for part in parts]

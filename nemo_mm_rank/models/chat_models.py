@@ -22,13 +22,13 @@ ATTENDS_BOTH_WAYS = (5, 23)
 
 @dataclass(eq=False)
 class OmniEmbedEncoder(ChatEncoder):
-    """Embeds text, images, videos and sound with `nvidia/omni-embed-nemotron-3b`.
+    """Embeds text, images, videos and audio with `nvidia/omni-embed-nemotron-3b`.
 
     It is the thinker of Qwen2.5-Omni with attention in both directions, and the mean of its tokens' states; texts begin
     with ``passage:``, queries with ``query:``. The code that comes with the model only turns the attention, and was
     written for a transformers 4, so the library's own class is loaded and turned here; none of that code runs.
 
-    Of a video two frames a second are seen, all of them where `media.video_frames` brings fewer; its sound is not
+    Of a video two frames a second are seen, all of them where `media.video_frames` brings fewer; its audio is not
     heard. A recording is heard up to the length that the model's processor takes.
 
     Args:
@@ -66,14 +66,14 @@ class OmniEmbedEncoder(ChatEncoder):
 
 @dataclass(eq=False)
 class QwenOmniEncoder(ChatEncoder):
-    """Embeds text, images, videos and sound by the states of the Qwen2.5-Omni thinker.
+    """Embeds text, images, videos and audio by the states of the Qwen2.5-Omni thinker.
 
     The model was not trained to embed. By ``mean`` a chat that holds nothing but the item is read, and all its tokens
     are averaged; by ``last`` the chat ends with "Summary above ... in one word:" and the beginning of the answer,
     whose state is taken.
 
-    Pictures are scaled as the model's processor says. Of a video one frame a second is seen, 4 to 12 of them, chosen
-    among those that `media.video_frames` brings (all of them where these are fewer); its sound is not heard. A
+    Images are scaled as the model's processor says. Of a video one frame a second is seen, 4 to 12 of them, chosen
+    among those that `media.video_frames` brings (all of them where these are fewer); its audio is not heard. A
     recording is heard up to the length that the model's processor takes (300 seconds, as published).
 
     Args:
@@ -98,7 +98,7 @@ TOKEN = 28 * 28
 
 PICTURES = (256 * TOKEN, 1280 * TOKEN)
 FETCHED = (128 * TOKEN, 240 * 320)
-"""What the authors' loader makes of a video's frames before their processor scales them up as it does pictures: less
+"""What the authors' loader makes of a video's frames before their processor scales them up as it does images: less
 where a frame has more, more where it has less."""
 
 
@@ -110,10 +110,10 @@ class UniteEncoder(ChatEncoder):
     state of the ``<|endoftext|>`` that follows, after the final norm, is the embedding. Its tokens have plain
     positions, as they had in the authors' code; by the library's default (``mrope``) all but texts have other vectors.
 
-    A picture is scaled to 256 to 1,280 tokens. Of a video one frame a second is seen, 4 to 12 of them, chosen among
+    An image is scaled to 256 to 1,280 tokens. Of a video one frame a second is seen, 4 to 12 of them, chosen among
     those that `media.video_frames` brings; where these are fewer, it is all of them, so set it to 12 or more.
 
-    Sound is refused: UNITE was not trained on it.
+    Audio is refused: UNITE was not trained on it.
 
     Args:
         positions: ``1d``, or ``mrope``, which suits a Qwen2-VL that has been trained in another way.

@@ -16,7 +16,7 @@ from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.models.base import Encoded, attempt, support, usable
 from nemo_mm_rank.models.batching import Features, FixedRows, ahead, by_length, stacked, text_rows
 from nemo_mm_rank.models.hub import HubModel
-from nemo_mm_rank.models.windows import POOLINGS, Pixels, at_rate, picture, pool, shots, windows
+from nemo_mm_rank.models.windows import POOLINGS, Pixels, as_image, at_rate, pool, shots, windows
 from nemo_mm_rank.schema import Modality
 
 CPU_ROWS, DEVICE_ROWS = 16, 128
@@ -173,7 +173,7 @@ class ClipEncoder(_Contrastive):
         return shots(item)
 
     def _prepare(self, part: Pixels) -> Features:
-        features: Features = self._processor(images=[picture(part)], return_tensors="pt").data
+        features: Features = self._processor(images=[as_image(part)], return_tensors="pt").data
         return features
 
 
@@ -208,17 +208,17 @@ class XClipEncoder(_Contrastive):
         return [[seen[frame] for frame in taken]]
 
     def _prepare(self, part: list[Pixels]) -> Features:
-        frames = [picture(one) for one in part]
+        frames = [as_image(one) for one in part]
         features: Features = self._processor(videos=[frames], return_tensors="pt").data
         return features
 
 
 @dataclass(eq=False)
 class ClapEncoder(_Contrastive):
-    """Embeds text and sound with CLAP.
+    """Embeds text and audio with CLAP.
 
     The model hears some seconds at a time (ten, as published). Of a longer recording the library would take a part at
-    random; here it is heard in windows of that length, spread evenly over it, and their vectors are pooled. Sound at
+    random; here it is heard in windows of that length, spread evenly over it, and their vectors are pooled. Audio at
     another rate than the model's own (48 kHz, as published) is resampled; what `media.sample_rate` has cut off by then
     is lost to it, so set that to the model's.
 

@@ -1,4 +1,4 @@
-"""Any model behind an interface like OpenAI's, as a describer of images, video frames and sound."""
+"""Any model behind an interface like OpenAI's, as a describer of images, video frames and audio."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.models.base import Described, support
 from nemo_mm_rank.models.endpoint_client import Answer, Answers, Body, Calls, Endpoint, Usage, check
 from nemo_mm_rank.models.generation import PROMPTS, Prompt, prompts
-from nemo_mm_rank.models.windows import at_rate, pictures
+from nemo_mm_rank.models.windows import as_images, at_rate
 
 SMALLEST = 64
-"""Pixels of the longer side below which a picture is not shrunk to fit."""
+"""Pixels of the longer side below which an image is not shrunk to fit."""
 
 Part = dict[str, Any]
 
@@ -33,17 +33,17 @@ class MediaLimits(Settings):
     """How large what is sent may be."""
 
     image_format: Literal["jpeg", "png"] = "jpeg"
-    quality: int = Field(90, ge=1, le=95, description="of a JPEG")
-    max_side: int = Field(1024, ge=SMALLEST, description="longer side in pixels that pictures are scaled down to")
+    quality: int = Field(90, ge=1, le=95, description="Quality of the JPEG images that are sent.")
+    max_side: int = Field(1024, ge=SMALLEST, description="Longer side in pixels that images are scaled down to.")
     max_bytes: int = Field(
-        4 * 2**20, ge=1024, description="of one encoded picture; larger ones are scaled down further"
+        4 * 2**20, ge=1024, description="Most bytes of one encoded image; larger ones are scaled down further."
     )
-    sample_rate: int = Field(16_000, ge=8_000, description="Hz that sound is sent at")
-    max_seconds: float = Field(600, gt=0, description="a longer recording is refused")
+    sample_rate: int = Field(16_000, ge=8_000, description="Sample rate in Hz of the audio that is sent.")
+    max_seconds: float = Field(600, gt=0, description="Most seconds of a recording; a longer one is refused.")
 
 
 def content(item: Item, limits: MediaLimits) -> list[Part]:
-    """Return the parts of a message that show ``item``: one picture, each frame of a video, or a sound.
+    """Return the parts of a message that show ``item``: one image, each frame of a video, or a recording.
 
     Raises:
         EmbeddingError: it is larger than ``limits`` allow.
@@ -51,7 +51,7 @@ def content(item: Item, limits: MediaLimits) -> list[Part]:
     """
     if isinstance(item, Audio):
         return [{"type": "input_audio", "input_audio": {"data": _base64(_wav(item, limits)), "format": "wav"}}]
-    return [{"type": "image_url", "image_url": {"url": _data_url(picture, limits)}} for picture in pictures(item)]
+    return [{"type": "image_url", "image_url": {"url": _data_url(picture, limits)}} for picture in as_images(item)]
 
 
 def _data_url(picture: PILImage.Image, limits: MediaLimits) -> str:
@@ -62,7 +62,9 @@ def _data_url(picture: PILImage.Image, limits: MediaLimits) -> str:
             return f"data:image/{limits.image_format};base64,{_base64(encoded)}"
         side = min(side, max(picture.size)) * 3 // 4
         if side < SMALLEST:
-            raise EmbeddingError(f"no picture of {SMALLEST} pixels or more fits the {limits.max_bytes:,} bytes allowed")
+            raise EmbeddingError(
+                f"even scaled down to {SMALLEST} pixels, the image does not fit the {limits.max_bytes:,} bytes allowed"
+            )
 
 
 def _encoded(picture: PILImage.Image, side: int, limits: MediaLimits) -> bytes:
@@ -78,12 +80,12 @@ def _encoded(picture: PILImage.Image, side: int, limits: MediaLimits) -> bytes:
     return buffer.getvalue()
 
 
-def _wav(sound: Audio, limits: MediaLimits) -> bytes:
-    if sound.duration > limits.max_seconds:
+def _wav(audio: Audio, limits: MediaLimits) -> bytes:
+    if audio.duration > limits.max_seconds:
         raise EmbeddingError(
-            f"{sound.duration:,.0f} s of sound are more than the {limits.max_seconds:,.0f} allowed (media.max_seconds)"
+            f"{audio.duration:,.0f} s of audio are more than the {limits.max_seconds:,.0f} allowed (media.max_seconds)"
         )
-    return wav(at_rate(sound, limits.sample_rate), limits.sample_rate)
+    return wav(at_rate(audio, limits.sample_rate), limits.sample_rate)
 
 
 def _base64(data: bytes) -> str:
@@ -149,7 +151,7 @@ class EndpointDescriber:
                     f"{self.name}: {modality!r} is none of {', '.join(PROMPTS)}{nearest(modality, PROMPTS)}"
                 )
         if foreign := sorted(OURS & set(generation or {})):
-            raise ModelError(f"{self.name}: generation cannot hold {', '.join(foreign)}")
+            raise ModelError(f"{self.name}: generation must not contain {', '.join(foreign)}")
         self.modalities = frozenset(modalities)
         self._model = model
         self._prompts = prompts(prompt, focus)

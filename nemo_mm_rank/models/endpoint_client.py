@@ -132,13 +132,15 @@ T = TypeVar("T")
 class Calls(Settings):
     """How hard an endpoint is asked."""
 
-    concurrency: int = Field(8, ge=1, le=1024, description="requests at a time, per process")
-    timeout: float = Field(120, gt=0, description="seconds for one request")
-    retries: int = Field(5, ge=0, description="after the first attempt")
+    concurrency: int = Field(8, ge=1, le=1024, description="Number of requests at the same time, for each process.")
+    timeout: float = Field(120, gt=0, description="Most seconds that one request may take.")
+    retries: int = Field(5, ge=0, description="Number of further attempts after the first one.")
     first_wait: float = Field(
-        1.0, ge=0, description="seconds before the first retry; each further one waits twice that"
+        1.0, ge=0, description="Seconds before the second attempt; each further wait is twice as long."
     )
-    longest_wait: float = Field(60, ge=0, description="seconds; an endpoint that asks for more is given up")
+    longest_wait: float = Field(
+        60, ge=0, description="Most seconds to wait; a request is given up if the endpoint asks for a longer wait."
+    )
 
 
 class _Message(BaseModel):
@@ -174,9 +176,9 @@ def check(base_url: object, key_variable: object) -> None:
         except ValueError:  # brackets that do not match, or a port that is none
             address = urlsplit("")
         if address.scheme not in ("http", "https") or not address.hostname:
-            raise ModelError("base_url is no http(s) URL")
+            raise ModelError("base_url must be an http or https URL")
         if address.username is not None or address.password is not None or address.query or address.fragment:
-            raise ModelError("base_url holds more than an address: a key belongs into an environment variable")
+            raise ModelError("base_url must be an address only: put the key into an environment variable")
     if key_variable is not None:
         name = key_variable if isinstance(key_variable, str) else ""
         # Names have underscores, and keys of capitals have none.
@@ -216,7 +218,7 @@ class Endpoint:
             return NO_KEY
         key = os.environ.get(self._key_variable, "").strip()
         if not key:
-            raise ModelError(f"the environment variable {self._key_variable} is to hold the key, and is not set")
+            raise ModelError(f"the environment variable {self._key_variable} must contain the key, and it is not set")
         return key
 
     def ask(self, requests: Sequence[Callable[[], Body]], took: Callable[[int, Answer], None]) -> dict[int, PairError]:
@@ -269,7 +271,9 @@ class Endpoint:
             except ExceptionGroup as failed:
                 raise failed.exceptions[0] from None
         if len(requests) > 1 and sum(isinstance(error, TransientError) for error in errors.values()) == len(requests):
-            raise ModelError(f"{self.base_url}: none of {len(requests)} requests got through; the first: {errors[0]}")
+            raise ModelError(
+                f"{self.base_url}: none of {len(requests)} requests were answered; the first error: {errors[0]}"
+            )
         return dict(sorted(errors.items()))
 
     async def _patiently(self, client: Any, key: str, body: Body) -> Answer:
@@ -305,7 +309,7 @@ class Endpoint:
                 cause = error.__cause__ or error
                 said = hide(f"connection failed: {type(cause).__name__}: {cause}", key)
             if asked > self._calls.longest_wait:
-                raise TransientError(f"{said}; asked to wait {asked:g} s, more than longest_wait")
+                raise TransientError(f"{said}; asked to wait {asked:g} s, which is more than longest_wait")
             if attempt < self._calls.retries:
                 own = min(self._calls.first_wait * 2**attempt, self._calls.longest_wait)
                 # Jitter, so that requests refused together do not come back together.
@@ -335,7 +339,7 @@ def _read(content: bytes, key: str) -> Answer:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise EmbeddingError(
-            f"the answer is no chat completion: {where + ': ' if where else ''}{first['msg']}"
+            f"the answer is not a chat completion: {where + ': ' if where else ''}{first['msg']}"
         ) from None
     choice, usage = completion.choices[0], completion.usage or _Usage()
     text = hide((choice.message.content or "").strip(), key)

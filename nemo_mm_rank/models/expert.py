@@ -56,7 +56,7 @@ class Recent(Generic[V]):
 
     def __init__(self, max_items: int) -> None:
         if max_items < 0:
-            raise ValueError(f"max_items is at least 0, not {max_items}")
+            raise ValueError(f"max_items must be at least 0, not {max_items}")
         self._max_items = max_items
         self._values: OrderedDict[Key, V] = OrderedDict()
 

@@ -25,7 +25,7 @@ class Writer:
 
     def __init__(self, model: Any, tokenizer: Any, rows: int, max_new_tokens: int, **settings: Any) -> None:
         if max_new_tokens < 1:
-            raise ModelError(f"max_new_tokens is at least 1, not {max_new_tokens}")
+            raise ModelError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
         self._model = model
         self._tokenizer = tokenizer
         self._batches: EqualShapes[str] = EqualShapes(self._generate, model, rows)

@@ -25,7 +25,7 @@ from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, attempt, suppor
 from nemo_mm_rank.models.batching import EqualShapes, Features, ahead, gathered, padded_lengths
 from nemo_mm_rank.models.hub import HubModel
 from nemo_mm_rank.models.weights import PICKLES
-from nemo_mm_rank.models.windows import pictures
+from nemo_mm_rank.models.windows import as_images
 from nemo_mm_rank.schema import Modality
 
 PARTS_AT_ONCE, BYTES_AT_ONCE = 512, 256 * 2**20
@@ -35,7 +35,7 @@ PARTS_AT_ONCE, BYTES_AT_ONCE = 512, 256 * 2**20
 class PartsGrounder:
     """Scores regions of images and windows of audio and video against phrases by one encoder's similarity.
 
-    Regions are the squares, in cells, of every size on a ``grid x grid`` division of the picture, the whole included
+    Regions are the squares, in cells, of every size on a ``grid x grid`` division of the image, the whole included
     (14 for 3 x 3). Windows are ``window`` seconds long and overlap by half; the last one ends with the recording.
 
     Args:
@@ -55,7 +55,7 @@ class PartsGrounder:
         cuttable = (name for name in media_names() if name in encoder.modalities and of(name).parts is not None)
         self.modalities = frozenset(cuttable)
         if not self.modalities:
-            raise ModelError(f"{encoder.name} takes no media, so it cannot say where a phrase is spoken of")
+            raise ModelError(f"{encoder.name} takes no media, so it cannot find what a phrase refers to")
         self._encoder = encoder
         self._grid = grid
         self._window = window
@@ -71,7 +71,7 @@ class PartsGrounder:
         phrases, has one fails.
 
         Args:
-            items: ``n`` images, sounds or videos.
+            items: ``n`` images, recordings or videos.
             phrases: for each item, what to look for.
             modality: of the items.
         """
@@ -157,7 +157,7 @@ def windows(start: float, end: float, length: float, most: int) -> Iterator[tupl
 def _fault(encoded: Encoded, rows: Sequence[int]) -> PairError | None:
     """Return the first error of ``rows`` where all of them (and there are any) have failed."""
     if rows and all(row in encoded.errors for row in rows):
-        return EmbeddingError(f"nothing to compare: {encoded.errors[rows[0]]}")
+        return EmbeddingError(f"there is nothing to compare: {encoded.errors[rows[0]]}")
     return None
 
 
@@ -167,10 +167,10 @@ SEPARATORS = re.compile(r"[.?]+")
 
 @dataclass(frozen=True)
 class _Pass:
-    """One look at a picture, for some or all of its phrases.
+    """One look at an image, for some or all of its phrases.
 
     Attributes:
-        item: which picture.
+        item: which image.
         tokens: of the phrases, each ended by a full stop.
         places: phrase -> the positions of its tokens, first and behind the last.
     """
@@ -182,18 +182,18 @@ class _Pass:
 
 @dataclass(eq=False)
 class GroundingDinoGrounder(HubModel):
-    """Finds the boxes that phrases speak of, all phrases of a picture in one pass (more only where they are too many).
+    """Finds the boxes that phrases speak of, all phrases of an image in one pass (more only where they are too many).
 
     A box's score for a phrase is the largest probability of any of the phrase's tokens, as in the library's own
     post-processing, here phrase by phrase. A box is kept where its best phrase reaches ``threshold``.
 
-    Only pictures and texts of equal shape share a batch, so that boxes do not depend on the batch (`equal_shapes`);
+    Only images and texts of equal shape share a batch, so that boxes do not depend on the batch (`equal_shapes`);
     texts are padded to a few lengths.
 
     Args:
         dtype: default: ``float32``, everywhere. Half precision moves boxes by some pixels.
         threshold: least score of a box.
-        batch_size: pictures of a batch; default: 2 on a CPU, 8 (or what the memory allows) elsewhere. A part of what
+        batch_size: images of a batch; default: 2 on a CPU, 8 (or what the memory allows) elsewhere. A part of what
             decides the last bits, so it belongs to the configuration.
     """
 
@@ -222,10 +222,10 @@ class GroundingDinoGrounder(HubModel):
     def ground(
         self, items: Sequence[Item], phrases: Sequence[Sequence[str]], modality: str
     ) -> list[Grounded | PairError]:
-        """Find what each picture's own phrases speak of; ``spans`` are what was ``found``, and may be none.
+        """Find what each image's own phrases speak of; ``spans`` are what was ``found``, and may be none.
 
         A phrase without a word that the tokenizer knows has scores of NaN, as has one of another pass over the same
-        picture.
+        image.
 
         Raises:
             ModelError: a modality that is not listed.
@@ -237,7 +237,7 @@ class GroundingDinoGrounder(HubModel):
         for row, (item, own) in enumerate(zip(items, phrases, strict=True)):
             results.append(Grounded(torch.empty((0, 4), dtype=torch.float64), torch.empty((0, len(own))), found=True))
             try:
-                sizes[row] = pictures(item)[0].size
+                sizes[row] = as_images(item)[0].size
             except PairError as error:
                 results[row] = error
             else:
@@ -270,7 +270,7 @@ class GroundingDinoGrounder(HubModel):
             yield _Pass(item, tokens, places)
 
     def _prepare(self, items: Sequence[Item], look: _Pass) -> Features:
-        image = self._images(images=pictures(items[look.item]), return_tensors="pt")
+        image = self._images(images=as_images(items[look.item]), return_tensors="pt")
         text = [self._tokenizer.cls_token_id, *look.tokens, self._tokenizer.sep_token_id]
         ids = torch.tensor([text])
         length = int(padded_lengths(torch.tensor([len(text)]), self._longest)[0])
@@ -296,9 +296,9 @@ class GroundingDinoGrounder(HubModel):
         Args:
             so_far: what others have.
             look: the pass.
-            boxes: ``(q, 4)`` centre x, centre y, width and height, as shares of the picture's.
+            boxes: ``(q, 4)`` centre x, centre y, width and height, as shares of the image's.
             tokens: ``(q, t)`` probability that a box shows what a token is part of.
-            size: width and height of the picture in pixels.
+            size: width and height of the image in pixels.
         """
         scores = torch.full((len(boxes), so_far.scores.shape[1]), float("nan"))
         for phrase, (first, end) in look.places.items():
@@ -327,7 +327,7 @@ class MomentGrounder:
     """Finds the moments of recordings that phrases speak of.
 
     The interface takes a file and one query at a time: a recording is encoded once, and asked for each of its phrases.
-    Sound goes in as WAV. A video goes in as the frames that were sampled of it, without loss, which is what features
+    Audio goes in as WAV. A video goes in as the frames that were sampled of it, without loss, which is what features
     of a frame every other second need (``clip``); features of motion (``slowfast``) would need more than there are.
 
     Args:
@@ -401,7 +401,7 @@ class MomentGrounder:
     def _ground(self, asked: tuple[Item, Sequence[str]]) -> Grounded:
         item, phrases = asked
         if not isinstance(item, Audio | Video):
-            raise ModelError(f"sound or a video is expected, not {type(item).__name__}")
+            raise ModelError(f"audio or a video is expected, not {type(item).__name__}")
         if item.duration > self._max_seconds:
             raise EmbeddingError(f"{item.duration:,.0f} s are more than {self.name} takes ({self._max_seconds:,.0f})")
         spans: list[list[float]] = []

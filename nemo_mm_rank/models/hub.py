@@ -84,7 +84,7 @@ class HubModel:
         processor = self._load_processor(kind)
         if getattr(processor, "tokenizer", None) is None or not getattr(processor, "chat_template", None):
             kind_name = type(processor).__name__
-            raise ModelError(f"{self.path}: {kind_name} has no chat template, so there is no way to ask it")
+            raise ModelError(f"{self.path}: {kind_name} has no chat template, so it cannot be asked for a description")
         return processor
 
     def _rows(self, on_cpu: int, elsewhere: int) -> int:
@@ -92,5 +92,5 @@ class HubModel:
         if self.batch_size is None:
             return on_cpu if self._device.type == "cpu" else elsewhere
         if self.batch_size < 1:
-            raise ModelError(f"batch_size is at least 1, not {self.batch_size}")
+            raise ModelError(f"batch_size must be at least 1, not {self.batch_size}")
         return self.batch_size

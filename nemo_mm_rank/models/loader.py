@@ -124,7 +124,7 @@ def pick_device(device: str | None) -> str:
         torch.device(device)
     except RuntimeError as error:
         names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise ConfigError(f"device: {device!r} is none; here there are {', '.join(names)}") from error
+        raise ConfigError(f"device: {device!r} is not available here; the devices are {', '.join(names)}") from error
     return device
 
 
@@ -185,7 +185,7 @@ def load(
                 raise
             except Exception as error:
                 message = " ".join(str(error).split())
-                raise ModelError(f"model {name!r} ({class_name}) does not load: {message}") from error
+                raise ModelError(f"model {name!r} ({class_name}) cannot be loaded: {message}") from error
             _loaded[key] = model
         if wrap is None:
             return _loaded[key]

@@ -57,11 +57,11 @@ def read_config(folder: Path, path: str) -> dict[str, Any]:
     """
     file = folder / CONFIG
     if not file.is_file() or not (folder / WEIGHTS).is_file():
-        raise ModelError(f"{path}: no adapter: it lacks {CONFIG if not file.is_file() else WEIGHTS}")
+        raise ModelError(f"{path}: not an adapter folder: it lacks {CONFIG if not file.is_file() else WEIGHTS}")
     with opening(path):
         values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if values.get("peft_type") != "LORA":
-        raise ModelError(f"{path}: an adapter of type {values.get('peft_type')}, and only LORA is loaded")
+        raise ModelError(f"{path}: an adapter of type {values.get('peft_type')}, and only LORA can be loaded")
     # What peft would import or run by these settings stays where it is: only what says which products are added.
     return {key: values[key] for key in _MEANT if values.get(key)}
 
@@ -180,15 +180,25 @@ def adapted(model: Any, settings: AdapterSettings, seed: int) -> Any:
 class AdapterSettings(Settings):
     """What every model that is fine-tuned by a LoRA adapter is told."""
 
-    revision: str | None = Field(None, description="commit on the hub; needed for a model from there")
-    dtype: str | None = Field(None, description="of the frozen weights; default: float32 on a CPU, else bfloat16")
+    revision: str | None = Field(
+        None, description="Commit of the model on the hub, which is required for a model that comes from there."
+    )
+    dtype: str | None = Field(
+        None, description="Number type of the frozen weights. Default: float32 on a CPU, bfloat16 otherwise."
+    )
     rank: int = Field(16, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.05, ge=0, lt=1)
-    learning_rate: float = Field(1e-4, gt=0, description="at its peak; it rises for a tenth, then falls to zero")
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        description="Highest learning rate: it rises over the first tenth of the steps and then falls to zero.",
+    )
     weight_decay: float = Field(0.0, ge=0)
-    longest_data: int = Field(8192, ge=16, description="characters that texts and code are cut to")
-    device: str | None = Field(None, description="cpu to leave GPUs alone; default: GPUs where there are any")
+    longest_data: int = Field(8192, ge=16, description="Most characters of texts and code; longer ones are cut.")
+    device: str | None = Field(
+        None, description="Device of the model: cpu leaves the GPUs alone. Default: the GPUs, where there are any."
+    )
 
     @property
     def weights(self) -> str:
@@ -198,5 +208,5 @@ class AdapterSettings(Settings):
     @model_validator(mode="after")
     def _is_pinned(self) -> Self:
         if self.revision is None and not Path(self.weights).is_dir():
-            raise ValueError(f"{self.weights} is no folder, and a model of the hub needs a revision: a commit")
+            raise ValueError(f"{self.weights} is not a folder, and a model from the hub needs a revision (a commit)")
         return self

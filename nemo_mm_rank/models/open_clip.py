@@ -14,7 +14,7 @@ from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.batching import Features, text_rows
 from nemo_mm_rank.models.contrastive import TwoTowers
 from nemo_mm_rank.models.weights import PICKLES, opening
-from nemo_mm_rank.models.windows import Pixels, picture, shots
+from nemo_mm_rank.models.windows import Pixels, as_image, shots
 from nemo_mm_rank.schema import Modality
 
 SETTINGS = "open_clip_config.json"
@@ -79,7 +79,7 @@ class OpenClipEncoder(TwoTowers):
         return shots(item)
 
     def _prepare(self, part: Pixels) -> Features:
-        return {"pixels": self._transform(picture(part))[None]}
+        return {"pixels": self._transform(as_image(part))[None]}
 
     def _media(self, batch: Features) -> torch.Tensor:
         embedded: torch.Tensor = self._model.encode_image(batch["pixels"].to(self._dtype))

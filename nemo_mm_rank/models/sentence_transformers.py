@@ -148,8 +148,8 @@ def refuse_code(folder: Path, path: str, version: str) -> None:
     named = [file for name in ("modules.json", "router_config.json") for file in folder.rglob(name)]
     if any(folder.rglob("*.py")) or any(b"--" in file.read_bytes() for file in named):
         raise ModelError(
-            f"{path}: code comes with this model, which sentence-transformers {version} would run: where you trust it, "
-            "set trust_remote_code, or else install sentence-transformers 6"
+            f"{path}: code comes with this model, which sentence-transformers {version} would run: if you trust it, "
+            "set trust_remote_code; otherwise install sentence-transformers 6"
         )
 
 

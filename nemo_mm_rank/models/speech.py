@@ -1,4 +1,4 @@
-"""Whisper, of the transformers library, as a describer of sound: what is said in it."""
+"""Whisper, of the transformers library, as a describer of audio: what is said in it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class WhisperDescriber(HubModel):
         written = iter(self._write(ahead(self._prepare, [one for own in heard for one in own], 1, self._ahead)))
         said = [" ".join(filter(None, [next(written) for _ in own])) for own in heard]
         errors: dict[int, PairError] = {
-            row: EmbeddingError(f"{self.name} understands nothing in it" if heard[row] else "holds no samples")
+            row: EmbeddingError(f"{self.name} recognises no speech in it" if heard[row] else "contains no samples")
             for row, text in enumerate(said)
             if not text
         }

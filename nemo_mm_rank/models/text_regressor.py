@@ -43,7 +43,9 @@ class TextRegressor(HubModel):
         self._tokenizer = self._load_processor(self._library.AutoTokenizer)
         self._model = self._load(self._library.AutoModelForSequenceClassification)
         if self._model.config.num_labels != 1:
-            raise ModelError(f"{self.path}: has {self._model.config.num_labels} outputs; a rating is one")
+            raise ModelError(
+                f"{self.path}: has {self._model.config.num_labels} outputs, and a rating needs exactly one"
+            )
         limits = [self._tokenizer.model_max_length, getattr(self._model.config, "max_position_embeddings", None)]
         self._longest = min(limit for limit in (*limits, self.max_tokens) if limit is not None)
         rows = self.batch_size or text_rows(self._longest, self._device)

@@ -1,4 +1,4 @@
-"""Any multimodal language model of the transformers library as a describer of images, videos and sound."""
+"""Any multimodal language model of the transformers library as a describer of images, videos and audio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nemo_mm_rank.models.base import Described, attempt, support
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.generation import Prompt, Writer, prompts
 from nemo_mm_rank.models.hub import HubModel
-from nemo_mm_rank.models.windows import at_rate, pictures
+from nemo_mm_rank.models.windows import as_images, at_rate
 from nemo_mm_rank.schema import Modality
 
 Part = dict[str, Any]
@@ -24,14 +24,14 @@ Part = dict[str, Any]
 
 @dataclass(eq=False)
 class VisionLanguageDescriber(HubModel):
-    """Describes media by asking a local model that reads a chat with pictures (or sounds) in it.
+    """Describes media by asking a local model that reads a chat with images (or audio) in it.
 
-    It takes what its processor takes: images always, sound where there is a feature extractor. A video goes in as a
-    video where the processor knows them, otherwise as one picture per frame. Texts are written greedily, so that equal
+    It takes what its processor takes: images always, audio where there is a feature extractor. A video goes in as a
+    video where the processor knows them, otherwise as one image per frame. Texts are written greedily, so that equal
     media have equal descriptions, and do not depend on the batch (`equal_shapes`).
 
-    Models that scale pictures to one size fill their batches. For those that keep the shape (Qwen2-VL and its kin)
-    only pictures of one shape share a batch, and others fill up: where shapes vary much, a smaller ``batch_size`` is
+    Models that scale images to one size fill their batches. For those that keep the shape (Qwen2-VL and its kin)
+    only images of one shape share a batch, and others fill up: where shapes vary much, a smaller ``batch_size`` is
     faster.
 
     Args:
@@ -40,7 +40,7 @@ class VisionLanguageDescriber(HubModel):
         max_new_tokens: at which a description ends.
         batch_size: items of a batch; default: 2 on a CPU, 16 (or what the memory allows) elsewhere. A part of what
             decides the last bits, so it belongs to the configuration.
-        max_side: longer side in pixels that pictures are scaled down to before the model's own processing.
+        max_side: longer side in pixels that images are scaled down to before the model's own processing.
         trust_remote_code: run the code that comes with the model.
 
     Raises:
@@ -87,7 +87,7 @@ class VisionLanguageDescriber(HubModel):
             if text:
                 texts[row] = text
             else:
-                errors[row] = EmbeddingError(f"{self.name} says nothing of it")
+                errors[row] = EmbeddingError(f"{self.name} has no answer for it")
         return Described(texts, errors)
 
     def _content(self, item: Item) -> Callable[[], list[Part]]:
@@ -98,9 +98,9 @@ class VisionLanguageDescriber(HubModel):
         """
         if isinstance(item, Audio):
             if not len(item.samples):
-                raise EmbeddingError("holds no samples")
+                raise EmbeddingError("contains no samples")
             return lambda: [{"type": "audio", "audio": at_rate(item, self._extractor.sampling_rate)}]
-        seen = pictures(item)
+        seen = as_images(item)
         if isinstance(item, Video) and self._has_videos:
             return lambda: [{"type": "video", "video": item.frames, "times": item.times, "seconds": item.duration}]
         return lambda: [{"type": "image", "image": self._smaller(picture)} for picture in seen]

@@ -51,7 +51,7 @@ def resolve(path: str, revision: str | None = None, ignore: Sequence[str] = (), 
         folder = _download(path, revision, [*UNUSED, *ignore, *([] if code else ["*.py"])])
     refuse_pickles(folder, path)
     if not any(folder.rglob(SAFETENSORS)):
-        raise ModelError(f"{path}: holds no safetensors weights, and no others are loaded")
+        raise ModelError(f"{path}: contains no safetensors weights, and no other weights are loaded")
     return folder
 
 
@@ -71,12 +71,14 @@ def refuse_pickles(folder: Path, path: str) -> None:
 
 def _download(path: str, revision: str | None, ignore: list[str]) -> Path:
     if not HUB_NAME.fullmatch(path):
-        raise ModelError(f"{path}: no such folder, and not the name of a model on the hub")
+        raise ModelError(f"{path}: there is no such folder, and it is not the name of a model on the hub")
     download = require("huggingface_hub", "models").snapshot_download
     try:
         return Path(download(path, revision=revision, ignore_patterns=ignore))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: no such folder, nor to be had from the hub: {one_line(error)}") from error
+        raise ModelError(
+            f"{path}: there is no such folder, and it cannot be downloaded from the hub: {one_line(error)}"
+        ) from error
 
 
 def folder_revision(folder: Path) -> str:

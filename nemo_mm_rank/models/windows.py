@@ -1,4 +1,4 @@
-"""What a model that sees one picture, or hears some seconds, makes of a video or a longer recording: parts, pooled."""
+"""What a model that sees one image, or hears some seconds, makes of a video or a longer recording: parts, pooled."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ POOLINGS = ("mean", "medoid")
 vector that is most like all others, which a title or a black frame does not move."""
 
 MAX_ASPECT = 200
-"""Longer to shorter side: resized to a model's size, a picture of one pixel's height would be many gigabytes."""
+"""Longer to shorter side: resized to a model's size, an image of one pixel's height would be many gigabytes."""
 
 Pixels: TypeAlias = PILImage.Image | npt.NDArray[np.uint8]
 
 
 def shots(item: Item) -> list[Pixels]:
-    """Return an image, or the frames of a video, as they lie in memory; `picture` makes pictures of them one by one.
+    """Return an image, or the frames of a video, as they lie in memory; `as_image` makes images of them one by one.
 
     Raises:
-        EmbeddingError: it is far longer in one direction than in the other, or holds no frames.
+        EmbeddingError: it is far longer in one direction than in the other, or contains no frames.
         ModelError: it is neither.
     """
     if isinstance(item, Image):
@@ -44,33 +44,33 @@ def shots(item: Item) -> list[Pixels]:
     if isinstance(item, Image):
         return [item.pixels]
     if not len(item.frames):
-        raise EmbeddingError("holds no frames")
+        raise EmbeddingError("contains no frames")
     return list(item.frames)
 
 
-def picture(shot: Pixels) -> PILImage.Image:
+def as_image(shot: Pixels) -> PILImage.Image:
     """Return one of `shots` as Pillow has it."""
     return shot if isinstance(shot, PILImage.Image) else PILImage.fromarray(shot)
 
 
-def pictures(item: Item) -> list[PILImage.Image]:
-    """Return an image, or the frames of a video, all as pictures; raises as `shots` does."""
-    return [picture(shot) for shot in shots(item)]
+def as_images(item: Item) -> list[PILImage.Image]:
+    """Return an image, or the frames of a video, all as images; raises as `shots` does."""
+    return [as_image(shot) for shot in shots(item)]
 
 
 def windows(item: Item, seconds: float, most: int) -> list[Audio]:
-    """Return a sound as it is, or where it is longer than ``seconds``, windows of that length spread evenly over it.
+    """Return a recording as it is, or, if it is longer than ``seconds``, windows of that length, spread evenly.
 
     They cover all of it where that takes no more than ``most``.
 
     Raises:
-        EmbeddingError: it holds no samples.
-        ModelError: it is no sound.
+        EmbeddingError: it contains no samples.
+        ModelError: it is no audio.
     """
     if not isinstance(item, Audio):
-        raise ModelError(f"sound is expected, not {type(item).__name__}")
+        raise ModelError(f"audio is expected, not {type(item).__name__}")
     if not len(item.samples):
-        raise EmbeddingError("holds no samples")
+        raise EmbeddingError("contains no samples")
     if item.duration <= seconds:
         return [item]
     count = min(most, math.ceil(item.duration / seconds))
@@ -79,14 +79,14 @@ def windows(item: Item, seconds: float, most: int) -> list[Audio]:
     return [item.part([start, start + seconds]) for start in starts]
 
 
-def at_rate(sound: Audio, rate: int) -> Samples:
-    """Return the samples of ``sound`` at ``rate`` Hz: ``(n,)`` float32."""
-    if sound.rate == rate:
-        return sound.samples
+def at_rate(audio: Audio, rate: int) -> Samples:
+    """Return the samples of ``audio`` at ``rate`` Hz: ``(n,)`` float32."""
+    if audio.rate == rate:
+        return audio.samples
     from scipy.signal import resample_poly  # takes a moment, and most sounds come at the rate that is wanted
 
-    common = math.gcd(sound.rate, rate)
-    resampled: Samples = resample_poly(sound.samples, rate // common, sound.rate // common).astype(np.float32)
+    common = math.gcd(audio.rate, rate)
+    resampled: Samples = resample_poly(audio.samples, rate // common, audio.rate // common).astype(np.float32)
     return resampled
 
 

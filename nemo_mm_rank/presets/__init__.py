@@ -89,7 +89,7 @@ PRESETS: dict[str, Preset] = {
             Weights("IDEA-Research/grounding-dino-base", "Apache-2.0", 0.9),
         ),
         besides="a server for nvidia/NVIDIA-Nemotron-Nano-12B-v2-VL-BF16 (NVIDIA Open Model License), "
-        "and leave to run the code that comes with llama-nemotron-embed",
+        "and permission to run the code that comes with llama-nemotron-embed",
     ),
 }
 """From the smallest to the largest. Sizes and memory are estimates from numbers of parameters, not measurements."""
@@ -102,7 +102,7 @@ def read(name: str) -> dict[str, Any]:
         ConfigError: there is none of that name (the nearest is named).
     """
     if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r} (there are {', '.join(PRESETS)}){nearest(name, PRESETS)}")
+        raise ConfigError(f"there is no preset {name!r} (the presets are {', '.join(PRESETS)}){nearest(name, PRESETS)}")
     return read_yaml(FOLDER / f"{name}.yaml")
 
 
@@ -157,5 +157,6 @@ def _needs(preset: Preset) -> str:
 
 def _licences(preset: Preset) -> str:
     return "\n".join(
-        f"{weights.model.split('/')[-1]}: {weights.licence or 'see its page'}" for weights in preset.weights
+        f"{weights.model.split('/')[-1]}: {weights.licence or 'see the page of the model'}"
+        for weights in preset.weights
     )

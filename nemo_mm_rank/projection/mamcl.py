@@ -48,7 +48,7 @@ def mamcl_loss(
     The loss does not change where all targets of a modality move along together, so scores of different modalities
     are not comparable after it: rank within a modality, calibrate, or add a term without the mask.
 
-    For queries that are annotations and targets that are data, that is: which picture among the pictures. The other
+    For queries that are annotations and targets that are data, that is: which image among the images. The other
     way round every target is a text, and the loss is InfoNCE.
 
     Args:

@@ -110,7 +110,7 @@ class Projection:
             return column
         if bool(column.valid.any()):
             raise ModelError(
-                f"projection: source {name!r} has {column.values.shape[1]} dimensions, it was fitted with {size}"
+                f"projection: source {name!r} has {column.values.shape[1]} dimensions, but it was fitted with {size}"
             )
         return Vectors(column.values.new_zeros(rows, size), column.valid)
 

@@ -206,14 +206,22 @@ class DuplicateSettings(Settings):
 
     by: tuple[str, ...] = Field(
         ("quality__agreement_score",),
-        description="columns that say which stays, higher is better: the first that a pair has",
+        description="Columns that decide which duplicate stays (the higher value); the first column that has a "
+        "value for the pair counts.",
     )
     text: bool | None = Field(
         None,
-        description="duplicates have the same annotation too; default: of text and code, since a passage may be asked "
-        "several things, while of media the data alone counts",
+        description="Whether duplicates must have the same annotation, too. Default: true for text and code, "
+        "because several questions may be asked about one passage; false for media, where the data "
+        "alone counts.",
     )
-    radius: int = Field(0, ge=0, le=16, description="bits in which fingerprints of media may differ; 0: equal keys")
+    radius: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Number of bits in which the fingerprints of duplicates may differ (media only); 0: the "
+        "fingerprints are equal.",
+    )
 
 
 SCHEMA = pa.schema(
@@ -347,7 +355,10 @@ def _agreement(table: pa.Table, by: Sequence[str], part: int) -> npt.NDArray[np.
     values = np.full(table.num_rows, np.nan)
     columns = [name for name in by if name in table.column_names]
     if not columns:
-        raise MissingColumnError(f"duplicates: shard {part} has no column to choose by: {', '.join(map(repr, by))}")
+        raise MissingColumnError(
+            f"duplicates: shard {part} has none of the columns that decide which duplicate stays: "
+            f"{', '.join(map(repr, by))}"
+        )
     for name in columns:
         column = table[name].cast(pa.float64()).to_numpy()
         values = np.where(np.isnan(values), column, values)

@@ -51,32 +51,41 @@ class FilterSettings(Settings):
     Ratios are shares of the text's own characters, words or lines.
     """
 
-    alpha_numeric: Ratio = Field(0.25, description="at most; of characters that are no letters, digits or .,!?")
-    symbol_to_word: Ratio = Field(0.1, description="at most; of words that are # or an ellipsis")
-    numbers_ratio: Ratio = Field(0.15, description="at most; of characters that are digits")
-    urls_ratio: Ratio = Field(0.2, description="at most; of characters that belong to URLs")
-    white_space: Ratio = Field(0.25, description="at most; of characters that are white space")
-    parentheses_ratio: Ratio = Field(0.1, description="at most; of characters that are brackets")
-    boilerplate_string_ratio: Ratio = Field(0.4, description="at most; of paragraphs that are boilerplate")
-    repeated_lines: Ratio = Field(0.7, description="at least; of lines that are left without repeated ones")
-    repeated_paragraphs: Ratio = Field(0.7, description="at least; of paragraphs, likewise")
-    repeated_lines_char: Ratio = Field(0.8, description="at least; of characters left without repeated lines")
-    repeated_paragraphs_char: Ratio = Field(0.8, description="at least; of characters, likewise")
+    alpha_numeric: Ratio = Field(
+        0.25, description="Most characters that are no letters, no digits and none of .,!? (share)."
+    )
+    symbol_to_word: Ratio = Field(0.1, description="Most words that are # or an ellipsis (share).")
+    numbers_ratio: Ratio = Field(0.15, description="Most characters that are digits (share).")
+    urls_ratio: Ratio = Field(0.2, description="Most characters that belong to URLs (share).")
+    white_space: Ratio = Field(0.25, description="Most characters that are white space (share).")
+    parentheses_ratio: Ratio = Field(0.1, description="Most characters that are brackets (share).")
+    boilerplate_string_ratio: Ratio = Field(0.4, description="Most paragraphs that are boilerplate (share).")
+    repeated_lines: Ratio = Field(0.7, description="Fewest lines that remain when repeated lines are left out (share).")
+    repeated_paragraphs: Ratio = Field(
+        0.7, description="Fewest paragraphs that remain when repeated paragraphs are left out (share)."
+    )
+    repeated_lines_char: Ratio = Field(
+        0.8, description="Fewest characters that remain when repeated lines are left out (share)."
+    )
+    repeated_paragraphs_char: Ratio = Field(
+        0.8, description="Fewest characters that remain when repeated paragraphs are left out (share)."
+    )
     word_count: Annotated[Range | Off, OFF] = Range(least=50, most=100_000)
-    punctuation: Ratio = Field(0.85, description="at most; of lines that end without a mark")
-    words_without_alphabets: Ratio = Field(0.8, description="at least; of words with a letter")
-    common_english_words: Annotated[int | Off, Field(description="at least this many"), OFF] = 2
+    punctuation: Ratio = Field(0.85, description="Most lines that end without a punctuation mark (share).")
+    words_without_alphabets: Ratio = Field(0.8, description="Fewest words that contain a letter (share).")
+    common_english_words: Annotated[int | Off, Field(description="Fewest common English words (number)."), OFF] = 2
     mean_word_length: Annotated[Range | Off, OFF] = Range(least=3, most=10)
-    max_word_length: Annotated[int | Off, Field(description="at most this many characters"), OFF] = 1000
-    ellipsis: Ratio = Field(0.3, description="at most; of lines that end with an ellipsis")
+    max_word_length: Annotated[int | Off, Field(description="Most characters in a word (number)."), OFF] = 1000
+    ellipsis: Ratio = Field(0.3, description="Most lines that end with an ellipsis (share).")
     repeating_top_ngrams: Annotated[dict[Length, Share] | Off, OFF] = Field(
-        {2: 0.2, 3: 0.18, 4: 0.16}, description="n -> at most; of characters in the most frequent n-gram"
+        {2: 0.2, 3: 0.18, 4: 0.16},
+        description="For n-grams of n words: most characters in the most frequent n-gram (share).",
     )
     repeating_dup_ngrams: Annotated[dict[Length, Share] | Off, OFF] = Field(
         {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
-        description="n -> at most; of characters in n-grams that were there before",
+        description="For n-grams of n words: most characters in n-grams that occurred before (share).",
     )
-    bullet_ratio: Ratio = Field(0.9, description="at most; of lines that begin with a bullet")
+    bullet_ratio: Ratio = Field(0.9, description="Most lines that begin with a bullet (share).")
 
 
 def existing_file(path: str) -> str:
@@ -90,9 +99,13 @@ def existing_file(path: str) -> str:
 class LanguageSettings(Settings):
     """Language identification by a fastText file of yours (Curator has none of its own)."""
 
-    model: Annotated[str, AfterValidator(existing_file)] = Field(description="path, for example of lid.176.ftz")
-    lang: str | None = Field(None, description="keep only this language; default: any that is recognised")
-    min_score: Share = Field(0.3, description="least confidence")
+    model: Annotated[str, AfterValidator(existing_file)] = Field(
+        description="Path of a fastText file, such as lid.176.ftz."
+    )
+    lang: str | None = Field(
+        None, description="Keep only texts in this language. Default: any language that is recognised."
+    )
+    min_score: Share = Field(0.3, description="Least confidence of the language identification.")
 
 
 class TraditionalSettings(Settings):
@@ -107,7 +120,7 @@ class TraditionalSettings(Settings):
     def _something(self) -> TraditionalSettings:
         filters = any(value != "off" and value != {} for _, value in self.filters)
         if not (filters or self.language or self.exact_duplicates or self.near_duplicates != "off"):
-            raise ValueError("everything is off, and nothing is left to choose by")
+            raise ValueError("every filter is off, and nothing is left to choose by")
         return self
 
 

@@ -69,7 +69,7 @@ class Ranking:
             UserError: there is none in ``folder``, or it is damaged.
         """
         if not folder.exists():
-            raise UserError(f"nothing has been ranked in {folder}")
+            raise UserError(f"no pair has been ranked in {folder}")
         summary = read_sealed(folder / "ranking.json")
         tables = (read_table(folder / f"{name}.parquet") for name in ("chosen", "duplicates", "passed"))
         chosen, duplicates, passed = tables
@@ -184,7 +184,7 @@ def check_pools(names: Iterable[str], shards: Shards) -> None:
     known = {name for part in range(shards.count) for name in shards.read(part, [POOL])[POOL].unique().to_pylist()}
     for name in names:
         if name not in known:
-            raise ConfigError(f"ranking.quotas: no pool {name!r} here{nearest(name, known)}")
+            raise ConfigError(f"ranking.quotas: there is no pool {name!r}{nearest(name, known)}")
 
 
 def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: float | None) -> Ints:
@@ -305,7 +305,7 @@ class _Choice:
             if scoring.calibration:
                 line += f"; {self.settings.calibration} within {modality} {score:+.2f}"
             if filling[row]:
-                line += "; fills a quota that others left short"
+                line += "; fills a place that another quota left empty"
             elif quotas:
                 code = int(codes[row])
                 taken[code] += 1

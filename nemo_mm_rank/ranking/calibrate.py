@@ -58,7 +58,9 @@ class Moments:
         for start in range(0, len(values), _CHUNK):
             chunk = values[start : start + _CHUNK].astype(np.float64)
             if np.abs(chunk).max() > _LARGEST:
-                raise ConfigError(f"a score of {np.abs(chunk).max():g} is out of range: give the ranking lower weights")
+                raise ConfigError(
+                    f"a score of {np.abs(chunk).max():g} is out of range: use lower values in ranking.weights"
+                )
             fixed = np.rint(chunk * _UNIT).astype(np.int64)
             # |fixed| <= 2**40, so its square would overflow: (high * 2**20 + low)**2, each sum below 2**61.
             high, low = fixed >> 20, fixed & (_UNIT - 1)

@@ -117,8 +117,8 @@ class Stored:
     def told(self, values: Mapping[str, Any]) -> Iterator[str]:
         """Yield lines that say more of a pair's chance, by what the columns `beside` it hold."""
         if self.column == MATCH:
-            yield f"the annotation as a whole is the data's own: {percent(values.get(MATCH_WHOLE))} likely"
-            yield f"none of its sentences is another pair's: {percent(values.get(MATCH_SENTENCE))} likely"
+            yield f"the annotation as a whole belongs to the data: {percent(values.get(MATCH_WHOLE))} likely"
+            yield f"none of its sentences belongs to another pair: {percent(values.get(MATCH_SENTENCE))} likely"
             if sentence := values.get(WEAKEST_SENTENCE):
                 yield f"the least likely sentence: {sentence!r}"
 
@@ -149,7 +149,7 @@ def stored(settings: RankingSettings, columns: Collection[str]) -> dict[str, Sto
     conditions = {}
     for name, strength in sorted(settings.strengths.items()):
         if strength and name not in known:
-            raise ConfigError(f"ranking.conditions: nothing says {name!r} here{nearest(name, known)}")
+            raise ConfigError(f"ranking.conditions: this run has no values of {name!r}{nearest(name, known)}")
         if strength and known[name].column in columns:
             conditions[name] = replace(known[name], strength=strength)
     return conditions
@@ -164,10 +164,13 @@ def chances_of(condition: Condition, table: pa.Table) -> Floats:
     values = np.asarray(condition.chances(table), dtype=np.float64)
     if values.shape != (table.num_rows,):
         raise ConfigError(
-            f"ranking.conditions: {condition.name!r} has chances of shape {values.shape} for {table.num_rows} pairs"
+            f"ranking.conditions: {condition.name!r} has probabilities of shape {values.shape} for "
+            f"{table.num_rows} pairs"
         )
     if ((values < 0) | (values > 1)).any():
-        raise ConfigError(f"ranking.conditions: {condition.name!r} has values out of [0, 1], which are no chances")
+        raise ConfigError(
+            f"ranking.conditions: {condition.name!r} has values outside of [0, 1], which are not probabilities"
+        )
     return np.where(np.isnan(values), np.nan, np.maximum(values, condition.least))
 
 
@@ -232,5 +235,7 @@ def _checked(name: str, condition: Condition) -> Condition:
     if condition.name != name:
         raise ModelError(f"condition {name!r} calls itself {condition.name!r}: let its class take its `name`")
     if not 0 < condition.least <= 1:
-        raise ModelError(f"condition {name!r}: its least chance is above 0 and at most 1, not {condition.least}")
+        raise ModelError(
+            f"condition {name!r}: its least probability must be above 0 and at most 1, not {condition.least}"
+        )
     return condition

@@ -58,7 +58,7 @@ def explain(
         for bad in bad_rows.filter(pc.equal(bad_rows[PAIR_ID], pair_id)).to_pylist():
             why = f"{bad['step']}: {bad['error']}: {bad['message']}"
             return f"{printable(pair_id)}: not ranked\n  {printable(why)}"
-    raise UserError(f"no pair {pair_id!r} in this run{nearest(pair_id, _similar(pair_id, shards))}")
+    raise UserError(f"this run has no pair {pair_id!r}{nearest(pair_id, _similar(pair_id, shards))}")
 
 
 def _explain_row(
@@ -95,12 +95,12 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
     name = groups.names[int(groups.codes_of([values[groups.column]])[0])]
     shown = printable(label(name, settings.quotas))
     for kept in ranking.duplicates.filter(pc.equal(ranking.duplicates[PAIR_ID], values[PAIR_ID]))["kept"].to_pylist():
-        yield f"  near-equal to {kept!r}, which is in the blend"
+        yield f"  nearly equal to {kept!r}, which is in the blend"
     entry = next((entry for entry in ranking.summary["groups"] if entry["group"] == name), None)
     if entry is None or not entry["quota"]:
-        yield f"  score {score:+.3f}; the quotas leave no room for {shown}"
+        yield f"  score {score:+.3f}; the quotas leave no place for {shown}"
     elif entry["cut"] is None:
-        yield f"  score {score:+.3f}; nothing was chosen from {shown}"
+        yield f"  score {score:+.3f}; no pair was chosen from {shown}"
     else:
         # Where others left their quota short, the last one that filled it may stand below the group's own last one.
         cuts = [cut for cut in (entry["cut"], ranking.summary["filling"]["cut"]) if cut is not None]
@@ -116,7 +116,7 @@ def _passed(values: dict[str, Any], chosen: bool, ranking: Ranking, settings: Ra
         return
     of = f"of {ranking.summary['select']['candidates']:,} candidates, chosen by {settings.select.how}"
     place = pc.index(ranking.passed[PAIR_ID], values[PAIR_ID]).as_py()
-    yield f"  {of}: {printable(ranking.passed['why'][place].as_py())}" if place >= 0 else f"  not one {of}"
+    yield f"  {of}: {printable(ranking.passed['why'][place].as_py())}" if place >= 0 else f"  not {of}"
 
 
 def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> It
         yield f"  {name:<12} {value[0]:+.2f} standard deviations x weight {scoring.topic.weight(name):.3g}"
     if scoring.topic.breadth:
         counts = percent(scoring.topic.breadth)
-        yield f"  the objective asks for much of the pool: closeness to the best pairs counts, to {counts}"
+        yield f"  much of the pool fits the objective: closeness to the best pairs counts for {counts}"
     chances = scoring.chances(table)
     for name, chance in chances.items():
         known = None if np.isnan(chance[0]) else float(chance[0])

@@ -1,6 +1,6 @@
 """Pseudo-relevance feedback: the best pairs say in every space, data and annotation alike, what the query means there.
 
-A query and a picture's embedding have little in common even where they fit; two pictures have. So the ranking is made
+A query and an image's embedding have little in common even where they fit; two images have. So the ranking is made
 once, its best pairs are taken for relevant, and closeness to their mean counts beside closeness to the query (Rocchio,
 "Relevance feedback in information retrieval", 1971, eq. 2, with no negative term).
 """

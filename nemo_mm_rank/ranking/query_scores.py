@@ -63,9 +63,9 @@ class Given:
         given = cls(name, path, column, file_digest(path))
         ids, values = _read(path, column, given.digest)
         if pc.count_distinct(ids, mode="all").as_py() != len(ids):
-            raise ConfigError(f"ranking.scores.{name}: {path} names a {PAIR_ID} more than once, or none")
+            raise ConfigError(f"ranking.scores.{name}: {path} has a {PAIR_ID} twice, or a row without one")
         if np.isinf(values).any():
-            raise ConfigError(f"ranking.scores.{name}: column {column!r} of {path} holds infinite values")
+            raise ConfigError(f"ranking.scores.{name}: column {column!r} of {path} contains infinite values")
         return given
 
     def of(self, pair_ids: pa.Array) -> pa.Array:

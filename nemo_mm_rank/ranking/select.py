@@ -31,7 +31,7 @@ def quota_counts(total: int, shares: Mapping[str, float]) -> dict[str, int]:
     """
     exact = {name: Fraction(str(share)) for name, share in sorted(shares.items())}
     if any(not 0 <= share <= 1 for share in exact.values()):
-        raise ConfigError(f"ranking.quotas: shares are between 0 and 1, not {dict(shares)}")
+        raise ConfigError(f"ranking.quotas: shares must be between 0 and 1, not {dict(shares)}")
     left = 1 - sum(exact.values(), Fraction(0))
     if left < 0:
         raise ConfigError(f"ranking.quotas: the shares sum to {float(1 - left):g}, more than 1")
@@ -57,7 +57,10 @@ def check_shortage(wanted: Mapping[str, int], there: Mapping[str, int]) -> None:
         if there.get(name, 0) < count
     ]
     if short:
-        raise UserError(f"too few pairs for the quotas: {'; '.join(short)} (ranking.shortage: fill or leave)")
+        raise UserError(
+            f"too few pairs for the quotas: {'; '.join(short)} (choose what should happen with "
+            "ranking.shortage: fill or leave)"
+        )
 
 
 class BestFirst:

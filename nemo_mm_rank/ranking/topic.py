@@ -207,7 +207,7 @@ def _weights(weights: Mapping[str, float], columns: Sequence[str]) -> dict[str, 
     known = there | {EXPERTS}
     for name, weight in weights.items():
         if weight and name not in known:
-            raise ConfigError(f"ranking.weights: nothing scores {name!r} here{nearest(name, known)}")
+            raise ConfigError(f"ranking.weights: this run has no score {name!r}{nearest(name, known)}")
     if not experts_among(columns):
         known = there
     used = {name: weight for name, weight in sorted(weights.items()) if weight and name in known}

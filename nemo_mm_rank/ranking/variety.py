@@ -172,7 +172,7 @@ def _balanced(settings: SelectSettings, found: Candidates, room: Ints, shards: S
     counts = entries.counts(shards)
     if not counts.any():
         raise UserError(
-            f"ranking.select: none of the {len(entries.names):,} entries of {settings.entries} is in an annotation"
+            f"ranking.select: none of the {len(entries.names):,} entries of {settings.entries} occurs in an annotation"
         )
     texts = attach_rows(pa.table({PAIR_ID: found.rows[PAIR_ID]}), found.places, shards, [ANNOTATION])[ANNOTATION]
     keys, decisive = np.full(len(found.scores), np.inf), np.full(len(found.scores), -1, dtype=np.int64)
@@ -229,7 +229,10 @@ class Entries:
                     counts.update(set(split(text or "")))
             entries = sorted((word for word, count in counts.items() if count >= _LEAST), key=lambda w: (-counts[w], w))
             if not entries:
-                raise UserError(f"ranking.select: no word is in {_LEAST} annotations; give entries a file of them")
+                raise UserError(
+                    f"ranking.select: no word occurs in {_LEAST} annotations; name a file of words in "
+                    "ranking.select.entries"
+                )
             return cls(sorted(entries[:_ENTRIES]), 1)
         return cls.read(settings.entries)
 
@@ -248,7 +251,7 @@ class Entries:
         split = _vectorizer({}).build_analyzer()
         names = sorted({words for line in lines if (words := " ".join(split(line)))})
         if not names:
-            raise ConfigError(f"ranking.select.entries: {file} holds no entry; write one on each line")
+            raise ConfigError(f"ranking.select.entries: {file} contains no entry; write one on each line")
         return cls(names, max(name.count(" ") + 1 for name in names))
 
     def counts(self, shards: Shards) -> Ints:
@@ -300,7 +303,7 @@ def _diverse(settings: SelectSettings, found: Candidates, room: Ints, shards: Sh
     best = best if best is not None and high < _LEVELS else picked(_LEVELS)
     limit = high / _LEVELS
     words = [
-        f"no nearer than {limit:.2f} to a better one" if taken else f"nearer than {limit:.2f} to {other!r}"
+        f"no more similar than {limit:.2f} to a better one" if taken else f"nearer than {limit:.2f} to {other!r}"
         for taken, other in zip(best.taken.tolist(), _named(found, best.double_of), strict=True)
     ]
     return Order(np.argsort(~best.taken, kind="stable"), words, {"similarity": limit})

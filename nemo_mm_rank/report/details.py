@@ -193,7 +193,7 @@ class Details:
         name = {"name": excerpt(data, _VALUE)}
         if self.copies >= MAX_MEDIA or self._bytes >= MAX_MEDIA_BYTES:
             self.left_out += 1
-            return {**name, "missing": "left out: this page has copies of so many others"}
+            return {**name, "missing": "not shown, because this page has reached its limit for media"}
         root, content = row.get(MEDIA_ROOT) or ".", row.get(DATA_BYTES)
         shown = copy(data or "data_bytes", modality, spans, root, content, self._run.config.media)
         self.copies += "src" in shown
@@ -233,7 +233,7 @@ def _facts(
     row: Mapping[str, Any], scoring: Scoring, chances: Mapping[str, Floats], place: int
 ) -> Iterator[tuple[str, str]]:
     for name, values in chances.items():
-        yield f"chance of {name}", "not known" if np.isnan(values[place]) else f"{100 * values[place]:.0f} %"
+        yield f"probability of {name}", "not known" if np.isnan(values[place]) else f"{100 * values[place]:.0f} %"
     if sentence := row.get(WEAKEST_SENTENCE):
         yield "least likely sentence", excerpt(sentence, _VALUE)
     for name, moments in scoring.topic.narrow.moments.items():

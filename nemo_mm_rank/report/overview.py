@@ -36,6 +36,10 @@ _SHIFT = 0.1  # of a share, from which on a mix is another
 _CLOSE = 0.1  # standard deviations of the scores, within which a pair might as well have been chosen
 
 
+LEFT_OUT = "What was kept and left out"
+"""Title of the section on rows by step, and on why some were quarantined."""
+
+
 def findings(run: Run) -> list[Finding]:
     """Return what a careful reader would check, checked."""
     counts = run.manifest["counts"]
@@ -47,14 +51,18 @@ def findings(run: Run) -> list[Finding]:
     else:
         checks.append(Finding("warn", f"{rows:,} rows in, but {ranked:,} ranked + {quarantined:,} quarantined."))
     if table_digest(read_table(run.folder.blend)) == run.manifest["blend"]["digest"]:
-        checks.append(Finding("good", "The blend is the one that the manifest vouches for (same digest)."))
+        checks.append(Finding("good", "The blend is the one that the manifest describes (same digest)."))
     else:
-        checks.append(Finding("warn", "The blend is not the one that the manifest vouches for: its digest differs."))
+        checks.append(
+            Finding(
+                "warn", "The blend is not the one that the manifest describes: its digest differs. Rank the run again."
+            )
+        )
     if (said := replaced(rows_of(run.folder, run.ranking.chosen[PAIR_ID]))) is not None:
         checks.append(Finding("warn", f"{said}."))
     if quarantined > 0.05 * rows:
-        said = f"{share(quarantined, rows)} of the rows could not be ranked; see what was left out."
-        checks.append(Finding("warn", said))
+        left = share(quarantined, rows)
+        checks.append(Finding("warn", f"{left} of the rows could not be ranked; “{LEFT_OUT}” says why."))
     checks += _of_spaces(run.manifest["projection"]["metrics"]["mean"])
     checks += _of_mix(counts)
     checks += _of_cut(run)
@@ -67,8 +75,8 @@ def _of_spaces(spaces: Mapping[str, Mapping[str, float]]) -> list[Finding]:
         return []
     name, best = max(others.items(), key=lambda item: item[1]["recall_at_10"])
     text = (
-        f"On held-out pairs the fused space finds the other half among the first ten for "
-        f"{share(fused['recall_at_10'], 1)} of the pairs, the best single space ({space_name(name)}) for "
+        f"On held-out pairs, the fused space ranks the other half of a pair among the first ten for "
+        f"{share(fused['recall_at_10'], 1)} of the pairs; the best single space ({space_name(name)}) does so for "
         f"{share(best['recall_at_10'], 1)}; matched gap {gap_text(fused, 'matched_gap')} "
         f"against {gap_text(best, 'matched_gap')}."
     )
@@ -83,7 +91,7 @@ def _of_mix(counts: Mapping[str, Any]) -> list[Finding]:
     absent = [name for name, n in ranked.items() if n and not blend.get(name)]
     checks = []
     if absent:
-        checks.append(Finding("warn", f"Nothing was chosen from {', '.join(absent)}."))
+        checks.append(Finding("warn", f"No pair was chosen from {', '.join(absent)}."))
     if chosen and whole:
         gains = {name: blend.get(name, 0) / chosen - n / whole for name, n in ranked.items() if n}
         by_gain = sorted(gains, key=lambda name: gains[name])
@@ -105,15 +113,15 @@ def _of_cut(run: Run) -> list[Finding]:
     chosen = run.ranking.chosen.num_rows
     text = (
         f"{counted(left_out, 'pair')} left out {'lies' if left_out == 1 else 'lie'} within {_CLOSE:g} standard "
-        f"deviations below the cut, {share(left_out, chosen)} of the blend's size: look at the borderline before you "
-        "trust it to the pair."
+        f"deviations below the cut, {share(left_out, chosen)} of the size of the blend: look at the pairs around the "
+        "cut before you rely on single pairs near it."
     )
     return [Finding("note", text)]
 
 
 ABOUT_MAPS = (
     "Filled: data. Hollow: annotations. A line joins a pair's two sides. Neighbours on a map are neighbours in the "
-    "space; distances between far groups say little (t-SNE of a sample)."
+    "space; distances between groups that lie far apart mean little (t-SNE of a sample)."
 )
 """How a map is to be read."""
 
@@ -147,7 +155,7 @@ def overview(run: Run) -> Section:
     if run.config.sns.mode != "off":
         total = sum(trimmed.values())
         tiles.insert(1, Tile("trimmed", f"{total:,}", f"{run.config.sns.mode}, by SNS"))
-    lead = "What the run did with the pool, and what speaks for and against its blend."
+    lead = "What the run did with the pool, and what speaks for and against the blend."
     return Section(
         "overview", "Overview", lead, [content.Tiles(tiles), content.Findings(findings(run)), *_examples(run)]
     )
@@ -158,7 +166,7 @@ def _examples(run: Run) -> Iterator[content.Part]:
     for like in State.load(run.folder).likes(run.folder):
         rows = like.examples.rows
         query = like.query
-        asked = "what is not to be picked" if query.weight < 0 else "what is asked for"
+        asked = "what should not be picked" if query.weight < 0 else "what is asked for"
         near = "the nearest one" if query.norm == "inf" else "all of them"
         sides = (
             "data and annotations" if query.side == "both" else query.side if query.side == "data" else "annotations"
@@ -192,7 +200,7 @@ def rows(run: Run) -> Section:
         *_types(run),
         *_pools(run),
     ]
-    return Section("rows", "What was kept and left out", lead, parts)
+    return Section("rows", LEFT_OUT, lead, parts)
 
 
 def _mix(run: Run) -> content.Chart:
@@ -245,10 +253,10 @@ def scores(run: Run) -> Section:
         "Scores by modality",
         distributed,
         cuts.pop() if len(cuts) == 1 else None,
-        "Pale: all ranked pairs. Full: those chosen. Each row is as high as its fullest bin.",
+        "Pale: all ranked pairs. Solid: chosen pairs. Each row is scaled to its highest bin.",
         "score (standard deviations, weighted sum)",
     )
-    lead = "A pair's score compares it with the whole pool; the blend is what lies above the cut."
+    lead = "The score of a pair compares it with the whole pool; the blend is what lies above the cut."
     return Section("scores", "Scores and the cut", lead, [chart, _weights(run), *_matching(run), *_cuts(run)])
 
 
@@ -260,14 +268,16 @@ def _weights(run: Run) -> Table:
     ]
     strengths = {name: number(condition.strength, 2) for name, condition in run.scoring.conditions.items()}
     lines += [Row((f"if {name}", strength, strength)) for name, strength in strengths.items()]
-    note = "A component that the objective does not spread the pool in counts for less than its weight."
+    note = (
+        "A component counts for less than its weight if the objective hardly distinguishes the pairs of the pool in it."
+    )
     if topic.breadth:
         note += (
-            " The objective asks for much of the pool, so the weights for broad objectives, with closeness to the best "
-            f"pairs, count to {percent(topic.breadth)}."
+            " Much of the pool fits the objective, so the weights for broad objectives, with closeness to the best "
+            f"pairs, count for {percent(topic.breadth)}."
         )
     if run.scoring.conditions:
-        note += " What stands after “if” is a condition: the logarithm of its chance is taken off, times that."
+        note += " A line “if ...” is a condition: the logarithm of its probability is added, multiplied by the number."
     return Table("What a score is made of", ["component", "weight", "counts with"], lines, note=note)
 
 
@@ -275,9 +285,10 @@ def _matching(run: Run) -> list[Table]:
     """Return how well own annotations can be told from others; nothing where no modality had enough pairs."""
     table = matching_table(run.manifest["matching"])
     note = (
-        "Annotations of this pool were exchanged on purpose, and own ones told from them, out of sample. Told "
-        "apart: how often an own annotation scores above an exchanged one; 0.5 is a guess, below 0.7 nothing is held "
-        "against a pair. Taken for wrong: the least share of the pool's own pairs that look like exchanged ones."
+        "Annotations of this pool were exchanged on purpose, and a judge learnt to tell a pair's own annotation from "
+        "an exchanged one. All figures are out of sample. Told apart: how often the own annotation scores above an "
+        "exchanged one; 0.5 is a guess, and below 0.7 the result does not count against a pair. Taken for wrong: the "
+        "least share of the pool's pairs that look like exchanged ones."
     )
     return [replace(table, note=note)] if table.rows else []
 
@@ -299,7 +310,7 @@ def _cuts(run: Run) -> list[Table]:
     ]
     if summary["filling"]["chosen"]:
         lines.append(
-            Row(("filling what others left", "", f"{summary['filling']['chosen']:,}", _cut(summary["filling"]["cut"])))
+            Row(("to fill shortages", "", f"{summary['filling']['chosen']:,}", _cut(summary["filling"]["cut"])))
         )
     return [Table("Quotas", ["group", "quota", "chosen", "cut"], lines)]
 
@@ -312,11 +323,11 @@ def spaces(run: Run) -> Section:
     """Return the geometry of the spaces, and the place of their maps."""
     table = spaces_table(run.manifest["projection"]["metrics"], (1, 5, 10))
     note = (
-        f"{table.note} No network is measured on what it learnt from. "
-        "Gap: distance between the centroids of modalities. Matched gap: from data to their own annotations, "
-        "which takes the content out. Both without the noise that the means of few pairs have, in brackets the 95 % "
-        "bootstrap interval. Recall@k: share of pairs that find their other half among the k most similar. "
-        "A small gap is worth nothing where recall falls with it."
+        f"{table.note} No network is measured on pairs that it learnt from. Gap: distance between the centroids "
+        "of modalities. Matched gap: from data to their own annotations, so that the content does not matter. "
+        "Both are corrected for the noise of means over few pairs, with the 95 % "
+        "bootstrap interval in brackets. Recall@k: share of pairs whose other half is among the k most similar. A "
+        "small gap is worth nothing if recall falls with it."
     )
     lead = "Where the experts put the pairs, and where the projection puts them."
     return Section("spaces", "Spaces", lead, [replace(table, note=note), content.Widget("maps", ABOUT_MAPS)])
@@ -324,7 +335,7 @@ def spaces(run: Run) -> Section:
 
 def pairs() -> Section:
     """Return the place of the gallery."""
-    lead = "Look at them: the best, those around the cut, the last, and those that could not be ranked."
+    lead = "The best pairs, those around the cut, the last ones, and those that could not be ranked."
     return Section("pairs", "Pairs", lead, [content.Widget("pairs")])
 
 
@@ -343,4 +354,4 @@ def provenance(run: Run) -> Section:
         content.Folded("Models", json.dumps(manifest["models"], indent=2, ensure_ascii=False)),
     ]
     lead = "The same input, seed and versions give the same bytes."
-    return Section("provenance", "Where it comes from", lead, parts)
+    return Section("provenance", "How the blend was made", lead, parts)

@@ -23,8 +23,9 @@ UNCUT = ("all refused", "nothing to cut")
 """Verdicts that leave a pair whole."""
 
 ABOUT = (
-    "Refused: what would be left agrees less with the other side than the whole does, by the gate of the settings. "
-    "One of both refused: together the two cuts lose agreement, so the better one stands alone."
+    "Refused: what would be left agrees less with the other side than the whole does, so the "
+    "pair stays whole (gate_ratio in the settings). "
+    "One of both refused: together the two cuts lose agreement, so only the better one was made."
 )
 
 

@@ -146,7 +146,10 @@ def rank(
     if engine is None and config.engine.scheduler_address and not trust.run:
         # A scheduler hands its clients pickles.
         address = config.engine.scheduler_address
-        reporter.say(f"ranked here, not on the cluster that the run's folder names ({address}) without --trust-run")
+        reporter.say(
+            f"ranked on this machine, and not on the cluster that the folder of the run names ({address}) "
+            "without --trust-run"
+        )
         engine = SerialEngine(config.engine.device)
     with folder.reopened(), using(engine, config.engine) as held:
         return _Curation(Job(config, folder, held, reporter), config).rank_again(trust)
@@ -198,7 +201,7 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
             say(f"advice   {line}")
     say(f"fit      projection: {config.projection.folds} folds, anchored on {config.anchor!r}")
     say(f"budget   {', '.join(f'{k} {v}' for k, v in config.budget.model_dump(exclude_none=True).items())}")
-    say(f"output   {folder.path}" + (" (an earlier run there is taken up)" if folder.config.exists() else ""))
+    say(f"output   {folder.path}" + (" (the earlier run there is continued)" if folder.config.exists() else ""))
 
 
 def explain(run: str | Path, pair_id: str) -> str:

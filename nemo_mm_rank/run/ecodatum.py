@@ -53,12 +53,12 @@ SETUP, ENSEMBLE, LOSERS = "operators.json", "ensemble", "duplicates.parquet"
 class OperatorSetup(Settings):
     """Operators, and what they need."""
 
-    operators: OperatorSettings = Field(description="with those of embeddings")
+    operators: OperatorSettings = Field(description="The quality operators, together with those that read embeddings.")
     experts: tuple[ExpertSpec, ...] = Field(
-        description="that embed both sides first; none where the pool came with embeddings"
+        description="Experts that embed both sides first; none where the pool comes with embeddings."
     )
-    anchor: str = Field(description="the model that embeds annotations for them")
-    models: dict[str, ModelSpec] = Field(description="by name, with their statistics of the pool")
+    anchor: str = Field(description="The model that embeds annotations for the experts.")
+    models: dict[str, ModelSpec] = Field(description="The models, by name, with their statistics of the pool.")
     media: MediaSettings
 
     @property
@@ -96,7 +96,7 @@ class OperatorSetup(Settings):
         """
         folder = RunFolder.at(run)
         if not (folder.fitted / SETUP).exists():
-            raise UserError(f"{folder.path} holds no finished EcoDatum job")
+            raise UserError(f"{folder.path} contains no finished EcoDatum job")
         values = read_sealed(folder.fitted / SETUP)
         for spec in values["models"].values():
             if path := spec.get(STATISTICS):
@@ -118,7 +118,8 @@ class LabelledSearch(SearchSettings):
     """A search for thresholds with a labelled set."""
 
     truth: Annotated[str, AfterValidator(existing_file)] = Field(
-        description="Parquet with pair_id and clean: pairs of the pool that are there to search with, never chosen"
+        description="A Parquet file with pair_id and clean. These pairs of the pool serve the search only and are"
+        " never chosen."
     )
 
 
@@ -127,7 +128,9 @@ class EcoDatumSettings(Settings):
 
     operators: OperatorSettings = Field(default_factory=OperatorSettings)
     duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
-    ensemble: EnsembleSettings | None = Field(None, description="default: what each operator can fairly say")
+    ensemble: EnsembleSettings | None = Field(
+        None, description="The labeling functions. Default: what each operator can judge."
+    )
 
 
 class EcoDatumConfig(EcoDatumSettings, StrategyConfig):
@@ -140,20 +143,28 @@ class EcoDatumConfig(EcoDatumSettings, StrategyConfig):
     kind = "ecodatum"
     libraries = ("numpy", "pillow", "pyarrow", "scipy", "torch")
 
-    budget: Budget = Field(default_factory=lambda: Budget(fraction=0.4), description="the paper keeps 40 %")
+    budget: Budget = Field(
+        default_factory=lambda: Budget(fraction=0.4),
+        description="Size of the blend: a number of pairs or a share. The paper keeps 40 %.",
+    )
     output: str = "ecodatum-run"
-    trust_run: bool = Field(False, description="load whatever classes the run's folder names: code from there runs")
+    trust_run: bool = Field(
+        False, description="Load whatever classes the folder of the run names: code from there will run."
+    )
     media: MediaSettings = Field(default_factory=MediaSettings)
     models: dict[str, ModelSpec] = Field(default_factory=lambda: dict(settings_of.CLASSICAL_MODELS))
     experts: tuple[ExpertSpec, ...] = Field(
         default_factory=lambda: settings_of.CLASSICAL_EXPERTS,
-        description="embed both sides where `operators.experts` asks for it and there is no run",
+        description="Experts that embed both sides where `operators.experts` asks for it and there is no run.",
     )
-    anchor: str = Field("text", description="the model that embeds annotations for the experts")
-    search: LabelledSearch | None = Field(None, description="for thresholds, with a labelled set; default: as they are")
+    anchor: str = Field("text", description="The model that embeds annotations for the experts.")
+    search: LabelledSearch | None = Field(
+        None, description="Search for thresholds with a labelled set. Default: the thresholds stay as they are."
+    )
     tie_break: str | None = Field(
         None,
-        description="decides between equals, by standing in the modality; default: the sentence that fits least",
+        description="The column that decides between pairs of equal quality, by their standing in the modality. "
+        "Default: the agreement of the sentence that fits least.",
     )
 
 
@@ -214,7 +225,7 @@ def as_condition(ranking: settings_of.RankingSettings, job: str | Path) -> dict[
     """
     scores = Path(job) / SCORES
     if not scores.exists():
-        raise UserError(f"{job} holds no finished EcoDatum job")
+        raise UserError(f"{job} contains no finished EcoDatum job")
     quality = settings_of.GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
     scores_there = {name: score.model_dump(mode="json", exclude_none=True) for name, score in ranking.scores.items()}
     return {"scores": {**scores_there, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
@@ -287,7 +298,7 @@ class _EcoDatum:
         weakest = [operators.column(name) for name in setup.operators.weakest]
         tie_break = config.tie_break or next((name for name in (*weakest, *agreement) if name in scores), None)
         if tie_break is not None and tie_break not in scored.columns():
-            raise ConfigError(f"tie_break: no column {tie_break!r}{nearest(tie_break, scored.columns())}")
+            raise ConfigError(f"tie_break: there is no column {tie_break!r}{nearest(tie_break, scored.columns())}")
         choice = choose(
             scored, ensemble.names, config.budget, fitted.pairs, tie_break, ensemble.vetoes, settings.by_modality
         )

@@ -95,7 +95,7 @@ class State:
             UserError: the run has not come that far, or a file of these is damaged.
         """
         if not folder.state.exists():
-            raise UserError(f"{folder.path} holds no finished run: start it again with curate")
+            raise UserError(f"{folder.path} contains no finished run: start curate again")
         values = read_sealed(folder.state)
         try:
             tuples = {name: tuple(values.get(name, ())) for name in ("stages", "ranked", "notes", "examples")}
@@ -129,8 +129,8 @@ class State:
             for name in map(part_name, range(self.shards)):
                 if name not in written:
                     raise UserError(
-                        f"{folder.path}: {stage}/{name} is gone; "
-                        "the command that made the run makes it anew, and keeps the others"
+                        f"{folder.path}: {stage}/{name} is missing; "
+                        "the command that made the run makes it again and keeps the others"
                     )
         return ShardStore(tuple(folder.path / stage for stage in stages), self.shards)
 
@@ -155,7 +155,7 @@ class State:
         """
         self._check_ranked(folder)
         if not whole(folder.path / self.scoring):
-            raise UserError(f"{folder.path}: {self.scoring} is gone or damaged; rank the run again")
+            raise UserError(f"{folder.path}: {self.scoring} is missing or damaged; rank the run again")
         return Scoring.load(folder.path / self.scoring)
 
     def shown(self, folder: RunFolder) -> tuple[Path, ...]:
@@ -168,7 +168,7 @@ class State:
         files = tuple(folder.path / name for name in self.examples)
         for file in files:
             if not whole(file):
-                raise UserError(f"{folder.path}: {file.name} is gone or damaged; rank the run again")
+                raise UserError(f"{folder.path}: {file.name} is missing or damaged; rank the run again")
         return files
 
     def likes(self, folder: RunFolder) -> list[Likeness]:
@@ -279,7 +279,7 @@ def replaced(rows: pa.Table) -> str | None:
     names = rows[PAIR_ID].take(pa.array(other[:_NAMED])).to_pylist()
     more = f" and {len(other) - _NAMED:,} more" if len(other) > _NAMED else ""
     return (
-        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost since the run "
+        f"{len(other):,} of {rows.num_rows:,} pairs of the blend have media that were replaced or lost after the run "
         f"read them (another size or time): {', '.join(map(repr, names))}{more}; curate with the same configuration "
         "reads them again"
     )

@@ -150,8 +150,8 @@ class Job:
         first = reasons(quarantine.filter(of_modality))[0]
         raise FailedError(
             f"{step.step} failed for {step.failed(modality):,} of {step.rows[modality]:,} pairs of {modality}, most "
-            f"often: {first} ({self.folder.quarantine} has all); once that is mended, start the same command again, "
-            "with --retry-failed where neither pool nor settings changed, or go on without these pairs: "
+            f"often: {first} ({self.folder.quarantine} has all of them); once that is mended, start the same command "
+            "again, with --retry-failed if neither the pool nor the settings changed, or continue without these pairs: "
             "--allow-failures 100% (allow_failures in YAML)"
         )
 
@@ -226,7 +226,7 @@ class StrategyConfig(JobSettings):
     """A whole job that chooses a blend in another way. Either ``pools`` or ``run`` has to be given."""
 
     pools: Pools = ()
-    run: str | None = Field(None, description="folder of a finished run whose pool is to be used")
+    run: str | None = Field(None, description="Folder of the finished run whose pool is used.")
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
     output: str
 

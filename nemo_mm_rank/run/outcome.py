@@ -43,7 +43,8 @@ def notes(config: Config) -> list[str]:
     """Return one line for every setting that was not set and follows from another."""
     if config.projection.only_mamcl and config.ranking.calibration is None:
         return [
-            "MAMCL is the projection's only contrastive term and leaves offsets between modalities, so fused cosines "
+            "MAMCL is the only contrastive term of the projection and leaves offsets between modalities, "
+            "so fused cosines "
             f"are calibrated by modality ({config.ranked_by.calibration}), unless ranking.calibration says otherwise"
         ]
     return []
@@ -53,8 +54,8 @@ def caveats(config: Config) -> list[str]:
     """Return what a reader of the blend has to know of the models behind it."""
     if config.models[config.anchor].class_ == "hashed-text":
         return [
-            f"the anchor {config.anchor!r} compares spellings, not meanings, so pairs that share words with the query "
-            "come first: for real work name a sentence encoder (see presets)"
+            f"the anchor {config.anchor!r} compares spellings and not meanings, so pairs that share words with the "
+            "query come first; for real work, use a sentence encoder (nemo-mm-rank presets lists some)"
         ]
     return []
 

@@ -58,7 +58,7 @@ class Reporter:
         self.seconds[name] = self.seconds.get(name, 0.0) + took
         if not self.console.is_terminal:
             fresh = pairs - done
-            resumed = f", {done:,} from before" if done else ""
+            resumed = f", {done:,} from an earlier start" if done else ""
             self.say(f"{name:<17} {fresh:,} pairs in {took:.1f} s ({fresh / max(took, 1e-9):,.0f} pairs/s){resumed}")
 
     @contextmanager

@@ -68,5 +68,7 @@ def may_pass(quarantine: pa.Table) -> list[str]:
     """Return a line on the pairs whose failure may pass, where there are any."""
     n = pc.sum(pc.equal(quarantine["error"], TRANSIENT), min_count=0).as_py()
     pairs, them = ("pair", "it") if n == 1 else ("pairs", "them")
-    line = f"{n:,} {pairs} failed for what may pass: the next start of the same command tries {them} again"
+    line = (
+        f"{n:,} {pairs} failed for reasons that may be temporary: the next start of the same command tries {them} again"
+    )
     return [line] if n else []

@@ -101,8 +101,8 @@ def matching_table(matching: Mapping[str, Any]) -> Table:
         for name, about in ways.items()
     ]
     columns = ["modality", "annotations with", "pairs", "told apart", "taken for wrong"]
-    note = "Told apart: 0.5 is a guess, and below 0.7 nothing is held against a pair."
-    return Table("How well own annotations are told from others", columns, rows, text=(0, 1), note=note)
+    note = "Told apart: 0.5 is a guess, and below 0.7 the result does not count against a pair."
+    return Table("How well own annotations are told from exchanged ones", columns, rows, text=(0, 1), note=note)
 
 
 def mix_table(mix: Mapping[str, Any]) -> Table:
@@ -120,7 +120,7 @@ def mix_table(mix: Mapping[str, Any]) -> Table:
         for entry in mix["types"]
     ]
     if mix["filling"]:
-        rows.append(Row(("filling what is short", "", "", f"{mix['filling']:,}")))
+        rows.append(Row(("to fill shortages", "", "", f"{mix['filling']:,}")))
     columns = ["data \N{RIGHTWARDS ARROW} annotation", "share", "quota", "chosen"]
     return Table(f"Mix: {mix['name'] or 'your own'}", columns, rows)
 

@@ -70,8 +70,8 @@ class Trust:
 
     def _refuse(self, folder: RunFolder, found: str) -> NoReturn:
         raise UserError(
-            f"{folder.path}: {found}, and a run's folder may be anybody's: where you trust this one, say so with "
-            "--trust-run (trust_run in Python), or name the folder of the class with --import-from"
+            f"{folder.path}: {found}, and the folder of a run may come from anybody: if you trust this one, say so "
+            "with --trust-run (trust_run in Python), or name the folder of the class with --import-from"
         )
 
     def _foreign(self, spec: ModelSpec, describing: bool) -> Iterator[str]:

@@ -127,17 +127,17 @@ def select_windows(
 
 
 def union_box(boxes: Iterable[Box], width: int, height: int, padding: float) -> tuple[int, int, int, int] | None:
-    """Return the smallest box of whole pixels round all ``boxes`` and ``padding``, cut to the picture.
+    """Return the smallest box of whole pixels round all ``boxes`` and ``padding``, cut to the image.
 
     Args:
-        boxes: ``(x, y, w, h)`` in pixels, finite; they may reach beyond the picture.
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        boxes: ``(x, y, w, h)`` in pixels, finite; they may reach beyond the image.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
         padding: pixels added on each side before the cut.
 
     Returns:
         ``(left, upper, right, lower)`` with ``0 <= left < right <= width`` and ``0 <= upper < lower <= height``, as
-        ``PIL.Image.crop`` takes it; None where there is no box, or none of it lies in the picture.
+        ``PIL.Image.crop`` takes it; None where there is no box, or none of it lies in the image.
     """
     corners = [(x, y, x + w, y + h) for x, y, w, h in boxes]
     if not corners:

@@ -28,9 +28,11 @@ _CHARACTERS = 2**20
 class NearDuplicateSettings(Settings):
     """MinHash and banding, as Curator's FuzzyDeduplicationWorkflow has them."""
 
-    char_ngrams: int = Field(24, ge=2, description="characters in a shingle")
-    bands: int = Field(20, ge=1, le=256, description="two annotations are near where one band is equal")
-    rows: int = Field(13, ge=1, le=256, description="hashes in a band")
+    char_ngrams: int = Field(24, ge=2, description="Number of characters in a shingle.")
+    bands: int = Field(
+        20, ge=1, le=256, description="Number of bands; two annotations are near-duplicates where one band is equal."
+    )
+    rows: int = Field(13, ge=1, le=256, description="Number of hashes in a band.")
     seed: int = Field(42, ge=0, lt=2**32)
 
 

@@ -144,7 +144,8 @@ def load_parser(model: str) -> Any:
     except (OSError, ImportError, ValueError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(
-            f"sns.spacy_model: {model!r} does not load ({line}); install it, or leave the key out for the rules"
+            f"sns.spacy_model: {model!r} cannot be loaded ({line}); install it, or leave this key out to "
+            "use the built-in rules"
         ) from error
     return parser
 

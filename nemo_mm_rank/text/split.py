@@ -172,5 +172,5 @@ def text_medium(name: str) -> Text:
     """
     medium = of(name)
     if not isinstance(medium, Text):
-        raise ConfigError(f"modality {name!r} is no text")
+        raise ConfigError(f"modality {name!r} is not a text")
     return medium

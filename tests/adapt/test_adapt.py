@@ -404,7 +404,7 @@ def test_adapters_that_do_not_fit_are_refused(adapted: Adapted, base: Path, tmp_
         small(base, wide)
     (tmp_path / "none").mkdir()
     save_file(weights, tmp_path / "none" / "adapter_model.safetensors")
-    with pytest.raises(ModelError, match=r"no adapter: it lacks adapter_config\.json"):
+    with pytest.raises(ModelError, match=r"not an adapter folder: it lacks adapter_config\.json"):
         small(base, tmp_path / "none")
     other = write(tmp_path / "other", weights, {**configured, "peft_type": "IA3"})
     with pytest.raises(ModelError, match="of type IA3"):
@@ -423,9 +423,9 @@ def test_settings_that_cannot_be_meant(run: Run, base: Path, tmp_path: Path) -> 
         settings(run, base, tmp_path, stages=[{"name": "a"}, {"name": "a"}])
     with pytest.raises(ConfigError, match="one of the weights must be positive"):
         settings(run, base, tmp_path, stages=[{"name": "a", "contrastive_weight": 0}])
-    with pytest.raises(ConfigError, match="what is adapted has no adapter yet"):
+    with pytest.raises(ConfigError, match="it has an adapter already; merge that adapter"):
         settings(run, base, tmp_path, model={"class": "unite", "path": "x", "adapter": "y"})
-    with pytest.raises(ConfigError, match="is no encoder by a chat"):
+    with pytest.raises(ConfigError, match="it is not a chat encoder"):
         adapt(settings(run, base, tmp_path, model={"class": "hashed-text"}))
     with pytest.raises(UserError, match="is not a run"):
         adapt(settings(Run(tmp_path, tmp_path), base, tmp_path / "out"))

@@ -204,8 +204,8 @@ def test_mistakes_are_said_before_any_work(tmp_path: Path) -> None:
         ({"demo": None}, "give either pools or demo"),
         ({"pools": "x.jsonl"}, "give either pools or demo"),
         ({"seeds": [1, 1]}, "seeds: one is there twice"),
-        ({"budget": {"threshold": 0.5}}, "a least score means another thing"),
-        ({"relevant": {"column": "on_topic"}}, "give values or a pattern"),
+        ({"budget": {"threshold": 0.5}}, "scores of different strategies cannot be compared"),
+        ({"relevant": {"column": "on_topic"}}, "give either values or a pattern"),
         ({"relevant": {"column": "annotation", "pattern": "(dog"}}, "pattern: "),
         ({"strategies": ["rank"]}, "strategies"),
     ]

@@ -32,7 +32,7 @@ def test_verdicts(low: float, high: float, adjusted: float, lower: bool, says: s
 
 
 def test_one_seed_says_nothing() -> None:
-    assert verdict(Difference(1.0, np.nan, np.nan, 1, np.nan), np.nan, True) == "one seed says nothing"
+    assert verdict(Difference(1.0, np.nan, np.nan, 1, np.nan), np.nan, True) == "not known from one seed"
 
 
 def test_markdown() -> None:

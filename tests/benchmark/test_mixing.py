@@ -52,7 +52,7 @@ def test_no_share_is_larger_than_there_are_pairs_for() -> None:
         np.testing.assert_allclose(mixes.sum(1), 1)
         assert (mixes <= most + 1e-9).all()
     assert trace.best[0] == pytest.approx(0.4, abs=0.02)
-    with pytest.raises(UserError, match="one group alone is no mix"):
+    with pytest.raises(UserError, match="the pool has one group only, and a mix needs at least two"):
         search(planted(np.ones(1), 0.0), np.ones(1), np.ones(1), SearchSettings())
 
 
@@ -99,7 +99,7 @@ def test_the_whole_job(run: Path, tmp_path: Path) -> None:
     assert quotas["quota_by"] == "modality"
     assert sum(quotas["quotas"].values()) == pytest.approx(1)
     said = found.lines()
-    assert said[0] == "6 mixes tried at 20 pairs; shares, and perplexity on the target"
+    assert said[0] == "6 mixes were tried at 20 pairs; shares, and perplexity on the target"
     assert any(line.startswith("found against uniform: ") for line in said)
     trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "mix" / "downstream").iterdir()}
     again = find_mix(parse(MixConfig, values))
@@ -117,8 +117,8 @@ def test_the_command(
     options = ["--target", run.parent / "target.jsonl", "-b", 20, "--rounds", 1, "--draws", 2, "--steps", 2]
     status, said = command("mix", run, *options, "-c", tmp_path / "c.yaml", "-o", tmp_path / "mix")
     assert status == 0, said
-    assert "2 mixes tried at 20 pairs" in said
+    assert "2 mixes were tried at 20 pairs" in said
     with pytest.raises(ConfigError, match="by"):
         parse(MixConfig, {"run": "r", "target": "t", "by": "cluster"})
     status, said = command("mix", run, *options, "--by", "pool", "-c", tmp_path / "c.yaml", "-o", tmp_path / "pools")
-    assert (status, "one group alone is no mix" in said) == (2, True)
+    assert (status, "the pool has one group only, and a mix needs at least two" in said) == (2, True)

@@ -95,7 +95,7 @@ def test_images_by_pixels_or_path(pool: Path) -> None:
     by_path = ImagePairsStage(root=pool.parent).process(task).data
     assert DATA_BYTES not in by_path.column_names
     assert errors(by_path) == [None] * 3
-    assert "no root is given" in str(errors(ImagePairsStage().process(task).data)[0])
+    assert "give a root" in str(errors(ImagePairsStage().process(task).data)[0])
 
 
 def test_images_that_are_no_pairs(pool: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_embeddings_that_are_given_are_not_made_again(pool: Path, run: Result, t
     assert np.allclose(np.array(table[column].to_pylist()), np.array(made[column].to_pylist()), atol=1e-6)
     assert table["emb_annotation__text"].equals(made["emb_annotation__text"])
     assert errors(table) == [None] * 3
-    with pytest.raises(ConfigError, match=r"given: no expert 'sea'; did you mean 'see'\?"):
+    with pytest.raises(ConfigError, match=r"given: there is no expert 'sea'; did you mean 'see'\?"):
         ExpertEmbeddingStage(given=["sea"], **spec)
 
 
@@ -440,7 +440,7 @@ def test_the_folder_that_clip_writer_leaves_is_a_pool(pool: Path, tmp_path: Path
     shutil.rmtree(out / "metas/v0")
     (out / "metas/v0").mkdir()
     [batch] = through([PoolReader(pools=out)])
-    assert "found a folder of clips without any" in batch.data[ERROR][0].as_py()
+    assert "the folder contains no clips" in batch.data[ERROR][0].as_py()
 
 
 @pytest.mark.parametrize("module", [batches, images, sounds, interleaved_documents, pairs])

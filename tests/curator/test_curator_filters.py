@@ -100,7 +100,7 @@ def test_membership(place: str, run: Result, fused: pa.Table, tmp_path: Path, th
     assert best["member"].tolist() == [1 / rank for rank in run.blend["rank"]]
     others = ScoreFilter(member, text_field=PAIR_ID, invert=True)
     assert others.process(DocumentBatch("demo", fused)).num_items == fused.num_rows - len(run.blend)
-    with pytest.raises(UserError, match="no blend"):
+    with pytest.raises(UserError, match="this is not a blend"):
         BlendMembershipFilter(tmp_path).load_model()
 
 

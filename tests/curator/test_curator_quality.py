@@ -54,7 +54,7 @@ def test_the_whole_chain_scores_pairs_as_the_job_did(
 
 def test_each_kind_of_operator_is_a_stage(job: EcoDatumResult, batch: DocumentBatch) -> None:
     done, _ = OperatorSetup.load(job.folder)
-    media = MediaQualityStage(operators={"pictures": ["blurry"], "fingerprints": False}).process(batch)
+    media = MediaQualityStage(operators={"images": ["blurry"], "fingerprints": False}).process(batch)
     texts = TextQualityStage(operators={"texts": ["words"]}).process(media)
     table = to_table(texts)
     assert [name for name in table.column_names if name.startswith("quality__")] == [
@@ -90,9 +90,9 @@ def test_resources_go_to_the_stages_with_models(job: EcoDatumResult) -> None:
 
 
 def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no finished EcoDatum job"):
+    with pytest.raises(UserError, match="contains no finished EcoDatum job"):
         EcoDatumStage(run=tmp_path)
-    with pytest.raises(UserError, match="holds no fitted ensemble"):
+    with pytest.raises(UserError, match="contains no fitted ensemble"):
         EnsembleStage(ensemble=tmp_path)
     with pytest.raises(ConfigError, match="TextQualityStage: the settings name no operator of this kind"):
         TextQualityStage(operators={"texts": []})
@@ -102,7 +102,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path) -> None:
 
 def test_classes_that_a_job_names_are_loaded_where_trusted(pool: Path, batch: DocumentBatch, tmp_path: Path) -> None:
     own = {"red": {"class": "tests.quality.operators.operator_models:Redness"}}
-    settings = {"pictures": ["dark"], "texts": ["words"], "own": own}
+    settings = {"images": ["dark"], "texts": ["words"], "own": own}
     output = str(tmp_path / "run")
     config = {"pools": str(pool), "output": output, "duplicates": "off", "operators": settings}
     job = curate(parse(EcoDatumConfig, config))

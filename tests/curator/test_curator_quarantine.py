@@ -114,7 +114,7 @@ def test_what_can_be_mended_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="column 'error' holds 'oh dear', not 'step: Class: message'"):
         stage.process(batch(["oh dear"]))
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="is there already and is no folder"):
+    with pytest.raises(UserError, match="exists already and is not a folder"):
         QuarantineStage(tmp_path / "file")
     with pytest.raises(StorageError, match="cannot be written"):
         QuarantineStage(tmp_path / "file" / "q").process(batch(ERRORS))

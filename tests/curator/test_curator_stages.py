@@ -276,7 +276,9 @@ def test_a_model_that_is_missing(tmp_path: Path, batch: DocumentBatch) -> None:
 
 def test_a_matcher_says_which_model_it_needs(finished: FinishedRun) -> None:
     models = {name: model for name, model in finished.models.items() if name != "text"}
-    with pytest.raises(ConfigError, match="models: no model 'text', which the matcher embeds sentences by"):
+    with pytest.raises(
+        ConfigError, match="models: there is no model 'text', which embeds the sentences for the matcher"
+    ):
         MatchStage(matcher=finished.matcher, models=models)
 
 

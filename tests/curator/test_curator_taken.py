@@ -37,8 +37,8 @@ def test_every_column_of_every_stage_is_refused(stages: list[StepStage], batch: 
                 with pytest.raises(TakenColumnError) as caught:
                     stage.process(taken)
                 assert str(caught.value) == (
-                    f"{stage.name}: {name!r} is there already and would be replaced; rename what is yours, and leave "
-                    "out what an earlier pass has added"
+                    f"{stage.name}: {name!r} is present already and would be overwritten; rename your own columns, and "
+                    "leave out those that an earlier step added"
                 )
                 assert list(taken.data[name] if isinstance(data, pd.DataFrame) else data[name].to_pylist()) == [1, 2]
 
@@ -49,7 +49,7 @@ def test_the_stages_after_each_other_do_not_mind_what_those_before_added(
     mine = DocumentBatch(dataset_name="demo", data=batch.data.append_column("quality", pa.nulls(batch.num_items)))
     [out] = through(stages, [mine])
     assert {"emb_fused", "match_probability", "weakest", "score", "quality"} <= set(out.data.column_names)
-    with pytest.raises(TakenColumnError, match=r"rank: .*'score' are there already"):
+    with pytest.raises(TakenColumnError, match=r"rank: .*'score' are present already"):
         stages[-1].process(out)
     scores = [name for name in out.data.column_names if name in stages[-1].step.provides]
     again = stages[-1].process(DocumentBatch(dataset_name="demo", data=out.data.drop_columns(scores)))

@@ -64,7 +64,7 @@ def test_every_pair_is_embedded_or_says_why_not(rows: pd.DataFrame) -> None:
     assert frames.strings(out, ERROR) == [
         None,
         None,
-        "experts: MediaError: 'broken.png': is not a picture in a known format "
+        "experts: MediaError: 'broken.png': is not an image in a known format "
         "(JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, JPEG2000, PPM, QOI)",
         None,
         "experts: EmbeddingError: no expert takes video",

@@ -139,7 +139,9 @@ def _sounds(folder: Path) -> Iterator[Odd]:
     (folder / "headless.wav").write_bytes(whole[44:])
     (folder / "cut.wav").write_bytes(whole[:20_001])
     (folder / "lying.wav").write_bytes(whole[:40] + struct.pack("<I", 0x7FFFFFFF) + whole[44:])
-    yield _odd("audio", "no-samples", wav(tone[:0], "zero.wav"), "sns: MediaError: 'zero.wav': .*no sound that decodes")
+    yield _odd(
+        "audio", "no-samples", wav(tone[:0], "zero.wav"), "sns: MediaError: 'zero.wav': .*no audio that can be decoded"
+    )
     yield _odd("audio", "headless", "headless.wav", "sns: MediaError: 'headless.wav': cannot be opened as audio")
     yield _odd("audio", "is-a-picture", "cmyk.jpg", "sns: MediaError: 'cmyk.jpg': .*")
     yield _odd("audio", "cut", "cut.wav")
@@ -161,7 +163,7 @@ def _films(folder: Path) -> Iterator[Odd]:
     (folder / "cut.mp4").write_bytes(whole[:-400])
     write_video(folder, "none.mkv", 0, codec="mpeg4")
     yield _odd("video", "no-frames", "none.mkv", "sns: MediaError: 'none.mkv': cannot be opened as video")
-    yield _odd("video", "cut", "cut.mp4", "sns: MediaError: 'cut.mp4': holds no frames")
+    yield _odd("video", "cut", "cut.mp4", "sns: MediaError: 'cut.mp4': contains no frames")
     yield _odd("video", "is-a-sound", "tone.wav", "sns: MediaError: 'tone.wav': .*no video stream")
     yield _odd("video", "lying", "lying.mp4")
     yield _odd("video", "one-frame", write_video(folder, "frame.mp4", 1).name)

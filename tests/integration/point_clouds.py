@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError
-from nemo_mm_rank.media.preview import Preview, picture
+from nemo_mm_rank.media.preview import Preview, image_preview
 from nemo_mm_rank.media.segment import Span, content_key
 from nemo_mm_rank.modality import Medium
 from nemo_mm_rank.models.base import FeatureEncoder
@@ -57,7 +57,7 @@ class PointCloud(Medium):
         places = np.minimum(flat / max(float(flat.max()), 1e-6) * 64, 63).astype(int)
         pixels = np.full((64, 64, 3), 255, dtype=np.uint8)
         pixels[63 - places[:, 1], places[:, 0]] = 0
-        return picture(PILImage.fromarray(pixels))
+        return image_preview(PILImage.fromarray(pixels))
 
 
 class PlainCloud(PointCloud):

@@ -63,7 +63,7 @@ def test_a_pool_that_lies_in_the_output_is_not_deleted(tmp_path: Path) -> None:
     assert said == [*parts, own, "exit 2", "after:", *parts, own]
     [error] = errors.splitlines()
     assert error.startswith("error: ")
-    assert error.endswith("; name an output that no input lies in")
+    assert error.endswith("; choose an output folder that contains no input")
 
 
 def test_a_score_of_the_users_in_a_batch_is_not_replaced(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_run_in_which_nothing_is_left_says_why(tmp_path: Path) -> None:
     pointers, urls, ecodatum = errors.splitlines()
     for line in (pointers, ecodatum):
         assert line.startswith("error: no pair is left of 6 rows: 6 x experts: MediaError: '0.jpg': cannot be decoded")
-    assert ": is a URL; set media.allow_urls to open those (" in urls
+    assert ": is a URL; set media.allow_urls to true to open URLs (" in urls
 
 
 def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_one_odd_item_stops_no_run(tmp_path: Path, name: str, said: list[str]) -
 @pytest.mark.parametrize(
     ("case", "said"),
     [
-        ("progressive_jpeg_hang", "'j_prog_scans.jpg': is a JPEG of more than 100 scans, which no picture needs"),
+        ("progressive_jpeg_hang", "'j_prog_scans.jpg': is a JPEG of more than 100 scans, which no image needs"),
         ("wav64_kills_run", "'w_bits64.wav': cannot be decoded: Conversion from 's64' format to numpy array is"),
         ("video_without_times_kills_run", "'v.webm': has frames that do not say when they are shown"),
     ],
@@ -168,8 +168,8 @@ def test_absolute_paths_below_the_root_are_taken(tmp_path: Path) -> None:
 def test_links_of_a_hub_are_followed_below_trusted_folders(tmp_path: Path) -> None:
     said, _ = run("hub-snapshot-links.sh", tmp_path)
     assert said[0].endswith(
-        "found '0.jpg', which leads out of the pool's root: --root names a folder that holds it, "
-        "--trust-root one that may be led to, too"
+        "found '0.jpg', which leads out of the root of the pool: name a folder that contains it with --root, "
+        "or another folder that references may lead to with --trust-root"
     )
     assert said[3].split() == ["pool", "0", "0", "6", "0", "0", "6"]
     [repo] = tmp_path.glob("*/repo")
@@ -192,7 +192,13 @@ def test_an_array_of_rows_is_a_pool(tmp_path: Path) -> None:
 def test_a_blend_and_its_export_are_pools(tmp_path: Path) -> None:
     said, _ = run("own-blend-as-pool.sh", tmp_path)
     assert said.count("6 rows: 6 good, 0 bad") == 2
-    assert sum(line.startswith("note: columns that have names of ours are kept under others: ") for line in said) == 2
+    assert (
+        sum(
+            line.startswith("note: columns with names that nemo-mm-rank uses itself are kept under other names: ")
+            for line in said
+        )
+        == 2
+    )
 
 
 def test_a_script_without_guard_runs_once(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_every_bit_of_a_table_counts(tmp_path: Path) -> None:
     for length in range(0, len(content), 7):
         damaged.write_bytes(content[:length])
         assert read_note(damaged) is None
-        with pytest.raises(DamagedError, match=r"b\.parquet: is gone, damaged or edited; curate"):
+        with pytest.raises(DamagedError, match=r"b\.parquet: missing, damaged or edited; curate"):
             read_table(damaged)
 
 
@@ -195,7 +195,7 @@ def test_a_mark_is_named(run: Path, config: Path) -> None:
     (run / "pool" / ".nemo-mm-rank.json").write_text("{", encoding="utf-8")
     said = say("curate", "-c", config)
     check_refused(said)
-    assert ".nemo-mm-rank.json in it is damaged or not ours" in str(said.exception)
+    assert ".nemo-mm-rank.json in it is damaged, or was not made by nemo-mm-rank" in str(said.exception)
     shutil.rmtree(run / "pool")
     expected = digests(run, OUTCOME)
     assert say("curate", "-c", config).exit_code == 0
@@ -216,8 +216,8 @@ def test_media_that_were_replaced_are_named(run: Path, config: Path, tmp_path: P
     assert say("report", run, "-o", tmp_path / "page.html").exit_code == 0
     [note] = {str(one.message) for one in told}
     assert note == (
-        f"1 of {len(blend)} pairs of the blend have media that were replaced or lost since the run read them "
+        f"1 of {len(blend)} pairs of the blend have media that were replaced or lost after the run read them "
         f"(another size or time): {pair['pair_id']!r}; curate with the same configuration reads them again"
     )
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "have media that were replaced or lost since the run read them" in page
+    assert "have media that were replaced or lost after the run read them" in page

@@ -165,7 +165,7 @@ def test_a_folder_of_somebody_is_left_as_it_is(name: str, finished: Path, tmp_pa
         (theirs / file).write_text("mine")
     (theirs / "pool" / "part-00099.parquet").write_text("mine")
     (theirs / f".a.1a2b3c4d{TEMPORARY}").write_text("mine")
-    refused(name, tmp_path, theirs, finished, "is not empty, and nothing says that nemo-mm-rank made it")
+    refused(name, tmp_path, theirs, finished, "is not empty, and nothing shows that nemo-mm-rank made it")
     for kind in ("export", "run"):
         if kind != FOLDERS[name][0]:
             (theirs / MARK).write_text(Mark(kind).text())
@@ -184,8 +184,8 @@ def test_links_files_and_no_name_are_refused(
     monkeypatch.chdir(tmp_path / "empty")
     refused(name, tmp_path, tmp_path / "link", finished, "is a link; name the folder that it leads to")
     refused(name, tmp_path, tmp_path / "to-ours", finished, "is a link; name the folder that it leads to")
-    refused(name, tmp_path, tmp_path / "file", finished, "is there already and is no folder")
-    refused(name, tmp_path, "", finished, "an empty name; is a variable of the shell unset")
+    refused(name, tmp_path, tmp_path / "file", finished, "exists already and is not a folder")
+    refused(name, tmp_path, "", finished, "the name is empty; is a variable of the shell unset")
     refused(name, tmp_path, ".", finished, "is the current folder")
 
 
@@ -212,7 +212,7 @@ def test_an_empty_folder_and_one_of_ours_are_written(name: str, request: pytest.
     for file, text in mine.items():
         (tmp_path / file).write_text(text)
     if kind == "export":
-        refused(name, tmp_path, tmp_path / "out", finished, "holds an exported blend already")
+        refused(name, tmp_path, tmp_path / "out", finished, "contains an exported blend already")
         say("export", finished / "run", "-o", tmp_path / "out", "--overwrite")
     else:
         write(tmp_path / "out", finished / "pool.jsonl", finished / "run")
@@ -232,7 +232,7 @@ def test_a_run_is_taken_up_for_its_own_pools_only(finished: Path, tmp_path: Path
     for arguments in (["curate", other], ["curate", pool, other], ["curate", other, "--dry-run"]):
         with pytest.raises(UserError, match=r"holds a run of the main job already of .*a\.jsonl, not of .*b\.jsonl"):
             say(*arguments, "-q", "grass", "-o", run)
-    with pytest.raises(UserError, match=r"name another output, or have it replaced with --overwrite"):
+    with pytest.raises(UserError, match=r"choose another output, or replace it with --overwrite"):
         quick(other, run)
     assert tree(tmp_path) == before
     write_pool(pool, 14)  # it has grown
@@ -245,9 +245,9 @@ def test_a_run_is_taken_up_for_its_own_pools_only(finished: Path, tmp_path: Path
     assert len(pd.read_parquet(run / "blend.parquet")) == 6
     rank(run, "a green note")
     assert {file: (run / file).read_text() for file in mine} == mine
-    with pytest.raises(UserError, match=r"blend\.jsonl: is there already, and no run has made it"):
+    with pytest.raises(UserError, match=r"blend\.jsonl: the file exists already, and no run made it"):
         quick(pool, run, config={"jsonl": True})
-    with pytest.raises(UserError, match=r"blend\.jsonl: is there already, and no run has made it"):
+    with pytest.raises(UserError, match=r"blend\.jsonl: the file exists already, and no run made it"):
         say("rank", run, "-q", "grass", "--jsonl")
     assert (run / "blend.jsonl").read_text() == "mine"
 
@@ -291,9 +291,9 @@ def test_folders_in_a_run_that_are_links_are_refused(finished: Path, tmp_path: P
         shutil.rmtree(run / name)
         (run / name).symlink_to(tmp_path / "theirs")
         before = tree(tmp_path)
-        with pytest.raises(UserError, match=f"{name}: is a link, which no run has made"):
+        with pytest.raises(UserError, match=f"{name}: this is a link that no run made"):
             quick(finished / "pool.jsonl", run, overwrite=True)
-        with pytest.raises(UserError, match=f"{name}: is a link, which no run has made"):
+        with pytest.raises(UserError, match=f"{name}: this is a link that no run made"):
             rank(run, "grass")
         after = tree(tmp_path)
         after.pop(f"run-{name}/.lock", None)
@@ -305,9 +305,9 @@ def test_rank_and_work_write_only_where_there_is_our_mark(finished: Path, tmp_pa
     shutil.copytree(finished / "run", tmp_path / "run")
     (tmp_path / "run" / MARK).unlink()
     before = tree(tmp_path)
-    with pytest.raises(UserError, match="nothing says that nemo-mm-rank made it"):
+    with pytest.raises(UserError, match="nothing shows that nemo-mm-rank made it"):
         say("rank", tmp_path / "run", "-q", "grass")
-    with pytest.raises(UserError, match="nothing says that nemo-mm-rank made it"):
+    with pytest.raises(UserError, match="nothing shows that nemo-mm-rank made it"):
         work(tmp_path / "run")
     assert tree(tmp_path) == before
 
@@ -322,16 +322,16 @@ def test_a_report_replaces_nothing_but_a_report(finished: Path, tmp_path: Path) 
     (run / "report.html").write_text("mine")
     before = tree(tmp_path)
     for output, said in {
-        tmp_path / "page.html": "is there already, and is no report of nemo-mm-rank's; name another file",
-        tmp_path / "blend.csv": "is there already, and is no report",
-        run / "blend.parquet": "is there already, and is no report",
+        tmp_path / "page.html": "the file exists already, and is not a report of nemo-mm-rank; choose another file",
+        tmp_path / "blend.csv": "the file exists already, and is not a report",
+        run / "blend.parquet": "the file exists already, and is not a report",
         tmp_path / "link.html": "is a link",
         run: "is a folder; name a file in it",
-        "": "an empty name",
+        "": "the name is empty",
     }.items():
         with pytest.raises(UserError, match=said):
             say("report", run, "-o", output)
-    with pytest.raises(UserError, match=r"report\.html: is there already, and is no report"):
+    with pytest.raises(UserError, match=r"report\.html: the file exists already, and is not a report"):
         write_report(run)
     assert tree(tmp_path) == before
     (run / "report.html").unlink()
@@ -341,7 +341,7 @@ def test_a_report_replaces_nothing_but_a_report(finished: Path, tmp_path: Path) 
     write_report(run, tmp_path / "new.html")
     assert (tmp_path / "new.html").read_bytes() == page
     (run / MARK).unlink()
-    with pytest.raises(UserError, match="nothing says that nemo-mm-rank made it"):
+    with pytest.raises(UserError, match="nothing shows that nemo-mm-rank made it"):
         write_report(run)
 
 
@@ -351,7 +351,7 @@ def test_the_demo_takes_no_folder_of_somebody(tmp_path: Path) -> None:
         (tmp_path / name / "pool.jsonl").write_text("mine")
     before = tree(tmp_path)
     for folder in (tmp_path, ""):
-        with pytest.raises(UserError, match=r"nothing says that nemo-mm-rank made it|an empty name"):
+        with pytest.raises(UserError, match=r"nothing shows that nemo-mm-rank made it|the name is empty"):
             say("demo", folder)
     assert tree(tmp_path) == before
 
@@ -377,7 +377,7 @@ def test_a_writer_that_overwrites_removes_its_own_files_only(writer: str, finish
     out.mkdir()
     (out / ours.name).write_text("mine")
     for mode in ("overwrite", "ignore"):
-        with pytest.raises(UserError, match="nothing says that nemo-mm-rank made it"):
+        with pytest.raises(UserError, match="nothing shows that nemo-mm-rank made it"):
             getattr(curator, writer)(str(out), mode=mode)
     assert (out / ours.name).read_text() == "mine"
 
@@ -404,7 +404,7 @@ def test_a_quarantine_removes_its_own_files_only(finished: Path, tmp_path: Path)
 
 def test_a_projection_is_not_written_over_somebodys_model(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("mine")
-    with pytest.raises(UserError, match="nothing says that nemo-mm-rank made it"):
+    with pytest.raises(UserError, match="nothing shows that nemo-mm-rank made it"):
         _project(tmp_path, finished, finished / "run")
     assert (tmp_path / "config.json").read_text() == "mine"
 
@@ -412,7 +412,7 @@ def test_a_projection_is_not_written_over_somebodys_model(finished: Path, tmp_pa
 @pytest.mark.parametrize("name", ["quality", "votes", "duplicate_of", "labelled"])
 def test_a_column_that_only_ecodatum_adds_is_refused_by_it_alone(name: str, tmp_path: Path) -> None:
     pool = write_pool(tmp_path / "pool.jsonl", 12, **{name: "mine"})
-    said = f"ecodatum, in the pool: '{name}' is there already and would be replaced; rename what is yours"
+    said = f"ecodatum, in the pool: '{name}' is present already and would be overwritten; rename your own columns"
     with pytest.raises(TakenColumnError, match=said):
         say("ecodatum", pool, "-o", tmp_path / "job")
     if name == "quality":
@@ -432,5 +432,5 @@ def test_a_column_of_the_pool_is_not_replaced_by_a_step_of_a_run(tmp_path: Path)
 
     ingest([PoolSource(path=str(write_pool(tmp_path / "pool.jsonl", mine="mine")))], tmp_path / "pool")
     stage = Stage(Quality(), ShardStore((tmp_path / "pool",), 1), tmp_path / "steps", "x")
-    with pytest.raises(TakenColumnError, match="own, in the pool: 'mine' is there already"):
+    with pytest.raises(TakenColumnError, match="own, in the pool: 'mine' is present already"):
         stage(0)

@@ -129,9 +129,9 @@ def server() -> Iterator[ChatServer]:
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
-        (Reply(body=b"<html>Please log in</html>"), "EmbeddingError: cap: the answer is no chat completion"),
+        (Reply(body=b"<html>Please log in</html>"), "EmbeddingError: cap: the answer is not a chat completion"),
         (Reply(307, b"", {"Location": "http://127.0.0.1:9/"}), "EmbeddingError: cap: HTTP 307"),
-        (Reply(204, b""), "EmbeddingError: cap: the answer is no chat completion"),
+        (Reply(204, b""), "EmbeddingError: cap: the answer is not a chat completion"),
     ],
     ids=["HTML", "redirect", "nothing"],
 )
@@ -181,7 +181,7 @@ def test_what_may_pass_is_tried_again_and_nothing_else(server: ChatServer, tmp_p
         ("i4", "EmbeddingError"),
     ]
     assert sick.quarantine["message"].tolist() == ["cap: HTTP 500 (after 1 attempts)", "cap: HTTP 400"]
-    note = "1 pair failed for what may pass: the next start of the same command tries it again"
+    note = "1 pair failed for reasons that may be temporary: the next start of the same command tries it again"
     assert note in sick.manifest["notes"]
     assert len(server.bodies) == 8
     again = curate(config=config, progress=False)
@@ -228,7 +228,7 @@ def test_what_a_model_raises_for_one_item_is_that_items(tmp_path: Path, sns: str
 def test_columns_that_go_by_other_names_are_said(tmp_path: Path) -> None:
     pool = write(tmp_path / "pool.jsonl", [{**row, "score": 1.5} for row in texts(6)])
     done = say("curate", pool, "-q", "sea", "-o", tmp_path / "run")
-    note = "columns that have names of ours are kept under others: 'score' as 'original_score'"
+    note = "columns with names that nemo-mm-rank uses itself are kept under other names: 'score' as 'original_score'"
     assert f"note        {note}\n" in done.stdout
     assert note in json.loads((tmp_path / "run" / "manifest.json").read_text())["notes"]
     again = say("rank", tmp_path / "run", "-q", "sky")
@@ -239,8 +239,8 @@ def test_refused_before_anything_is_read(tmp_path: Path) -> None:
     pool = write(tmp_path / "pool.jsonl", texts(6))
     own = settings(pool, tmp_path / "run", **expert_of({"class": "hashed-text"}))
     for changes, said in (
-        ({"engine": {"device": "cudaa"}}, "device: 'cudaa' is none; here there are cpu"),
-        ({"queries": "?!"}, "holds neither letter nor digit"),
+        ({"engine": {"device": "cudaa"}}, "device: 'cudaa' is not available here; the devices are cpu"),
+        ({"queries": "?!"}, "contains neither a letter nor a digit"),
     ):
         with pytest.raises(ConfigError, match=said):
             curate(config={**own, **changes}, progress=False)

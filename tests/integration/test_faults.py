@@ -134,7 +134,7 @@ def test_a_describer_that_has_no_words_for_a_picture(pools: tuple[Path, Path, li
     still.write_text("\n".join(lines), encoding="utf-8")
     result = curate(config={**config, "pools": str(still)}, progress=False, overwrite=True)
     assert list(reasons(result.quarantine)) == [
-        ("image-pixel", "sns: EmbeddingError: speechless found no words for it")
+        ("image-pixel", "sns: EmbeddingError: speechless has no description for it")
     ]
 
 

@@ -168,9 +168,9 @@ def test_a_run_that_fails_leaves_the_blend_and_no_wrong_ranking(config: dict[str
     with pytest.raises(ModelError, match="speechless failed with KeyError: 'film'"):
         curate(config=broken, progress=False)
     assert digests(run) == first  # the blend of the run before, and the manifest that says so
-    with pytest.raises(UserError, match="holds no finished run: start it again with curate"):
+    with pytest.raises(UserError, match="contains no finished run: start curate again"):
         rank(run, "beeps")
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="contains no finished run"):
         explain(run, "text-000")
     curate(config=config, progress=False)
     assert digests(run) == first
@@ -231,7 +231,7 @@ def test_a_ranking_has_a_fit_of_its_own_and_a_damaged_one_is_not_read(config: di
     assert [path.name for path in run.glob("fitted/scoring-*")] == [Path(other["scoring"]).name]
     (run / other["scoring"]).write_text("{", encoding="utf-8")
     for read in (partial(explain, run, "text-001"), partial(FinishedRun.load, run)):
-        with pytest.raises(UserError, match="is gone or damaged; rank the run again"):
+        with pytest.raises(UserError, match="is missing or damaged; rank the run again"):
             read()
     rank(run, config["queries"])
     assert explain(run, "text-001") == told

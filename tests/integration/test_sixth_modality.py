@@ -208,10 +208,16 @@ def pool_of(run: Result) -> Path:
 @pytest.mark.parametrize(
     ("modalities", "said"),
     [
-        ({"image": CLOUD}, "modalities: 'image' is the name of a built-in one; give yours another"),
-        ({"Point+Cloud": CLOUD}, "modalities: 'Point+Cloud' is no name; small letters, digits and single -"),
+        ({"image": CLOUD}, "modalities: 'image' is the name of a built-in modality; choose another name for yours"),
+        (
+            {"Point+Cloud": CLOUD},
+            "modalities: 'Point+Cloud' cannot be used as a name; use small letters, digits and single -",
+        ),
         ({"other": "clouds"}, "modalities: 'other' is an import path like 'package.module:Class', not 'clouds'"),
-        ({"other": "point_clouds:Spread"}, "modality 'other': point_clouds:Spread is none: it has to derive from "),
+        (
+            {"other": "point_clouds:Spread"},
+            "modality 'other': point_clouds:Spread is not a modality: it must derive from ",
+        ),
         ({"other": "point_clouds:NoDecoder"}, "modality 'other': point_clouds:NoDecoder is none: it has to derive "),
         ({"other": "point_clouds:PointClout"}, "module 'point_clouds' has no class 'PointClout'; did you mean 'Point"),
         ({"other": "no_such_module:X"}, "modality 'no_such_module:X': cannot import 'no_such_module' (No module "),
@@ -248,7 +254,7 @@ def test_a_run_from_elsewhere(run: Result, tmp_path: Path, command_line: Command
     forget("point-cloud")
     refusal = (
         f"{run.folder}: modality 'point-cloud' of this run is the class 'point_clouds:PointCloud', none of this "
-        "package's, and a run's folder may be anybody's: where you trust this one, say so with --trust-run"
+        "package's, and the folder of a run may come from anybody: if you trust this one, say so with --trust-run"
     )
     with pytest.raises(UserError, match=re.escape(refusal)):
         rank(run.folder, "a rod")

@@ -103,10 +103,10 @@ def test_an_export_holds_the_blend(run: Result, tmp_path: Path) -> None:
     again = say("export", run.folder, "-o", tmp_path / "out")
     assert (again.returncode, again.stderr.strip()) == (
         2,
-        f"error: {tmp_path}/out: holds an exported blend already; name another output, or have it replaced with "
+        f"error: {tmp_path}/out: contains an exported blend already; choose another output, or replace it with "
         "--overwrite (in Python: overwrite=True)",
     )
-    with pytest.raises(UserError, match="a blend is exported as webdataset"):
+    with pytest.raises(UserError, match="a blend can be exported as webdataset"):
         export(run.folder, str(tmp_path / "other"), ["jsonl"])
 
 

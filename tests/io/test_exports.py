@@ -358,11 +358,19 @@ def test_energon_finds_each_sample_where_the_index_says(mixed: pa.Table, tmp_pat
 
 
 def test_what_has_no_place_in_a_format(mixed: pa.Table, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--format 'lava': a blend is exported as webdataset, own, .*did you mean"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--format 'lava': a blend can be exported as webdataset, own, .*did you "
+        r"mean",
+    ):
         export_blend(mixed, tmp_path / "out", "lava")
     with pytest.raises(UserError, match="--format own: not all pairs of the blend were made of records"):
         export_blend(mixed, tmp_path / "out", "own")
-    with pytest.raises(UserError, match=r"--format nemo-manifest: pairs of sound and text, .* code, image"):
+    with pytest.raises(
+        UserError,
+        match=r"--format nemo-manifest: it holds pairs of audio and text only, .* code, "
+        r"image",
+    ):
         export_blend(mixed, tmp_path / "out", "nemo-manifest")
     gone = mixed.filter(pc.equal(mixed["modality"], "image")).slice(0, 1)
     gone = gone.set_column(gone.column_names.index("data"), "data", pa.array(["gone.png"]))
@@ -381,7 +389,7 @@ def test_an_export_is_replaced_whole_and_the_same_again(mixed: pa.Table, tmp_pat
 
     export_blend(mixed, tmp_path / "out", name)
     first = everything(tmp_path / "out")
-    with pytest.raises(UserError, match="holds an exported blend already"):
+    with pytest.raises(UserError, match="contains an exported blend already"):
         export_blend(mixed, tmp_path / "out", name)
     (tmp_path / "out/mine.txt").write_text("mine")
     replace = Claim("export", again=False, overwrite=True)

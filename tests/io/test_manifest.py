@@ -101,7 +101,7 @@ def test_each_bad_line_is_one_bad_row(tmp_path: Path) -> None:
         f"{path}:5: {expected} byte 0xff at 8",
         f"{path}:6: {expected} half of a surrogate pair",
         f"{path}:8: {expected} Extra data at column 10",
-        f"{path}:9: {expected} values nested too deeply",
+        f"{path}:9: {expected} values that are nested too deeply",
     ]
     assert bad[-1].startswith(f"{path}:10: {expected} Exceeds the limit (4300 digits)")
 
@@ -244,7 +244,7 @@ def test_pretty_printed_objects_are_told(tmp_path: Path) -> None:
     path = tmp_path / "pool.json"
     path.write_text(json.dumps({"a": 1}, indent=1))
     bad = read(path)[2]
-    assert bad[0].endswith("; one object has to stand on one line")
+    assert bad[0].endswith("; each object must be on one line of its own")
 
 
 @pytest.mark.parametrize("kind", ["string", "list", "struct"])

@@ -95,11 +95,11 @@ def a_locked_file(folder: Path) -> None:
     [
         (a_link, "is a link; name the folder that it leads to, "),
         (nowhere, "is a link"),
-        (a_file, "is there already and is no folder"),
-        (files, f"is not empty, and nothing says that nemo-mm-rank made it (there is no {MARK} in it)"),
-        (a_mark_of_somebody, "is not empty, and nothing says"),
-        (a_linked_mark, "is not empty, and nothing says"),
-        (a_locked_file, "is not empty, and nothing says"),
+        (a_file, "exists already and is not a folder"),
+        (files, f"is not empty, and nothing shows that nemo-mm-rank made it (there is no {MARK} in it)"),
+        (a_mark_of_somebody, "is not empty, and nothing shows"),
+        (a_linked_mark, "is not empty, and nothing shows"),
+        (a_locked_file, "is not empty, and nothing shows"),
         (a_later_mark, "was made by a later version"),
         (an_export, "holds an exported blend; choose another output"),
     ],
@@ -125,13 +125,13 @@ def test_places_that_nobody_gives_away(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for path, said in {
-        "": "an empty name; is a variable of the shell unset?",
-        " ": "an empty name",
+        "": "the name is empty; is a variable of the shell unset?",
+        " ": "the name is empty",
         ".": "is the current folder",
         "~": "is your home folder",
-        "/": "is not empty, and nothing says that nemo-mm-rank made it",
-        "s3://bucket/run": "are local folders, not URLs",
-        "a\0b": "is no name of a folder or file",
+        "/": "is not empty, and nothing shows that nemo-mm-rank made it",
+        "s3://bucket/run": "must be local folders, not URLs",
+        "a\0b": "not a valid name of a folder or file",
         "a" * 300: "cannot be used: File name too long",
     }.items():
         with pytest.raises(UserError, match=said.replace("?", r"\?")):
@@ -150,7 +150,11 @@ def test_an_output_that_an_input_lies_in_or_that_would_be_read_as_one(tmp_path: 
     within_ours = pool(tmp_path / "ours" / "a.jsonl")
     rooted = beside.model_copy(update={"root": str(tmp_path / "media")})
     for source, output in ((inside, "out"), (within_ours, "ours"), (rooted, "media")):
-        with pytest.raises(UserError, match=r"the pool .* lies in it \(.*\); name an output that no input lies in"):
+        with pytest.raises(
+            UserError,
+            match=r"the pool .* lies in it \(.*\); choose an output folder that contains no "
+            r"input",
+        ):
             Claim("run", [source]).make(tmp_path / output)
     with pytest.raises(UserError, match=r"the run .* lies in it"):
         Claim("ecodatum", runs=[tmp_path / "out" / "run"]).check(tmp_path / "out")
@@ -159,7 +163,7 @@ def test_an_output_that_an_input_lies_in_or_that_would_be_read_as_one(tmp_path: 
         for name in ("data/b/d.parquet", "data/b/c/part-1.parquet"):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             (tmp_path / name).touch()
-        with pytest.raises(UserError, match="would find what is written there"):
+        with pytest.raises(UserError, match="would read what is written there"):
             Claim("run", [PoolSource(path=str(tmp_path / pattern))]).check(tmp_path / "data" / "run")
     # A file's own folder, and a folder of manifests, are not read below.
     Claim("run", [beside]).make(tmp_path / "data" / "run")
@@ -201,11 +205,11 @@ def test_a_lock_is_never_a_link_and_never_written(tmp_path: Path) -> None:
     out = RUN.make(tmp_path / "out")
     (tmp_path / "mine").write_text("mine")
     (out / LOCK).symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match=rf"{LOCK}: is a link, which no run has made"), RUN.held(out):
+    with pytest.raises(UserError, match=rf"{LOCK}: this is a link that no run made"), RUN.held(out):
         pass
     (out / LOCK).unlink()
     (out / LOCK).hardlink_to(tmp_path / "mine")
-    with RUN.held(out), pytest.raises(UserError, match="another run is at work in this folder"), locked(out):
+    with RUN.held(out), pytest.raises(UserError, match="another run is using this folder"), locked(out):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
     (out / LOCK).unlink()
@@ -264,7 +268,11 @@ def test_files_that_are_there_now_and_then(tmp_path: Path) -> None:
     out = RUN.make(tmp_path / "out")
     (out / "blend.jsonl").write_text("mine")
     drop(out, "blend.jsonl")
-    with pytest.raises(UserError, match=r"blend\.jsonl: is there already, and no run has made it; move it elsewhere"):
+    with pytest.raises(
+        UserError,
+        match=r"blend\.jsonl: the file exists already, and no run made it; move it "
+        r"elsewhere",
+    ):
         take(out, "blend.jsonl")
     assert (out / "blend.jsonl").read_text() == "mine"
     (out / "blend.jsonl").unlink()
@@ -307,13 +315,13 @@ def test_a_file_of_somebody_is_not_replaced(tmp_path: Path) -> None:
     assert check_file(tmp_path / "ours", ours, "page") == tmp_path / "ours"
     assert check_file(tmp_path / "new", ours, "page") == tmp_path / "new"
     for path, said in {
-        "theirs": "is there already, and is no page of nemo-mm-rank's; name another file",
+        "theirs": "the file exists already, and is not a page of nemo-mm-rank; choose another file",
         "link": "is a link; name the file",
         ".": "is a folder; name a file in it",
     }.items():
         with pytest.raises(UserError, match=said):
             check_file(tmp_path / path, ours, "page")
-    with pytest.raises(UserError, match="an empty name"):
+    with pytest.raises(UserError, match="the name is empty"):
         check_file("", ours, "page")
 
 
@@ -370,7 +378,7 @@ def test_a_whole_folder_is_replaced_file_by_file(tmp_path: Path) -> None:
 
     fill(["1.tar", "2.tar", "3.tar"])
     (tmp_path / "out" / "4.tar").write_text("mine")
-    with pytest.raises(UserError, match="holds an exported blend already; name another output, or have it replaced"):
+    with pytest.raises(UserError, match="contains an exported blend already; choose another output, or replace it"):
         fill(["1.tar"])
     fill(["1.tar", "5.tar"], overwrite=True)
     assert sorted(os.listdir(tmp_path)) == ["out"]
@@ -410,7 +418,7 @@ with locked(folder):
         with locked(folder):
             raise AssertionError("held twice")
     except UserError as error:
-        assert "another run is at work in this folder" in str(error) and str(holder) in str(error)
+        assert "another run is using this folder" in str(error) and str(holder) in str(error)
 assert not holder.exists()
 holder.write_text(sys.argv[2])
 try:

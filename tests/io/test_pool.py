@@ -203,9 +203,9 @@ def test_a_name_that_is_there_twice_is_told_apart(tmp_path: Path) -> None:
     assert (columns["original_original_score"], columns["original_score"]) == ([1], [2])
     [batch] = read_pools([PoolSource(path=str(file))])
     assert batch.renamed == {"score": "original_original_score", "weakest_sentence": "original_weakest_sentence"}
-    assert "note: columns that have names of ours are kept under others: 'score' as 'original_original_score', " in (
-        "\n".join(validate([PoolSource(path=str(file))]).lines())
-    )
+    lines = "\n".join(validate([PoolSource(path=str(file))]).lines())
+    note = "note: columns with names that nemo-mm-rank uses itself are kept under other names: "
+    assert f"{note}'score' as 'original_original_score', " in lines
 
 
 def test_a_column_of_ours_can_be_kept_under_another_name(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ def test_pools_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, message in {
         "none.jsonl": "no such file or folder",
-        "empty": "a folder without a manifest",
+        "empty": "the folder contains no manifest",
         "*.jsonl": "matches no manifest",
     }.items():
         with pytest.raises(PoolError, match=message):

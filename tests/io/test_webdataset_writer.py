@@ -171,13 +171,13 @@ def test_the_rules_for_media_hold(tmp_path: Path, root: Path) -> None:
 
 def test_where_it_may_be_written(tmp_path: Path, root: Path) -> None:
     table = blend(root)
-    with pytest.raises(UserError, match="the blend has no pair to write"):
+    with pytest.raises(UserError, match="the blend contains no pair to export"):
         write_webdataset(table.slice(0, 0), tmp_path / "out")
     (tmp_path / "empty").mkdir()
     assert len(write_webdataset(table, tmp_path / "empty")) == 1
-    with pytest.raises(UserError, match="holds an exported blend already"):
+    with pytest.raises(UserError, match="contains an exported blend already"):
         write_webdataset(table, tmp_path / "empty")
-    with pytest.raises(UserError, match="is there already and is no folder"):
+    with pytest.raises(UserError, match="exists already and is not a folder"):
         write_webdataset(table, root / "sound")
     with pytest.raises(StorageError, match="cannot be written: File exists"):
         write_webdataset(table, root / "sound" / "out")

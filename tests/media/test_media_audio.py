@@ -129,7 +129,7 @@ def test_no_samples(write_wav: WriteSound, keep: int) -> None:
 
 
 def test_zero_length(write_wav: WriteSound) -> None:
-    with pytest.raises(MediaError, match="no sound that decodes"):
+    with pytest.raises(MediaError, match="no audio that can be decoded"):
         decode(write_wav(np.zeros(0, np.int16)))
 
 

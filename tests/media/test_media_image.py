@@ -167,7 +167,7 @@ def test_truncated(kind: str) -> None:
     ],
 )
 def test_what_is_no_picture_is_refused_whatever_its_name(content: bytes) -> None:
-    with pytest.raises(MediaError, match="not a picture in a known format") as caught:
+    with pytest.raises(MediaError, match="not an image in a known format") as caught:
         decode_image(io.BytesIO(content), 10_000)
     assert "0x" not in str(caught.value)
 

@@ -57,7 +57,7 @@ def test_scans_of_a_jpeg_are_counted(tmp_path: Path) -> None:
     (tmp_path / "seeming.jpg").write_bytes(jpeg(10)[:2] + comment + jpeg(10)[2:] + seeming)
     for name in ("most.jpg", "seeming.jpg"):
         assert isinstance(media.open(name, root=str(tmp_path)), Image)
-    said = "'more.jpg': is a JPEG of more than 100 scans, which no picture needs"
+    said = "'more.jpg': is a JPEG of more than 100 scans, which no image needs"
     assert why(tmp_path, "more.jpg", "image") == said
 
 
@@ -187,7 +187,7 @@ def test_whatever_a_decoder_raises_is_the_items_reason(tmp_path: Path) -> None:
         Odd.raised = error
         assert why(tmp_path, "a.odd", "odd") == f"'a.odd': {said}"
     Odd.raised = MemoryError()
-    with pytest.raises(TransientError, match=r"^'a\.odd': memory is too short to decode it$"):
+    with pytest.raises(TransientError, match=r"^'a\.odd': there is too little memory to decode it$"):
         media.open("a.odd", modality="odd", root=str(tmp_path))
     Odd.raised = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -200,7 +200,7 @@ def test_whatever_a_decoder_raises_is_the_items_reason(tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a Git LFS pointer, .*git lfs pull"),
         (b"\n<!DOCTYPE html><html><body>Not found</body></html>", "an HTML page, .*download it again"),
         (b"\xef\xbb\xbf<html>", "an HTML page"),
-        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML: a server's word"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "XML: either the answer of a server"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, .*heif-convert"),
         (b"%PDF-1.7\n", "a PDF: .*pdftoppm"),
     ],
@@ -218,6 +218,6 @@ def test_what_does_not_end_is_left_to_itself() -> None:
     with pytest.raises(ZeroDivisionError):
         within(10, lambda: 1 / 0)
     start = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"no end after 0.2 s \(download_seconds\)"):
+    with pytest.raises(TimeoutError, match=r"the download did not end within 0.2 s \(download_seconds\)"):
         within(0.2, lambda: time.sleep(3))
     assert time.monotonic() - start < 2

@@ -89,7 +89,7 @@ def test_spans_of_a_picture_crop_to_their_union(pool: Path) -> None:
     over = opener.open("a.png", "image", [[50, 30, 500, 500]])
     assert isinstance(over, Image)
     assert over.pixels.size == (10, 10)
-    with pytest.raises(MediaError, match=r"'a\.png': box .* lies outside the picture of 60 x 40 pixels"):
+    with pytest.raises(MediaError, match=r"'a\.png': box .* lies outside the image of 60 x 40 pixels"):
         opener.open("a.png", "image", [[70, 0, 5, 5]])
 
 
@@ -167,5 +167,5 @@ def test_open_by_hand(pool: Path) -> None:
     assert isinstance(media.open("a.mp4", root=str(pool), settings=MediaSettings(video_frames=2)), Video)
     (pool / "recording").write_bytes((pool / "a.wav").read_bytes())
     assert isinstance(media.open("recording", modality="audio", root=str(pool)), Audio)
-    with pytest.raises(MediaError, match="pass modality"):
+    with pytest.raises(MediaError, match="pass the modality"):
         media.open("recording", root=str(pool))

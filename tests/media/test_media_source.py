@@ -59,7 +59,11 @@ def test_a_path_below_the_root(pool: Path) -> None:
         ("../secret.bin", "leads out of the pool's root"),
         ("sub/../../secret.bin", "leads out of the pool's root"),
         ("..\\secret.bin", "leads out of the pool's root"),
-        ("/etc/hostname", "leads out of the pool's root: --root names a folder that holds it, --trust-root"),
+        (
+            "/etc/hostname",
+            "leads out of the root of the pool: name a folder that contains it with --root, or another "
+            "folder that references may lead to with --trust-root",
+        ),
         ("/etc/nothing", "leads out of the pool's root"),
         ("nothing.bin", "does not exist"),
         ("sub/a.bin/b", "Not a directory"),
@@ -272,11 +276,11 @@ def server() -> Iterator[str]:
 
 def test_a_server_that_dribbles_is_not_waited_for(server: str, tmp_path: Path) -> None:
     start = time.monotonic()
-    with pytest.raises(MediaError, match=r"cannot be read: no end after 0.5 s \(download_seconds\)"):
+    with pytest.raises(MediaError, match=r"cannot be read: the download did not end within 0.5 s \(download_seconds\)"):
         read(f"{server}/drip.bin", tmp_path, MediaSettings(allow_urls=True, download_seconds=0.5))
-    with pytest.raises(MediaError, match=r"no end after 0\.5 s"):
+    with pytest.raises(MediaError, match=r"the download did not end within 0\.5 s"):
         read("drip.bin", server, MediaSettings(download_seconds=0.5))
-    with pytest.raises(PoolError, match=r"drip\.jsonl: cannot be read: no end after 0\.5 s"):
+    with pytest.raises(PoolError, match=r"drip\.jsonl: cannot be read: the download did not end within 0\.5 s"):
         list(read_pools([PoolSource(path=f"{server}/drip.jsonl", download_seconds=0.5)]))
     assert time.monotonic() - start < 4
 
@@ -366,7 +370,7 @@ def test_a_folder_exchanged_for_a_link(deep: Path, monkeypatch: pytest.MonkeyPat
     assert read(reference, deep) == CONTENT
     where = deep / place.format(name)
     swapped(monkeypatch, where, deep.with_name("secret") / place.format(name))
-    with pytest.raises(MediaError, match="a link has taken its place, or that of a folder"):
+    with pytest.raises(MediaError, match="a link has taken its place, or the place of a folder"):
         read(reference, deep)
 
 

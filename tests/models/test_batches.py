@@ -61,7 +61,7 @@ def test_a_row_too_much_for_the_memory_is_said() -> None:
     def forward(batch: Features) -> torch.Tensor:
         raise torch.cuda.OutOfMemoryError("tried to\nallocate 9 GiB")
 
-    with pytest.raises(ModelError, match=r"^one row is more than cpu has memory for: tried to allocate 9 GiB$"):
+    with pytest.raises(ModelError, match=r"^cpu has too little memory for one row: tried to allocate 9 GiB$"):
         FixedRows(CPU)(forward, {"x": torch.ones(4, 2)}, 4)
 
 

@@ -92,7 +92,7 @@ def test_the_command_goes_on_after_a_model_that_is_not_there(tmp_path: Path) -> 
     done = say("models", "check", "--config", config)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == (
-        f"failed   lost: {missing}: no such folder, and not the name of a model on the hub"
+        f"failed   lost: {missing}: there is no such folder, and it is not the name of a model on the hub"
     )
     cells = [cell.strip() for line in done.stdout.splitlines() if line.startswith("│ text") for cell in line.split("│")]
     assert cells[1:2] == ["text"]

@@ -177,7 +177,7 @@ def test_a_pickle_is_refused(kind: str, folders: dict[str, Path], tmp_path: Path
     with pytest.raises(ModelError, match=r"pytorch_model.bin is a pickle"):
         load(kind, folder)
     (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(ModelError, match="holds no safetensors weights"):
+    with pytest.raises(ModelError, match="contains no safetensors weights"):
         load(kind, folder)
 
 
@@ -207,7 +207,7 @@ def test_impossible_values_are_refused(kind: str, folders: dict[str, Path]) -> N
     pooling = {"clap": "window_pooling", "x_clip": None}.get(kind, "frame_pooling")
     refused: list[tuple[dict[str, Any], str]] = [
         ({"dtype": "float23"}, "not 'float23'; did you mean 'float32'"),
-        ({"batch_size": 0}, "batch_size is at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"revision": "main"}, "it has no revision 'main'"),
     ]
     if pooling:
@@ -318,7 +318,7 @@ def test_a_video_without_frames_fails_alone(folders: dict[str, Path]) -> None:
     whole = tiny.video(0, 2)
     empty = Video("none", whole.frames[:0], whole.times[:0], 0.0)
     encoded = load("clip", folders["clip"]).encode([empty, whole], "video")
-    assert {row: str(error) for row, error in encoded.errors.items()} == {0: "holds no frames"}
+    assert {row: str(error) for row, error in encoded.errors.items()} == {0: "contains no frames"}
     assert encoded.vectors[1].isfinite().all()
 
 
@@ -349,7 +349,7 @@ def test_sound_at_another_rate_is_resampled(folders: dict[str, Path]) -> None:
 def test_sound_without_samples_fails_alone(folders: dict[str, Path]) -> None:
     silence = Audio("none", SOUNDS[0].samples[:0], 16_000)
     encoded = load("clap", folders["clap"]).encode([silence, SOUNDS[0]], "audio")
-    assert {row: str(error) for row, error in encoded.errors.items()} == {0: "holds no samples"}
+    assert {row: str(error) for row, error in encoded.errors.items()} == {0: "contains no samples"}
     assert encoded.vectors[1].isfinite().all()
 
 
@@ -435,7 +435,11 @@ def test_a_pickle_that_open_clip_would_prefer_is_refused(folders: dict[str, Path
             "laion2b_s34b_b79",
             "has no checkpoint 'laion2b_s34b_b79' of ViT-B-32; did you mean 'laion2b_s34b",
         ),
-        ("ViT-B-32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K: no such folder, nor to be had"),
+        (
+            "ViT-B-32",
+            "laion2b_s34b_b79k",
+            "laion/CLIP-ViT-B-32-laion2B-s34B-b79K: there is no such folder, and it cannot be downloaded",
+        ),
     ],
 )
 def test_checkpoints_by_the_librarys_own_names(

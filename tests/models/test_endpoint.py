@@ -135,7 +135,8 @@ def test_pictures_are_shrunk_until_they_fit_and_carry_nothing_else(server: ChatS
     tight = describer(server, media={"max_bytes": 1024, "image_format": "png"})
     requests = len(server.bodies)
     described = tight.describe([Image("noise", noise)], "image")
-    assert str(described.errors[0]) == "vision: no picture of 64 pixels or more fits the 1,024 bytes allowed"
+    unfit = "vision: even scaled down to 64 pixels, the image does not fit the 1,024 bytes allowed"
+    assert str(described.errors[0]) == unfit
     assert len(server.bodies) == requests
 
 
@@ -144,7 +145,7 @@ def test_a_recording_that_is_too_long_fails_alone(server: ChatServer) -> None:
     sounds = [Audio(str(n), np.zeros(n, dtype=np.float32), 16_000) for n in (16_000, 40_000)]
     described = asked.describe(sounds, "audio")
     assert list(described.errors) == [1]
-    assert "2 s of sound are more than the 1 allowed (media.max_seconds)" in str(described.errors[1])
+    assert "2 s of audio are more than the 1 allowed (media.max_seconds)" in str(described.errors[1])
     assert described.texts[0] is not None
 
 
@@ -191,13 +192,17 @@ FAILS = {
     "413": (Reply(413, b"x" * 900), 1, f"HTTP 413: {'x' * 200}"),
     "422": (Reply(422, {"detail": "no"}), 1, "HTTP 422: {'detail': 'no'}"),
     "redirect": (Reply(307, b"", {"Location": "http://127.0.0.1:9/"}), 1, "HTTP 307"),
-    "garbage": (Reply(body=b"\xff\x00 not json"), 1, "the answer is no chat completion: Invalid JSON"),
-    "other schema": (Reply(body={"choices": "none"}), 1, "the answer is no chat completion: choices: Input should be"),
-    "no choice": (Reply(body={"choices": []}), 1, "the answer is no chat completion: choices: List should have"),
+    "garbage": (Reply(body=b"\xff\x00 not json"), 1, "the answer is not a chat completion: Invalid JSON"),
+    "other schema": (
+        Reply(body={"choices": "none"}),
+        1,
+        "the answer is not a chat completion: choices: Input should be",
+    ),
+    "no choice": (Reply(body={"choices": []}), 1, "the answer is not a chat completion: choices: List should have"),
     "content of another type": (
         Reply(body={"choices": [{"message": {"content": [1]}}]}),
         1,
-        "the answer is no chat completion: choices.0.message.content: Input should be a valid string",
+        "the answer is not a chat completion: choices.0.message.content: Input should be a valid string",
     ),
     "empty": (Reply(body=completion("  \n")), 1, "the answer is empty (stop)"),
     "none": (Reply(body=completion(None, "length")), 1, "the answer is empty (length)"),
@@ -234,14 +239,20 @@ def test_an_endpoint_that_refuses_stops_the_run(server: ChatServer, status: int)
 
 def test_an_endpoint_that_answers_no_one_stops_the_run(server: ChatServer) -> None:
     server.plan = [Reply(503)] * 6
-    with pytest.raises(ModelError, match=r"none of 2 requests got through; the first: HTTP 503 \(after 3 attempts\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"none of 2 requests were answered; the first error: HTTP 503 \(after 3 "
+        r"attempts\)",
+    ):
         describer(server).describe([picture(0), picture(1)], "image")
     assert len(server.bodies) == 6
     url = server.url
     server.shutdown()
     server.server_close()
     nobody = EndpointDescriber("vision", base_url=url, calls=QUICK)
-    with pytest.raises(ModelError, match="none of 2 requests got through; the first: connection failed: ConnectError"):
+    with pytest.raises(
+        ModelError, match="none of 2 requests were answered; the first error: connection failed: ConnectError"
+    ):
         nobody.describe([picture(0), picture(1)], "image")
     assert nobody.usage.requests == 6
 
@@ -290,10 +301,12 @@ def test_a_key_is_only_named(server: ChatServer, monkeypatch: pytest.MonkeyPatch
         describer(server, key_variable=KEY)
     assert KEY not in str(caught.value)
     monkeypatch.setenv(VARIABLE, " ")
-    with pytest.raises(ModelError, match=f"the environment variable {VARIABLE} is to hold the key, and is not set"):
+    with pytest.raises(
+        ModelError, match=f"the environment variable {VARIABLE} must contain the key, and it is not set"
+    ):
         describer(server)
     for url in (f"https://user:{KEY}@host/v1", f"https://host/v1?key={KEY}"):
-        with pytest.raises(ModelError, match="a key belongs into an environment variable") as caught:
+        with pytest.raises(ModelError, match="put the key into an environment variable") as caught:
             EndpointDescriber("vision", base_url=url)
         assert KEY not in str(caught.value)
     with pytest.raises(ModelError, match="no http"):
@@ -449,7 +462,7 @@ def test_settings_that_cannot_be_meant(server: ChatServer) -> None:
         ({"modalities": ["image", "vidio"]}, "'vidio' is none of image, audio, video; did you mean 'video'"),
         ({"prompt": {"imgae": "x"}}, "'imgae' is none of image, audio, video; did you mean 'image'"),
         ({"prompt": " "}, "the one for image is empty"),
-        ({"generation": {"stream": True}}, "generation cannot hold stream"),
+        ({"generation": {"stream": True}}, "generation must not contain stream"),
         ({"calls": {"retry": 3}}, "retry: unknown key; did you mean 'retries'"),
         ({"media": {"max_side": 1}}, "max_side: Input should be greater"),
     ]

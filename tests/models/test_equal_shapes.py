@@ -70,9 +70,9 @@ def test_out_of_memory_halves_the_rows_of_that_shape() -> None:
     assert run.batches == [(2, 2)] * 5
     assert batches(inputs([2, 2])) == [0.0, 2.0]
     assert run.batches == [(2, 2)] * 6
-    with pytest.raises(ModelError, match="one item is more than cpu has memory for: out of memory"):
+    with pytest.raises(ModelError, match="cpu has too little memory for one item: out of memory"):
         EqualShapes(Sums(most=0), Model(), 2)(inputs([1]))
-    with pytest.raises(ModelError, match="batch_size is at least 1, not 0"):
+    with pytest.raises(ModelError, match="batch_size must be at least 1, not 0"):
         EqualShapes(run, Model(), 0)
 
 

@@ -157,7 +157,7 @@ def test_what_cannot_ground_is_refused(folder: Path, tmp_path: Path) -> None:
     assert grounder(folder).ground([], [], "image") == []
     with pytest.raises(ModelError, match="takes image, not audio"):
         grounder(folder).ground([], [], "audio")
-    with pytest.raises(ModelError, match="batch_size is at least 1, not 0"):
+    with pytest.raises(ModelError, match="batch_size must be at least 1, not 0"):
         grounder(folder, batch_size=0)
     with pytest.raises(ModelError, match="LlavaProcessor is not Grounding DINO's"):
         grounder(tiny_writers.llava(tmp_path / "other"))

@@ -68,7 +68,11 @@ def test_what_cannot_be_meant_is_refused(name: str, arguments: dict[str, Any], s
 
 
 def test_what_a_class_itself_raises_is_one_model_error() -> None:
-    with pytest.raises(ModelError, match=r"^model 'm' \(tests.models.own_models:NotQuite\) does not load: too strong$"):
+    with pytest.raises(
+        ModelError,
+        match=r"^model 'm' \(tests.models.own_models:NotQuite\) cannot be loaded: too "
+        r"strong$",
+    ):
         loader.load("m", OWN + "NotQuite", {"strength": 10})
 
 

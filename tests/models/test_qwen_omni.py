@@ -190,7 +190,7 @@ def test_sounds_that_are_short_long_or_none(folder: Path) -> None:
     slow = tiny.sound(2, 1.0, rate=8_000)
     found = encoder.encode([click, none, long, slow], "audio")
     assert {row: (type(error), str(error)) for row, error in found.errors.items()} == {
-        1: (EmbeddingError, "holds no samples")
+        1: (EmbeddingError, "contains no samples")
     }
     padded = Audio("padded", np.pad(click.samples, (0, 1_600 - len(click.samples))), 16_000)
     heard = Audio("heard", long.samples[:16_000], 16_000)

@@ -240,9 +240,9 @@ def test_code_that_comes_with_a_model_is_refused(tiny: Path, tmp_path: Path) -> 
 
 def test_what_is_nowhere_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="no such folder, and not the name"):
+    with pytest.raises(ModelError, match="there is no such folder, and it is not the name"):
         SentenceTransformersEncoder("no/such/folder")
-    with pytest.raises(ModelError, match="no such folder, nor to be had from the hub"):
+    with pytest.raises(ModelError, match="there is no such folder, and it cannot be downloaded from the hub"):
         SentenceTransformersEncoder("nobody-at-all/no-such-model")
     with pytest.raises(ModelError, match="it has no revision 'main'"):
         SentenceTransformersEncoder(str(tiny), revision="main")

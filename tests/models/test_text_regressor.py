@@ -62,5 +62,5 @@ def test_ratings_are_the_librarys_whatever_stands_beside(folder: Path) -> None:
 
 
 def test_a_model_of_several_outputs_rates_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="has 2 outputs; a rating is one"):
+    with pytest.raises(ModelError, match="has 2 outputs, and a rating needs exactly one"):
         TextRegressor(str(regressor(tmp_path, outputs=2)))

@@ -291,7 +291,7 @@ def test_media_that_cannot_be_seen_are_errors_of_their_own(folder: Path, embedde
     thin = Image("thin", PILImage.new("RGB", (1, 900)))
     found = load(folder).encode([none, "a cat", thin, PICTURES[0]])
     assert {row: (type(error), str(error)) for row, error in found.errors.items()} == {
-        0: (EmbeddingError, "holds no frames"),
+        0: (EmbeddingError, "contains no frames"),
         2: (EmbeddingError, "1 x 900 pixels: more than 200 times as long as it is wide"),
     }
     assert torch.equal(found.vectors[[1, 3]], embedded[[0, len(TEXTS)]])

@@ -31,9 +31,9 @@ def test_a_folder_is_itself(bert: Path) -> None:
 def test_what_is_nowhere_is_refused_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for path, said in (
-        ("no/such/folder", "no such folder, and not the name of a model on the hub"),
-        ("bert", "no such folder, and not the name of a model on the hub"),
-        ("nobody-at-all/no-such-model", "no such folder, nor to be had from the hub: "),
+        ("no/such/folder", "there is no such folder, and it is not the name of a model on the hub"),
+        ("bert", "there is no such folder, and it is not the name of a model on the hub"),
+        ("nobody-at-all/no-such-model", "there is no such folder, and it cannot be downloaded from the hub: "),
     ):
         with pytest.raises(ModelError, match=said):
             resolve(path)
@@ -53,7 +53,7 @@ def test_a_snapshot_in_the_hubs_cache_is_found_offline_by_its_revision(
         folder = resolve("someone/bert", revision)
         assert folder == cached / "snapshots" / commit
         assert folder_revision(folder) == commit
-    with pytest.raises(ModelError, match="nor to be had from the hub"):
+    with pytest.raises(ModelError, match="and it cannot be downloaded from the hub"):
         resolve("someone/bert", "v2")
 
 
@@ -78,7 +78,7 @@ def test_pickles_are_refused_unless_safetensors_lie_beside_them(bert: Path) -> N
 
 def test_a_folder_without_weights_is_refused(bert: Path) -> None:
     (bert / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds no safetensors weights, and no others are loaded"):
+    with pytest.raises(ModelError, match="contains no safetensors weights, and no other weights are loaded"):
         resolve(str(bert))
 
 

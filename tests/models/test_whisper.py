@@ -107,7 +107,7 @@ def test_by_its_short_name_beside_its_errors(folder: Path) -> None:
     loaded = load_describer("speech", models)
     result = loaded.describe([ITEMS[0], sound(0), ITEMS[1]], "audio")
     assert list(result.errors) == [1]
-    assert str(result.errors[1]) == "holds no samples"
+    assert str(result.errors[1]) == "contains no samples"
     assert result.texts[::2] == by_the_library(folder, [item.samples for item in ITEMS[:2]], language="en")
     assert loaded.revision == loader.identities(models)["speech"]["revision"]
 
@@ -119,7 +119,7 @@ def test_where_nothing_is_understood_there_is_an_error(folder: Path) -> None:
     loader.release()
     assert result.texts == [None]
     assert isinstance(result.errors[0], EmbeddingError)
-    assert str(result.errors[0]) == "speech understands nothing in it"
+    assert str(result.errors[0]) == "speech recognises no speech in it"
 
 
 def test_what_cannot_listen_is_refused(folder: Path, tmp_path: Path) -> None:

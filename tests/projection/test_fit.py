@@ -141,7 +141,7 @@ def test_sources_must_fit(sample: FitSample, projection: Projection) -> None:
     sources = take(sample.sources, rows)
     with pytest.raises(ModelError, match="'sight' is missing"):
         projection.project({"words": sources["words"], "code": sources["code"]}, text)
-    with pytest.raises(ModelError, match="'words' has 5 dimensions, it was fitted with 12"):
+    with pytest.raises(ModelError, match="'words' has 5 dimensions, but it was fitted with 12"):
         projection.project({**sources, "words": Vectors.full(torch.zeros(2, 5))}, text)
     with pytest.raises(ModelError, match="'words' has 2 rows for 3 annotations"):
         projection.project(sources, [*text, "c"])

@@ -257,7 +257,7 @@ def test_what_is_off_is_not_there() -> None:
 
 def test_everything_off_leaves_nothing_to_choose_by() -> None:
     off = {name: "off" for name, _ in TraditionalSettings().filters}
-    with pytest.raises(ConfigError, match="everything is off"):
+    with pytest.raises(ConfigError, match="every filter is off"):
         parse(TraditionalSettings, {"filters": off, "exact_duplicates": False, "near_duplicates": "off"})
 
 

@@ -56,7 +56,7 @@ def test_scores_that_do_not_differ_are_zero() -> None:
 
 
 def test_a_score_beyond_reason_is_refused() -> None:
-    with pytest.raises(ConfigError, match="lower weights"):
+    with pytest.raises(ConfigError, match=r"use lower values in ranking\.weights"):
         Moments.of(np.array([2.0**21]))
 
 

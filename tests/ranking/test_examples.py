@@ -128,7 +128,7 @@ def test_a_row_is_the_same_wherever_it_stands() -> None:
     [
         ({"text": "x", "like": "y"}, "either a text or"),
         ({"weight": 2.0}, "either a text or"),
-        ({"text": "x", "norm": "inf"}, "norm and side are for queries by examples"),
+        ({"text": "x", "norm": "inf"}, "norm and side apply only to queries by examples"),
         ({"like": "y", "norm": 1}, "queries.0.norm"),
         ({"like": "y", "side": "left"}, "queries.0.side"),
         ({"like": {"path": "y", "rot": "z"}}, "rot: unknown key; did you mean 'root'"),
@@ -267,9 +267,9 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8 no picture")
     for path, kind, message in (
         (tmp_path / "none.jsonl", PoolError, "no such file or folder"),
-        (tmp_path / "empty.txt", PoolError, "no example in it"),
-        (tmp_path / "bad.jsonl", PoolError, r"no example in it can be read; the first row: .*none\.jpg"),
-        (tmp_path / "folder", PoolError, "a folder without a manifest"),
+        (tmp_path / "empty.txt", PoolError, "it contains no example"),
+        (tmp_path / "bad.jsonl", PoolError, r"it contains no example can be read; the first row: .*none\.jpg"),
+        (tmp_path / "folder", PoolError, "the folder contains no manifest"),
         (
             tmp_path / "broken",
             UserError,

@@ -48,7 +48,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         (tmp_path / "text.parquet", "quality", "cannot be read as Parquet"),
         (good, "qualty", "no column 'qualty'; pair_id, other, quality"),
         (good, "other", "is string, not a number"),
-        (twice, "quality", "names a pair_id more than once"),
+        (twice, "quality", "has a pair_id twice"),
         (write(tmp_path / "inf.parquet", {"a": float("inf")}), "quality", "infinite"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -67,7 +67,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ({"conditions": {"agreement": 1}}, "no condition 'agreement'"),
         ({"weights": {"match": 1}}, "no score 'match'"),
         ({"broad": {"weights": {"fusd": 1}}}, "ranking.broad.weights: no score 'fusd'; did you mean 'fused'"),
-        ({"broad": {"skewness": [1.0, 1.0]}}, "skewness: the first value is below the second"),
+        ({"broad": {"skewness": [1.0, 1.0]}}, "skewness: the first value must be below the second"),
         ({"feedback": 5}, "feedback: unknown key"),
     ],
 )

@@ -79,7 +79,7 @@ def test_mistakes_are_named(mix: Any, message: str) -> None:
 
 def test_a_mix_and_quotas_exclude_each_other() -> None:
     quotas = {"quota_by": "modality", "quotas": {"image": 0.5}}
-    with pytest.raises(ConfigError, match="give one of the two"):
+    with pytest.raises(ConfigError, match="give either mix or quotas"):
         parse(RankingSettings, {"mix": "unite-adaptation", **quotas})
     with pytest.raises(ConfigError, match=r"write 'image,text->text' as 'text\+image->text'"):
         parse(RankingSettings, {"quota_by": "type", "quotas": {"image,text->text": 0.5}})
@@ -176,7 +176,7 @@ def test_types_without_pairs_are_short_and_not_lost(tmp_path: Path) -> None:
 
 def test_advice_has_its_source_and_depends_on_the_mix() -> None:
     lines = advice(MIXES["unite-adaptation"])
-    assert all("2505.19650" in line and "not tried here" in line for line in lines)
+    assert all("2505.19650" in line and "not tested here" in line for line in lines)
     assert [("hurt" in line, "helped" in line) for line in lines] == [(False, True), (True, False)]
     assert "helped beside text-text" in advice(find_mix({"text->text": 1.0}))[0]
     assert advice(Mix({"code->text": 1.0}, "your own")) == []

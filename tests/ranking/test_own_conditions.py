@@ -175,8 +175,8 @@ def test_readers_need_none_of_its_code_and_others_are_asked(
                 read(run.folder)
             assert str(refused.value) == (
                 f"{run.folder}: condition 'long' of this run is the class 'long_of_mine:Long', which is not this "
-                "package's, and a run's folder may be anybody's: where you trust this one, say so with --trust-run "
-                "(trust_run in Python), or name the folder of the class with --import-from"
+                "package's, and the folder of a run may come from anybody: if you trust this one, say so with "
+                "--trust-run (trust_run in Python), or name the folder of the class with --import-from"
             )
         with pytest.raises(UserError, match="condition 'long' of this run"):  # what comes with the folder stays foreign
             rank(run.folder, ranking={"conditions": FinishedRun.load(run.folder, None).config.ranking.conditions})
@@ -198,7 +198,10 @@ class Even:
     ("spec", "said"),
     [
         ({"class": "long_of_mine:Long", "characters": 8, "times": 2}, "'long' has values out of"),
-        ({"class": "long_of_mine:Wide", "characters": 8}, r"'long' has chances of shape \(\d+, 1\) for \d+ pairs"),
+        (
+            {"class": "long_of_mine:Wide", "characters": 8},
+            r"'long' has probabilities of shape \(\d+, 1\) for \d+ pairs",
+        ),
         ({"class": "long_of_mine:Broken", "characters": 8}, "condition 'long' failed with ZeroDivisionError"),
         ({"class": "long_of_mine:Else", "characters": 8}, "condition 'long' calls itself 'else'"),
         ({"class": "long_of_mine:Lacking", "characters": 8}, "conditions: the shards lack 'sharpness'"),

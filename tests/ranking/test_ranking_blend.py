@@ -266,7 +266,7 @@ def test_reasons_and_cuts() -> None:
         f"experts {first['score_experts']:+.1f}, fused {first['score_fused']:+.1f}; quota {first['modality']} 1/"
         f"{groups[first['modality'] if first['modality'] != 'text' else REST]['quota']}"
     ).replace("quota text", "quota others")
-    assert sum("fills a quota" in row["reason"] for row in rows) == 80 - audio
+    assert sum("fills a place that another quota left empty" in row["reason"] for row in rows) == 80 - audio
 
 
 def test_a_threshold_takes_all_that_reach_it() -> None:
@@ -365,7 +365,7 @@ def test_a_ranking_is_saved_and_read_back(tmp_path: Path) -> None:
     assert read.duplicates.equals(found.duplicates)
     assert read.summary == found.summary
     assert np.array_equal(read.places, found.places)
-    with pytest.raises(UserError, match="nothing has been ranked"):
+    with pytest.raises(UserError, match="no pair has been ranked"):
         Ranking.load(tmp_path / "none")
-    with pytest.raises(UserError, match=r"ranking\.json: is gone, damaged or edited; "):
+    with pytest.raises(UserError, match=r"ranking\.json: missing, damaged or edited; "):
         Ranking.load(tmp_path)

@@ -313,9 +313,9 @@ def test_a_run_explains_both(run: tuple[dict[str, Any], Result]) -> None:
     chance = f"{first['chance_match']:.0%}".replace("%", " %")
     assert f"; match {chance}" in told
     assert f"  match        {chance} likely x weight 3 of its logarithm" in told
-    assert "  the annotation as a whole is the data's own: " in told
-    assert "  none of its sentences is another pair's: " in told
-    assert "  the objective asks for much of the pool: closeness to the best pairs counts, to 100 %" in told
+    assert "  the annotation as a whole belongs to the data: " in told
+    assert "  none of its sentences belongs to another pair: " in told
+    assert "  much of the pool fits the objective: closeness to the best pairs counts for 100 %" in told
     assert "with the best pairs (pool" in told
     rank(result.folder, config["queries"], ranking={"conditions": {}, "broad": "off"})
     plain = explain(result.folder, first["pair_id"])

@@ -150,7 +150,7 @@ def test_the_radius_keeps_pairs_apart() -> None:
         ({"how": "clusters", "clusters": 500, "over": 2}, UserError, "500 clusters of 120 candidates"),
         ({"how": "balanced", "entries": "ENTRIES"}, UserError, "none of the 2 entries of .* is in an annotation"),
         ({"how": "balanced", "entries": "none.txt"}, ConfigError, "none.txt cannot be read"),
-        ({"how": "balanced", "entries": "EMPTY"}, ConfigError, "holds no entry"),
+        ({"how": "balanced", "entries": "EMPTY"}, ConfigError, "contains no entry"),
     ],
 )
 def test_what_is_refused(select: dict[str, Any], kind: type[UserError], message: str, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_geometry_has_gap_and_recall_of_every_space(elements: Elements, manifest
 
 def test_findings_tell_what_was_checked(html: str) -> None:
     assert "Every row is accounted for: 41 in = 36 ranked + 5 quarantined." in html
-    assert "The blend is the one that the manifest vouches for" in html
+    assert "The blend is the one that the manifest describes" in html
 
 
 def test_a_blend_that_was_changed_is_told(run: Path, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_folder_that_is_no_finished_run(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a run"):
         write_report(tmp_path)
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text(encoding="utf-8"), encoding="utf-8")
-    with pytest.raises(UserError, match="holds no finished run"):
+    with pytest.raises(UserError, match="contains no finished run"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 

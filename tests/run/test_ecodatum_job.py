@@ -238,7 +238,7 @@ def test_how_the_pool_was_scored_is_read_back(result: EcoDatumResult) -> None:
     setup, ensemble = OperatorSetup.load(result.folder)
     assert [step.identity() for step in setup.steps] == result.manifest["steps"]
     assert list(ensemble.names) == list(result.manifest["ensemble"]["functions"])
-    with pytest.raises(UserError, match="holds no finished EcoDatum job"):
+    with pytest.raises(UserError, match="contains no finished EcoDatum job"):
         OperatorSetup.load(result.folder / "pool")
 
 
@@ -271,7 +271,7 @@ def test_a_column_that_there_is_not_is_refused_with_the_nearest_that_is(pool: Pa
     functions = {"words": {"column": "quality__word", "reject": "bottom 20%"}}
     with pytest.raises(ConfigError, match=r"no column 'quality__word'; did you mean 'quality__words'\?"):
         job(pool, tmp_path / "run", ensemble={"functions": functions})
-    with pytest.raises(ConfigError, match=r"tie_break: no column 'nothing'"):
+    with pytest.raises(ConfigError, match=r"tie_break: there is no column 'nothing'"):
         job(pool, tmp_path / "run", tie_break="nothing")
 
 

@@ -87,9 +87,9 @@ def foreign(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def refusal(run: Path, name: str = "evil:Model") -> str:
     return (
-        f"{run}: model 'text' of this run is the class {name!r}, which is not this package's, and a run's folder may "
-        "be anybody's: where you trust this one, say so with --trust-run (trust_run in Python), or name the folder of "
-        "the class with --import-from"
+        f"{run}: model 'text' of this run is the class {name!r}, which is not this package's, and the folder of a run "
+        "may come from anybody: if you trust this one, say so with --trust-run (trust_run in Python), or name the "
+        "folder of the class with --import-from"
     )
 
 
@@ -187,8 +187,8 @@ def test_a_cluster_is_not_joined_where_a_run_says(run: Path, tmp_path: Path, com
     there = renamed(run, tmp_path / "there", {"class": "hashed-text", "dim": 64}, engine=engine)
     status, said = command_line("rank", there, "-q", "rain")
     assert status == 0, said
-    line = "ranked here, not on the cluster that the run's folder names (tcp://127.0.0.1:9) without --trust-run"
-    assert line in " ".join(said.split())
+    line = "ranked on this machine, and not on the cluster that the folder of the run names (tcp://127.0.0.1:9)"
+    assert f"{line} without --trust-run" in " ".join(said.split())
 
 
 def test_the_folders_travel_with_models(library: Path) -> None:

@@ -145,7 +145,7 @@ def test_what_cannot_ground_is_refused(tmp_path: Path) -> None:
     models = {**CLASSICAL_MODELS, "boxes": {"class": "x:Y"}}
     with pytest.raises(ConfigError, match=r"sns.grounders: no model 'boxs'; did you mean 'boxes'"):
         parse(Config, {**base, "models": models, "sns": {"grounders": {"image": "boxs"}}})
-    with pytest.raises(ConfigError, match="'text' is divided by its sentences"):
+    with pytest.raises(ConfigError, match="'text' is divided into its sentences"):
         parse(Config, {**base, "sns": {"grounders": {"text": "text"}}})
     with pytest.raises(ModelError, match="loud takes audio, not image"):
         step({"image": "loud"}).setup()

@@ -28,7 +28,7 @@ from nemo_mm_rank.models.base import FeatureEncoder, of_kind
 from nemo_mm_rank.models.classical.audio import MIDDLE, SCALE
 from nemo_mm_rank.models.classical.image import luma, squares
 from nemo_mm_rank.models.expert import sources
-from nemo_mm_rank.models.windows import pictures
+from nemo_mm_rank.models.windows import as_images
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import MODALITY, Modality
@@ -94,7 +94,7 @@ def frozen_describers(wanted: str | Mapping[str, ModelSpec], config: Config) -> 
         ConfigError: naming the model that ranks as well.
     """
     describers = PLAIN if isinstance(wanted, str) else dict(wanted)
-    if shared := _shared(describers, config, "would be put in words"):
+    if shared := _shared(describers, config, "would be described"):
         raise ConfigError(f"downstream.describers: {shared}: a strategy must not grade itself; name another")
     return describers
 
@@ -222,7 +222,7 @@ class Thumbnails(FeatureEncoder):
     dim = 4 * SIDE**2
 
     def _features(self, item: Item) -> Floats:
-        pixels = squares(pictures(item), SIDE)
+        pixels = squares(as_images(item), SIDE)
         mean = pixels.mean(axis=0) - 127.5
         change = (
             np.abs(np.diff(luma(pixels), axis=0)).mean(axis=0) / 1000 if len(pixels) > 1 else np.zeros((SIDE, SIDE))

@@ -58,11 +58,14 @@ def train_lm(
     usable_rows, validation, skipped = usable(annotations, blend_rows, validation_rows)
     blend = [row for row in usable_rows if words.words[row] is not None]
     if not blend:
-        raise UserError(f"downstream: no pair of the blend can be put in words: {words.failed.get(usable_rows[0])}")
+        raise UserError(
+            f"downstream: no pair of the blend can be described in words: {words.failed.get(usable_rows[0])}"
+        )
     if silent := [row for row in validation if words.words[row] is None]:
         pair_ids = [pair_id for part in words.parts.values() for pair_id in part]
         raise UserError(
-            f"downstream: validation pair {pair_ids[silent[0]]!r} cannot be put in words: {words.failed.get(silent[0])}"
+            f"downstream: validation pair {pair_ids[silent[0]]!r} cannot be described in words: "
+            f"{words.failed.get(silent[0])}"
         )
     rows = [*blend, *validation]
     learnt, judged = torch.arange(len(blend)), torch.arange(len(blend), len(rows))

@@ -116,7 +116,7 @@ class WordsStep(PairStep):
         for modality, positions in by_class(rows, errors):
             kinds = modalities_of(modality)
             if silent := [kind for kind in kinds if is_media(kind) and kind not in self._loaded]:
-                lacking = EmbeddingError(f"nobody puts {silent[0]} in words")
+                lacking = EmbeddingError(f"no describer takes {silent[0]}")
                 errors.update(dict.fromkeys(positions, lacking))
                 continue
             decoded = map(_parts, iter_class(rows, modality, positions, opener, self.media.threads))

@@ -87,13 +87,18 @@ def _named(value: Any) -> Any:
 class PlantSettings(Settings):
     """How a pool is spoilt: how much of each modality, and with what."""
 
-    total: Share = Field(0.4, description="share of each modality's pairs that something is planted in")
+    total: Share = Field(0.4, description="Share of each modality's pairs that are spoilt on purpose.")
     kinds: Annotated[dict[Kind, Annotated[float, Field(ge=0)]], BeforeValidator(_named)] = Field(
         default_factory=lambda: dict(ALL),
-        description="kind -> weight among the planted; or a name: a kind by itself, swaps (within a modality), "
-        "media (cropped, padded, corrupt), all (the usual mix)",
+        description="Weight of each kind of noise, or a name: one kind alone, swaps (within a modality), media "
+        "(cropped, padded, corrupt) or all (the usual mix).",
     )
-    keep: float = Field(0.3, gt=0, lt=1, description="of each side (images) or of the duration that cropping leaves")
+    keep: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="Share of each side (images) or of the duration (audio, video) that is left after cropping.",
+    )
 
     @property
     def weights(self) -> dict[Kind, float]:

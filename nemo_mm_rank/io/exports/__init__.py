@@ -35,7 +35,7 @@ def find_export(name: str) -> Export:
     """
     if name not in EXPORTS:
         known = ", ".join(EXPORTS)
-        raise ConfigError(f"--format {name!r}: a blend is exported as {known}{nearest(name, EXPORTS)}")
+        raise ConfigError(f"--format {name!r}: a blend can be exported as {known}{nearest(name, EXPORTS)}")
     return EXPORTS[name]
 
 
@@ -68,7 +68,7 @@ def export_blend(
     """
     form = find_export(name)
     if not blend.num_rows:
-        raise UserError("the blend has no pair to write")
+        raise UserError("the blend contains no pair to export")
     with whole(claim, folder) as unfinished:
         before = set(unfinished.iterdir())
         form.write(blend, unfinished, settings or Settings())

@@ -109,7 +109,7 @@ class Medium:
     spans: Sequence[Sequence[float]] | None = None
 
     def open(self, settings: MediaSettings) -> IO[bytes]:
-        """Open it, or what is to be kept of it: a picture is cropped (PNG), a recording cut (WAV); a video is whole.
+        """Open it, or what is to be kept of it: an image is cropped (PNG), a recording cut (WAV); a video is whole.
 
         Raises:
             PairError: it cannot be opened.
@@ -181,7 +181,7 @@ def talk_of(row: Row, settings: Settings) -> Talk:
             try:
                 found = spoken(values, settings.pools.get(row[POOL]), {medium.kind for medium in media})
             except FaultError as error:
-                raise UserError(f"pair {row[PAIR_ID]!r}: its record is no conversation any more: {error}") from error
+                raise UserError(f"pair {row[PAIR_ID]!r}: its record is not a conversation any more: {error}") from error
             return Talk(found.turns, media, found.system, found.others)
     limit = settings.media.max_text_chars
     spans = row.get(ANNOTATION_SPANS) if settings.trimmed else None

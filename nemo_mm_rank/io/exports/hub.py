@@ -48,7 +48,9 @@ def _schema(blend: pa.Table, settings: Settings) -> tuple[pa.Schema, dict[str, s
     kinds = {kind for name in classes for kind in modalities_of(name)}
     others = sorted(kind for kind in kinds if is_media(kind) and kind not in FEATURES)
     if others:
-        raise UserError(f"--format hf: a data set has features for image, audio and video, not {', '.join(others)}")
+        raise UserError(
+            f"--format hf: a Hugging Face data set holds text, code, image, audio and video, not {', '.join(others)}"
+        )
     media = {kind: feature for kind, feature in FEATURES.items() if kind in kinds}
     several = {f"{kind}s": feature for kind, feature in media.items() if _most(blend, kind) > 1}
     first = [name for name in (PAIR_ID, "rank", "score", "reason", MODALITY, POOL) if name in blend.column_names]

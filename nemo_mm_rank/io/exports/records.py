@@ -153,7 +153,9 @@ def _messages(blend: pa.Table, folder: Path, settings: Settings) -> None:
 def _nemo(blend: pa.Table, folder: Path, settings: Settings) -> None:
     others = sorted(set(blend[MODALITY].to_pylist()) - {Modality.AUDIO})
     if others:
-        raise UserError(f"--format nemo-manifest: pairs of sound and text, and the blend has {', '.join(others)}")
+        raise UserError(
+            f"--format nemo-manifest: it holds pairs of audio and text only, and the blend also has {', '.join(others)}"
+        )
     placer, opener = Placer(folder, settings), Opener(settings.media)
 
     def records() -> Iterator[Row]:
@@ -176,7 +178,10 @@ def _nemo(blend: pa.Table, folder: Path, settings: Settings) -> None:
 def _uids(blend: pa.Table, folder: Path, _: Settings) -> None:
     ids = blend[PAIR_ID].to_pylist()
     if any("\n" in one or "\r" in one for one in ids):
-        raise UserError("--format uids: ids with a line end in them, which a list of lines cannot hold")
+        raise UserError(
+            "--format uids: the blend has ids that contain a line break, which a list with one id on "
+            "each line cannot hold"
+        )
     content = "".join(f"{one}\n" for one in ids).encode()
     (folder / "uids.txt").write_bytes(content)
     (folder / "uids.txt.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  uids.txt\n", encoding="utf-8")

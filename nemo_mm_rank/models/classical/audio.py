@@ -1,4 +1,4 @@
-"""Sounds as statistics of their log-mel spectrogram."""
+"""Audio as statistics of their log-mel spectrogram."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.vectors import join_blocks
 
 MIDDLE, SCALE = -6.0, 2.0
-"""Log10 power that counts as neither loud nor quiet, and the spread of common sounds about it."""
+"""Log10 power that counts as neither loud nor quiet, and the spread of common recordings about it."""
 
 FLOORS = (0.0, 1.0, 0.5)
 """Lengths of the blocks of mean, deviation and change that are next to nothing, in units of log10 power."""

@@ -1,4 +1,4 @@
-"""Media in plain words: what anyone could say of a picture's colours or a sound's pitch without knowing what it is."""
+"""Media in plain words: an image's colours, a recording's pitch, as anyone could say without knowing what it is."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _table() -> npt.NDArray[np.intp]:
 
 SIDE = 48
 AT_ONCE = 256
-"""Pictures worked on at a time."""
+"""Images worked on at a time."""
 
 Steps = Sequence[tuple[float, str]]
 
@@ -80,7 +80,7 @@ CONTRAST: Steps = [(33, "low-contrast"), (63, ""), (float("inf"), "high-contrast
 COLOURED: Steps = [(0.08, "colourless"), (0.2, "muted"), (0.62, ""), (float("inf"), "colourful")]
 DETAIL: Steps = [(8, "plain"), (17, ""), (float("inf"), "busy")]
 """Up to which mean luma, standard deviation of luma, share of coloured pixels, and mean step of luma from pixel to
-pixel a picture is called what."""
+pixel an image is called what."""
 
 AMOUNT: Steps = [(0.1, ""), (0.25, "some"), (0.45, "much"), (float("inf"), "mostly")]
 LIKENESS: dict[tuple[str, str], str] = {
@@ -106,7 +106,7 @@ PITCH: Steps = [(600, "low"), (2000, "medium"), (float("inf"), "high")]
 STEADINESS: Steps = [(4, "steady"), (12, "changing"), (float("inf"), "bursty")]
 TEXTURE: Steps = [(0.02, "tonal"), (0.15, ""), (float("inf"), "noisy")]
 """Up to which level in dB of full scale, spectral centroid in hertz, standard deviation in dB of the level, and
-spectral flatness a sound is called what."""
+spectral flatness a recording is called what."""
 
 RESEMBLANCE: dict[tuple[str, str], str] = {
     ("low", "steady"): "an engine",
@@ -139,7 +139,7 @@ class PlainWords:
         """Describe ``items``; the words for one do not depend on the others."""
         support(self, modality)
         if modality == Modality.AUDIO:
-            return self._sounds(items)
+            return self._recordings(items)
         if modality == Modality.VIDEO:
             return Described([self._video(squares(frames(item), SIDE)) for item in items])
         texts: list[str | None] = []
@@ -152,13 +152,13 @@ class PlainWords:
         movement = _step(MOTION, float(motion(pixels, 8).mean()))
         return f"A {movement} video, a {image_words(pixels)}."
 
-    def _sounds(self, items: Sequence[Item]) -> Described:
+    def _recordings(self, items: Sequence[Item]) -> Described:
         texts: list[str | None] = []
         errors: dict[int, PairError] = {}
         for row, item in enumerate(items):
             audio = of_kind(item, Audio)
             if np.isfinite(audio.samples).all():
-                texts.append(sound_words(audio))
+                texts.append(audio_words(audio))
             else:
                 texts.append(None)
                 errors[row] = EmbeddingError(f"{self.name}: samples that are not finite")
@@ -166,7 +166,7 @@ class PlainWords:
 
 
 def image_words(pixels: Pixels) -> str:
-    """Return words for one picture, or for the frames of one video: ``(n, SIDE, SIDE, 3)`` RGB."""
+    """Return words for one image, or for the frames of one video: ``(n, SIDE, SIDE, 3)`` RGB."""
     grey = luma(pixels) / 1000
     names = name_colours(pixels)
     shares = _shares(names)
@@ -207,8 +207,8 @@ def _shares(names: npt.NDArray[np.intp]) -> Floats:
     return shares
 
 
-def sound_words(audio: Audio) -> str:
-    """Return words for a sound: how loud, high, steady and noisy it is."""
+def audio_words(audio: Audio) -> str:
+    """Return words for a recording: how loud, high, steady and noisy it is."""
     spectrum = np.zeros(len(frequencies(audio.rate)))
     blocks = []
     for power in power_frames(audio):

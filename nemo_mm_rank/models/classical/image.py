@@ -23,7 +23,7 @@ THUMB, FREQUENCIES = 32, 8
 
 DIM = LEVELS**3 + 6 * COLOUR_CELLS**2 + ORIENTATIONS * GRADIENT_CELLS**2 + 3 * FREQUENCIES**2
 AT_ONCE = 32
-"""Pictures worked on at a time: bounds the memory, and cannot change a result."""
+"""Images worked on at a time: bounds the memory, and cannot change a result."""
 
 
 class ImageFeatures(FeatureEncoder):
@@ -38,7 +38,7 @@ class ImageFeatures(FeatureEncoder):
 
 
 def squares(images: Sequence[PILImage.Image], side: int) -> Pixels:
-    """Return pictures scaled to ``(n, side, side, 3)`` uint8 RGB, whatever their shape."""
+    """Return images scaled to ``(n, side, side, 3)`` uint8 RGB, whatever their shape."""
     if not images:
         return np.empty((0, side, side, 3), dtype=np.uint8)
     scaled = [one.convert("RGB").resize((side, side), PILImage.Resampling.BILINEAR, reducing_gap=2.0) for one in images]
@@ -48,7 +48,7 @@ def squares(images: Sequence[PILImage.Image], side: int) -> Pixels:
 def image_features(pixels: Pixels) -> Floats:
     """Return ``(n, DIM)`` features of ``(n, SIDE, SIDE, 3)`` pixels, in blocks of unit length.
 
-    Sums run over integers, or over one picture's values in a fixed order: the features of a picture are the same to
+    Sums run over integers, or over one image's values in a fixed order: the features of an image are the same to
     the bit in every batch.
 
     * the histogram of 64 colours, square root (Arandjelovic and Zisserman, Three things ..., 2012, section 3);

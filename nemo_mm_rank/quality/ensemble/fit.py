@@ -112,7 +112,7 @@ class Ensemble:
             UserError: there is none, or it is damaged.
         """
         if not (folder / FILE).exists():
-            raise UserError(f"{folder} holds no fitted ensemble (no {FILE})")
+            raise UserError(f"{folder} contains no fitted ensemble (there is no {FILE})")
         return cls.from_json(read_sealed(folder / FILE))
 
 
@@ -344,7 +344,7 @@ def fit(shards: Shards, settings: EnsembleSettings, map_shards: MapShards) -> Fi
     if settled is None:
         why = "; ".join(f"{names[fault.function]!r} {fault.message}" for fault in idle(counted, settings.alike))
         raise ConfigError(
-            f"ensemble: at least {LEAST} labeling functions, vetoes aside, have to say something"
+            f"ensemble: at least {LEAST} labeling functions (not counting vetoes) must have something to say"
             + (f": {why}" if why else "")
         )
     kept = sorted([*settled.voters, *settled.vetoes])

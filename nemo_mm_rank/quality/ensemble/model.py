@@ -127,7 +127,7 @@ def inverted(weights: npt.NDArray[np.float64]) -> list[Fault]:
         Fault(
             int(function),
             "inverted",
-            f"is believed to be right in {weights[function]:.1%} of its votes, less than by chance",
+            f"is estimated to be right in only {weights[function]:.1%} of its votes, less than by chance",
         )
         for function in np.flatnonzero(weights < 0.5)
     ]

@@ -181,16 +181,18 @@ class SearchSettings(Settings):
 
     weights: MetricWeights = MetricWeights()
     tops: tuple[Percent, ...] = Field(
-        (20, 30, 40, 50, 60, 70, 80), min_length=1, description="percent of the pool above the boundary"
+        (20, 30, 40, 50, 60, 70, 80), min_length=1, description="Percent of the pool that lie above the boundary."
     )
     margins: tuple[Percent, ...] = Field(
-        (0, 10), min_length=1, description="percent of the pool on each side of the boundary that get no vote"
+        (0, 10), min_length=1, description="Percent of the pool on each side of the boundary that get no vote."
     )
     functions: tuple[str, ...] | None = Field(
-        None, description="which are searched; default: all whose thresholds are shares of the pool"
+        None,
+        description="The labeling functions to search thresholds for. Default: all whose thresholds are shares of"
+        " the pool.",
     )
-    exhaustive: int = Field(2_000, ge=1, description="a grid of no more points is tried one by one")
-    evaluations: int = Field(2_000, ge=10, description="about how many points of a larger one are tried")
+    exhaustive: int = Field(2_000, ge=1, description="A grid with at most this many points is searched completely.")
+    evaluations: int = Field(2_000, ge=10, description="About how many points of a larger grid are tried.")
     seed: int = Field(0, ge=0, lt=2**32)
 
 

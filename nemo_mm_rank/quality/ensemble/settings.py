@@ -52,19 +52,21 @@ def _level(word: str, *others: str) -> BeforeValidator:
 class FunctionSettings(Settings):
     """One labeling function: what it selects, and what it rejects; a score between the two gets no vote."""
 
-    column: str = Field(description="whose scores it reads; higher is better")
+    column: str = Field(description="The column of scores that the function reads; higher is better.")
     select: Annotated[float | Quantile | None, _level("top")] = Field(
-        None, description="at or above this score, or 'top 40%': no more than that share of the pool's"
+        None, description="Select pairs at or above this score, or at most this share of the pool ('top 40%')."
     )
     reject: Annotated[
         Reject | Annotated[tuple[Reject, ...], Field(min_length=1)] | None, _level("bottom", OUTLIERS)
     ] = Field(
         None,
-        description="at or below this score, or 'bottom 40%': no more than that share, or 'outliers': below Tukey's "
-        "fence; of several the highest counts",
+        description="Reject pairs at or below this score, at most this share of the pool ('bottom 40%'), or those"
+        " below Tukey's fence ('outliers'). Of several, the highest threshold counts.",
     )
     veto: bool = Field(
-        False, description="rejects for a defect that no agreement makes up for: no vote, but a factor of the quality"
+        False,
+        description="Reject a pair for a defect that good agreement cannot make up for: this is no vote, but a "
+        "factor of the quality.",
     )
 
     @property
@@ -111,13 +113,19 @@ class LabelModelSettings(Settings):
 class EnsembleSettings(Settings):
     """Labeling functions, and how their votes become one number."""
 
-    functions: dict[Name, FunctionSettings] = Field(description="by name; one whose column is missing is refused")
-    by_modality: bool = Field(True, description="shares of the pool are taken within each modality")
+    functions: dict[Name, FunctionSettings] = Field(
+        description="The labeling functions, by name. A function whose column is missing is an error."
+    )
+    by_modality: bool = Field(True, description="Take shares of the pool within each modality.")
     alike: Annotated[float, Field(gt=0.5, le=1)] = Field(
-        ALIKE, description="a function that casts one vote on this share of the pairs tells nothing, and is left out"
+        ALIKE,
+        description="Leave out a function that casts the same vote on at least this share of the pairs, because "
+        "it tells nothing.",
     )
     inverted: Literal["leave out", "keep"] = Field(
-        "leave out", description="what a function leads to that the model believes the opposite of; told in either case"
+        "leave out",
+        description="What to do with a function that the model believes to vote the wrong way round. A note says "
+        "so in either case.",
     )
     label_model: LabelModelSettings = LabelModelSettings()
 

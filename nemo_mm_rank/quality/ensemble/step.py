@@ -124,7 +124,7 @@ class LookUpStep(Step):
         for name in (PAIR_ID, self.column):
             if name not in table.column_names:
                 raise UserError(
-                    f"{self.file}: has to have the columns {PAIR_ID!r} and {self.column!r}, and lacks {name!r}"
+                    f"{self.file}: must have the columns {PAIR_ID!r} and {self.column!r}, and lacks {name!r}"
                 )
         ids = pa.array(frames.strings(rows, PAIR_ID), pa.string())
         place = pc.index_in(ids, value_set=table[PAIR_ID].cast(pa.string()).combine_chunks())

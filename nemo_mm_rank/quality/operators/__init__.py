@@ -35,7 +35,7 @@ from nemo_mm_rank.quality.operators.agreement import Agreement, Grounding
 from nemo_mm_rank.quality.operators.columns import DATACOMP, ColumnsStep, SentenceStep, shared_experts, shared_spaces
 from nemo_mm_rank.quality.operators.datacomp import BasicStep, DataCompStep
 from nemo_mm_rank.quality.operators.fingerprints import ANNOTATION_KEY, DATA_KEY, Fingerprints
-from nemo_mm_rank.quality.operators.images import PictureScores
+from nemo_mm_rank.quality.operators.images import ImageScores
 from nemo_mm_rank.quality.operators.media import Judged, MediaStep, Operator, OwnOperator, PairScorer
 from nemo_mm_rank.quality.operators.others import Batches, OthersStep
 from nemo_mm_rank.quality.operators.settings import PREFIX, OperatorSettings, OthersSettings, column
@@ -56,6 +56,7 @@ __all__ = [
     "DataCompStep",
     "Fingerprints",
     "Grounding",
+    "ImageScores",
     "Judged",
     "MediaStep",
     "Operator",
@@ -63,7 +64,6 @@ __all__ = [
     "OthersSettings",
     "OthersStep",
     "PairScorer",
-    "PictureScores",
     "SentenceStep",
     "TextScorer",
     "TextStep",
@@ -93,7 +93,7 @@ def steps(
     _check_models(settings, models)
     columns_given = frozenset(settings.given)
     operators: list[Operator] = [
-        PictureScores([name for name in settings.pictures if name not in columns_given], media.threads),
+        ImageScores([name for name in settings.images if name not in columns_given], media.threads),
         *(Agreement(name, own, models, columns_given) for name, own in settings.agreement.items()),
         *(Grounding(name, own, models, columns_given) for name, own in settings.grounding.items()),
         *(OwnOperator(name, spec) for name, spec in settings.own.items() if name not in columns_given),
@@ -129,7 +129,7 @@ def _check_models(settings: OperatorSettings, models: Mapping[str, ModelSpec]) -
         named["icc"] = settings.concreteness.model
     for operator, model in named.items():
         if model not in models:
-            raise ConfigError(f"operators: {operator!r}: no model {model!r}{nearest(model, models)}")
+            raise ConfigError(f"operators: {operator!r}: there is no model {model!r}{nearest(model, models)}")
 
 
 def columns(found: list[Step]) -> list[str]:

@@ -16,9 +16,9 @@ from PIL import ImageFilter
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.media.segment import Image, Item, Video
 from nemo_mm_rank.models.batching import ahead
-from nemo_mm_rank.models.windows import picture
+from nemo_mm_rank.models.windows import as_image
 from nemo_mm_rank.quality.operators.media import Judged
-from nemo_mm_rank.quality.operators.settings import Picture, column
+from nemo_mm_rank.quality.operators.settings import ImageScore, column
 from nemo_mm_rank.schema import Modality
 
 Integers: TypeAlias = npt.NDArray[np.int32]
@@ -102,7 +102,7 @@ SCORES: dict[str, Callable[[PILImage.Image], float]] = {
 
 
 @dataclass(frozen=True)
-class PictureScores:
+class ImageScores:
     """Adds a column per score. Frames of a video come scaled down, so it has no ``resolution``.
 
     Args:
@@ -110,7 +110,7 @@ class PictureScores:
         threads: that look at images at a time.
     """
 
-    scores: Sequence[Picture]
+    scores: Sequence[ImageScore]
     threads: int = 2
 
     @property
@@ -127,7 +127,7 @@ class PictureScores:
 
     def identity(self) -> dict[str, Any]:
         """The scores."""
-        return {"pictures": list(self.scores), "version": 1}
+        return {"images": list(self.scores), "version": 1}
 
     def judge(self, items: Sequence[Item], texts: Sequence[str], modality: str) -> Judged:
         """Look at each image, and at each frame of a video."""
@@ -141,18 +141,18 @@ class PictureScores:
         )
 
 
-def _look(names: Sequence[Picture], item: Item) -> Floats:
+def _look(names: Sequence[ImageScore], item: Item) -> Floats:
     """Return ``(k,)`` scores; NaN where one does not apply."""
     if isinstance(item, Video):
-        seen = np.array([picture_scores(picture(frame), names) for frame in item.frames])
+        seen = np.array([image_scores(as_image(frame), names) for frame in item.frames])
         means: Floats = seen.mean(axis=0)
         means[[name == "resolution" for name in names]] = np.nan
         return means
     assert isinstance(item, Image)  # noqa: S101 (nothing else is taken)
-    return picture_scores(item.pixels, names)
+    return image_scores(item.pixels, names)
 
 
-def picture_scores(pixels: PILImage.Image, names: Iterable[Picture]) -> Floats:
+def image_scores(pixels: PILImage.Image, names: Iterable[ImageScore]) -> Floats:
     """Return ``(k,)`` scores of an image, in the order of ``names``."""
     asked = list(names)
     scores: dict[str, float] = {}

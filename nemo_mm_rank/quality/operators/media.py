@@ -82,8 +82,8 @@ class PairScorer(Protocol):
     ...         return np.array([np.asarray(grey).mean() / 255 for grey in small])
     >>> from PIL import Image as PILImage
     >>> from nemo_mm_rank.media.segment import Image
-    >>> pictures = [Image("a", PILImage.new("RGB", (60, 40), "white")), Image("b", PILImage.new("RGB", (9, 9)))]
-    >>> Bright("bright").score(pictures, ["A white card.", "Night."], "image").tolist()
+    >>> images = [Image("a", PILImage.new("RGB", (60, 40), "white")), Image("b", PILImage.new("RGB", (9, 9)))]
+    >>> Bright("bright").score(images, ["A white card.", "Night."], "image").tolist()
     [1.0, 0.0]
 
     Attributes:

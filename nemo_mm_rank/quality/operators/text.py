@@ -228,7 +228,7 @@ def load(path: str) -> Any:
         model = fasttext.load_model(path)
         model.predict("a", k=1)
     except (ValueError, RuntimeError) as error:
-        raise ModelError(f"language: {path} is no fastText classifier: {' '.join(str(error).split())}") from error
+        raise ModelError(f"language: {path} is not a fastText classifier: {' '.join(str(error).split())}") from error
     return model
 
 

@@ -19,10 +19,10 @@ function timeline(media) {
 function picture(media, name) {
   const image = el("img", { src: media.src, alt: name, decoding: "async" });
   if (!media.boxes) return el("div", { class: "picture" }, image);
-  // Dim what was cut off: the frame is all of the picture less the boxes.
+  // Dim what was cut off: the frame is all of the image less the boxes.
   const d = media.boxes.map(([x, y, w, h]) => `M${x} ${y}h${w}v${h}h${-w}z`).join("");
   return el("div", { class: "picture" }, el("div", { class: "boxed" }, image,
-    svg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", role: "img", "aria-label": "kept part of the picture" },
+    svg("svg", { viewBox: "0 0 1 1", preserveAspectRatio: "none", role: "img", "aria-label": "kept part of the image" },
       svg("path", { class: "cut-off", "fill-rule": "evenodd", d: `M0 0H1V1H0z${d}` }),
       svg("path", { class: "kept", d }))));
 }

@@ -227,7 +227,7 @@ def test_other_models_that_see_are_trained_too(make: Any, tmp_path: Path) -> Non
         found.backward()  # type: ignore[no-untyped-call]
         assert bool(torch.isfinite(found))
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
-    with pytest.raises(PairError, match="hears no sound"):
+    with pytest.raises(PairError, match="takes no audio"):
         reader(ITEMS["audio"], "audio", ANNOTATION)
 
 

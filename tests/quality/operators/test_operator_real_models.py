@@ -40,7 +40,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 def judged(
     pool: pd.DataFrame, settings: dict[str, Any], models: dict[str, dict[str, Any]], media: MediaSettings | None = None
 ) -> pd.DataFrame:
-    plain = {"pictures": [], "texts": [], "fingerprints": False, **settings}
+    plain = {"images": [], "texts": [], "fingerprints": False, **settings}
     specs = {name: parse(ModelSpec, spec) for name, spec in models.items()}
     (step,) = steps(parse(OperatorSettings, plain), specs, media)
     out = step(pool)

@@ -34,7 +34,7 @@ from nemo_mm_rank.quality.operators import (
     shared_experts,
     steps,
 )
-from nemo_mm_rank.quality.operators.settings import PICTURES, TEXTS
+from nemo_mm_rank.quality.operators.settings import IMAGE_SCORES, TEXTS
 from nemo_mm_rank.schema import DATA_PARTS, ERROR, PARTS
 from tests.media_files import write_video, write_wav
 
@@ -46,7 +46,7 @@ MODELS = {
     "lengths": parse(ModelSpec, {"class": f"{HERE}:Lengths"}),
     "column": parse(ModelSpec, {"class": f"{HERE}:Lengths", "shape": 2}),
 }
-PLAIN: dict[str, Any] = {"pictures": [], "texts": [], "fingerprints": False}
+PLAIN: dict[str, Any] = {"images": [], "texts": [], "fingerprints": False}
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def live(frame: pd.DataFrame) -> list[str]:
 
 def test_what_needs_no_model_is_there_by_default(rows: pd.DataFrame) -> None:
     out = run(rows, {})
-    names = [column(name) for name in (*TEXTS, *PICTURES)]
+    names = [column(name) for name in (*TEXTS, *IMAGE_SCORES)]
     assert columns(steps(OperatorSettings())) == names
     assert [*rows.columns, *names[: len(TEXTS)], ERROR, *names[len(TEXTS) :], DATA_KEY, ANNOTATION_KEY] == list(
         out.columns
@@ -115,7 +115,7 @@ def test_what_needs_no_model_is_there_by_default(rows: pd.DataFrame) -> None:
     assert errors[6].startswith("quality-texts: TextError")
     assert errors[7] == "quality-media: EmbeddingError: modality 'smell' is not one of text, code, image, audio, video"
     assert values(out, "words") == [3, 3, 1, 3, 6, 2, None, 2, 4, 2]
-    for name in PICTURES:
+    for name in IMAGE_SCORES:
         there = [value is not None for value in values(out, name)]
         films = name != "resolution"
         assert there == [True, True, False, False, films, False, False, False, False, True], name
@@ -219,7 +219,7 @@ def test_scores_that_are_there_are_taken(rows: pd.DataFrame) -> None:
     frame.loc[5, "clip_b32_similarity_score"] = None
     settings = {
         **PLAIN,
-        "pictures": ["resolution"],
+        "images": ["resolution"],
         "agreement": {"clip_b32": {"model": "colours", "mirrored": True}},
         "given": {"clip_b32": DATACOMP["clip_b32"], "resolution": "mine"},
     }
@@ -265,7 +265,7 @@ def test_data_of_several_parts_is_judged_part_by_part(rows: pd.DataFrame) -> Non
     out = run(frame, {"texts": [], "agreement": {"clip": judge}})
     assert out[ERROR].iloc[1].startswith("quality-media: MediaError: image part: 'broken.png'")
     assert values(out, "clip") == pytest.approx([0.5, None, 1.0])  # of the text it is 0
-    for name in PICTURES:
+    for name in IMAGE_SCORES:
         assert values(out, name)[0] == values(out, name)[2]
     keys = frames.array(out, DATA_KEY).to_pylist()
     assert keys[0] != keys[2]
@@ -307,8 +307,8 @@ def test_a_model_that_is_not_there_is_named() -> None:
     settings = parse(OperatorSettings, {"agreement": {"clip": {"model": "colour"}}})
     with pytest.raises(ConfigError, match="operators: 'clip': no model 'colour'; did you mean 'colours'"):
         steps(settings, MODELS)
-    with pytest.raises(ConfigError, match="pictures"):
-        parse(OperatorSettings, {"pictures": ["blury"]})
+    with pytest.raises(ConfigError, match="images"):
+        parse(OperatorSettings, {"images": ["blury"]})
 
 
 def test_fingerprints_of_steps_follow_settings_and_models() -> None:
@@ -317,7 +317,7 @@ def test_fingerprints_of_steps_follow_settings_and_models() -> None:
 
     seen = {
         identity(),
-        identity(pictures=["blurry"]),
+        identity(images=["blurry"]),
         identity(texts=["words"]),
         identity(agreement={"clip": {"model": "colours"}}),
         identity(agreement={"clip": {"model": "colours", "mirrored": True}}),

@@ -79,7 +79,7 @@ def test_what_has_no_side_has_no_score(tmp_path: Path) -> None:
 def test_as_an_operator_of_the_job(tmp_path: Path) -> None:
     pool = make_demo_pool(tmp_path / "pool", 5)
     operators = {"others": {"neg": {"expert": "words", "model": "text", "temperature": 0.05}}, "texts": ["words"]}
-    values = {"pools": str(pool), "operators": {**operators, "pictures": []}, "rows_per_shard": 7}
+    values = {"pools": str(pool), "operators": {**operators, "images": []}, "rows_per_shard": 7}
     one = ecodatum.curate(parse(EcoDatumConfig, {**values, "output": str(tmp_path / "one")}))
     other = ecodatum.curate(parse(EcoDatumConfig, {**values, "rows_per_shard": 50, "output": str(tmp_path / "other")}))
 

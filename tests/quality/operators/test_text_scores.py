@@ -108,7 +108,7 @@ def test_a_file_that_holds_no_norms_is_refused(tmp_path: Path, content: str, sai
 def test_a_file_that_is_none_of_fasttext_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("fasttext", reason="needs the extra 'curator'")
     (tmp_path / "lid.ftz").write_bytes(b"no model")
-    with pytest.raises(ModelError, match="is no fastText classifier"):
+    with pytest.raises(ModelError, match="is not a fastText classifier"):
         identify(["a"], str(tmp_path / "lid.ftz"))
 
 

@@ -25,7 +25,7 @@ from nemo_mm_rank.media.segment import Audio, Item, Items, Video
 from nemo_mm_rank.modality import of
 from nemo_mm_rank.models.batching import Features
 from nemo_mm_rank.models.chat_encoder import Content, Sight, content
-from nemo_mm_rank.models.windows import pictures, shots
+from nemo_mm_rank.models.windows import as_images, shots
 from nemo_mm_rank.run.store import ShardStore
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, DATA_SPANS, MEDIA_ROOT, MODALITY, PAIR_ID
 
@@ -212,12 +212,12 @@ class Reader:
         if isinstance(item, Audio):
             hears = getattr(self._processor, "feature_extractor", None)
             if hears is None:
-                raise PairError("the downstream model hears no sound")
+                raise PairError("the downstream model takes no audio")
             if not len(item.samples):
-                raise EmbeddingError("holds no samples")
+                raise EmbeddingError("contains no samples")
             return content(item, Sight(), hears.sampling_rate)
         if isinstance(item, Video) and getattr(self._processor, "video_processor", None) is None:
-            seen = pictures(item)
+            seen = as_images(item)
             return [{"type": "image", "image": ""}] * len(seen), {"images": seen}
         shots(item)
         return content(item, Sight(), 0)

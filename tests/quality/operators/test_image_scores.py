@@ -12,9 +12,9 @@ from PIL import Image as PILImage
 from PIL import ImageFilter
 
 from nemo_mm_rank.media.segment import Image, Video
-from nemo_mm_rank.quality.operators import PictureScores, column
-from nemo_mm_rank.quality.operators.images import dark_and_light, picture_scores
-from nemo_mm_rank.quality.operators.settings import PICTURES, Picture
+from nemo_mm_rank.quality.operators import ImageScores, column
+from nemo_mm_rank.quality.operators.images import dark_and_light, image_scores
+from nemo_mm_rank.quality.operators.settings import IMAGE_SCORES, ImageScore
 from nemo_mm_rank.schema import Modality
 
 POOL = Path(__file__).parents[4] / "shared" / "data" / "real_pool"
@@ -55,7 +55,7 @@ def test_equal_to_cleanvision() -> None:
     properties = pytest.importorskip("cleanvision.issue_managers.image_property", reason="needs the extra 'dev'")
     import pandas as pd
 
-    parameters: dict[Picture, tuple[Any, dict[str, float]]] = {
+    parameters: dict[ImageScore, tuple[Any, dict[str, float]]] = {
         "blurry": (properties.BlurrinessProperty(), {"normalizing_factor": 0.01, "color_threshold": 0.18}),
         "dark": (properties.BrightnessProperty("dark"), {}),
         "light": (properties.BrightnessProperty("light"), {}),
@@ -63,7 +63,7 @@ def test_equal_to_cleanvision() -> None:
         "geometric": (properties.AspectRatioProperty(), {}),
     }
     looked = list(pictures())
-    ours = np.array([picture_scores(picture, list(parameters)) for picture in looked])
+    ours = np.array([image_scores(picture, list(parameters)) for picture in looked])
     for place, (name, (judge, arguments)) in enumerate(parameters.items()):
         raw = pd.DataFrame([judge.calculate(picture) for picture in looked])
         theirs = judge.get_scores(raw, "odd_aspect_ratio" if name == "geometric" else name, **arguments).to_numpy()
@@ -93,7 +93,7 @@ def test_better_pictures_score_higher() -> None:
     sharp = noise(8, 8).resize((400, 400), PILImage.Resampling.NEAREST)
     softened, dim = sharp.filter(ImageFilter.GaussianBlur(10)), sharp.point(lambda value: value // 8)
     scores = {
-        name: dict(zip(PICTURES, picture_scores(one, PICTURES), strict=True))
+        name: dict(zip(IMAGE_SCORES, image_scores(one, IMAGE_SCORES), strict=True))
         for name, one in {"sharp": sharp, "soft": softened, "dim": dim, "long": noise(900, 90)}.items()
     }
     assert scores["sharp"]["blurry"] > scores["soft"]["blurry"]
@@ -107,9 +107,9 @@ def test_better_pictures_score_higher() -> None:
 def test_a_video_has_the_mean_over_its_frames_and_no_resolution() -> None:
     frames = np.stack([np.asarray(noise(48, 32)), np.asarray(gradient(48, 32)), np.zeros((32, 48, 3), np.uint8)])
     video = Video("v", frames, np.arange(3.0), 3.0)
-    judged = PictureScores(PICTURES).judge([video], ["a film"], Modality.VIDEO).columns
-    means = np.mean([picture_scores(PILImage.fromarray(frame), PICTURES) for frame in frames], axis=0)
-    for name, mean in zip(PICTURES, means, strict=True):
+    judged = ImageScores(IMAGE_SCORES).judge([video], ["a film"], Modality.VIDEO).columns
+    means = np.mean([image_scores(PILImage.fromarray(frame), IMAGE_SCORES) for frame in frames], axis=0)
+    for name, mean in zip(IMAGE_SCORES, means, strict=True):
         expected = None if name == "resolution" else float(np.float32(mean))
         assert judged[column(name)].to_pylist() == [expected], name
 
@@ -117,7 +117,7 @@ def test_a_video_has_the_mean_over_its_frames_and_no_resolution() -> None:
 def test_scores_come_in_the_order_of_the_items_from_any_number_of_threads() -> None:
     items = [Image(str(row), noise(10 + row, 30)) for row in range(20)]
     one, four = (
-        PictureScores(["resolution", "blurry"], threads).judge(items, [""] * 20, Modality.IMAGE).columns
+        ImageScores(["resolution", "blurry"], threads).judge(items, [""] * 20, Modality.IMAGE).columns
         for threads in (1, 4)
     )
     assert one[column("resolution")].to_pylist() == [float(10 + row) for row in range(20)]
