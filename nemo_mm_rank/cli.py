@@ -172,9 +172,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command; where it asks for a group of options (a dataclass), each of them is an option of its own."""
     parameters, groups = dict[str, inspect.Parameter](), dict[str, Any]()
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        if is_dataclass(parameter.annotation):
-            groups[name] = parameter.annotation
-            parameters.update(inspect.signature(parameter.annotation, eval_str=True).parameters)
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[name] = kind
+            parameters.update(inspect.signature(kind, eval_str=True).parameters)
         else:
             parameters[name] = parameter
 

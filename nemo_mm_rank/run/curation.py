@@ -237,8 +237,8 @@ class _Curation:
         """Take the pool through all steps, or as many as an earlier run has left, and choose."""
         config, job, folder = self.config, self.job, self.job.folder
         pool = job.take_in(config.pools)
-        shards, pairs = pool.shards, pool.shards.pairs
-        job.reporter.say(f"{'pool':<17} {pairs:,} pairs in {shards.count} shards, {pool.bad_rows:,} bad rows")
+        shards = pool.shards
+        job.reporter.say(f"{'pool':<17} {shards.pairs:,} pairs in {shards.count} shards, {pool.bad_rows:,} bad rows")
         if config.ranked_by.quota_by == POOL:
             check_pools(config.ranked_by.quotas, shards)  # before anything is embedded
         models = job.fits.statistics(config.models, shards)
@@ -250,7 +250,6 @@ class _Curation:
         state = State(
             stages=tuple(map(folder.relative, shards.stages)),
             shards=shards.count,
-            pairs=pairs,
             rows=pool.rows,
             bad_rows=pool.bad_rows,
             inputs=pool.inputs,
