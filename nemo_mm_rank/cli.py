@@ -413,8 +413,8 @@ def adapt(
     """Adapt an end-to-end model to a run's blend, in stages: LoRA adapters, see configs/unite_adapt.yaml."""
     from nemo_mm_rank.adapt.training import AdaptSettings
 
-    given = _given(run=str(run) if run else None, output=output, device=device, seed=seed)
-    settings = parse(AdaptSettings, _configured(config, None, import_from) | given)
+    overrides = _given(run=str(run) if run else None, output=output, device=device, seed=seed)
+    settings = parse(AdaptSettings, _configured(config, None, import_from) | overrides)
     from nemo_mm_rank.adapt.job import adapt as adapt_model
 
     adapt_model(settings, SafeConsole(), overwrite).print(SafeConsole())
@@ -515,8 +515,8 @@ def demo(
     result = curation.curate(settings, console)
     result.print(console)
     if not real:  # of made pairs it is known what they are about
-        found, pool_share = result.blend["on_topic"].mean(), pd.read_json(pool, lines=True)["on_topic"].mean()
-        console.print(f"on topic    {found:.0%} of the blend, {pool_share:.0%} of the pool", highlight=False)
+        blend_share, pool_share = result.blend["on_topic"].mean(), pd.read_json(pool, lines=True)["on_topic"].mean()
+        console.print(f"on topic    {blend_share:.0%} of the blend, {pool_share:.0%} of the pool", highlight=False)
 
 
 @app.command()

@@ -57,10 +57,10 @@ class Answers:
         """
         if self._folder is None:
             return answer
-        kept = self.get(key)
-        if kept is None:
+        earlier = self.get(key)
+        if earlier is None:
             write_sealed(self._path(self._folder, key), answer.model_dump())
-        return kept or answer
+        return earlier or answer
 
     @staticmethod
     def _path(folder: Path, key: str) -> Path:

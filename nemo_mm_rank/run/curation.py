@@ -332,8 +332,8 @@ class _Curation:
             return []
         project = _project(self.job.folder.path / state.projection, self.config)
         steps = [*_embedding_steps(self.config, models), project]
-        alone = [step for step in steps if not isinstance(step, SNSStep)]
-        return [self.job.fits.examples(query, steps, alone) for query in queries]
+        untrimmed = [step for step in steps if not isinstance(step, SNSStep)]
+        return [self.job.fits.examples(query, steps, untrimmed) for query in queries]
 
     def _tell(self, ranking: Ranking) -> None:
         """Say what scores from elsewhere lack."""
