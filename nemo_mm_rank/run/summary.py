@@ -71,10 +71,10 @@ def reasons_table(quarantine: pa.Table) -> Table | None:
         by_class.setdefault((reason.step, reason.error), []).append(reason)
     counts = {place: sum(reason.pairs for reason in group) for place, group in by_class.items()}
     rows = [
-        Row((*place, shortened(by_class[place][0].message), f"{counts[place]:,}"))
+        Row((*place, f"{counts[place]:,}", shortened(by_class[place][0].message)))
         for place in sorted(by_class, key=lambda place: (-counts[place], place))
     ]
-    return Table("Why rows were quarantined", ["step", "reason", "most often", "rows"], rows, text=(0, 1, 2))
+    return Table("Why rows were quarantined", ["step", "reason", "rows", "most often"], rows, text=(0, 1, 3))
 
 
 def spaces_table(metrics: Mapping[str, Any], depths: Sequence[int]) -> Table:
