@@ -275,8 +275,9 @@ class Endpoint:
     async def _patiently(self, client: Any, key: str, body: Body) -> Answer:
         """Send one request until it is answered, refused, or tried often enough.
 
-        Not by the library's own retries, which keep to no total time, wait at most 8 s of their own, and pass over a
-        ``Retry-After`` of more than a minute.
+        Not by the library's own retries: their waits are fixed (half a second to 8 s) where ours are settings, what
+        they make of a long ``Retry-After`` differs by version, and none of their attempts is counted or has an end in
+        time.
         """
         import openai
 
