@@ -85,7 +85,7 @@ def spaces_table(metrics: Mapping[str, Any], depths: Sequence[int]) -> Table:
         recalls = [number(space[f"recall_at_{depth}"]) for depth in depths]
         rows.append(Row((space_name(name), f"{space['n']:,}", *gaps, *recalls), "strong" if name == "fused" else ""))
     columns = ["space", "pairs", "gap", "matched gap", *(f"Recall@{depth}" for depth in depths)]
-    return Table("Geometry", columns, rows, note=f"Held-out pairs only, mean over {len(metrics['folds'])} folds.")
+    return Table("Spaces", columns, rows, note=f"Held-out pairs only, mean over {len(metrics['folds'])} folds.")
 
 
 def space_name(column: str) -> str:
