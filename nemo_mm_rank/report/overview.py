@@ -319,7 +319,9 @@ def spaces(run: Run) -> Section:
         "A small gap is worth nothing where recall falls with it."
     )
     lead = "Where the experts put the pairs, and where the projection puts them."
-    return Section("spaces", "Spaces", lead, [replace(table, title="Geometry", note=note), content.Widget("maps", ABOUT_MAPS)])
+    return Section(
+        "spaces", "Spaces", lead, [replace(table, title="Geometry", note=note), content.Widget("maps", ABOUT_MAPS)]
+    )
 
 
 def pairs() -> Section:
