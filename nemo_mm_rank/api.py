@@ -60,9 +60,9 @@ def curate(
     Raises:
         UserError: anything that you can mend, in one line.
     """
-    wanted = objectives(query, like, unlike)
-    given = {"pools": pool, "queries": wanted, "budget": budget, "output": output, "import_from": import_from}
-    chosen = settings(config, given)
+    queries = objectives(query, like, unlike)
+    options = {"pools": pool, "queries": queries, "budget": budget, "output": output, "import_from": import_from}
+    chosen = settings(config, options)
     console = SafeConsole() if progress else None
     return curation.curate(chosen, console, _engine(client, engine), overwrite)
 

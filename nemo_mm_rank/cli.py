@@ -190,9 +190,10 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     """Register a command; where it asks for a group of options (a dataclass), each of them is an option of its own."""
     parameters, groups = dict[str, inspect.Parameter](), dict[str, Any]()
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        if isinstance(parameter.annotation, type) and is_dataclass(parameter.annotation):
-            groups[name] = parameter.annotation
-            parameters.update(inspect.signature(parameter.annotation, eval_str=True).parameters)
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            groups[name] = kind
+            parameters.update(inspect.signature(kind, eval_str=True).parameters)
         else:
             parameters[name] = parameter
 
@@ -452,8 +453,8 @@ def adapt(
     """
     from nemo_mm_rank.adapt.training import AdaptSettings
 
-    given = _given(run=str(run) if run else None, output=output, device=device, seed=seed)
-    settings = parse(AdaptSettings, _configured(config, None, import_from) | given)
+    overrides = _given(run=str(run) if run else None, output=output, device=device, seed=seed)
+    settings = parse(AdaptSettings, _configured(config, None, import_from) | overrides)
     from nemo_mm_rank.adapt.job import adapt as adapt_model
 
     adapt_model(settings, SafeConsole(), overwrite).print(SafeConsole())
@@ -563,8 +564,8 @@ def demo(
     result = curation.curate(settings, console)
     result.print(console)
     if not real:  # of made pairs it is known what they are about
-        found, pool_share = result.blend["on_topic"].mean(), pd.read_json(pool, lines=True)["on_topic"].mean()
-        console.print(f"on topic    {found:.0%} of the blend, {pool_share:.0%} of the pool", highlight=False)
+        blend_share, pool_share = result.blend["on_topic"].mean(), pd.read_json(pool, lines=True)["on_topic"].mean()
+        console.print(f"on topic    {blend_share:.0%} of the blend, {pool_share:.0%} of the pool", highlight=False)
 
 
 @app.command()

@@ -288,7 +288,7 @@ class _Search:
         job = Job(settings, RunFolder(self.folder), self.engine, self.reporter)
         target = job.take_in(config.target, self.folder / "target").shards
         budget, names, ids = self._groups(target)
-        sizes = np.array([len(one) for one in ids])
+        sizes = np.array([len(group) for group in ids])
         natural, most = sizes / sizes.sum(), np.minimum(sizes / budget, 1.0)
         measure = _Measure(config, settings, self.folder, self.engine, self.reporter, self.state.pool(self.run), target)
         measure.fill(budget, ids)
@@ -306,7 +306,7 @@ class _Search:
         """Return the budget, and the names of the groups with their pairs, best first, without those of the target."""
         shards, scoring = self.state.scored(self.run), self.state.scored_by(self.run)
         columns = [PAIR_ID, MODALITY, DATA, ANNOTATION]
-        pool, held_out = (_without_prints(one.table(columns)) for one in (shards.pool, target))
+        pool, held_out = (_without_prints(store.table(columns)) for store in (shards.pool, target))
         gone = set(leaks(pool, held_out)[PAIR_ID].to_pylist())
         group_column = POOL if self.config.by == "pool" else MODALITY
         names = sorted({type_of(name) if self.config.by == "type" else name for name in scoring.counts[group_column]})
@@ -364,7 +364,7 @@ class _Measure:
         """Return ``(m,)`` log perplexities on the target."""
         blends = []
         for mix in mixes:
-            counts = apportion(self._budget, mix, [len(one) for one in self._ids])
+            counts = apportion(self._budget, mix, [len(group) for group in self._ids])
             chosen = [pair_id for own, count in zip(self._ids, counts.tolist(), strict=True) for pair_id in own[:count]]
             name = f"mix-{digest(sorted(chosen))[:12]}"
             blend = Blend.of(name, seed, chosen, Cost())

@@ -226,8 +226,8 @@ def provenance(bench: Benchmark) -> Section:
 
 def _differences(bench: Benchmark, measure: str, title: str, better: str) -> list[content.Chart]:
     rows = [
-        (f"{one} \N{MINUS SIGN} {other}", charts.strategy_colour(one), difference)
-        for one, other, difference, _ in bench.compared(measure)
+        (f"{ours} \N{MINUS SIGN} {theirs}", charts.strategy_colour(ours), difference)
+        for ours, theirs, difference, _ in bench.compared(measure)
     ]
     label = f"paired difference, 95 % interval ({better})"
     note = "If the interval contains 0, the two strategies cannot be told apart."

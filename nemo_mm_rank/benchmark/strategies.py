@@ -262,12 +262,11 @@ def _by_agreement(bench: Bench, strategy: Strategy, _: int) -> list[str]:
     step: Step = ColumnsStep(OperatorSettings(experts=spaces))
     if strategy == Strategy.NEGCLIPLOSS:
         batches = bench.config.negcliploss.model_dump()
-        operators = {name: OthersSettings(**one.model_dump(), **batches) for name, one in spaces.items()}
+        operators = {name: OthersSettings(**space.model_dump(), **batches) for name, space in spaces.items()}
         fits = Fits(folder.fitted, bench.engine, Reporter(bench.console))
         step = OthersStep(fits.others(operators, bench.config.seed, shards))
     tables = []
-    for one in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
-        table = one[2]
+    for _, _, table in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
         tables.append(columns_added(step, table).drop_columns([ERROR]).append_column(PAIR_ID, table[PAIR_ID]))
     scores_table = pa.concat_tables(tables)
     columns = [scores_table[name].to_numpy().astype(np.float64) for name in step.provides]

@@ -105,9 +105,9 @@ class Comparison:
     def compared(self, measure: str) -> list[Compared]:
         """Return the paired differences of each of ours to each of theirs, where both were measured."""
         values = {name: self.results.of(name, measure) for name in self.strategies}
-        pairs = [(one, other) for one in self.ours for other in self.theirs]
-        pairs = [(one, other) for one, other in pairs if values[one] and len(values[one]) == len(values[other])]
-        differences = [paired_difference(values[one], values[other]) for one, other in pairs]
+        pairs = [(ours, theirs) for ours in self.ours for theirs in self.theirs]
+        pairs = [(ours, theirs) for ours, theirs in pairs if values[ours] and len(values[ours]) == len(values[theirs])]
+        differences = [paired_difference(values[ours], values[theirs]) for ours, theirs in pairs]
         adjusted = holm([difference.p for difference in differences])
         return [Compared(*pair, found, p) for pair, found, p in zip(pairs, differences, adjusted, strict=True)]
 
@@ -163,14 +163,14 @@ def _differences(bench: Comparison, measure: str, lower: bool) -> list[Table]:
     """Return the paired differences, and in words what they say."""
     rows = [
         [
-            f"{one} - {other}",
+            f"{ours} - {theirs}",
             f"{difference.value:+.3f}",
             _span(difference),
             _p(difference.p),
             _p(adjusted),
             verdict(difference, adjusted, lower),
         ]
-        for one, other, difference, adjusted in bench.compared(measure)
+        for ours, theirs, difference, adjusted in bench.compared(measure)
     ]
     title = measure.replace("_", " ").capitalize()
     head = ["difference", "mean", "95 % interval", "p", "p (Holm)", "says"]

@@ -185,9 +185,9 @@ class EndpointDescriber:
         """
         support(self, modality)
         keys = [self._key(item, modality) for item in items]
-        kept = [self._answers.get(key) for key in keys]
-        texts = [answer.text if answer else None for answer in kept]
-        open_rows = [row for row, answer in enumerate(kept) if answer is None]
+        answers = [self._answers.get(key) for key in keys]
+        texts = [answer.text if answer else None for answer in answers]
+        open_rows = [row for row, answer in enumerate(answers) if answer is None]
 
         def took(position: int, answer: Answer) -> None:
             row = open_rows[position]

@@ -57,10 +57,10 @@ class Answers:
         """
         if self._folder is None:
             return answer
-        kept = self.get(key)
-        if kept is None:
+        earlier = self.get(key)
+        if earlier is None:
             write_sealed(self._path(self._folder, key), answer.model_dump())
-        return kept or answer
+        return earlier or answer
 
     @staticmethod
     def _path(folder: Path, key: str) -> Path:
@@ -279,8 +279,9 @@ class Endpoint:
     async def _patiently(self, client: Any, key: str, body: Body) -> Answer:
         """Send one request until it is answered, refused, or tried often enough.
 
-        Not by the library's own retries, which keep to no total time, wait at most 8 s of their own, and pass over a
-        ``Retry-After`` of more than a minute.
+        Not by the library's own retries: their waits are fixed (half a second to 8 s) where ours are settings, what
+        they make of a long ``Retry-After`` differs by version, and none of their attempts is counted or has an end in
+        time.
         """
         import openai
 

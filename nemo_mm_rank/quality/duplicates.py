@@ -328,7 +328,7 @@ def _with_text(modality: pa.ChunkedArray, settings: DuplicateSettings) -> npt.ND
     """Return ``(rows,)`` whether the annotation counts: where the settings leave it open, if no part of it is media."""
     if settings.text is not None:
         return np.full(len(modality), settings.text)
-    plain = [one for one in pc.unique(modality).to_pylist() if not any(map(is_media, modalities_of(one)))]
+    plain = [name for name in pc.unique(modality).to_pylist() if not any(map(is_media, modalities_of(name)))]
     return np.array(pc.is_in(modality, pa.array(plain, pa.string())))
 
 

@@ -109,7 +109,7 @@ def given_scores(config: Config) -> list[Given]:
     Raises:
         ConfigError: a file that is not what it should be.
     """
-    return [Given.open(name, one.path, one.column or name) for name, one in sorted(config.ranking.scores.items())]
+    return [Given.open(name, score.path, score.column or name) for name, score in sorted(config.ranking.scores.items())]
 
 
 def score_step(

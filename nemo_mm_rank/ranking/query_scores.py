@@ -188,7 +188,7 @@ class ScoreStep(Step):
     @property
     def provides(self) -> Mapping[str, pa.DataType]:  # noqa: D102
         cosines = dict.fromkeys(self.cosines, pa.float32())
-        return {**cosines, **{GIVEN + one.name: pa.float64() for one in self.given}}
+        return {**cosines, **{GIVEN + score.name: pa.float64() for score in self.given}}
 
     @property
     def cosines(self) -> list[str]:
@@ -198,7 +198,7 @@ class ScoreStep(Step):
     @property
     def scores(self) -> list[str]:
         """The columns that are ranked by: the cosines, and scores from elsewhere."""
-        return [*self.cosines, *(GIVEN + one.name for one in self.given)]
+        return [*self.cosines, *(GIVEN + score.name for score in self.given)]
 
     def setup(self, device: str | None = None) -> None:  # noqa: D102
         self._device = pick_device(device)
@@ -209,7 +209,7 @@ class ScoreStep(Step):
             digest.update(space.queries.detach().cpu().float().numpy().tobytes())
         names = {space.score: space.column for space in self.spaces}
         settings = {"weights": self.weights, "combine": self.how}
-        given = {one.name: [one.column, one.digest] for one in self.given}
+        given = {score.name: [score.column, score.digest] for score in self.given}
         return {
             **super().identity(),
             **{"spaces": names, "queries": digest.hexdigest(), "given": given},

@@ -330,7 +330,9 @@ def spaces(run: Run) -> Section:
         "small gap is worth nothing if recall falls with it."
     )
     lead = "Where the experts put the pairs, and where the projection puts them."
-    return Section("spaces", "Spaces", lead, [replace(table, note=note), content.Widget("maps", ABOUT_MAPS)])
+    return Section(
+        "spaces", "Spaces", lead, [replace(table, title="Geometry", note=note), content.Widget("maps", ABOUT_MAPS)]
+    )
 
 
 def pairs() -> Section:

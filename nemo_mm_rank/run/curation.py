@@ -240,8 +240,8 @@ class _Curation:
         """Take the pool through all steps, or as many as an earlier run has left, and choose."""
         config, job, folder = self.config, self.job, self.job.folder
         pool = job.take_in(config.pools)
-        shards, pairs = pool.shards, pool.shards.pairs
-        job.reporter.say(f"{'pool':<17} {pairs:,} pairs in {shards.count} shards, {pool.bad_rows:,} bad rows")
+        shards = pool.shards
+        job.reporter.say(f"{'pool':<17} {shards.pairs:,} pairs in {shards.count} shards, {pool.bad_rows:,} bad rows")
         if config.ranked_by.quota_by == POOL:
             check_pools(config.ranked_by.quotas, shards)  # before anything is embedded
         models = job.fits.statistics(config.models, shards)
@@ -253,7 +253,6 @@ class _Curation:
         state = State(
             stages=tuple(map(folder.relative, shards.stages)),
             shards=shards.count,
-            pairs=pairs,
             rows=pool.rows,
             bad_rows=pool.bad_rows,
             inputs=pool.inputs,
@@ -336,8 +335,8 @@ class _Curation:
             return []
         project = _project(self.job.folder.path / state.projection, self.config)
         steps = [*_embedding_steps(self.config, models), project]
-        alone = [step for step in steps if not isinstance(step, SNSStep)]
-        return [self.job.fits.examples(query, steps, alone) for query in queries]
+        untrimmed = [step for step in steps if not isinstance(step, SNSStep)]
+        return [self.job.fits.examples(query, steps, untrimmed) for query in queries]
 
     def _tell(self, ranking: Ranking) -> None:
         """Say what scores from elsewhere lack."""

@@ -54,7 +54,6 @@ class State:
     Attributes:
         stages: folders of the shards' files, the pool first.
         shards: how many.
-        pairs: good rows of the pool.
         rows: all rows of the pool.
         bad_rows: those that never became pairs.
         inputs: the manifests with digests of their bytes.
@@ -70,7 +69,6 @@ class State:
 
     stages: tuple[str, ...]
     shards: int
-    pairs: int
     rows: int
     bad_rows: int
     inputs: list[dict[str, str]]

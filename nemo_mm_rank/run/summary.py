@@ -71,10 +71,10 @@ def reasons_table(quarantine: pa.Table) -> Table | None:
         by_class.setdefault((reason.step, reason.error), []).append(reason)
     counts = {place: sum(reason.pairs for reason in group) for place, group in by_class.items()}
     rows = [
-        Row((*place, shortened(by_class[place][0].message), f"{counts[place]:,}"))
+        Row((*place, f"{counts[place]:,}", shortened(by_class[place][0].message)))
         for place in sorted(by_class, key=lambda place: (-counts[place], place))
     ]
-    return Table("Why rows were quarantined", ["step", "reason", "most often", "rows"], rows, text=(0, 1, 2))
+    return Table("Why rows were quarantined", ["step", "reason", "rows", "most often"], rows, text=(0, 1, 3))
 
 
 def spaces_table(metrics: Mapping[str, Any], depths: Sequence[int]) -> Table:
@@ -85,7 +85,7 @@ def spaces_table(metrics: Mapping[str, Any], depths: Sequence[int]) -> Table:
         recalls = [number(space[f"recall_at_{depth}"]) for depth in depths]
         rows.append(Row((space_name(name), f"{space['n']:,}", *gaps, *recalls), "strong" if name == "fused" else ""))
     columns = ["space", "pairs", "gap", "matched gap", *(f"Recall@{depth}" for depth in depths)]
-    return Table("Geometry", columns, rows, note=f"Held-out pairs only, mean over {len(metrics['folds'])} folds.")
+    return Table("Spaces", columns, rows, note=f"Held-out pairs only, mean over {len(metrics['folds'])} folds.")
 
 
 def space_name(column: str) -> str:

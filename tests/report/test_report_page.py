@@ -80,7 +80,7 @@ def test_every_reason_is_there_with_its_count(elements: Elements, run: Path) -> 
     quarantine = pd.read_parquet(run / "quarantine.parquet")
     expected = quarantine.groupby(["step", "error"]).size().to_dict()
     _, *rows = elements.tables["Why rows were quarantined"]
-    assert {(step, error): int(n) for step, error, _, n in rows} == expected
+    assert {(step, error): int(n) for step, error, n, _ in rows} == expected
     assert expected == {("pool", "BadRow"): 4, ("sns", "MediaError"): 1}
 
 

@@ -169,7 +169,9 @@ def settle(counted: PatternCounts, settings: EnsembleSettings) -> Settled | None
             label model.
     """
     left_out = {fault.function: fault for fault in idle(counted, settings.alike)}
-    vetoes = [place for place, one in enumerate(settings.functions.values()) if one.veto and place not in left_out]
+    vetoes = [
+        place for place, function in enumerate(settings.functions.values()) if function.veto and place not in left_out
+    ]
     places = [place for place in range(counted.patterns.shape[1]) if place not in {*left_out, *vetoes}]
     if len(places) < LEAST:
         return None

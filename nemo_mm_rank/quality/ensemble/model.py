@@ -257,8 +257,8 @@ class LabelModel:
         for first in range(0, m, _TOGETHER):
             block = slice(first, first + _TOGETHER)
             sums = np.zeros(1)
-            for one in evidence[block]:
-                sums = (sums[:, None] + one).ravel()
+            for weights in evidence[block]:
+                sums = (sums[:, None] + weights).ravel()
             if m <= _TOGETHER:
                 table: Floats = 1.0 / (1.0 + np.exp(-sums))
                 return table[encode(votes)]

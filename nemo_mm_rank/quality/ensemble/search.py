@@ -83,8 +83,8 @@ class Binning:
 
 def _edges(candidates: Candidates) -> Floats:
     # At or above a threshold, or above it: the least double that is.
-    bounds = [one.high for one in candidates] + [
-        np.nextafter(one.low, np.inf) for one in candidates if one.low > -np.inf
+    bounds = [candidate.high for candidate in candidates] + [
+        np.nextafter(candidate.low, np.inf) for candidate in candidates if candidate.low > -np.inf
     ]
     edges = np.unique(np.array(bounds, dtype=np.float64))
     return edges[np.isfinite(edges)]
@@ -283,7 +283,7 @@ def search(shards: Shards, ensemble: EnsembleSettings, settings: SearchSettings,
     for some in options.values():
         scores = fit.sorted_scores(shards, some[0].settings.column, modalities, ensemble.by_modality)
         for modality in modalities:
-            binnings[modality].append([fit.resolve(one.settings, scores[modality]) for one in some])
+            binnings[modality].append([fit.resolve(candidate.settings, scores[modality]) for candidate in some])
     counting = CountBins(shards, {modality: Binning.of(functions) for modality, functions in binnings.items()})
     parts = [counts for _, counts in map_shards(counting, range(shards.count))]
     pool, clean, noisy = (merge(part[place] for part in parts) for place in range(3))

@@ -37,7 +37,7 @@ Reject = float | Quantile | Outliers
 def _level(word: str, *others: str) -> BeforeValidator:
     def parse(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return tuple(parse(one) for one in value)
+            return tuple(parse(part) for part in value)
         if not isinstance(value, str) or value in others:
             return value
         match = re.fullmatch(rf"\s*{word}\s+(\d+(?:\.\d+)?)\s*%\s*", value)

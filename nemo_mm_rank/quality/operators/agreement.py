@@ -166,11 +166,11 @@ class Grounding(ByModel[GroundingSettings]):
             grounded_items = self._grounder.ground(items, phrases, modality)
         scores = np.full((len(items), len(SCORES)), np.nan, dtype=np.float32)
         errors: dict[int, PairError] = {}
-        for row, one in enumerate(grounded_items):
-            if isinstance(one, PairError):
-                errors[row] = one
+        for row, grounded in enumerate(grounded_items):
+            if isinstance(grounded, PairError):
+                errors[row] = grounded
             else:
-                scores[row] = summarise(one, self.settings.threshold)
+                scores[row] = summarise(grounded, self.settings.threshold)
         named = {column(f"{self.name}_{score}"): scores[:, place].copy() for place, score in enumerate(SCORES)}
         return Judged({name: pa.array(named[name], from_pandas=True) for name in self.provides}, errors)
 

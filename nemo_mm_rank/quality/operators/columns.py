@@ -129,7 +129,10 @@ class SentenceStep(Portable, Step):
     @property
     def requires(self) -> Mapping[str, pa.DataType]:
         """The annotation, and the data's embeddings."""
-        return {ANNOTATION: pa.string(), **{data_column(one.expert): VECTOR for one in self.settings.weakest.values()}}
+        return {
+            ANNOTATION: pa.string(),
+            **{data_column(operator.expert): VECTOR for operator in self.settings.weakest.values()},
+        }
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -145,12 +148,12 @@ class SentenceStep(Portable, Step):
         """Load the encoders (nothing happens where this process has them)."""
         picked = loader.pick_device(device)
         self._encoders = {
-            name: load_encoder(one.model, self.models, picked) for name, one in self.settings.weakest.items()
+            name: load_encoder(operator.model, self.models, picked) for name, operator in self.settings.weakest.items()
         }
 
     def identity(self) -> dict[str, Any]:
         """Experts, and the models with their revisions."""
-        used = sorted({one.model for one in self.settings.weakest.values()})
+        used = sorted({operator.model for operator in self.settings.weakest.values()})
         return {
             "step": self.name,
             **self.settings.model_dump(mode="json", include={"weakest"}),
@@ -163,9 +166,9 @@ class SentenceStep(Portable, Step):
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
         annotations = ["" if row in errors else str(text) for row, text in enumerate(texts)]
         columns: dict[str, pa.Array | Vectors] = {}
-        for name, one in self.settings.weakest.items():
+        for name, operator in self.settings.weakest.items():
             weakest = np.full(len(texts), np.nan, dtype=np.float32)
-            data = frames.vectors(rows, data_column(one.expert))
+            data = frames.vectors(rows, data_column(operator.expert))
             if bool(data.valid.any()):
                 spoken = Spoken.of(annotations, self._encoders[name])
                 cosines = spoken.cosines(data)

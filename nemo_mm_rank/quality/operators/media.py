@@ -228,13 +228,13 @@ class MediaStep(PairStep):
             annotations = [str(texts[row]) for row in here]
             for operator, parts in ways:
                 judged = [operator.judge([own[part] for own in chunk], annotations, kinds[part]) for part in parts]
-                for part, one in zip(parts, judged, strict=True):
-                    for item, error in one.errors.items():
+                for part, judgement in zip(parts, judged, strict=True):
+                    for item, error in judgement.errors.items():
                         errors.setdefault(here[item], named(part, error))
                 for added in operator.provides:
-                    said = [one.columns[added] for one in judged if added in one.columns]
-                    if said:
-                        columns[added].put(here, _of_parts(said))
+                    values = [judgement.columns[added] for judgement in judged if added in judgement.columns]
+                    if values:
+                        columns[added].put(here, _of_parts(values))
 
     def _decoded(
         self, rows: Frame, name: str, positions: list[int], errors: dict[int, PairError]
@@ -259,7 +259,7 @@ def _of_parts(said: list[pa.Array]) -> pa.Array:
         for other in said[1:]:
             keys = mix(keys) ^ other.to_numpy()
         return pa.array(keys)
-    values = np.stack([one.to_numpy(zero_copy_only=False) for one in said])
+    values = np.stack([scores.to_numpy(zero_copy_only=False) for scores in said])
     known = ~np.isnan(values)
     means = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     return pa.array(means, said[0].type, mask=~known.any(axis=0))

@@ -82,10 +82,10 @@ class Batches:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                found = {one: file.get_tensor(f"{name}.{one}") for one in ("data", "annotations", "keys", "bounds")}
+                tensors = {key: file.get_tensor(f"{name}.{key}") for key in ("data", "annotations", "keys", "bounds")}
         except (OSError, SafetensorError) as error:
             raise ConfigError(f"operators.others.{name}: {path}: {' '.join(str(error).split())}") from error
-        return cls(found["data"], found["annotations"], found["keys"].numpy(), found["bounds"].tolist())
+        return cls(tensors["data"], tensors["annotations"], tensors["keys"].numpy(), tensors["bounds"].tolist())
 
 
 def keys_of(pair_ids: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -145,8 +145,8 @@ class OthersStep(Step):
     def requires(self) -> Mapping[str, pa.DataType]:
         """The id, and the embeddings of both sides."""
         columns: dict[str, pa.DataType] = {PAIR_ID: pa.string()} if self.others else {}
-        for one in self.others.values():
-            columns |= {data_column(one.expert): VECTOR, annotation_column(one.model): VECTOR}
+        for operator in self.others.values():
+            columns |= {data_column(operator.expert): VECTOR, annotation_column(operator.model): VECTOR}
         return columns
 
     @property
@@ -160,15 +160,17 @@ class OthersStep(Step):
         Raises:
             ConfigError: there are none.
         """
-        for name, one in self.others.items():
-            if one.reference is None:
+        for name, operator in self.others.items():
+            if operator.reference is None:
                 raise ConfigError(f"operators.others.{name}: no reference; the ecodatum job draws one of its pool")
-            _batches(one.reference, file_digest(one.reference), name)
+            _batches(operator.reference, file_digest(operator.reference), name)
 
     def identity(self) -> dict[str, Any]:
         """Settings, and what the files hold."""
-        settings = {name: one.model_dump(mode="json", exclude={"reference"}) for name, one in self.others.items()}
-        files = {name: one.reference and file_digest(one.reference) for name, one in self.others.items()}
+        settings = {
+            name: operator.model_dump(mode="json", exclude={"reference"}) for name, operator in self.others.items()
+        }
+        files = {name: operator.reference and file_digest(operator.reference) for name, operator in self.others.items()}
         return {"step": self.name, "others": settings, "references": files}
 
     def process(self, rows: Frame) -> Added:
@@ -179,16 +181,18 @@ class OthersStep(Step):
         """
         keys = keys_of([text or "" for text in frames.strings(rows, PAIR_ID)])
         columns: dict[str, pa.Array | Vectors] = {}
-        for name, one in self.others.items():
-            batches = _batches(str(one.reference), file_digest(str(one.reference)), name)
-            sides = [frames.vectors(rows, side) for side in (data_column(one.expert), annotation_column(one.model))]
+        for name, operator in self.others.items():
+            batches = _batches(str(operator.reference), file_digest(str(operator.reference)), name)
+            sides = [
+                frames.vectors(rows, side) for side in (data_column(operator.expert), annotation_column(operator.model))
+            ]
             if not all(bool(side.valid.any()) for side in sides) or not len(batches.keys):
                 columns[column(name)] = pa.nulls(len(rows), pa.float32())
                 continue
             sizes = {side.values.shape[1] for side in sides} | {batches.data.shape[1]}
             if len(sizes) > 1:
                 raise ConfigError(f"operators.others.{name}: embeddings of {sorted(sizes)} dimensions share no space")
-            scores = neg_clip_loss(sides[0], sides[1], keys, batches, one.temperature)
+            scores = neg_clip_loss(sides[0], sides[1], keys, batches, operator.temperature)
             columns[column(name)] = pa.array(scores, pa.float32(), from_pandas=True)
         return Added(columns)
 
