@@ -1027,6 +1027,13 @@ def plain(value: Any) -> Any:
     return value
 
 
+_HOW = {
+    "pools": "; name a pool, as in: nemo-mm-rank curate pool.jsonl",
+    "queries": "; say what you want, as in: --query 'natural outdoor scenes' (or show it with --like)",
+}
+"""How to give what a run cannot do without."""
+
+
 def _line(settings: type[BaseModel], mistake: Any) -> str:
     where = printable(".".join(str(part) for part in mistake["loc"])) or "configuration"
     if mistake["type"] == "extra_forbidden":
@@ -1034,7 +1041,7 @@ def _line(settings: type[BaseModel], mistake: Any) -> str:
         known = [field.alias or name for name, field in section.model_fields.items()]
         return f"{where}: unknown key{nearest(str(mistake['loc'][-1]), known)}"
     if mistake["type"] == "missing":
-        return f"{where}: missing"
+        return f"{where}: missing{_HOW.get(where, '')}"
     message = mistake["msg"].removeprefix("Value error, ")
     given = mistake.get("input")
     shown = f", not {given!r}" if isinstance(given, (str, int, float)) and mistake["type"] != "value_error" else ""

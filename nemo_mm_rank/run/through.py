@@ -141,5 +141,5 @@ def _nothing_left(quarantine: pa.Table, folder: RunFolder) -> str:
     again = "".join(f"; {line}" for line in may_pass(quarantine))
     return (
         f"no pair is left of {quarantine.num_rows:,} rows: {in_short(reasons(quarantine))} "
-        f"({folder.quarantine} has all){again}"
+        f"({folder.quarantine} has all of them){again}"
     )

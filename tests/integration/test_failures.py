@@ -75,7 +75,7 @@ def test_nothing_is_left(pointers: Path, tmp_path: Path, command: list[object]) 
             "'0.jpg': cannot be decoded as image: it is a Git LFS pointer"
         )
         assert "; 1 x pool: BadRow: row: expected " in line
-        assert f"({tmp_path}/run/quarantine.parquet has all)" in line
+        assert f"({tmp_path}/run/quarantine.parquet has all of them)" in line
     assert counted(tmp_path / "run") == {("experts", "MediaError"): 6, ("pool", "BadRow"): 1}
     assert not (tmp_path / "run" / "blend.parquet").exists()
 

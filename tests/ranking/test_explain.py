@@ -86,7 +86,7 @@ def test_not_chosen_says_how_far_below_the_cut() -> None:
 
 def test_quotas_make_their_own_cuts() -> None:
     images: dict[str, Any] = {"quota_by": "modality", "quotas": {"image": 1.0}}
-    assert "score +1.414; the quotas leave no room for others" in told("coco-4", **images)
+    assert "score +1.414; the quotas leave no place for others" in told("coco-4", **images)
     assert "1.414 below the last one chosen from image (+0.000, 'coco-2')" in told("coco-0", budget=1, **images)
     assert "place 2 of 2 in the blend" in told("coco-1", **images)
     assert "rank 4 of 5: fused -0.7; quota image 2/2" in told("coco-1", **images)

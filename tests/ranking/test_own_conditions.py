@@ -197,7 +197,7 @@ class Even:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"class": "long_of_mine:Long", "characters": 8, "times": 2}, "'long' has values out of"),
+        ({"class": "long_of_mine:Long", "characters": 8, "times": 2}, "'long' has values outside of"),
         (
             {"class": "long_of_mine:Wide", "characters": 8},
             r"'long' has probabilities of shape \(\d+, 1\) for \d+ pairs",
@@ -220,7 +220,7 @@ def test_what_is_wrong_is_said(run: Result, library: Path, spec: dict[str, Any],
     ("ranking", "said"),
     [
         ({"conditions": {"match": SPEC}}, "ranking.conditions: 'match' is taken"),
-        ({"conditions": {"a__b": SPEC}}, "ranking.conditions: 'a__b' is taken or no name"),
+        ({"conditions": {"a__b": SPEC}}, "ranking.conditions: 'a__b' cannot be used as a name"),
         ({"conditions": {"words": SPEC}}, "ranking.conditions: 'words' is taken"),
         ({"conditions": {"long": SPEC}, "scores": {"long": "x.parquet"}}, "ranking.conditions: 'long' is taken"),
         ({"conditions": {"long": {**SPEC, "strength": -1}}}, "conditions.long.*strength"),

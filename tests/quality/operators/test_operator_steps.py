@@ -305,7 +305,7 @@ def test_columns_that_decide_between_duplicates_in_their_order() -> None:
 
 def test_a_model_that_is_not_there_is_named() -> None:
     settings = parse(OperatorSettings, {"agreement": {"clip": {"model": "colour"}}})
-    with pytest.raises(ConfigError, match="operators: 'clip': no model 'colour'; did you mean 'colours'"):
+    with pytest.raises(ConfigError, match="operators: 'clip': there is no model 'colour'; did you mean 'colours'"):
         steps(settings, MODELS)
     with pytest.raises(ConfigError, match="images"):
         parse(OperatorSettings, {"images": ["blury"]})
