@@ -160,7 +160,7 @@ def _engine(client: Any, engine: Engine | None) -> Engine | None:
     if engine is not None:
         missing = [name for name in ("backend", "device", "map") if not hasattr(engine, name)]
         if client is not None or missing:
-            lacks = f"{type(engine).__name__} is no engine: it lacks {', '.join(missing)}"
+            lacks = f"{type(engine).__name__} cannot be used as engine: it lacks {', '.join(missing)}"
             raise ConfigError(lacks if missing else "give either a client or an engine to work on")
         return engine
     if client is None:

@@ -259,6 +259,6 @@ def test_ranking_over_a_shard_that_is_gone(tmp_path: Path) -> None:
     for command in (["rank", "-q", "sky"], ["report"], ["explain", "t1"]):
         done = say(command[0], tmp_path / "run", *command[1:])
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-        assert f"{part.relative_to(tmp_path / 'run')} is gone" in done.stderr
+        assert f"{part.relative_to(tmp_path / 'run')} is missing" in done.stderr
     assert say("curate", pool, "-q", "sea", "-o", tmp_path / "run", "--shards", 3).returncode == 0
     assert part.exists()

@@ -77,7 +77,9 @@ def test_what_a_class_itself_raises_is_one_model_error() -> None:
 
 
 def test_what_a_model_lacks_is_named() -> None:
-    with pytest.raises(ModelError, match=r"'m' \(NotQuite\) is no encoder: it lacks revision, modalities, encode\(\)"):
+    with pytest.raises(
+        ModelError, match=r"'m' \(NotQuite\) cannot be used as encoder: it lacks revision, modalities, encode\(\)"
+    ):
         loader.as_encoder("m", NotQuite())
     with pytest.raises(ModelError, match=r"no describer: it lacks describe\(\)$"):
         loader.as_describer("m", LetterCounts())

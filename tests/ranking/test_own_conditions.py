@@ -205,7 +205,7 @@ class Even:
         ({"class": "long_of_mine:Broken", "characters": 8}, "condition 'long' failed with ZeroDivisionError"),
         ({"class": "long_of_mine:Else", "characters": 8}, "condition 'long' calls itself 'else'"),
         ({"class": "long_of_mine:Lacking", "characters": 8}, "conditions: the shards lack 'sharpness'"),
-        ({"class": "long_of_mine:NoChances"}, r"is no condition: it lacks least, chances\(\)"),
+        ({"class": "long_of_mine:NoChances"}, r"cannot be used as condition: it lacks least, chances\(\)"),
         ({"class": "long_of_mine:Long"}, "needs 'characters'"),
         ({"class": "long_of_mine:Long", "character": 8}, "takes no 'character'; did you mean 'characters'"),
         ({"class": "long_of_mine:Short"}, "has no class 'Short'"),

@@ -149,7 +149,7 @@ def test_what_cannot_ground_is_refused(tmp_path: Path) -> None:
         parse(Config, {**base, "sns": {"grounders": {"text": "text"}}})
     with pytest.raises(ModelError, match="loud takes audio, not image"):
         step({"image": "loud"}).setup()
-    with pytest.raises(ModelError, match="is no grounder: it lacks"):
+    with pytest.raises(ModelError, match="cannot be used as grounder: it lacks"):
         step({"image": "sense"}).setup()
 
 

@@ -372,7 +372,7 @@ def test_an_operator_of_one_s_own(rows: pd.DataFrame) -> None:
         ({**RED, "shape": 2}, r"operator 'red' returned scores of shape \(\d, 1\) for \d items"),
         ({**RED, "tims": 2}, "takes no 'tims'; did you mean 'times'"),
         ({**RED, "times": "much"}, "operator 'red' failed with TypeError: can't multiply sequence"),
-        ({"class": f"{HERE}:Lengths"}, "is no pairscorer: it lacks modalities"),
+        ({"class": f"{HERE}:Lengths"}, "cannot be used as pairscorer: it lacks modalities"),
         ({"class": f"{HERE}:Blueness"}, "has no class 'Blueness'"),
     ],
 )
