@@ -241,7 +241,7 @@ class ClapEncoder(_Contrastive):
     def __post_init__(self) -> None:
         """Load the model."""
         if self.max_windows < 1:
-            raise ModelError(f"max_windows is at least 1, not {self.max_windows}")
+            raise ModelError(f"max_windows must be at least 1, not {self.max_windows}")
         super().__post_init__()
         self._extractor = self._processor.feature_extractor
 
