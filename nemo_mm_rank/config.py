@@ -273,7 +273,7 @@ class ConditionSpec(ModelSpec):
 
 
 class ExpertSpec(Settings):
-    """One expert, put together from models by name.
+    """One expert, made of models by their names.
 
     * ``text-based``: ``describers`` turn media into text, ``encoder`` embeds that text (and text and code as is);
     * ``fusion``: ``encoders`` has one encoder per modality;
@@ -323,7 +323,7 @@ class ExpertSpec(Settings):
 
 
 class SNSSettings(Settings):
-    """Symmetric Nucleus Sub-sampler: which side is trimmed, and how boldly."""
+    """Symmetric Nucleus Sub-sampler: which side of a pair is trimmed, and how much."""
 
     mode: Annotated[Literal["off", "forward", "backward", "bidirectional"], OFF] = Field(
         "off",
@@ -388,7 +388,7 @@ class SNSSettings(Settings):
 
 
 class ProjectionSettings(Settings):
-    """The network that fuses the experts in the anchor's space, and its objective."""
+    """The network that fuses the experts in the space of the anchor, and its training."""
 
     hidden: int = Field(512, ge=1, description="Width of a hidden layer.")
     depth: int = Field(0, ge=0, le=8, description="Number of hidden layers; 0 is a linear map.")
@@ -561,7 +561,7 @@ def objectives(
 
 
 class GivenScore(Settings):
-    """A score from elsewhere: a column of a Parquet file that has a ``pair_id``. A plain path stands for one, too."""
+    """A score from elsewhere: a column of a Parquet file that has a ``pair_id``. A plain path is one, too."""
 
     path: str = Field(description="The Parquet file with the scores.")
     column: str | None = Field(None, description="The column of the file. Default: the name that the score has here.")
@@ -573,7 +573,7 @@ def _given(value: Any) -> Any:
 
 
 class BroadSettings(Settings):
-    """What counts for an objective that asks for much of the pool, as the skewness of its scores tells."""
+    """What counts for an objective that much of the pool fits, which the skewness of its scores shows."""
 
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"fused": 0.5, "experts": 2.0, "annotation": 0.5},
@@ -617,7 +617,7 @@ Strength = Annotated[
 
 
 class SelectSettings(Settings):
-    """What is chosen of the best candidates; by ``top`` the best of them alone, and the rest does not matter."""
+    """How the blend is chosen from the best candidates; with ``top`` the other settings have no effect."""
 
     how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = Field(
         "top", description="How the blend is chosen. A plain name in place of this section does the same."
@@ -658,7 +658,7 @@ class SelectSettings(Settings):
 
 
 class RankingSettings(Settings):
-    """How scores are put together, and how the blend is picked."""
+    """How scores are combined, and how the blend is picked."""
 
     weights: dict[str, float] = Field(
         default_factory=lambda: {"fused": 0.5, "experts": 1.0, "annotation": 8.0},
@@ -772,7 +772,7 @@ class RankingSettings(Settings):
 
 
 class EngineSettings(Settings):
-    """Where the work is done; never changes what comes out."""
+    """Where the work is done, which never changes the result."""
 
     workers: int = Field(0, ge=0, description="Number of Dask worker processes; 0: everything runs in this process.")
     scheduler_address: str | None = Field(None, description="Address of a Dask cluster that is already running.")
@@ -841,7 +841,7 @@ class Budget(Settings):
 
 
 class JobSettings(Importing):
-    """What every job is told of how its pairs are read and worked on, and of what to do about those that fail."""
+    """How pairs are read and worked on, and what happens with those that fail."""
 
     on_bad_row: Literal["fail", "quarantine"] = Field(
         "quarantine",

@@ -53,7 +53,7 @@ class SearchSettings(Settings):
 
 
 class MixConfig(Settings):
-    """A whole search."""
+    """A whole search for a mix."""
 
     run: str = Field(description="Folder of a finished run.")
     target: Pools = Field(
