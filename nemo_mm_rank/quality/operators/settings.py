@@ -68,7 +68,7 @@ class AgreementSettings(Settings):
 
 
 class GroundingSettings(Settings):
-    """How much of the annotation a grounder finds in the data: <name>_count, <name>_mean, <name>_best and <name>_coverage."""
+    """How much of the annotation a grounder finds in the data: <name>_count, _mean, _best and _coverage."""
 
     model: str = Field(
         description="Name of the grounder in the configuration. Its own threshold decides what counts as a box."
