@@ -141,6 +141,15 @@ def test_options_and_targets_that_pages_name_are_there() -> None:
                 assert {word for word in code.split()[1:] if "=" not in word} <= targets | {"--real"}, page.name
 
 
+def test_everything_that_can_be_added_has_an_example() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    added = re.findall(r"^## An? (.+)$", page, re.MULTILINE)
+    names = ["describer", "encoder", "condition", "quality operator", "modality", "engine", "format of pools"]
+    assert added == names
+    sections = dict(zip(names, re.split(r"^## .+$", page, flags=re.MULTILINE)[1:], strict=True))
+    assert not [name for name in names if "```python" not in sections[name] and "above is one" not in sections[name]]
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
