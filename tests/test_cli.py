@@ -19,6 +19,8 @@ from nemo_mm_rank import __version__
 from nemo_mm_rank.demo import make_demo_pool
 from tests.integration.runs import QUERY, say, settings
 
+pytestmark = pytest.mark.slow  # every command is a process of its own, which imports torch
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
