@@ -240,7 +240,7 @@ class Mixed:
             found.append("  ".join([name.ljust(wide), *shares, f"{np.exp(self.losses[name]):10.2f}"]))
         for name, difference in self.against.items():
             low, high = difference.low, difference.high
-            says = "better" if high < 0 else "worse" if low > 0 else "no difference that can be told from noise"
+            says = "better" if high < 0 else "worse" if low > 0 else "no difference beyond the noise"
             found.append(
                 f"found against {name}: {difference.value:+.4f} in log perplexity [{low:+.4f}, {high:+.4f}]: {says}"
             )

@@ -306,12 +306,16 @@ def _matching(run: Run) -> list[Table]:
     ]
     note = (
         "Annotations of this pool were exchanged on purpose, and a judge learnt to tell a pair's own annotation from "
-        "an exchanged one. All figures are out of sample. Told apart: how often the own annotation scores above an "
+        "an exchanged one. All figures are out of sample. ROC AUC: how often the own annotation scores above an "
         "exchanged one; 0.5 is a guess, and below 0.7 the result does not count against a pair. Taken for wrong: the "
         "least share of the pool's pairs that look like exchanged ones."
     )
-    columns = ["modality", "annotations with", "pairs", "told apart", "taken for wrong"]
-    return [Table("How well own annotations are told from exchanged ones", columns, lines, note=note)] if lines else []
+    columns = ["modality", "annotations with", "pairs", "ROC AUC", "taken for wrong"]
+    return (
+        [Table("How well true annotations are distinguished from exchanged ones", columns, lines, note=note)]
+        if lines
+        else []
+    )
 
 
 def _cuts(run: Run) -> list[Table]:

@@ -156,14 +156,14 @@ def spaces_table(metrics: Mapping[str, Any]) -> Table:
 def matching_table(matching: Mapping[str, Any]) -> Table:
     """Return how well own annotations are told from others, and the share of pairs that is taken for wrong."""
     table = text_table(
-        "How well own annotations are told from exchanged ones",
-        ["modality", "annotations with", "told apart", "wrong"],
+        "How well true annotations are distinguished from exchanged ones",
+        ["modality", "annotations with", "ROC AUC", "wrong"],
         left=2,
     )
     for modality, ways in matching.items():
         for name, about in ways.items():
             table.add_row(modality, SPOILT[name], f"{about['told']:.2f}", f"{about['wrong']:.1%}")
-    table.caption = "told apart: 0.5 is a guess; below 0.7 the result does not count against a pair"
+    table.caption = "ROC AUC: 0.5 is a guess; below 0.7 the result does not count against a pair"
     return table
 
 
