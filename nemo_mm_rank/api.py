@@ -14,6 +14,10 @@ from nemo_mm_rank.report import write_report
 from nemo_mm_rank.report.notebook import ReportPath, gallery
 from nemo_mm_rank.run import curation
 from nemo_mm_rank.run.trust import Trust
+from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
+
+_SHOWN = ("rank", "score", MODALITY, PAIR_ID, ANNOTATION, "reason")
+"""Columns of a blend in a notebook."""
 
 
 class Result(curation.Result):
@@ -38,7 +42,8 @@ class Result(curation.Result):
         return ReportPath(write_report(self.folder, output))
 
     def _repr_html_(self) -> str:
-        return gallery(self.folder) + super()._repr_html_()
+        table: Any = self.blend[[*_SHOWN]]
+        return gallery(self.folder) + str(table._repr_html_())
 
 
 def curate(

@@ -101,6 +101,8 @@ def _of_cut(run: Run) -> list[Finding]:
     if not spread or not np.isfinite(distance).any():
         return []
     left_out = int(((distance < 0) & (distance >= -_CLOSE * spread)).sum())
+    if not left_out:
+        return [Finding("good", f"No pair lies within {_CLOSE:g} standard deviations below the cut.")]
     chosen = run.ranking.chosen.num_rows
     said = (
         f"{counted(left_out, 'pair')} left out {'lies' if left_out == 1 else 'lie'} within {_CLOSE:g} standard "

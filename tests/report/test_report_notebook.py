@@ -28,7 +28,8 @@ def test_a_result_shows_its_first_pairs_with_their_media(result: Result) -> None
     for kind, tag in (("image", "img"), ("audio", "audio"), ("video", "video")):
         assert len(seen.named(tag)) == (first["modality"] == kind).sum()
         assert all(str(one["src"]).startswith(f"data:{kind}/") for one in seen.named(tag))
-    assert len(seen.named("table")) == 1  # the blend as pandas shows it
+    assert len(seen.named("table")) == 1  # the blend as pandas shows it, without columns that nobody reads
+    assert {"reason", "annotation"} <= set(seen.text.split())
 
 
 def test_texts_of_the_pool_are_no_markup(result: Result) -> None:
