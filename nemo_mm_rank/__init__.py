@@ -22,9 +22,8 @@ __version__ = "0.1.0"
 __all__ = ["Config", "Result", "__version__", "curate", "rank"]
 
 if TYPE_CHECKING:
-    from nemo_mm_rank.api import curate, rank
+    from nemo_mm_rank.api import Result, curate, rank
     from nemo_mm_rank.config import Config
-    from nemo_mm_rank.run.curation import Result
 
 
 def __getattr__(name: str) -> Any:

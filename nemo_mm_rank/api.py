@@ -10,9 +10,40 @@ from nemo_mm_rank.config import Config, Wanted, objectives, parse, read_yaml
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError
+from nemo_mm_rank.report import write_report
+from nemo_mm_rank.report.notebook import ReportPath, gallery
 from nemo_mm_rank.run import curation
-from nemo_mm_rank.run.curation import Result
 from nemo_mm_rank.run.trust import Trust
+from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
+
+_SHOWN = ("rank", "score", MODALITY, PAIR_ID, ANNOTATION, "reason")
+"""Columns of a blend in a notebook."""
+
+
+class Result(curation.Result):
+    """A finished run. A notebook shows the first pairs of its blend, with their media.
+
+    Attributes:
+        folder: the run's folder, where everything lies.
+        manifest: configuration, models, digests, counts, metrics, versions.
+    """
+
+    def report(self, output: str | Path | None = None) -> ReportPath:
+        """Write the report of the run, one self-contained page, and return its path; a notebook shows the page inline.
+
+        Args:
+            output: the file; default: ``report.html`` in the run's folder.
+
+        Raises:
+            UserError: a library of the extra ``report`` is missing, or something that is no report of ours is in the
+                place of the file.
+            StorageError: the file cannot be written.
+        """
+        return ReportPath(write_report(self.folder, output))
+
+    def _repr_html_(self) -> str:
+        table: Any = self.blend[[*_SHOWN]]
+        return gallery(self.folder) + str(table._repr_html_())
 
 
 def curate(
@@ -64,7 +95,8 @@ def curate(
     options = {"pools": pool, "queries": queries, "budget": budget, "output": output, "import_from": import_from}
     chosen = settings(config, options)
     console = SafeConsole() if progress else None
-    return curation.curate(chosen, console, _engine(client, engine), overwrite)
+    found = curation.curate(chosen, console, _engine(client, engine), overwrite)
+    return Result(found.folder, found.manifest)
 
 
 def rank(
@@ -98,13 +130,14 @@ def rank(
         UserError: the folder is no finished run, or names code that is not trusted; or a setting is impossible.
     """
     changes = {"queries": objectives(query, like, unlike), "budget": budget, "ranking": ranking}
-    return curation.rank(
+    found = curation.rank(
         run,
         {key: value for key, value in changes.items() if value is not None},
         None,
         _engine(client, engine),
         Trust.of(import_from, trust_run),
     )
+    return Result(found.folder, found.manifest)
 
 
 def settings(config: Config | Mapping[str, Any] | str | Path | None, given: Mapping[str, Any]) -> Config:
@@ -132,7 +165,7 @@ def _engine(client: Any, engine: Engine | None) -> Engine | None:
     if engine is not None:
         missing = [name for name in ("backend", "device", "map") if not hasattr(engine, name)]
         if client is not None or missing:
-            lacks = f"{type(engine).__name__} is no engine: it lacks {', '.join(missing)}"
+            lacks = f"{type(engine).__name__} cannot be used as engine: it lacks {', '.join(missing)}"
             raise ConfigError(lacks if missing else "give either a client or an engine to work on")
         return engine
     if client is None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Medium:
-    """What there is to know of one modality; derive from it to add one of your own.
+    """Everything about one modality; derive from it to add a modality of your own.
 
     What has to be written is `decode`, and what it returns: any object with ``key``, a string that is equal for equal
     content (`media.segment.content_key`), and ``nbytes``, its size in memory. Encoders that list the modality are

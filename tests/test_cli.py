@@ -19,6 +19,8 @@ from nemo_mm_rank import __version__
 from nemo_mm_rank.demo import make_demo_pool
 from tests.integration.runs import QUERY, say, settings
 
+pytestmark = pytest.mark.slow  # every command is a process of its own, which imports torch
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -90,7 +92,7 @@ def test_the_same_again_does_nothing_again(run: Path, pool: Path, config: Path, 
     done = say("curate", "-c", run / "config.yaml")
     assert done.returncode == 0
     assert done.stdout.count("0 pairs in ") == 4  # experts; projection; match; rank
-    assert "31 from before" in done.stdout
+    assert "31 from an earlier start" in done.stdout
     assert files(run) == before
     assert (run / "blend.parquet").read_bytes() == blend
     for line in ("Pairs", "Spaces", "Blend: the first 6 of 6", f"run folder  {run}"):
@@ -150,7 +152,9 @@ def test_explain(run: Path) -> None:
     missing = say("explain", run, "bad-missing").stdout.splitlines()
     assert missing[0] == "bad-missing: not ranked"
     assert missing[1].startswith("  pool: BadRow: data: expected a media file")
-    assert refused("explain", run, "code-0000")[0].startswith("error: no pair 'code-0000' in this run; did you mean 'c")
+    assert refused("explain", run, "code-0000")[0].startswith(
+        "error: this run has no pair 'code-0000'; did you mean 'c"
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,17 +162,20 @@ def test_explain(run: Path) -> None:
     [
         (["-q", "x", "-b", "some"], ["budget: a budget must be a number of pairs or a share such as 20%, not 'some'"]),
         (["-q", "x", "-b", "0"], ["budget.count: Input should be greater than or equal to 1, not 0"]),
-        ([], ["queries: missing"]),
+        ([], ["queries: missing; say what you want, as in: --query 'natural outdoor scenes' (or show it with --like)"]),
         (["--avoid", "x"], ["configuration: queries: at least one needs a positive weight"]),
         (["-q", "x", "--sns", "both"], ["sns.mode: Input should be 'off', 'forward', 'backward' or 'bidirectional', "]),
         (["-q", "x", "--workers", "-1"], ["engine.workers: Input should be greater than or equal to 0, not -1"]),
-        (["-q", "x", "--field", "anotation=caption"], ["pools.0: field map: no field 'anotation'; did you mean 'anno"]),
+        (
+            ["-q", "x", "--field", "anotation=caption"],
+            ["pools.0: field map: there is no field 'anotation'; did you mean 'anno"],
+        ),
         (
             ["-q", "x", "--field", "caption"],
             ["--field 'caption': write it as OUR_NAME=YOUR_NAME, for example annotation=caption"],
         ),
         (["-q", "x", "-c", "none.yaml"], ["none.yaml: No such file or directory"]),
-        (["-q", "x", "-b", "-1", "--seed", "-1"], ["budget: a budget is", "seed: Input should be greater"]),
+        (["-q", "x", "-b", "-1", "--seed", "-1"], ["budget: a budget must be", "seed: Input should be greater"]),
     ],
 )
 def test_mistakes_are_one_line_each(pool: Path, options: list[str], lines: list[str]) -> None:

@@ -28,12 +28,12 @@ def test_two_keys_are_enough() -> None:
         ({"engine": {"worker": 3}}, "engine.worker: unknown key; did you mean 'workers'?"),
         (
             {"pools": [{"path": "a", "fields": {"annotatoin": "x"}}]},
-            "pools.0: field map: no field 'annotatoin'; did you mean 'annotation'?",
+            "pools.0: field map: there is no field 'annotatoin'; did you mean 'annotation'?",
         ),
-        ({"anchor": "txt"}, "configuration: anchor: no model 'txt'; did you mean 'text'?"),
+        ({"anchor": "txt"}, "configuration: anchor: there is no model 'txt'; did you mean 'text'?"),
         (
             {"ranking": {"weights": {"fuse": 1}}},
-            "configuration: ranking.weights: no score 'fuse'; did you mean 'fused'?",
+            "configuration: ranking.weights: there is no score 'fuse'; did you mean 'fused'?",
         ),
         ({"budget": "many"}, "budget: a budget must be a number of pairs or a share such as 20%, not 'many'"),
         ({"budget": "0%"}, "budget.fraction: Input should be greater than 0, not 0.0"),
@@ -46,7 +46,7 @@ def test_two_keys_are_enough() -> None:
         ),
         (
             {"experts": [{"name": "a", "kind": "text-based", "encoder": "tex"}]},
-            "configuration: expert 'a': no model 'tex'; did you mean 'text'?",
+            "configuration: expert 'a': there is no model 'tex'; did you mean 'text'?",
         ),
         (
             {"ranking": {"quota_by": "modality", "quotas": {"imge": 0.5}}},
@@ -77,8 +77,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Config, {"pool": 1, "seed": -1})
     assert str(caught.value).splitlines() == [
-        "pools: missing",
-        "queries: missing",
+        "pools: missing; name a pool, as in: nemo-mm-rank curate pool.jsonl",
+        "queries: missing; say what you want, as in: --query 'natural outdoor scenes' (or show it with --like)",
         "seed: Input should be greater than or equal to 0, not -1",
         "pool: unknown key; did you mean 'pools'?",
     ]

@@ -187,7 +187,7 @@ def test_interrupted(command_line: CommandLine, monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nemo_mm_rank.io.pool.manifests", stopped)
-    said = "stopped; start the same command again to go on from here\n"
+    said = "stopped; start the same command again to continue from here\n"
     assert command_line("validate", "x.jsonl") == (130, said)
 
 

@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer
 import yaml
 from pydantic import BaseModel
 
 from nemo_mm_rank import curate
+from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import Config, parse
 from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.presets import overlay, read
 from tests.command_line import CommandLine
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = (ROOT, ROOT / "docs", ROOT / "tutorials")
+PAGES = [page for folder in FOLDERS for page in sorted(folder.glob("*.md")) if page.stem != "ARCHITECTURE"]
 QUERY = "natural outdoor scenes with sky, sea, grass or sun"
 
 _BLOCK = re.compile(
@@ -31,6 +34,7 @@ _BLOCK = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
+_OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]+")
 _NUMBER = re.compile(r"\d[\d.,]*")
 
 
@@ -69,7 +73,7 @@ def clean(folder: Path) -> Iterator[Path]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)], ids=lambda page: page.stem)
 @pytest.mark.slow
 def test_examples_run(page: Path, clean: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(clean)
@@ -78,7 +82,7 @@ def test_examples_run(page: Path, clean: Path, command_line: CommandLine, monkey
     for block in _blocks(page):
         if block.title:
             (clean / block.title).write_text(block.text, encoding="utf-8")
-        if block.reason or block.language in ("text", "json"):
+        if block.reason:
             continue
         if block.language == "console":
             _run_commands(block.text, command_line)
@@ -113,8 +117,39 @@ def _plain(text: str) -> str:
 def test_what_does_not_run_says_why() -> None:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert len(_blocks(page)) == len(re.findall(r"^```\w", text, re.MULTILINE)), page.name
-        assert len(re.findall("<!-- not run", text)) == sum(bool(one.reason) for one in _blocks(page)), page.name
+        fences = re.findall(r"^[ \t]*(?:```|~~~)", text, re.MULTILINE)
+        assert len(fences) == 2 * len(_blocks(page)), (
+            f"{page.name}: a block without a language, or one that is indented"
+        )
+        assert len(re.findall("^<!-- not run", text, re.MULTILINE)) == sum(bool(one.reason) for one in _blocks(page)), (
+            page.name
+        )
+
+
+def test_options_and_targets_that_pages_name_are_there() -> None:
+    commands: list[Any] = [typer.main.get_command(app)]
+    options, names = {"--help"}, {"nemo-mm-rank"}
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        names.add(command.name)
+        options |= {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+            first, *_ = code.split() or [""]
+            if first in names or first.startswith("--"):
+                assert set(_OPTION.findall(code)) <= options, f"{page.name}: {code}"
+            elif code.startswith("make "):
+                assert {word for word in code.split()[1:] if "=" not in word} <= targets | {"--real"}, page.name
+
+
+def test_everything_that_can_be_added_has_an_example() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    added = re.findall(r"^## An? (.+)$", page, re.MULTILINE)
+    names = ["describer", "encoder", "condition", "quality operator", "modality", "engine", "format of pools"]
+    assert added == names
+    sections = dict(zip(names, re.split(r"^## .+$", page, flags=re.MULTILINE)[1:], strict=True))
+    assert not [name for name in names if "```python" not in sections[name] and "above is one" not in sections[name]]
 
 
 def test_the_readme_is_short() -> None:

@@ -114,7 +114,7 @@ def test_the_largest_that_fits_is_recommended(gpu: int | None, name: str) -> Non
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no preset 'unit' \(there are .*\); did you mean 'unite'\?"):
+    with pytest.raises(ConfigError, match=r"no preset 'unit' \(the presets are .*\); did you mean 'unite'\?"):
         read("unit")
     done = say("curate", "pool.jsonl", "-q", "x", "--preset", "cpu-small")
     assert done.returncode == 2

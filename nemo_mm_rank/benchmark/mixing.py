@@ -53,7 +53,7 @@ class SearchSettings(Settings):
 
 
 class MixConfig(Settings):
-    """A whole search."""
+    """A whole search for a mix."""
 
     run: str = Field(description="Folder of a finished run.")
     target: Pools = Field(
@@ -240,7 +240,7 @@ class Mixed:
             text.append("  ".join([name.ljust(wide), *shares, f"{np.exp(self.losses[name]):10.2f}"]))
         for name, difference in self.against.items():
             low, high = difference.low, difference.high
-            says = "better" if high < 0 else "worse" if low > 0 else "no difference that can be told from noise"
+            says = "better" if high < 0 else "worse" if low > 0 else "no difference beyond the noise"
             text.append(
                 f"found against {name}: {difference.value:+.4f} in log perplexity [{low:+.4f}, {high:+.4f}]: {says}"
             )

@@ -138,7 +138,7 @@ def _verdict(bench: Benchmark, measure: str, name: str, lower: bool) -> list[Fin
     pieces = [_said(what, names) for what, names in sorted(by_verdict.items(), key=lambda item: item[0] != "better")]
     worse = any(what.startswith("worse") for what in by_verdict)
     mark: Any = "good" if set(by_verdict) == {"better"} else "warn" if worse else "note"
-    return [Finding(mark, "; ".join([f"By {name}, the best of ours is {best} ({value})", *pieces]) + ".")]
+    return [Finding(mark, "; ".join([f"By {name}, the best of our strategies is {best} ({value})", *pieces]) + ".")]
 
 
 def _said(what: str, names: Sequence[str]) -> str:
@@ -230,7 +230,7 @@ def _differences(bench: Benchmark, measure: str, title: str, better: str) -> lis
         for ours, theirs, difference, _ in bench.compared(measure)
     ]
     label = f"paired difference, 95 % interval ({better})"
-    note = "If the interval contains 0, the two strategies cannot be told apart."
+    note = "If the interval contains 0, the difference may be noise."
     return [charts.intervals(title, rows, label, note, differences=True)] if rows else []
 
 

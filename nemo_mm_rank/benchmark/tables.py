@@ -280,7 +280,7 @@ def cost(bench: Comparison) -> list[Table]:
         )
     cold = bench.facts["config"]["cold"]
     note = (
-        f"First seed: {'no model is loaded' if cold else 'what others before it have seen is remembered'}; "
+        f"First seed: {'no model is loaded' if cold else 'models and embeddings of earlier strategies are reused'}; "
         "later ones find the embeddings, and fit and rank anew. "
         "ranked-quality, best-expert, ecodatum, and stratified by cluster read "
         "what ranked has embedded. Peak: resident memory of this process; like model items, only where there are no "
@@ -288,7 +288,7 @@ def cost(bench: Comparison) -> list[Table]:
     )
     if parts := bench.facts.get("interrupted"):
         interrupted = ", ".join(f"{name} ({times} x)" for name, times in parts.items())
-        note += f" Interrupted and taken up again, all parts added up: {interrupted}."
+        note += f" Interrupted and continued, all parts added: {interrupted}."
     return [_table("Cost", head, rows, note)]
 
 

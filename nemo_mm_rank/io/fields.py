@@ -50,7 +50,11 @@ class Fields:
         theirs = self.names[ours]
         if theirs in self.columns or not self.columns:
             return "nothing"
-        return f"no field {theirs!r}{nearest(theirs, self.columns)} (there are: {', '.join(list(self.columns)[:8])})"
+        there = ", ".join(list(self.columns)[:8])
+        how = f"name yours with --field {ours}=NAME" + (
+            " or the modality of all rows with --modality" * (ours == MODALITY)
+        )
+        return f"no field {theirs!r}{nearest(theirs, self.columns)} (the fields are: {there}; {how})"
 
     def extras(self) -> dict[str, Column]:
         """Return the columns that are none of ours, by the names that they are to be kept under."""

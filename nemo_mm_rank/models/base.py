@@ -172,7 +172,9 @@ def fulfil(name: str, model: object, protocol: Any) -> None:
     missing += [f"{method}()" for method in methods if not callable(getattr(model, method, None))]
     if missing:
         kind = protocol.__name__.lower()
-        raise ModelError(f"model {name!r} ({type(model).__name__}) is not a {kind}: it lacks {', '.join(missing)}")
+        raise ModelError(
+            f"model {name!r} ({type(model).__name__}) cannot be used as {kind}: it lacks {', '.join(missing)}"
+        )
 
 
 def support(model: Any, modality: str) -> None:

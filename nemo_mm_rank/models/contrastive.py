@@ -45,7 +45,7 @@ class TwoTowers(HubModel, ABC):
         self._pooling: str = getattr(self, "frame_pooling", getattr(self, "window_pooling", "mean"))
         if self._pooling not in POOLINGS:
             known = ", ".join(POOLINGS)
-            raise ModelError(f"pooling is one of {known}, not {self._pooling!r}{nearest(self._pooling, POOLINGS)}")
+            raise ModelError(f"pooling must be one of {known}, not {self._pooling!r}{nearest(self._pooling, POOLINGS)}")
         super().__post_init__()
         self._batch_rows = self._rows(*self._usual_rows)
         # On a CPU the model has the cores; one thread prepares what comes next in its pauses.
@@ -241,7 +241,7 @@ class ClapEncoder(_Contrastive):
     def __post_init__(self) -> None:
         """Load the model."""
         if self.max_windows < 1:
-            raise ModelError(f"max_windows is at least 1, not {self.max_windows}")
+            raise ModelError(f"max_windows must be at least 1, not {self.max_windows}")
         super().__post_init__()
         self._extractor = self._processor.feature_extractor
 

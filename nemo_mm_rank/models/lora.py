@@ -178,7 +178,7 @@ def adapted(model: Any, settings: AdapterSettings, seed: int) -> Any:
 
 
 class AdapterSettings(Settings):
-    """What every model that is fine-tuned by a LoRA adapter is told."""
+    """Settings of a model that is fine-tuned with a LoRA adapter."""
 
     revision: str | None = Field(
         None, description="Commit of the model on the hub, which is required for a model that comes from there."

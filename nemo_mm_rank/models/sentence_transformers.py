@@ -159,7 +159,9 @@ def _repool(model: Any, path: str, pooling: str) -> None:
         if isinstance(module, kind):
             if pooling not in kind.POOLING_MODES:
                 known = ", ".join(kind.POOLING_MODES)
-                raise ModelError(f"pooling is one of {known}, not {pooling!r}{nearest(pooling, kind.POOLING_MODES)}")
+                raise ModelError(
+                    f"pooling must be one of {known}, not {pooling!r}{nearest(pooling, kind.POOLING_MODES)}"
+                )
             model[place] = kind(module.embedding_dimension, pooling)
             return
     raise ModelError(f"{path}: this model has no tokens to pool")

@@ -108,7 +108,7 @@ def pick_dtype(dtype: str | None, device: str) -> torch.dtype:
     if dtype is None:
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     if dtype not in DTYPES:
-        raise ModelError(f"dtype is one of {', '.join(DTYPES)}, not {dtype!r}{nearest(dtype, DTYPES)}")
+        raise ModelError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}{nearest(dtype, DTYPES)}")
     return DTYPES[dtype]
 
 

@@ -175,7 +175,7 @@ def chances_of(condition: Condition, table: pa.Table) -> Floats:
 
 
 class ConditionStep(Step):
-    """Adds the chances by conditions of the user's own; null where a chance is not known.
+    """Adds the probabilities by the user's own conditions; null where a probability is not known.
 
     Args:
         specs: name -> class and arguments.

@@ -328,7 +328,7 @@ _WAYS: dict[str, _Way] = {
 
 def _unit(found: Candidates, shards: Shards) -> Unit:
     if FUSED not in shards.read(int(found.places[0, 0]), [FUSED]).column_names:
-        raise ConfigError(f"ranking.select: the shards lack {FUSED!r}, by which pairs are told apart")
+        raise ConfigError(f"ranking.select: the shards lack {FUSED!r}, by which pairs are distinguished")
     vectors = read_vectors(found.places, shards, FUSED)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors /= np.where(norms > 0, norms, 1)

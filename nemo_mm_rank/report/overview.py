@@ -110,6 +110,8 @@ def _of_cut(run: Run) -> list[Finding]:
     if not spread or not np.isfinite(distance).any():
         return []
     left_out = int(((distance < 0) & (distance >= -_CLOSE * spread)).sum())
+    if not left_out:
+        return [Finding("good", f"No pair lies within {_CLOSE:g} standard deviations below the cut.")]
     chosen = run.ranking.chosen.num_rows
     text = (
         f"{counted(left_out, 'pair')} left out {'lies' if left_out == 1 else 'lie'} within {_CLOSE:g} standard "
@@ -286,7 +288,7 @@ def _matching(run: Run) -> list[Table]:
     table = matching_table(run.manifest["matching"])
     note = (
         "Annotations of this pool were exchanged on purpose, and a judge learnt to tell a pair's own annotation from "
-        "an exchanged one. All figures are out of sample. Told apart: how often the own annotation scores above an "
+        "an exchanged one. All figures are out of sample. ROC AUC: how often the own annotation scores above an "
         "exchanged one; 0.5 is a guess, and below 0.7 the result does not count against a pair. Taken for wrong: the "
         "least share of the pool's pairs that look like exchanged ones."
     )

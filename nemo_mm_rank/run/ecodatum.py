@@ -51,7 +51,7 @@ SETUP, ENSEMBLE, LOSERS = "operators.json", "ensemble", "duplicates.parquet"
 
 
 class OperatorSetup(Settings):
-    """Operators, and what they need."""
+    """The quality operators and what they need."""
 
     operators: OperatorSettings = Field(description="The quality operators, together with those that read embeddings.")
     experts: tuple[ExpertSpec, ...] = Field(
@@ -124,7 +124,7 @@ class LabelledSearch(SearchSettings):
 
 
 class EcoDatumSettings(Settings):
-    """What EcoDatum's ensemble is made of."""
+    """The parts of EcoDatum's ensemble."""
 
     operators: OperatorSettings = Field(default_factory=OperatorSettings)
     duplicates: Annotated[DuplicateSettings | Literal["off"], OFF] = Field(default_factory=DuplicateSettings)
@@ -134,7 +134,7 @@ class EcoDatumSettings(Settings):
 
 
 class EcoDatumConfig(EcoDatumSettings, StrategyConfig):
-    """A whole job. Either ``pools`` or ``run`` has to be given.
+    """A whole EcoDatum job. Either ``pools`` or ``run`` has to be given.
 
     With ``run``, what that run has embedded is used: its experts' embeddings, and the agreement out of sample, of the
     annotation and of its sentence that fits least.

@@ -134,7 +134,9 @@ class RunFolder:
             UserError: this is not a run's folder, or its configuration is damaged.
         """
         if not self.config.exists():
-            raise UserError(f"{self.path} is not a run: it has no {self.config.name}")
+            raise UserError(
+                f"{self.path} is not a run: it has no {self.config.name}; name the folder that curate wrote"
+            )
         if not is_sound(self.config):
             raise DamagedError(self.config)
         return parse(Config, read_yaml(self.config))

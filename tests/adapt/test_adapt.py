@@ -132,6 +132,7 @@ def small(base: Path, adapter: Path | None = None) -> concepts.SmallUnite:
     return concepts.SmallUnite(str(base), adapter=None if adapter is None else str(adapter))
 
 
+@pytest.mark.slow
 def test_sixteen_concepts_are_learnt(adapted: Adapted, base: Path) -> None:
     assert recall(small(base))["average"] < 0.3
     assert recall(small(base, adapted.adapter)) == {

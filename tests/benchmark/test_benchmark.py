@@ -203,7 +203,7 @@ def test_mistakes_are_said_before_any_work(tmp_path: Path) -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"demo": None}, "give either pools or demo"),
         ({"pools": "x.jsonl"}, "give either pools or demo"),
-        ({"seeds": [1, 1]}, "seeds: one is there twice"),
+        ({"seeds": [1, 1]}, "seeds: each may be named only once"),
         ({"budget": {"threshold": 0.5}}, "scores of different strategies cannot be compared"),
         ({"relevant": {"column": "on_topic"}}, "give either values or a pattern"),
         ({"relevant": {"column": "annotation", "pattern": "(dog"}}, "pattern: "),

@@ -90,7 +90,7 @@ def test_what_interrupted_starts_have_cost_counts(tmp_path: Path) -> None:
 def test_interrupted_starts_are_told() -> None:
     facts = {"config": {"cold": True, "strategies": [], "seeds": [0]}, "interrupted": {"ranked-0": 2}}
     [shown] = cost(Comparison(Results(SCHEMA.empty_table(), [0]), facts))
-    assert str(shown.note).endswith(" Interrupted and taken up again, all parts added up: ranked-0 (2 x).")
+    assert str(shown.note).endswith(" Interrupted and continued, all parts added: ranked-0 (2 x).")
 
 
 def test_blends_are_found_by_what_they_are_made_from(tmp_path: Path) -> None:

@@ -38,9 +38,9 @@ from nemo_mm_rank.curator import (
     InterleavedScoreFilterStage,
     MultimodalRankStage,
     PoolReader,
+    audio,
     images,
     pairs,
-    sounds,
 )
 from nemo_mm_rank.curator import interleaved as interleaved_documents
 from nemo_mm_rank.curator.clips import clip_caption
@@ -443,7 +443,7 @@ def test_the_folder_that_clip_writer_leaves_is_a_pool(pool: Path, tmp_path: Path
     assert "the folder contains no clips" in batch.data[ERROR][0].as_py()
 
 
-@pytest.mark.parametrize("module", [batches, images, sounds, interleaved_documents, pairs])
+@pytest.mark.parametrize("module", [batches, images, audio, interleaved_documents, pairs])
 def test_examples(module: ModuleType) -> None:
     done = doctest.testmod(module)
     assert done.attempted

@@ -73,7 +73,7 @@ def test_the_objective_is_embedded_once_and_does_not_travel(finished: FinishedRu
     assert not objective.keep_document(float("nan"))
     with pytest.raises(ConfigError, match=f"the queries by 'text' have {len(vector)} dimensions, the embeddings 3"):
         objective.score_document([1.0, 0.0, 0.0])
-    with pytest.raises(ConfigError, match="anchor: no model 'txet'; did you mean 'text'"):
+    with pytest.raises(ConfigError, match="anchor: there is no model 'txet'; did you mean 'text'"):
         ObjectiveFilter("a dog", 0, anchor="txet")
     with pytest.raises(ConfigError, match="combine"):
         ObjectiveFilter("a dog", 0, combine="sum")

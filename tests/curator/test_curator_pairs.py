@@ -150,7 +150,7 @@ def test_nothing_in_nothing_out_and_two_of_one_name() -> None:
         assert (table.num_rows, {*CANONICAL, MEDIA_ROOT, ERROR} <= {*table.column_names}) == (0, True)
     with pytest.raises(PoolError, match="batch: two columns have the same name"):
         as_pairs(pa.table([[1], [2]], names=["a", "a"]))
-    with pytest.raises(PoolError, match="'annotation' is there, but 'annotation' is mapped to 'caption'; drop one"):
+    with pytest.raises(PoolError, match="'annotation' exists, but 'annotation' is mapped to 'caption'; drop one"):
         as_pairs({"annotation": ["x"], "caption": ["y"]}, fields={"annotation": "caption"})
 
 
@@ -216,7 +216,7 @@ def test_wrong_tasks_name_the_bridge() -> None:
         ExpertEmbeddingStage().process(AudioTask(data={}))
     with pytest.raises(MissingColumnError, match="it has 'text'; PairColumnsStage makes pairs of any columns"):
         ExpertEmbeddingStage().process(DocumentBatch(dataset_name="x", data=pa.table({"text": ["a"]})))
-    with pytest.raises(ConfigError, match="field map: no field 'captoin'"):
+    with pytest.raises(ConfigError, match="field map: there is no field 'captoin'"):
         PairColumnsStage(fields={"captoin": "x"})
 
 

@@ -98,9 +98,9 @@ def test_files_kinds_names_and_field_maps(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_can_be_mended_is_said(tmp_path: Path, through: Any) -> None:
-    with pytest.raises(ConfigError, match=r"field map: no field 'captoin'"):
+    with pytest.raises(ConfigError, match=r"field map: there is no field 'captoin'"):
         PoolReader(pools={"path": "x", "fields": {"captoin": "c"}})
-    with pytest.raises(ConfigError, match="pool: rows_per_batch is at least 1, not 0"):
+    with pytest.raises(ConfigError, match="pool: rows_per_batch must be at least 1, not 0"):
         PoolReader(pools=tmp_path, rows_per_batch=0)
     with pytest.raises(PoolError, match="no such file or folder"):
         through([PoolReader(pools=tmp_path / "nothing.jsonl")])

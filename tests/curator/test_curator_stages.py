@@ -260,7 +260,7 @@ def test_a_model_that_is_missing(tmp_path: Path, batch: DocumentBatch) -> None:
     expert = [{"name": "words", "kind": "text-based", "encoder": "text"}]
     stage = ExpertEmbeddingStage(models=models, experts=expert)
     for do in (stage.setup_on_node, stage.setup):
-        with pytest.raises(ModelError, match="nothing: no such folder"):
+        with pytest.raises(ModelError, match="nothing: there is no such folder"):
             do()
     with pytest.raises(ConfigError, match="no model 'txet'; did you mean 'text'"):
         ExpertEmbeddingStage(models=models, experts=[{"name": "words", "kind": "text-based", "encoder": "txet"}])

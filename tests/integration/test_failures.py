@@ -75,7 +75,7 @@ def test_nothing_is_left(pointers: Path, tmp_path: Path, command: list[object]) 
             "'0.jpg': cannot be decoded as image: it is a Git LFS pointer"
         )
         assert "; 1 x pool: BadRow: row: expected " in line
-        assert f"({tmp_path}/run/quarantine.parquet has all)" in line
+        assert f"({tmp_path}/run/quarantine.parquet has all of them)" in line
     assert counted(tmp_path / "run") == {("experts", "MediaError"): 6, ("pool", "BadRow"): 1}
     assert not (tmp_path / "run" / "blend.parquet").exists()
 
@@ -259,6 +259,6 @@ def test_ranking_over_a_shard_that_is_gone(tmp_path: Path) -> None:
     for command in (["rank", "-q", "sky"], ["report"], ["explain", "t1"]):
         done = say(command[0], tmp_path / "run", *command[1:])
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-        assert f"{part.relative_to(tmp_path / 'run')} is gone" in done.stderr
+        assert f"{part.relative_to(tmp_path / 'run')} is missing" in done.stderr
     assert say("curate", pool, "-q", "sea", "-o", tmp_path / "run", "--shards", 3).returncode == 0
     assert part.exists()

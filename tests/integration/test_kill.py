@@ -154,7 +154,7 @@ def test_one_run_at_a_time_in_a_folder(folder: Path, tmp_path: Path) -> None:
             time.sleep(0.02)
         second = say(*curate_here, cwd=tmp_path)
         assert second.returncode == 2
-        assert second.stderr == f"error: {tmp_path}/run: another run is at work in this folder\n"
+        assert second.stderr == f"error: {tmp_path}/run: another run is using this folder\n"
         go.touch()
         first.communicate(timeout=120)
         assert first.returncode == 0

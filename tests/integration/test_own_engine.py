@@ -53,7 +53,7 @@ def test_what_comes_out_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"engine": object()}, "object is no engine: it lacks backend, device, map"),
+        ({"engine": object()}, "object cannot be used as engine: it lacks backend, device, map"),
         ({"engine": Backwards(), "client": object()}, "give either a client or an engine"),
     ],
 )

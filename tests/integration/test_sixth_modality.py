@@ -218,7 +218,10 @@ def pool_of(run: Result) -> Path:
             {"other": "point_clouds:Spread"},
             "modality 'other': point_clouds:Spread is not a modality: it must derive from ",
         ),
-        ({"other": "point_clouds:NoDecoder"}, "modality 'other': point_clouds:NoDecoder is none: it has to derive "),
+        (
+            {"other": "point_clouds:NoDecoder"},
+            "modality 'other': point_clouds:NoDecoder is not a modality: it must derive ",
+        ),
         ({"other": "point_clouds:PointClout"}, "module 'point_clouds' has no class 'PointClout'; did you mean 'Point"),
         ({"other": "no_such_module:X"}, "modality 'no_such_module:X': cannot import 'no_such_module' (No module "),
     ],

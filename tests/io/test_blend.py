@@ -81,5 +81,5 @@ def test_parquet_opens_in_pandas(tmp_path: Path) -> None:
 
 
 def test_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"blend\.csv: a blend is written as \.parquet or \.jsonl"):
+    with pytest.raises(UserError, match=r"blend\.csv: a blend can be written as \.parquet or \.jsonl"):
         write_blend(TABLE, tmp_path / "blend.csv")

@@ -171,7 +171,7 @@ def test_keys_that_are_values_are_gathered(tmp_path: Path) -> None:
 
 
 def test_what_is_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(PoolError, match=r"pool\.tsv: a manifest is \.jsonl, .*\.parquet or \.tar"):
+    with pytest.raises(PoolError, match=r"pool\.tsv: a manifest must be \.jsonl, .*\.parquet or \.tar"):
         read(tmp_path / "pool.tsv")
     with pytest.raises(PoolError, match=r"none\.jsonl: no such file"):
         read(tmp_path / "none.jsonl")

@@ -107,7 +107,7 @@ MODALITIES = "one of text, code, image, audio, video"
         ),
         (
             {"modality": "image", "data": "."},
-            "pair 'x': data: expected a media file below the pool's root, found '.', which is no file",
+            "pair 'x': data: expected a media file below the pool's root, found '.', which is not a file",
         ),
         (
             {"modality": "video", "data": "../outside.jpg"},
@@ -127,7 +127,7 @@ MODALITIES = "one of text, code, image, audio, video"
         ),
         (
             {"modality": "image", "data": "a\0b"},
-            "pair 'x': data: expected a media file below the pool's root, found 'a\\x00b', which is no file name",
+            "pair 'x': data: expected a media file below the pool's root, found 'a\\x00b', which is not a file name",
         ),
     ],
 )
@@ -148,7 +148,10 @@ def test_what_a_bad_row_says(tmp_path: Path, changes: dict[str, Any], message: s
 def test_a_column_that_no_row_has_names_those_there_are(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "pool.jsonl", [{"modality": "text", "data": "d", "anotation": "n"}])
     [row] = read(file)[1]
-    assert row.found == "no field 'annotation'; did you mean 'anotation'? (there are: modality, data, anotation)"
+    assert row.found == (
+        "no field 'annotation'; did you mean 'anotation'? (the fields are: modality, data, anotation; "
+        "name yours with --field annotation=NAME)"
+    )
 
 
 def test_a_bad_row_carries_what_is_known_of_the_pair(tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_a_field_map_and_a_fixed_modality(tmp_path: Path) -> None:
 
 def test_a_mapped_field_beside_one_with_our_name_is_refused(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "pool.jsonl", [{**GOOD, "caption": "c"}])
-    with pytest.raises(PoolError, match="column 'annotation' is there, but 'annotation' is mapped to 'caption'"):
+    with pytest.raises(PoolError, match="column 'annotation' exists, but 'annotation' is mapped to 'caption'"):
         read(PoolSource(path=str(file), fields={"annotation": "caption"}))
 
 

@@ -432,7 +432,7 @@ def test_folders_globs_and_roots(tmp_path: Path) -> None:
     row = only(tmp_path / "d" / "a.tar", root=str(tmp_path))
     assert row["media_root"] == str(tmp_path)
     assert row["data"] == "d/a.tar@0!first.png"
-    with pytest.raises(PoolError, match=r"a\.tar: lies outside the root .*/other"):
+    with pytest.raises(PoolError, match=r"a\.tar: the archive lies outside the root .*/other"):
         read(tmp_path / "d" / "a.tar", root=str(tmp_path / "other"))
     (tmp_path / "d" / "about.jsonl").write_text("{}")
     with pytest.raises(PoolError, match=r"\.tar files and other manifests: say which to read, e\.g\. '.*/d/\*\.tar'"):

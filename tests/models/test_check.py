@@ -79,7 +79,7 @@ class Halfway:
 def test_a_model_that_is_not_what_it_should_be() -> None:
     models = {"own": spec(**{"class": "tests.models.test_check:Halfway"})}
     assert list(check(models, "cpu", MediaSettings())) == [
-        Refused("own", "model 'own' (Halfway) is no encoder: it lacks name, revision, dim")
+        Refused("own", "model 'own' (Halfway) cannot be used as encoder: it lacks name, revision, dim")
     ]
 
 

@@ -245,7 +245,7 @@ def test_a_model_of_another_kind_is_refused(folders: dict[str, Path], tmp_path: 
         loader.load("m", "clap", {"path": str(folders["clip"])})
     with pytest.raises(ModelError, match=r"open_clip_config.json"):
         loader.load("m", "open-clip", {"path": str(folders["clip"])})
-    with pytest.raises(ModelError, match="max_windows is at least 1, not 0"):
+    with pytest.raises(ModelError, match="max_windows must be at least 1, not 0"):
         loader.load("m", "clap", {"path": str(folders["clap"]), "max_windows": 0})
 
 

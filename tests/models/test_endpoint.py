@@ -185,7 +185,7 @@ FAILS = {
     "429 for long": (
         Reply(429, {}, {"Retry-After": "3600"}),
         1,
-        "HTTP 429; asked to wait 3600 s, more than longest_wait",
+        "HTTP 429; asked to wait 3600 s, which is more than longest_wait",
     ),
     "500": (Reply(500, b"oops\nand more"), 3, "HTTP 500: oops and more (after 3 attempts)"),
     "400": (Reply(400, {"error": {"message": "image too large"}}), 1, "HTTP 400: image too large"),

@@ -77,11 +77,13 @@ def test_what_a_class_itself_raises_is_one_model_error() -> None:
 
 
 def test_what_a_model_lacks_is_named() -> None:
-    with pytest.raises(ModelError, match=r"'m' \(NotQuite\) is no encoder: it lacks revision, modalities, encode\(\)"):
+    with pytest.raises(
+        ModelError, match=r"'m' \(NotQuite\) cannot be used as encoder: it lacks revision, modalities, encode\(\)"
+    ):
         loader.as_encoder("m", NotQuite())
-    with pytest.raises(ModelError, match=r"no describer: it lacks describe\(\)$"):
+    with pytest.raises(ModelError, match=r"cannot be used as describer: it lacks describe\(\)$"):
         loader.as_describer("m", LetterCounts())
-    with pytest.raises(ModelError, match=r"no grounder: it lacks ground\(\)$"):
+    with pytest.raises(ModelError, match=r"cannot be used as grounder: it lacks ground\(\)$"):
         loader.as_grounder("m", LetterCounts())
     with pytest.raises(ModelError, match="letters takes code, text, not image"):
         support(LetterCounts(), "image")

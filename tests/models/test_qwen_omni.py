@@ -206,7 +206,7 @@ def test_it_is_an_encoder_of_all_modalities(folder: Path) -> None:
         assert encoder.dim == 32
     with pytest.raises(ModelError, match="takes audio, image, text, video, not code"):
         encoder.encode(["x = 1"], "code")
-    with pytest.raises(ModelError, match="pooling is one of last, mean, not 'men'; did you mean 'mean'"):
+    with pytest.raises(ModelError, match="pooling must be one of last, mean, not 'men'; did you mean 'mean'"):
         load(folder, pooling="men")
 
 

@@ -21,6 +21,7 @@ from nemo_mm_rank.media.segment import Image, Item, Video
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Grounded
 
+pytestmark = pytest.mark.slow
 no_pool = pytest.mark.skipif(real_pool.missing() is not None, reason=str(real_pool.missing()))
 no_speech = pytest.mark.skipif(
     real_models.missing(speech=True) is not None, reason=str(real_models.missing(speech=True))

@@ -145,7 +145,7 @@ def test_positions_of_the_library_on_request(folder: Path, embedded: torch.Tenso
     alike = (found * embedded).sum(dim=1)
     torch.testing.assert_close(alike[: len(TEXTS)], torch.ones(len(TEXTS)), atol=1e-5, rtol=0)
     assert float(alike[len(TEXTS) :].max()) < 0.999
-    with pytest.raises(ModelError, match="positions is one of 1d, mrope, not 'rope'; did you mean 'mrope'"):
+    with pytest.raises(ModelError, match="positions must be one of 1d, mrope, not 'rope'; did you mean 'mrope'"):
         load(folder, positions="rope")
 
 

@@ -182,7 +182,7 @@ def test_silence_is_an_error_not_an_empty_text(folders: dict[str, Path], tmp_pat
     result = describer(folder).describe(ITEMS["image"][:1], "image")
     assert result.texts == [None]
     assert isinstance(result.errors[0], EmbeddingError)
-    assert str(result.errors[0]) == "captions says nothing of it"
+    assert str(result.errors[0]) == "captions has no answer for it"
 
 
 def test_what_is_asked_and_how_large_pictures_are_counts(

@@ -86,7 +86,7 @@ def test_not_chosen_says_how_far_below_the_cut() -> None:
 
 def test_quotas_make_their_own_cuts() -> None:
     images: dict[str, Any] = {"quota_by": "modality", "quotas": {"image": 1.0}}
-    assert "score +1.414; the quotas leave no room for others" in told("coco-4", **images)
+    assert "score +1.414; the quotas leave no place for others" in told("coco-4", **images)
     assert "1.414 below the last one chosen from image (+0.000, 'coco-2')" in told("coco-0", budget=1, **images)
     assert "place 2 of 2 in the blend" in told("coco-1", **images)
     assert "rank 4 of 5: fused -0.7; quota image 2/2" in told("coco-1", **images)
@@ -95,7 +95,7 @@ def test_quotas_make_their_own_cuts() -> None:
 def test_a_near_duplicate_names_the_one_that_stayed() -> None:
     text = told("coco-3", collapse_duplicates=True)
     assert "not chosen" in text
-    assert "near-equal to 'coco-4', which is in the blend" in text
+    assert "nearly equal to 'coco-4', which is in the blend" in text
 
 
 def test_quarantined() -> None:
@@ -108,9 +108,9 @@ def test_a_row_that_never_became_a_pair() -> None:
 
 
 def test_an_unknown_pair_names_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"no pair 'coco-44' in this run; did you mean 'coco-4'\?"):
+    with pytest.raises(UserError, match=r"this run has no pair 'coco-44'; did you mean 'coco-4'\?"):
         told("coco-44")
     with pytest.raises(UserError, match=r"did you mean 'coco-4'\?"):
         told("oco-4")
-    with pytest.raises(UserError, match=r"no pair 'zzz' in this run$"):
+    with pytest.raises(UserError, match=r"this run has no pair 'zzz'$"):
         told("zzz")

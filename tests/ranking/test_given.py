@@ -61,12 +61,12 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ({"weights": {"qualty": 1.0}, "scores": {"quality": "q.parquet"}}, "no score 'qualty'; did you mean 'quality'"),
         ({"conditions": {"quality": 1.0}}, "no condition 'quality'"),
         ({"scores": {"fused": "q.parquet"}}, "'fused' is taken"),
-        ({"scores": {"a__b": "q.parquet"}}, "'a__b' is taken or no name"),
+        ({"scores": {"a__b": "q.parquet"}}, "'a__b' cannot be used as a name"),
         ({"scores": {"q": {"path": "q.parquet", "colum": "x"}}}, "did you mean 'column'"),
         ({"conditions": {"match": -1}}, "conditions.match"),
         ({"conditions": {"agreement": 1}}, "no condition 'agreement'"),
         ({"weights": {"match": 1}}, "no score 'match'"),
-        ({"broad": {"weights": {"fusd": 1}}}, "ranking.broad.weights: no score 'fusd'; did you mean 'fused'"),
+        ({"broad": {"weights": {"fusd": 1}}}, "ranking.broad.weights: there is no score 'fusd'; did you mean 'fused'"),
         ({"broad": {"skewness": [1.0, 1.0]}}, "skewness: the first value must be below the second"),
         ({"feedback": 5}, "feedback: unknown key"),
     ],
@@ -162,6 +162,6 @@ def test_a_condition_is_a_chance(run: Path, tmp_path: Path) -> None:
     assert after.loc[worst[0], "chance_quality"] == 0.1
     assert "quality      10 % likely x weight" in explain(run, worst[0])
     bad = write(tmp_path / "bad.parquet", dict.fromkeys(before["pair_id"], 1.5))
-    with pytest.raises(ConfigError, match="'quality' has values out of"):
+    with pytest.raises(ConfigError, match="'quality' has values outside of"):
         rank(run, "red", ranking={**strict, "scores": {"quality": bad}})
     assert RunFolder(run).blend.exists()

@@ -14,6 +14,8 @@ from nemo_mm_rank import curate, rank
 from nemo_mm_rank.measures import average_precision
 from nemo_mm_rank.run.curation import Result
 
+pytestmark = pytest.mark.slow
+
 MONEY = "a problem about money, prices and cost"
 
 

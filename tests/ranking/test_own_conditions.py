@@ -197,7 +197,7 @@ class Even:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ({"class": "long_of_mine:Long", "characters": 8, "times": 2}, "'long' has values out of"),
+        ({"class": "long_of_mine:Long", "characters": 8, "times": 2}, "'long' has values outside of"),
         (
             {"class": "long_of_mine:Wide", "characters": 8},
             r"'long' has probabilities of shape \(\d+, 1\) for \d+ pairs",
@@ -205,7 +205,7 @@ class Even:
         ({"class": "long_of_mine:Broken", "characters": 8}, "condition 'long' failed with ZeroDivisionError"),
         ({"class": "long_of_mine:Else", "characters": 8}, "condition 'long' calls itself 'else'"),
         ({"class": "long_of_mine:Lacking", "characters": 8}, "conditions: the shards lack 'sharpness'"),
-        ({"class": "long_of_mine:NoChances"}, r"is no condition: it lacks least, chances\(\)"),
+        ({"class": "long_of_mine:NoChances"}, r"cannot be used as condition: it lacks least, chances\(\)"),
         ({"class": "long_of_mine:Long"}, "needs 'characters'"),
         ({"class": "long_of_mine:Long", "character": 8}, "takes no 'character'; did you mean 'characters'"),
         ({"class": "long_of_mine:Short"}, "has no class 'Short'"),
@@ -220,7 +220,7 @@ def test_what_is_wrong_is_said(run: Result, library: Path, spec: dict[str, Any],
     ("ranking", "said"),
     [
         ({"conditions": {"match": SPEC}}, "ranking.conditions: 'match' is taken"),
-        ({"conditions": {"a__b": SPEC}}, "ranking.conditions: 'a__b' is taken or no name"),
+        ({"conditions": {"a__b": SPEC}}, "ranking.conditions: 'a__b' cannot be used as a name"),
         ({"conditions": {"words": SPEC}}, "ranking.conditions: 'words' is taken"),
         ({"conditions": {"long": SPEC}, "scores": {"long": "x.parquet"}}, "ranking.conditions: 'long' is taken"),
         ({"conditions": {"long": {**SPEC, "strength": -1}}}, "conditions.long.*strength"),

@@ -313,8 +313,8 @@ def test_a_pool_quarantined_to_the_last_pair_is_only_short() -> None:
 def test_settings_that_do_not_fit_the_pool() -> None:
     shards = Tables([make_pool(50, 0)])
     for options, message in (
-        ({"weights": {"fuse": 1.0}}, "nothing scores 'fuse' here; did you mean 'fused'"),
-        ({"weights": {"match": 1.0}}, "nothing scores 'match'"),
+        ({"weights": {"fuse": 1.0}}, "this run has no score 'fuse'; did you mean 'fused'"),
+        ({"weights": {"match": 1.0}}, "this run has no score 'match'"),
         ({"weights": {"fused": 0.0}}, "has a weight"),
         ({"quota_by": "pool", "quotas": {"c": 0.5}}, "no pool 'c'"),
     ):

@@ -148,7 +148,7 @@ def test_the_radius_keeps_pairs_apart() -> None:
     ("select", "kind", "message"),
     [
         ({"how": "clusters", "clusters": 500, "over": 2}, UserError, "500 clusters of 120 candidates"),
-        ({"how": "balanced", "entries": "ENTRIES"}, UserError, "none of the 2 entries of .* is in an annotation"),
+        ({"how": "balanced", "entries": "ENTRIES"}, UserError, "none of the 2 entries of .* occurs in an annotation"),
         ({"how": "balanced", "entries": "none.txt"}, ConfigError, "none.txt cannot be read"),
         ({"how": "balanced", "entries": "EMPTY"}, ConfigError, "contains no entry"),
     ],
@@ -182,7 +182,7 @@ def test_a_run_says_why(run: Path, how: str) -> None:
     passed = ranking.passed.to_pylist()
     assert len(passed) + len(result.blend) == ranking.summary["select"]["candidates"] == 36
     assert f"of 36 candidates, chosen by {how}: {passed[0]['why']}" in explain(run, passed[0]["pair_id"])
-    assert result.blend["reason"].str.contains(r"; (?:cluster \d+: |entry '|no nearer than|none of)").all()
+    assert result.blend["reason"].str.contains(r"; (?:cluster \d+: |entry '|no more similar than|none of)").all()
     known = {*result.blend["pair_id"], *(one["pair_id"] for one in passed)}
     other = next(f"p{number:03d}" for number in range(120) if f"p{number:03d}" not in known)
     assert f"not one of 36 candidates, chosen by {how}" in explain(run, other)

@@ -30,11 +30,12 @@ def data_of(html: str) -> dict[str, Any]:
 
 
 class Elements(HTMLParser):
-    """Every element of a page, with its attributes; and the tables' cells."""
+    """Every element of a page, with its attributes; its text; and the tables' cells."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
         self.tables: dict[str, list[list[str]]] = {}
         self._text: list[str] | None = None
         self._rows: list[list[str]] = []
@@ -50,6 +51,7 @@ class Elements(HTMLParser):
             self._rows.append([])
 
     def handle_data(self, data: str) -> None:
+        self.text += data
         if self._text is not None:
             self._text.append(data)
 

@@ -69,7 +69,7 @@ def test_verdicts_are_what_the_statistics_say(folder: Path) -> None:
     found = {name: paired_difference(values["ranked"], values[name]) for name in ("random", "stratified")}
     adjusted = holm([one.p for one in found.values()])
     text = next(one.text for one in findings(Benchmark.open(folder)) if one.text.startswith("By precision"))
-    assert "the best of ours is ranked" in text
+    assert "the best of our strategies is ranked" in text
     for (name, one), p in zip(found.items(), adjusted, strict=True):
         said = "better than" if one.value > 0 else "worse than"
         piece = next(piece for piece in text.removesuffix(".").split("; ")[1:] if name in piece)

@@ -143,13 +143,13 @@ def test_a_grounder_is_part_of_the_step(tmp_path: Path) -> None:
 def test_what_cannot_ground_is_refused(tmp_path: Path) -> None:
     base = {"pools": "p.jsonl", "queries": "q"}
     models = {**CLASSICAL_MODELS, "boxes": {"class": "x:Y"}}
-    with pytest.raises(ConfigError, match=r"sns.grounders: no model 'boxs'; did you mean 'boxes'"):
+    with pytest.raises(ConfigError, match=r"sns.grounders: there is no model 'boxs'; did you mean 'boxes'"):
         parse(Config, {**base, "models": models, "sns": {"grounders": {"image": "boxs"}}})
     with pytest.raises(ConfigError, match="'text' is divided into its sentences"):
         parse(Config, {**base, "sns": {"grounders": {"text": "text"}}})
     with pytest.raises(ModelError, match="loud takes audio, not image"):
         step({"image": "loud"}).setup()
-    with pytest.raises(ModelError, match="is no grounder: it lacks"):
+    with pytest.raises(ModelError, match="cannot be used as grounder: it lacks"):
         step({"image": "sense"}).setup()
 
 

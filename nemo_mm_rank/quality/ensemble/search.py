@@ -177,7 +177,7 @@ class MetricWeights(Settings):
 
 
 class SearchSettings(Settings):
-    """What is tried."""
+    """The thresholds that are tried."""
 
     weights: MetricWeights = MetricWeights()
     tops: tuple[Percent, ...] = Field(

@@ -120,7 +120,7 @@ class EnsembleSettings(Settings):
     alike: Annotated[float, Field(gt=0.5, le=1)] = Field(
         ALIKE,
         description="Leave out a function that casts the same vote on at least this share of the pairs, because "
-        "it tells nothing.",
+        "it says nothing.",
     )
     inverted: Literal["leave out", "keep"] = Field(
         "leave out",

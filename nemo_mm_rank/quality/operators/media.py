@@ -63,7 +63,7 @@ class Operator(Protocol):
 
 
 class PairScorer(Protocol):
-    """An operator of the user's own: looks at decoded data beside its annotation, and says one number of each pair.
+    """An operator of your own: it reads decoded data beside the annotation and gives one number for each pair.
 
     A configuration names a class by its import path, with arguments beside it:
     ``operators.own: {bright: {class: "my_module:Bright", side: 32}}`` adds a column ``quality__bright``. Where the

@@ -68,7 +68,7 @@ class AgreementSettings(Settings):
 
 
 class GroundingSettings(Settings):
-    """What a grounder finds of the annotation: <name>_count, <name>_mean, <name>_best and <name>_coverage."""
+    """How much of the annotation a grounder finds in the data: <name>_count, _mean, _best and _coverage."""
 
     model: str = Field(
         description="Name of the grounder in the configuration. Its own threshold decides what counts as a box."
@@ -78,7 +78,7 @@ class GroundingSettings(Settings):
 
 
 class ExpertSettings(Settings):
-    """How well data and annotation fit, by embeddings that are there already (`experts.ExpertStep`)."""
+    """How well data and annotation fit, by existing embeddings (`experts.ExpertStep`)."""
 
     expert: str = Field(
         description="An expert that embeds its data in the space of its texts, which a fusion expert does not."
@@ -97,7 +97,7 @@ class BatchSettings(Settings):
 
 
 class OthersSettings(ExpertSettings, BatchSettings):
-    """negCLIPLoss: agreement against what other pairs get, by embeddings that are there already."""
+    """negCLIPLoss: the agreement of a pair compared with that of other pairs, by existing embeddings."""
 
     reference: str | None = Field(
         None, description="A safetensors file with the batches. Default: they are drawn from the pool of the job."
@@ -121,7 +121,7 @@ class ImageBasedSettings(Settings):
 
 
 class DataCompSettings(Settings):
-    """DataComp's baselines, each as ``datacomp_<name>``: 1 kept, 0 dropped. They speak of pictures only."""
+    """DataComp's baselines, each as ``datacomp_<name>``: 1 kept, 0 dropped. They apply to images only."""
 
     basic: bool = Field(
         False,

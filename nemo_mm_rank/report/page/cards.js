@@ -144,7 +144,7 @@ function openPair(index) {
   const more = data.details[index]
     ? facts(index, detail)
     : el("p", { class: "missing" }, "This page has the contents of the first pairs of every view only; "
-        + "nemo-mm-rank explain RUN PAIR_ID tells more of this one.");
+        + "nemo-mm-rank explain RUN PAIR_ID says more about this pair.");
   dialog.replaceChildren(el("div", { class: "sheet" },
     el("header", {}, el("h3", { id: "pair-title", dir: "auto" }, data.id[index] || "(no id)"),
       el("button", { type: "button", class: "close", "aria-label": "Close", onclick: () => dialog.close() }, "\u00d7")),

@@ -114,7 +114,7 @@ def test_only_what_trimming_kept_is_put_in_words_and_parts_line_by_line(pool: Sh
     assert half == f"{cut}\n{seen}"
     failed = to_table(WordsStep({}, config().media)(from_table(made)))["error"].to_pylist()
     assert failed[0] is None
-    assert all("nobody puts image in words" in str(error) for error in failed[1:])
+    assert all("no describer takes image" in str(error) for error in failed[1:])
 
 
 def test_a_describer_that_ranks_is_refused(pool: ShardStore, folder: Path, tmp_path: Path) -> None:
@@ -202,9 +202,9 @@ def test_what_cannot_be_put_in_words_is_left_out_of_the_blend_and_refused_for_ju
 ) -> None:
     blend, validation = split(words)
     corrupt = words.rows("pool", ["bad-corrupt"])
-    with pytest.raises(UserError, match=r"no pair of the blend can be put in words: .*corrupt\.jpg"):
+    with pytest.raises(UserError, match=r"no pair of the blend can be described in words: .*corrupt\.jpg"):
         train(words, words.annotations, corrupt, validation, settings(folder), 0)
-    with pytest.raises(UserError, match=r"validation pair 'bad-corrupt' cannot be put in words: .*corrupt\.jpg"):
+    with pytest.raises(UserError, match=r"validation pair 'bad-corrupt' cannot be described in words: .*corrupt\.jpg"):
         train(words, words.annotations, [row for row in blend if row not in corrupt], corrupt, settings(folder), 0)
 
 

@@ -305,7 +305,7 @@ def test_columns_that_decide_between_duplicates_in_their_order() -> None:
 
 def test_a_model_that_is_not_there_is_named() -> None:
     settings = parse(OperatorSettings, {"agreement": {"clip": {"model": "colour"}}})
-    with pytest.raises(ConfigError, match="operators: 'clip': no model 'colour'; did you mean 'colours'"):
+    with pytest.raises(ConfigError, match="operators: 'clip': there is no model 'colour'; did you mean 'colours'"):
         steps(settings, MODELS)
     with pytest.raises(ConfigError, match="images"):
         parse(OperatorSettings, {"images": ["blury"]})
@@ -372,7 +372,7 @@ def test_an_operator_of_one_s_own(rows: pd.DataFrame) -> None:
         ({**RED, "shape": 2}, r"operator 'red' returned scores of shape \(\d, 1\) for \d items"),
         ({**RED, "tims": 2}, "takes no 'tims'; did you mean 'times'"),
         ({**RED, "times": "much"}, "operator 'red' failed with TypeError: can't multiply sequence"),
-        ({"class": f"{HERE}:Lengths"}, "is no pairscorer: it lacks modalities"),
+        ({"class": f"{HERE}:Lengths"}, "cannot be used as pairscorer: it lacks modalities"),
         ({"class": f"{HERE}:Blueness"}, "has no class 'Blueness'"),
     ],
 )

@@ -71,5 +71,5 @@ def test_it_travels_and_is_known_by_its_model() -> None:
     other = pickle.loads(pickle.dumps(used))
     assert other.identity() == used.identity()
     assert set(used.identity()["models"]) == {"text"}
-    with pytest.raises(ConfigError, match="'weakest_words': no model 'text'"):
+    with pytest.raises(ConfigError, match="'weakest_words': there is no model 'text'"):
         steps(SETTINGS, {})
