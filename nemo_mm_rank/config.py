@@ -146,7 +146,7 @@ FIELDS = (*CANONICAL, DATA_BYTES, "data_path", "annotation_path")
 
 # fmt: off
 PoolFormat = Literal["rows", "llava", "sharegpt", "alpaca", "swift", "messages",
-                     "nemo-manifest", "coco", "img2dataset", "captions", "urls"]
+                     "nemo-manifest", "coco", "img2dataset", "captions", "urls", "hf"]
 # fmt: on
 POOL_FORMATS: tuple[str, ...] = get_args(PoolFormat)
 """What the records of a pool may be written in; ``rows`` are pairs by our own names."""
@@ -197,6 +197,9 @@ class MediaSettings(_Carrying, Settings):
     sample_rate: int = Field(16_000, ge=8_000, le=192_000, description="Hz that audio is decoded to, mono")
     video_frames: int = Field(8, ge=1, le=512, description="frames sampled evenly over the kept part of a video")
     video_side: int = Field(256, ge=16, le=4096, description="longer side in pixels that frames are scaled down to")
+    several: int = Field(
+        8, ge=1, le=512, description="media of one modality, of a pair's evenly, that it is embedded from at most"
+    )
     allow_urls: bool = Field(False, description="open references that are fsspec URLs")
     threads: int = Field(2, ge=1, le=64, description="threads that decode ahead of the models")
     decode_seconds: float = Field(60, gt=0, description="of CPU that decoding one file may take")
