@@ -6,7 +6,7 @@ where it lies in the archive. So a pool's field map can name either, and what it
 is a column of the user's own. A key ends at the first dot; dots that all members of a sample share are of the key, too.
 
 A sample whose json is a conversation (`io.formats.conversations`), as Energon's are, keeps it, with references in place
-of the members that its parts name. Of any other:
+of the members that its parts name, or of all media in a list. Of any other:
 
 * annotation: the field ``annotation``, else the first of `ANNOTATIONS` that the sample has;
 * data: the field ``data``, else the one member of the pair's modality: by its extension (`Medium.extensions`), or,
@@ -30,7 +30,7 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, shown
 from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH
-from nemo_mm_rank.io.formats.conversations import TURNS
+from nemo_mm_rank.io.formats.conversations import MEDIA, TURNS
 from nemo_mm_rank.io.json_text import NOT_AN_OBJECT, json_object, why_not
 from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.references import MAX_TEXT_BYTES
@@ -238,10 +238,15 @@ class _Reader:
             row[self._theirs(PAIR_ID)] = f"{self.prefix}/{sample.key}"
 
     def _name_talk(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> bool:
-        """Put references into a conversation in place of the members that it names; whether it is one."""
-        turns = row.get(TURNS[0])
-        if not isinstance(turns, list) or row.get(self._theirs(ANNOTATION)) is not None:
+        """Put references into a conversation: where its parts name a member, and of other media in lists.
+
+        Returns:
+            Whether it is one; what has an annotation beside is none.
+        """
+        turns = next((row[name] for name in TURNS if isinstance(row.get(name), list)), None)
+        if turns is None or any(row.get(name) is not None for name in (self._theirs(ANNOTATION), *ANNOTATIONS)):
             return False
+        named = False
         for turn in turns:
             parts = turn.get("content") if isinstance(turn, dict) else None
             for part in parts if isinstance(parts, list) else ():
@@ -249,6 +254,13 @@ class _Reader:
                 if isinstance(name, str) and name in members:
                     part["path"] = self._reference(members[name])
                     row.pop(name, None)
+                    named = True
+        files: dict[str, list[str]] = {}
+        for name in [] if named else [name for name in members if name in row]:
+            kind = kind_of(name)
+            if kind in MEDIA and not any(one in row for one in MEDIA[kind]):
+                files.setdefault(MEDIA[kind][0], []).append(row.pop(name))
+        row.update(files)
         return True
 
     def _name_sides(self, row: dict[str, Any], sample: _Sample) -> None:

@@ -28,6 +28,7 @@ _HELD_BYTES = 32 * 2**20
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FEATURES = {Modality.IMAGE: "Image", Modality.AUDIO: "Audio", Modality.VIDEO: "Video"}
 EMBEDDING, X, Y = "embedding", "x", "y"
+_FIRST = (PAIR_ID, "rank", "score", "reason", MODALITY, POOL)
 _OURS = (DATA, *WHERE, ANNOTATION)
 
 
@@ -40,22 +41,31 @@ def _schema(blend: pa.Table, settings: Settings) -> tuple[pa.Schema, dict[str, s
         raise UserError(f"--format hf: a data set has features for image, audio and video, not {', '.join(others)}")
     media = {kind: feature for kind, feature in FEATURES.items() if kind in kinds}
     several = {f"{kind}s": feature for kind, feature in media.items() if _most(blend, kind) > 1}
-    first = [name for name in (PAIR_ID, "rank", "score", "reason", MODALITY, POOL) if name in blend.column_names]
+    first = [name for name in _FIRST if name in blend.column_names]
     both = any({Modality.TEXT, Modality.CODE} <= {*modalities_of(name)} for name in classes)
     texts = [TEXT, *([Modality.CODE] if both else [])]
-    taken = {*first, *media, *several, *texts, ANNOTATION, EMBEDDING, X, Y}
     fields = [blend.schema.field(name) for name in first]
     fields += [pa.field(str(kind), FILE) for kind in media]
     fields += [pa.field(name, pa.list_(FILE)) for name in several]
     fields += [pa.field(str(name), pa.string()) for name in (*texts, ANNOTATION)]
     fields += [pa.field(EMBEDDING, VECTOR)] if settings.vectors is not None else []
     fields += [pa.field(name, pa.float32()) for name in (X, Y) if settings.plane is not None]
-    fields += [
-        blend.schema.field(name).with_name(f"original_{name}" if name in taken else name)
-        for name in blend.column_names
-        if name not in (*first, *_OURS)
-    ]
+    fields += [blend.schema.field(name) for name in blend.column_names if name not in (*first, *_OURS)]
     return pa.schema(fields), {str(kind): feature for kind, feature in media.items()} | several
+
+
+def _freely_named(blend: pa.Table) -> pa.Table:
+    """Return a blend with those columns of the user's renamed that have names of the data set's."""
+    made = {*FEATURES, *(f"{kind}s" for kind in FEATURES), TEXT, Modality.CODE, EMBEDDING, X, Y}
+    used = {*made, *blend.column_names}
+    names = []
+    for name in blend.column_names:
+        free = name
+        while name in made and free in used:
+            free = f"original_{free}"
+        used.add(free)
+        names.append(free)
+    return blend.rename_columns(names)
 
 
 def _most(blend: pa.Table, kind: str) -> int:
@@ -68,7 +78,7 @@ def _most(blend: pa.Table, kind: str) -> int:
 
 def _rows(blend: pa.Table, schema: pa.Schema, features: Mapping[str, str], settings: Settings) -> Iterator[Row]:
     for at, row in enumerate(rows_of(blend)):
-        out = {f"original_{name}" if f"original_{name}" in schema.names else name: row[name] for name in row}
+        out = dict(row)
         files: dict[str, list[Row]] = {}
         for number, medium in enumerate(media_of(row, settings)):
             try:
@@ -94,6 +104,7 @@ def _rows(blend: pa.Table, schema: pa.Schema, features: Mapping[str, str], setti
 
 
 def _hub(blend: pa.Table, folder: Path, settings: Settings) -> None:
+    blend = _freely_named(blend)
     schema, features = _schema(blend, settings)
     kinds: dict[str, Any] = {
         name: {"_type": feature} if name in FEATURES else {"feature": {"_type": feature}, "_type": "List"}

@@ -33,8 +33,8 @@ def _read(rows: Rows, about: About) -> Rows:
     n = len(rows.lines)
     kinds = [str(kind) for kind in Modality if is_media(kind)]
     media = {kind: [name for name in (f"{kind}s", kind) if name in rows.columns] for kind in kinds}
-    used = [TEXT, Modality.CODE, *(name for names in media.values() for name in names)]
-    columns = {name: listed(rows, name) for name in (MODALITY, *used) if name in rows.columns}
+    used = [MODALITY, ANNOTATION, TEXT, Modality.CODE, *(name for names in media.values() for name in names)]
+    columns = {name: listed(rows, name) for name in used if name in rows.columns}
     data: list[str | None] = [None] * n
     contents: list[bytes | None] = [None] * n
     parts: dict[int, list[tuple[str, str]]] = {}
