@@ -250,7 +250,7 @@ def _made(extras: dict[str, Column]) -> dict[str, pa.Array]:
             column = own if isinstance(own, pa.Array) or own is None else pa.array(own, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError):  # the user's, of the same name
             continue
-        if column is not None and column.type == kind:
+        if column is not None and column.type == kind and (column is own or column.to_pylist() == own):
             made[name] = column
             del extras[name]
     return made
@@ -315,17 +315,20 @@ def _stamp_several(
     files: Mapping[int, Sequence[tuple[str, str]]], stamps: Ints, references: References, faults: _Faults
 ) -> None:
     """Fill in the stamps of rows that name several files or parts, one for all of a row's files."""
+    media, known = frozenset(media_names()), dict[int, tuple[int, int]]()
     for row, parts in files.items() if references.check_files else ():
         found: list[tuple[int, int]] = []
-        for kind, data in parts:
-            if is_media(kind) and row not in faults.found:
+        for kind, data in parts if row not in faults.found else ():
+            if kind in media:
                 try:
                     found.append(references.stamp(data))
                 except MediaError as error:
-                    expected = "a media file below the pool's root"
-                    faults.add([row], DATA, expected, f"{error} ({kind} part)")
+                    faults.add([row], DATA, "a media file below the pool's root", f"{error} ({kind} part)")
+                    break
         if found:
-            stamps[row] = folded(found)
+            known[row] = folded(found)
+    if known:
+        stamps[list(known)] = list(known.values())
 
 
 def _check_carried(

@@ -106,7 +106,7 @@ def _fill(database: sqlite3.Connection, file: str, text: Text) -> dict[str, list
     return faults
 
 
-_SIDES = {"images": ("id", None), "annotations": ("image_id", "caption")}
+_SIDES: dict[str, tuple[str, str | None]] = {"images": ("id", None), "annotations": ("image_id", "caption")}
 """List -> what its elements are found by, and what is kept of them (None: all)."""
 
 

@@ -51,9 +51,9 @@ def film(file: IO[bytes], windows: Sequence[Span], settings: MediaSettings) -> I
     return target
 
 
-def _film(file: IO[bytes], windows: Sequence[Span], settings: MediaSettings, out: Any) -> None:
+def _film(file: IO[bytes], windows: Sequence[tuple[float, float]], settings: MediaSettings, out: Any) -> None:
     try:
-        sound = decode_audio(file, _RATE, to_samples([tuple(one) for one in windows], _RATE, settings.max_seconds))
+        sound = decode_audio(file, _RATE, to_samples(windows, _RATE, settings.max_seconds))
     except MediaError:  # a film without sound
         sound = None
     with open_stream(file, "video", settings.max_pixels) as (container, stream):
@@ -66,7 +66,8 @@ def _film(file: IO[bytes], windows: Sequence[Span], settings: MediaSettings, out
         picture.codec_context.time_base = picture.time_base
         picture.codec_context.thread_count = 1
         heard = None if sound is None else out.add_stream(_SOUND, rate=_RATE, layout="mono")
-        first, last = None, -1
+        first: float | None = None
+        last = -1
         starts = np.cumsum([0.0, *(end - start for start, end in windows)])
         for packet in chain(packets(container, stream), [None]):
             for frame in frames(stream, packet):

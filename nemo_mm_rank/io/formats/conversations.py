@@ -250,17 +250,17 @@ def _media(given: Mapping[str, Any], at: Mapping[str, str], told: _Told, names: 
         FaultError: there are not as many as marks, or one is named in no way that is known.
     """
     out: list[Medium] = []
-    for kind, fields in names.media.items():
+    for kind, fields in names.media.items() if at or told.marks or told.media else ():
         name = at.get(kind)
         if name is None and kind not in told.marks and not told.media:
             continue
         value = given[name] if name is not None else None
-        own = [medium for one, medium in told.media if one == kind]
+        own = [medium for one, medium in told.media if one == kind] if told.media else []
         found = [_medium(kind, one, name or "") for one in (value if isinstance(value, list) else [value]) if value]
         found = found or [medium for medium in own if medium is not None]
         out += found
         marks = told.marks.get(kind, 0) + len(own)
-        if kind == Modality.IMAGE and not found and Modality.VIDEO in told.present:
+        if kind == _IMAGE and not found and Modality.VIDEO in told.present:
             told.marks[Modality.VIDEO] = told.marks.get(Modality.VIDEO, 0) + marks  # LLaVA marks videos as images
         elif marks and marks != len(found):
             expected = f"as many {kind}s as marks <{kind}> ({marks})"
