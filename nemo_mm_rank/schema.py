@@ -31,13 +31,21 @@ apart."""
 
 PARTS = pa.list_(pa.struct([("modality", pa.string()), ("data", pa.string())]))
 
-SOURCE_RECORD, SOURCE_MEDIA = "source_record", "source_media"
-"""Optional: the record of another format that the row was made of, as it was written (string); and all its media in
-their order (`PARTS`), of which the data has the first of each modality."""
+SOURCE_RECORD = "source_record"
+"""Optional: the record of another format that the row was made of, as it was written (string)."""
+
+SOURCE_MEDIA, SOURCE_CONTENTS = "source_media", "source_contents"
+"""Optional: all media of a row in their order (`PARTS`), of which the data has the first of each modality; and where
+the row has several and carries some, the content of each (`CONTENTS`), null for one that is a file."""
+
+CONTENTS = pa.list_(pa.binary())
 
 MEDIA_ROOT = "media_root"
 """Optional: the folder or URL that this row's media reference is relative to (string); on further lines, folders that
 it may lead to besides."""
+
+WHERE = (DATA_BYTES, DATA_PARTS, SOURCE_MEDIA, SOURCE_CONTENTS, MEDIA_ROOT)
+"""Columns that say where a row's media are, beside the canonical ones."""
 
 ERROR = "error"
 """Why a pair left the run: ``step: ErrorClass: message`` (string, null for a live pair)."""

@@ -174,7 +174,7 @@ class PairStep(Portable, Step):
     def uses(self) -> tuple[str, ...]:
         """What SNS kept, and where media are to be found."""
         spans = (schema.DATA_SPANS, schema.ANNOTATION_SPANS)
-        return (*spans, schema.DATA_BYTES, schema.DATA_PARTS, schema.MEDIA_ROOT)
+        return (*spans, *schema.WHERE)
 
 
 def columns_added(step: Step, table: pa.Table, backend: str = "pandas") -> pa.Table:

@@ -17,7 +17,7 @@ FIELDS = (*CANONICAL, DATA_BYTES, "data_path", "annotation_path")
 
 # fmt: off
 PoolFormat = Literal["rows", "llava", "sharegpt", "alpaca", "swift", "messages",
-                     "nemo-manifest", "coco", "img2dataset", "captions", "urls"]
+                     "nemo-manifest", "coco", "img2dataset", "captions", "urls", "hf"]
 # fmt: on
 POOL_FORMATS: tuple[str, ...] = get_args(PoolFormat)
 """What the records of a pool may be written in; ``rows`` are pairs by our own names."""
@@ -105,6 +105,12 @@ class MediaSettings(Carrying, Settings):
     )
     video_side: int = Field(
         256, ge=16, le=4096, description="Longer side in pixels that the frames of a video are scaled down to."
+    )
+    several: int = Field(
+        8,
+        ge=1,
+        le=512,
+        description="Most media of one modality that a pair is embedded from; of more, so many evenly spread ones.",
     )
     allow_urls: bool = Field(False, description="Open references that are URLs (any fsspec URL that a row may name).")
     threads: int = Field(2, ge=1, le=64, description="Number of threads that decode ahead of the models.")

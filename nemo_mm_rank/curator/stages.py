@@ -44,6 +44,7 @@ from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,
+    CONTENTS,
     DATA_BYTES,
     DATA_PARTS,
     DATA_SPANS,
@@ -52,6 +53,8 @@ from nemo_mm_rank.schema import (
     MEDIA_ROOT,
     PARTS,
     SNS_REASON,
+    SOURCE_CONTENTS,
+    SOURCE_MEDIA,
     SPANS,
     VECTOR,
     annotation_column,
@@ -64,6 +67,8 @@ from nemo_mm_rank.steps import Step, columns_added, reason
 _OURS = {
     DATA_BYTES: pa.binary(),
     DATA_PARTS: PARTS,
+    SOURCE_MEDIA: PARTS,
+    SOURCE_CONTENTS: CONTENTS,
     MEDIA_ROOT: pa.string(),
     ERROR: pa.string(),
     DATA_SPANS: SPANS,

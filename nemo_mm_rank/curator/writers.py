@@ -29,7 +29,7 @@ from nemo_mm_rank.io.files import write_atomically, write_table
 from nemo_mm_rank.io.owned import Claim, Mark, clear, local, remove
 from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.run.outcome import quarantined
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, ERROR, MEDIA_ROOT, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import CANONICAL, ERROR, MODALITY, PAIR_ID, POOL, WHERE
 
 _NAME = re.compile(r"(?!(19|20)\d{10}\.)([0-9a-f]{12}|[0-9a-f]{32})\.(parquet|jsonl|tar)")
 """How Curator names a batch's file: by 12 or 32 hexadecimal digits; what looks like a time is somebody's own."""
@@ -154,7 +154,7 @@ class WebDatasetWriter(_AtomicWriter):
 
     def _write(self, table: pa.Table, file: Path) -> None:
         if self.fields is not None:
-            wanted = dict.fromkeys([*CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, *self.fields])
+            wanted = dict.fromkeys([*CANONICAL, *WHERE, *self.fields])
             table = table.select([name for name in wanted if name in table.column_names or name in self.fields])
         media = parse(MediaSettings, self.media)
 

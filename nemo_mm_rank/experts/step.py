@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,16 @@ from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec
 from nemo_mm_rank.errors import EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import Apart, annotation_texts, by_class, in_chunks, iter_data, take_apart
+from nemo_mm_rank.media.rows import (
+    Apart,
+    annotation_texts,
+    by_class,
+    in_chunks,
+    iter_data,
+    take_apart,
+    views,
+    with_several,
+)
 from nemo_mm_rank.media.segment import Items
 from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.models import loader
@@ -71,6 +81,8 @@ class ExpertStep(PairStep):
     Every vector is L2-normalised float32. Data of a modality that an expert does not take is null in its column;
     a pair that a model fails on, or that no expert takes, is quarantined. Data of several parts is embedded as one by
     models that can; otherwise its vector is the mean of those of its parts, normalised, in each column that takes them.
+    Data with several media of a modality is embedded once for each (`views`, of which ``media.several`` bounds the
+    number), and has the mean of those vectors, normalised.
 
     Args:
         experts: which experts.
@@ -149,16 +161,56 @@ class ExpertStep(PairStep):
         columns = {name: VectorColumn(n) for name in self._vector_columns}
         descriptions: dict[str, list[str | None]] = {name: [None] * n for name in self._descriptions}
         errors: dict[int, PairError] = {}
-        for modality, positions in by_class(rows, errors):
-            if len(modalities_of(modality)) > 1:
-                self._embed_parts(rows, modality, positions, columns, descriptions, errors)
-            else:
-                self._embed_data(rows, modality, positions, columns, descriptions, errors)
+        several = with_several(rows)
+        self._embed(rows, set(several), columns, descriptions, errors)
+        if several:
+            self._embed_several(rows, several, columns, descriptions, errors)
         self._embed_annotations(rows, columns, errors)
         vectors = {name: column.vectors(errors) for name, column in columns.items()}
         return Added(
             {**vectors, **{name: pa.array(texts, pa.string()) for name, texts in descriptions.items()}}, errors
         )
+
+    def _embed(
+        self,
+        rows: Frame,
+        without: Set[int],
+        columns: dict[str, VectorColumn],
+        descriptions: dict[str, list[str | None]],
+        errors: dict[int, PairError],
+    ) -> None:
+        """Embed the data of all rows but some."""
+        for modality, every in by_class(rows, errors):
+            positions = [row for row in every if row not in without] if without else every
+            embed = self._embed_parts if len(modalities_of(modality)) > 1 else self._embed_data
+            if positions:
+                embed(rows, modality, positions, columns, descriptions, errors)
+
+    def _embed_several(
+        self,
+        rows: Frame,
+        positions: list[int],
+        columns: dict[str, VectorColumn],
+        descriptions: dict[str, list[str | None]],
+        errors: dict[int, PairError],
+    ) -> None:
+        """Embed data with several media of a modality: each view of it by itself, and then the mean."""
+        frame, counts = views(rows, positions, self.media.several)
+        owner = np.repeat(positions, counts).tolist()
+        own = {name: VectorColumn(len(frame)) for name in columns}
+        said: dict[str, list[str | None]] = {name: [None] * len(frame) for name in descriptions}
+        failed: dict[int, PairError] = {}
+        self._embed(frame, frozenset(), own, said, failed)
+        for view, error in failed.items():
+            errors.setdefault(owner[view], error)
+        for name, column in own.items():
+            there, mean = column.means(counts)
+            if there:
+                columns[name].put([positions[row] for row in there], mean, errors)
+        for name, texts in said.items():
+            for row, text in zip(owner, texts, strict=True):
+                told = descriptions[name][row]
+                descriptions[name][row] = text if told is None else told if text is None else f"{told}\n{text}"
 
     def _embed_data(
         self,
@@ -262,6 +314,21 @@ class VectorColumn:
         index = torch.tensor([rows[item] for item in good], dtype=torch.long, device=vectors.device)
         self._values[index] = vectors
         self._valid[index] = True
+
+    def means(self, counts: Sequence[int]) -> tuple[list[int], Encoded]:
+        """Return which runs of so many rows have a vector in each, and the mean of each such run, normalised."""
+        if self._values is None:
+            return [], Encoded(torch.zeros((0, 0)))
+        lengths = torch.tensor(counts, device=self._values.device)
+        mean = torch.segment_reduce(self._values, "mean", lengths=lengths, axis=0)
+        least = torch.segment_reduce(self._valid.float(), "min", lengths=lengths, axis=0)
+        there = torch.nonzero(least > 0).flatten()
+        mean = mean[there]
+        errors: dict[int, PairError] = {
+            row: EmbeddingError("the vectors of its media cancel each other out")
+            for row in torch.nonzero(mean.norm(dim=1) < LEAST).flatten().tolist()
+        }
+        return there.tolist(), Encoded(F.normalize(mean, dim=1), errors)
 
     def vectors(self, errors: Mapping[int, PairError]) -> Vectors:
         """Return the column, without the rows that failed anywhere."""

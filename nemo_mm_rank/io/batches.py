@@ -15,6 +15,7 @@ from nemo_mm_rank.io.arrow_rows import arrow_rows
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
+from nemo_mm_rank.io.formats import FORMATS
 from nemo_mm_rank.io.formats.base import Format
 from nemo_mm_rank.io.pool import pairs_of
 from nemo_mm_rank.io.references import References, Rootless
@@ -87,7 +88,7 @@ def pair_table(
         PoolError: a column of the rows has a canonical name, while another is mapped to it.
     """
     references, seen = References(root) if root is not None else Rootless(), Seen()
-    batches = list(pairs_of(rows, source, pool, references, seen, known=known))
+    batches = list(pairs_of(rows, source, pool, references, seen, among=FORMATS if known is None else (known,)))
     places = [np.concatenate([batch.lines, np.array([row.line for row in batch.bad], np.int64)]) for batch in batches]
     tables = [
         table.take(np.argsort(lines, kind="stable")) if batch.bad else table

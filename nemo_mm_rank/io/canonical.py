@@ -29,10 +29,11 @@ from nemo_mm_rank.io.fields import (
 from nemo_mm_rank.io.formats import ROWS
 from nemo_mm_rank.io.formats.base import Format
 from nemo_mm_rank.io.references import References, folded
-from nemo_mm_rank.io.rows import Column, Rows, taken
+from nemo_mm_rank.io.rows import Column, Rows, taken, uncollected
 from nemo_mm_rank.modality import is_media, media_names, names
 from nemo_mm_rank.schema import (
     ANNOTATION,
+    CONTENTS,
     DATA,
     DATA_BYTES,
     DATA_PARTS,
@@ -41,6 +42,7 @@ from nemo_mm_rank.schema import (
     PAIR_ID,
     PARTS,
     POOL,
+    SOURCE_CONTENTS,
     SOURCE_MEDIA,
     SOURCE_RECORD,
 )
@@ -54,7 +56,7 @@ class PoolBatch:
         rows_in: how many rows there were.
         lines: ``(n,)`` int64, the number of the row that each pair was made of.
         pairs: canonical columns, `MEDIA_ROOT`, `DATA_BYTES` where rows carry content, `DATA_PARTS` where data is in
-            several parts, `SOURCE_RECORD` and `SOURCE_MEDIA` where rows were made of records; n values each.
+            several parts, `SOURCE_RECORD`, `SOURCE_MEDIA` and `SOURCE_CONTENTS` where rows have them; n values each.
         extras: the user's own columns as they were read, n values each.
         stamps: ``(n, 2)`` int64 size and modification time (ns) of media files (of several, a digest of them); -1
             where there is none to look at.
@@ -88,6 +90,7 @@ class _Faults:
             self.found.setdefault(int(row), (name, expected, found if isinstance(found, str) else found[int(row)]))
 
 
+@uncollected()
 def canonical(rows: Rows, source: PoolSource, pool: str, references: References, seen: Seen) -> PoolBatch:
     """Check ``rows`` and put them into canonical columns.
 
@@ -137,25 +140,25 @@ def canonical(rows: Rows, source: PoolSource, pool: str, references: References,
     annotation, also_reads = _from_files(table, ANNOTATION_PATH, ANNOTATION, annotation, every, references, faults)
     _check_there(annotation, ANNOTATION, table, faults)
 
-    ids = _with_made_ids(ids, pools, data, annotation, payload, faults)
-    _check_unique(ids, rows, seen, faults)
-    stamps = _stamps(data, media if payload is None else media & mask(pc.is_null(payload)), references, faults)
     extras = table.extras()
-    made = {
-        name: extras.pop(name)
-        for name, kind in ((SOURCE_RECORD, pa.string()), (SOURCE_MEDIA, PARTS))
-        if isinstance(own := extras.get(name), pa.Array) and own.type == kind
-    }
-    parts = {} if several is None else several.rows
-    files: dict[int, Sequence[tuple[str, str]]] = {row: own for row, own in parts.items() if len(own) > 1}
-    listed = dict(rows.media)
+    made = _made(extras)
+    listed = dict(rows.media) if several is None else {**several.media, **rows.media}
     if SOURCE_MEDIA in made:
         column: pa.Array = made[SOURCE_MEDIA]
         listed = {at: [(one[MODALITY], one[DATA]) for one in own] for at, own in enumerate(column.to_pylist()) if own}
+    ids = _with_made_ids(ids, pools, data, annotation, payload, listed, faults)
+    _check_unique(ids, rows, seen, faults)
+    stamps = _stamps(data, media if payload is None else media & mask(pc.is_null(payload)), references, faults)
+    parts = {} if several is None else several.rows
+    files: dict[int, Sequence[tuple[str, str]]] = {row: own for row, own in parts.items() if len(own) > 1}
     if listed:
         listed = _all_settled(listed, references)
         files |= listed
         made[SOURCE_MEDIA] = parts_array(listed, n)
+    if rows.carried:
+        made[SOURCE_CONTENTS] = pa.array([rows.carried.get(row) for row in range(n)], CONTENTS)
+    if SOURCE_CONTENTS in made:
+        _check_carried(made[SOURCE_CONTENTS], listed, references, faults)
     carried = set() if payload is None else set(np.flatnonzero(mask(pc.is_valid(payload))).tolist())
     _stamp_several({row: own for row, own in files.items() if row not in carried}, stamps, references, faults)
 
@@ -238,8 +241,29 @@ def _settled(data: pa.Array, media: Bools, references: References) -> pa.Array:
     return pa.array([changed.get(row, value) for row, value in enumerate(values)], pa.string())
 
 
+def _made(extras: dict[str, Column]) -> dict[str, pa.Array]:
+    """Take those columns of ours out of the user's own that an earlier run may have left there."""
+    made: dict[str, pa.Array] = {}
+    for name, kind in ((SOURCE_RECORD, pa.string()), (SOURCE_MEDIA, PARTS), (SOURCE_CONTENTS, CONTENTS)):
+        own = extras.get(name)
+        try:
+            column = own if isinstance(own, pa.Array) or own is None else pa.array(own, kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # the user's, of the same name
+            continue
+        if column is not None and column.type == kind and (column is own or column.to_pylist() == own):
+            made[name] = column
+            del extras[name]
+    return made
+
+
 def _with_made_ids(
-    ids: pa.Array, pools: pa.Array, data: pa.Array, annotation: pa.Array, payload: pa.Array | None, faults: _Faults
+    ids: pa.Array,
+    pools: pa.Array,
+    data: pa.Array,
+    annotation: pa.Array,
+    payload: pa.Array | None,
+    media: Mapping[int, Sequence[tuple[str, str]]],
+    faults: _Faults,
 ) -> pa.Array:
     """Give rows without an id one made of their pool and content, the same wherever the row stands."""
     missing = [row for row in _rows(pc.is_null(ids)) if row not in faults.found]
@@ -248,7 +272,8 @@ def _with_made_ids(
     out = ids.to_pylist()
     for row in missing:
         content = payload[row].as_py() if payload is not None else None
-        sides = (content or data[row].as_py().encode(), annotation[row].as_py().encode())
+        more = [name.encode() for _, name in media[row]] if len(media.get(row, ())) > 1 else []
+        sides = (content or data[row].as_py().encode(), annotation[row].as_py().encode(), *more)
         digest = hashlib.blake2b(b"".join(len(side).to_bytes(8, "little") + side for side in sides), digest_size=8)
         out[row] = f"{pools[row].as_py()}-{digest.hexdigest()}"
     return pa.array(out, pa.string())
@@ -290,17 +315,38 @@ def _stamp_several(
     files: Mapping[int, Sequence[tuple[str, str]]], stamps: Ints, references: References, faults: _Faults
 ) -> None:
     """Fill in the stamps of rows that name several files or parts, one for all of a row's files."""
+    media, known = frozenset(media_names()), dict[int, tuple[int, int]]()
     for row, parts in files.items() if references.check_files else ():
         found: list[tuple[int, int]] = []
-        for kind, data in parts:
-            if is_media(kind) and row not in faults.found:
+        for kind, data in parts if row not in faults.found else ():
+            if kind in media:
                 try:
                     found.append(references.stamp(data))
                 except MediaError as error:
-                    expected = "a media file below the pool's root"
-                    faults.add([row], DATA, expected, f"{error} ({kind} part)")
+                    faults.add([row], DATA, "a media file below the pool's root", f"{error} ({kind} part)")
+                    break
         if found:
-            stamps[row] = folded(found)
+            known[row] = folded(found)
+    if known:
+        stamps[list(known)] = list(known.values())
+
+
+def _check_carried(
+    contents: pa.Array, media: Mapping[int, Sequence[tuple[str, str]]], references: References, faults: _Faults
+) -> None:
+    """Look whether those media are there that rows do not carry, which carry others."""
+    for row, own in enumerate(contents.to_pylist()):
+        if own is None:
+            continue
+        if len(own) != len(media.get(row, ())):
+            faults.add([row], SOURCE_CONTENTS, f"as many contents as media ({len(media.get(row, ()))})", str(len(own)))
+            continue
+        for (kind, name), content in zip(media[row], own, strict=True):
+            try:
+                if content is None and references.check_files and row not in faults.found:
+                    references.stamp(name)
+            except MediaError as error:
+                faults.add([row], DATA, "a media file below the pool's root", f"{error} ({kind} part)")
 
 
 def _unknown(modality: pa.Array, rows: list[int], absence: str) -> dict[int, str]:

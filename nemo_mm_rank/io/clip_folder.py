@@ -13,7 +13,7 @@ from typing import Any
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow
-from nemo_mm_rank.io.json_rows import NOT_AN_OBJECT, json_object, why_not
+from nemo_mm_rank.io.json_text import NOT_AN_OBJECT, json_object, why_not
 from nemo_mm_rank.io.rows import BATCH_ROWS, MAX_LINE_BYTES, Rows, gathered
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, Modality
 

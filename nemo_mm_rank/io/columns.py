@@ -11,7 +11,17 @@ import pyarrow as pa
 
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.rows import MAX_COLUMNS, OTHER_FIELDS, Column
-from nemo_mm_rank.schema import CANONICAL, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, PARTS, SOURCE_MEDIA, SOURCE_RECORD
+from nemo_mm_rank.schema import (
+    CANONICAL,
+    CONTENTS,
+    DATA_BYTES,
+    DATA_PARTS,
+    MEDIA_ROOT,
+    PARTS,
+    SOURCE_CONTENTS,
+    SOURCE_MEDIA,
+    SOURCE_RECORD,
+)
 
 MAX_FIELDS = 200
 """A nested value with more distinct keys than this is a mapping, not a record, and is kept as JSON text."""
@@ -108,7 +118,13 @@ def _too_much(values: list[Any]) -> bool:
     return False
 
 
-OPTIONAL = {DATA_BYTES: pa.binary(), DATA_PARTS: PARTS, SOURCE_MEDIA: PARTS, SOURCE_RECORD: pa.string()}
+OPTIONAL = {
+    DATA_BYTES: pa.binary(),
+    DATA_PARTS: PARTS,
+    SOURCE_MEDIA: PARTS,
+    SOURCE_CONTENTS: CONTENTS,
+    SOURCE_RECORD: pa.string(),
+}
 """Columns of ours that are there where any row of the pools has a value for them."""
 
 

@@ -20,18 +20,7 @@ from nemo_mm_rank.io.part_files import is_part
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.modality import by_extension
-from nemo_mm_rank.schema import (
-    ANNOTATION,
-    CANONICAL,
-    DATA,
-    DATA_BYTES,
-    DATA_PARTS,
-    MEDIA_ROOT,
-    MODALITY,
-    PAIR_ID,
-    POOL,
-    Modality,
-)
+from nemo_mm_rank.schema import ANNOTATION, CANONICAL, DATA, MEDIA_ROOT, MODALITY, PAIR_ID, POOL, WHERE, Modality
 
 MOST = 100_000
 """Examples of one query."""
@@ -101,7 +90,7 @@ def _pairs(source: PoolSource) -> Found:
             raise PoolError(f"{source.path}: none of its examples can be read{why}") from None
         tables = [read_table(part) for part in sorted(into.iterdir()) if is_part(part)]
     rows = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    kept = [name for name in (*CANONICAL, MEDIA_ROOT, DATA_BYTES, DATA_PARTS) if name in rows.column_names]
+    kept = [name for name in (*CANONICAL, *WHERE) if name in rows.column_names]
     return Found("pairs", rows.select(kept), list(report.digests), report.bad)
 
 

@@ -24,7 +24,17 @@ from nemo_mm_rank.io.webdataset import JSON, TEXTS, kind_of
 from nemo_mm_rank.media.source import open_source
 from nemo_mm_rank.media.window import without_window
 from nemo_mm_rank.modality import is_media, modalities_of
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, MODALITY, PAIR_ID
+from nemo_mm_rank.schema import (
+    ANNOTATION,
+    DATA,
+    DATA_BYTES,
+    DATA_PARTS,
+    MEDIA_ROOT,
+    MODALITY,
+    PAIR_ID,
+    SOURCE_CONTENTS,
+    SOURCE_MEDIA,
+)
 
 _LINES_AT_ONCE = 1024
 
@@ -83,8 +93,8 @@ def fill_webdataset(blend: pa.Table, folder: Path, media: MediaSettings, max_sam
 
     A sample's key is its place in the blend (``00000001`` is the best). Its members: ``.json`` with the pair's columns,
     text and code among them; ``.txt`` with the annotation; and the media under the extension that they had (``.bin``
-    where that does not fit the modality), for a part of several with its number before (``.2.jpg``). Equal pairs and
-    media give equal bytes.
+    where that does not fit the modality), for a part of several with its number before (``.2.jpg``), for a further one
+    of its modality after ``more`` (``.more.3.jpg``). Equal pairs and media give equal bytes.
 
     Args:
         blend: canonical columns, any others, and where they are there ``data_bytes`` and ``media_root``.
@@ -165,11 +175,14 @@ def _fill(shards: Shards, blend: pa.Table, media: MediaSettings) -> None:
 
 def _add(shards: Shards, key: str, row: dict[str, Any], media: MediaSettings) -> None:
     own, content = row.pop(MEDIA_ROOT, None), row.pop(DATA_BYTES, None)
+    every, contents = row.get(SOURCE_MEDIA) or [], row.pop(SOURCE_CONTENTS, None)
+    held = {one[DATA]: each for one, each in zip(every, contents, strict=True)} if contents else {}
+    names: dict[str, str] = {}
     members: dict[str, IO[bytes]] = {"txt": BytesIO(row.pop(ANNOTATION).encode())}
 
     def opened(reference: str) -> IO[bytes]:
         try:
-            return open_source(reference, own or ".", media, content)
+            return open_source(reference, own or ".", media, held.get(reference) if contents else content)
         except PairError as error:
             raise UserError(f"pair {row[PAIR_ID]!r}: {shown(reference)} {error}; no tar was written") from error
 
@@ -179,10 +192,16 @@ def _add(shards: Shards, key: str, row: dict[str, Any], media: MediaSettings) ->
             if is_media(kind):
                 extension = f"{number}.{_extension(part[DATA], kind)}"
                 members[extension] = opened(part[DATA])
-                part[DATA] = extension
+                names[part[DATA]] = part[DATA] = extension
     elif is_media(kinds[0]):
         reference = row.pop(DATA)
-        members[_extension(reference, row[MODALITY])] = opened(reference)
+        names[reference] = _extension(reference, row[MODALITY])
+        members[names[reference]] = opened(reference)
+    for number, one in enumerate(every, 1):
+        if (reference := one[DATA]) not in names:
+            names[reference] = f"more.{number}.{_extension(reference, one[MODALITY])}"
+            members[names[reference]] = opened(reference)
+        one[DATA] = names[reference]
     members["json"] = BytesIO(json.dumps(jsonable(row), ensure_ascii=False, allow_nan=False).encode())
     try:
         shards.add(key, members)

@@ -148,15 +148,18 @@ class Several:
     """The rows of a batch whose data is given in parts.
 
     Attributes:
-        rows: position -> its parts, at least one, in the order of `modality.names`.
+        rows: position -> its parts, at least one, one of each modality, in the order of `modality.names`.
+        media: position -> all media of a row that has several of a modality, in their own order.
     """
 
     rows: dict[int, list[Part]] = field(default_factory=dict)
+    media: dict[int, list[Part]] = field(default_factory=dict)
 
     def with_media(self, n: int) -> Bools:
         """Return which of ``n`` rows have a part that comes as a file, ``(n,)``."""
         found = np.zeros(n, dtype=bool)
-        found[[row for row, parts in self.rows.items() if any(is_media(kind) for kind, _ in parts)]] = True
+        media = {name for name in names() if is_media(name)}
+        found[[row for row, parts in self.rows.items() if any(kind in media for kind, _ in parts)]] = True
         return found
 
     def modality(self, said: pa.Array, fault: Fault) -> pa.Array:
@@ -222,8 +225,10 @@ def read_parts(table: Fields, fault: Fault) -> Several | None:
     payload = table.get(DATA_BYTES)
     for row, value in found.items():
         try:
-            several.rows[row] = _parts(value)
-            if payload is not None and _there(payload[row]) and sum(is_media(kind) for kind, _ in _parts(value)) != 1:
+            several.rows[row], media = _parts(value)
+            if len({kind for kind, _ in media}) < len(media):
+                several.media[row] = media
+            if payload is not None and _there(payload[row]) and len(media) != 1:
                 fault([row], DATA_BYTES, "content of one part of media", f"parts of {shown(value)}")
         except _FaultError as error:
             fault([row], *error.args)
@@ -235,16 +240,20 @@ class _FaultError(Exception):
     """Field, what was expected, what was found."""
 
 
-def _parts(values: list[Any]) -> list[Part]:
+def _parts(values: list[Any]) -> tuple[list[Part], list[Part]]:
+    """Return the first part of each modality in the order of `modality.names`, and all media in their own."""
     found: dict[str, str] = {}
+    media: list[Part] = []
     for number, value in enumerate(values, 1):
         kind, data = _part(value, number)
-        if kind in found:
-            raise _FaultError(DATA, "one part of each modality", f"another {kind} (part {number})")
-        found[kind] = data
+        if is_media(kind):
+            media.append((kind, data))
+        elif kind in found:
+            raise _FaultError(DATA, f"one part of {kind}", f"another (part {number})")
+        found.setdefault(kind, data)
     if not found:
         raise _FaultError(DATA, EXPECTED, "none")
-    return [(kind, found[kind]) for kind in names() if kind in found]
+    return [(kind, found[kind]) for kind in names() if kind in found], media
 
 
 def _part(value: Any, number: int) -> Part:

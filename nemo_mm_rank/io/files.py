@@ -24,6 +24,7 @@ from safetensors.torch import save
 
 from nemo_mm_rank.errors import DamagedError, ModelError, StorageError
 from nemo_mm_rank.io.clip_folder import clip_files
+from nemo_mm_rank.io.lance_rows import is_lance, lance_files
 from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.tar import walk
@@ -327,7 +328,8 @@ def file_digest(file: str) -> str:
     """
     digest = hashlib.blake2b(digest_size=_SIZE)
     if os.path.isdir(file):
-        digest.update(json.dumps([[os.path.basename(one), file_digest(one)] for one in clip_files(file)]).encode())
+        files = lance_files(file) if is_lance(file) else clip_files(file)
+        digest.update(json.dumps([[os.path.basename(one), file_digest(one)] for one in files]).encode())
         return digest.hexdigest()
     with opened(file) as handle:
         for part in _tar_parts(handle) if split_suffix(file)[1] == "tar" else _chunks(handle):

@@ -13,16 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io.bad_rows import BadRow, shown
-from nemo_mm_rank.io.rows import BATCH_ROWS, BLOCK_BYTES, MAX_LINE_BYTES, Rows, gathered, refuse_pretender
+from nemo_mm_rank.io.bad_rows import BadRow
+from nemo_mm_rank.io.coco_rows import coco_rows
+from nemo_mm_rank.io.json_text import NOT_AN_OBJECT, Element, Text, checked_object, elements, json_object, why_not
+from nemo_mm_rank.io.rows import BATCH_ROWS, BLOCK_BYTES, MAX_LINE_BYTES, Rows, gathered, refuse_pretender, uncollected
 
-MAX_DEPTH = 200
-"""Lists and records inside each other: more stand in no row that anybody has written by hand or by program."""
 MAX_RATIO, FREE_BYTES = 200, 2**30
 """A compressed manifest may hold so many times its size, or so many bytes whatever its size."""
-COCO_CAPTIONS = "coco_captions"
-"""The captions of an image of COCO, which stand apart from the images."""
-MAX_COCO_BYTES = 2**29
 _COCO = re.compile(rb'\s*\{\s*"(info|images|annotations|licenses|type|categories)"\s*:')
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -42,7 +39,7 @@ def json_rows(file: str, handle: BufferedReader) -> Iterator[Rows]:
     if _COCO.match(first.removeprefix(codecs.BOM_UTF8)):
         first += stream.read(MAX_LINE_BYTES)
         if not _is_an_object(first):
-            yield from _coco_rows(file, first, stream)
+            yield from coco_rows(file, Text(first, stream))
             return
     line = 1
     for block in _blocks(stream, first):
@@ -98,43 +95,6 @@ def _is_an_object(first: bytes) -> bool:
     return not (isinstance(found, dict) and {"images", "annotations"} <= found.keys())
 
 
-def _coco_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
-    """Read COCO's one object: a row is an image, with its captions; one of no image is a bad row after them.
-
-    Raises:
-        PoolError: it is no such object, or a very large one.
-    """
-    blocks, held = [first], len(first)
-    while block := stream.read(BLOCK_BYTES):
-        blocks.append(block)
-        held += len(block)
-        if held > MAX_COCO_BYTES:
-            raise PoolError(f"{file}: cannot be read: one object of more than {MAX_COCO_BYTES // 2**20:,} MiB")
-    content = b"".join(blocks)
-    try:
-        whole = json_object(content.removeprefix(codecs.BOM_UTF8))
-        captions: dict[Any, list[Any]] = {image["id"]: [] for image in whole["images"]}
-        lost = []
-        for number, one in enumerate(whole["annotations"], 1):
-            if one["image_id"] in captions:
-                captions[one["image_id"]].append(one["caption"])
-            else:
-                found = f"{shown(one['image_id'])} of annotation {number}"
-                lost.append(
-                    BadRow(file, len(whole["images"]) + number, "image_id", "the id of one of the images", found)
-                )
-        images = [{**image, COCO_CAPTIONS: captions[image["id"]]} for image in whole["images"]]
-    except NOT_AN_OBJECT as error:
-        raise PoolError(f"{file}: cannot be read: one JSON object, but {why_not(error)}") from error
-    except (KeyError, AttributeError) as error:
-        raise PoolError(f"{file}: cannot be read: no captions as of COCO: {shown(error)}") from error
-    for start in range(0, len(images), BATCH_ROWS):
-        rows = images[start : start + BATCH_ROWS]
-        yield gathered(file, rows, range(start + 1, start + 1 + len(rows)), ())
-    if lost:
-        yield gathered(file, [], [], lost)
-
-
 class _Decompressed:
     """A compressed stream, read up to what its size allows for."""
 
@@ -161,46 +121,29 @@ def _array_rows(file: str, first: bytes, stream: Any) -> Iterator[Rows]:
     Raises:
         PoolError: the array breaks off, or is no JSON.
     """
-    decoder, decode = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder().raw_decode
-    text, place, number, ended = decoder.decode(first).lstrip()[1:], 0, 0, False
+    number = 0
+    for found, failed in elements(Text(first, stream, place=1)):
+        yield _checked(file, number + 1, found)
+        number += len(found)
+        if failed is not None:
+            raise PoolError(f"{file}: cannot be read: a JSON array, but {failed} in element {number + 1}")
+
+
+@uncollected()
+def _checked(file: str, first: int, found: Sequence[Element]) -> Rows:
+    """Return elements of an array as rows, those that are objects."""
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: list[BadRow] = []
     texts: list[str] = []
-    held = 0
-    while True:
-        while place < len(text) and text[place] in " \t\r\n,":
-            place += 1
-        if place < len(text) and text[place] == "]":
-            break
+    for number, (element, written) in enumerate(found, first):
         try:
-            element, end = decode(text, place)
-            if end == len(text) and not ended and not isinstance(element, (dict, list)):
-                raise json.JSONDecodeError("more may follow", text, end)  # a number, cut by the block's end
-        except json.JSONDecodeError as error:
-            if ended or len(text) - place > MAX_LINE_BYTES:
-                yield gathered(file, rows, numbers, bad, texts)
-                said = (
-                    f"it breaks off in element {number + 1}"
-                    if ended and (error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"))
-                    else f"{error.msg} in element {number + 1}"
-                )
-                raise PoolError(f"{file}: cannot be read: a JSON array, but {said}") from error
-            more = stream.read(BLOCK_BYTES)
-            text, place, ended = text[place:] + decoder.decode(more, not more), 0, not more
-            continue
-        number, written, place = number + 1, text[place:end], end
-        held += len(written)
-        try:
-            rows.append(_checked_object(element, written))
+            rows.append(checked_object(element, written))
             numbers.append(number)
             texts.append(written)
         except NOT_AN_OBJECT as error:
             bad.append(BadRow(file, number, "row", "a JSON object in each place of the array", why_not(error)))
-        if len(rows) + len(bad) == BATCH_ROWS or held >= BLOCK_BYTES:
-            yield gathered(file, rows, numbers, bad, texts)
-            rows, numbers, bad, texts, held = [], [], [], [], 0
-    yield gathered(file, rows, numbers, bad, texts)
+    return gathered(file, rows, numbers, bad, texts)
 
 
 def _blocks(stream: Any, rest: bytes = b"") -> Iterator[bytes | None]:
@@ -233,6 +176,7 @@ def _blocks(stream: Any, rest: bytes = b"") -> Iterator[bytes | None]:
         yield rest
 
 
+@uncollected()
 def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
@@ -252,51 +196,3 @@ def _parsed(file: str, first_line: int, lines: Sequence[str | bytes]) -> Rows:
             numbers.append(number)
             texts.append(line if isinstance(line, str) else line.decode())
     return gathered(file, rows, numbers, bad, texts)
-
-
-NOT_AN_OBJECT = (UnicodeError, ValueError, TypeError, RecursionError)
-"""What `json_object` raises."""
-_decode = json.JSONDecoder().decode
-
-
-def json_object(content: str | bytes) -> dict[str, Any]:
-    """Return a JSON object in UTF-8; raises one of `NOT_AN_OBJECT` for anything else."""
-    text = content if isinstance(content, str) else content.decode()
-    row = _decode(text)
-    if type(row) is not dict:
-        raise TypeError(shown(text.strip()))
-    return _checked_object(row, text)
-
-
-def _checked_object(row: Any, text: str) -> dict[str, Any]:
-    """Return a decoded object whose text leaves no doubt about depth and letters, or which was looked through."""
-    if type(row) is not dict or "\\ud" in text or "\\uD" in text or text.count("[") + text.count("{") > MAX_DEPTH:
-        return _whole_object(row)
-    return row
-
-
-def _whole_object(row: Any) -> dict[str, Any]:
-    if type(row) is not dict:
-        raise TypeError(shown(row))
-    waiting, depth = [row], 0
-    while waiting := [item for value in waiting for item in (value.values() if type(value) is dict else value)]:
-        waiting, depth = [item for item in waiting if type(item) in (dict, list)], depth + 1
-        if depth > MAX_DEPTH:
-            raise RecursionError
-    # JSON can spell half a character, which no UTF-8 file can hold.
-    json.dumps(row, ensure_ascii=False).encode()
-    return row
-
-
-def why_not(error: Exception) -> str:
-    """Say what a content was found to be that `json_object` refused."""
-    if isinstance(error, json.JSONDecodeError):
-        hint = "; each object must be on one line of its own" if error.doc.strip() == "{" else ""
-        return f"{error.msg} at column {error.colno}{hint}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"byte 0x{error.object[error.start]:02x} at {error.start + 1}"
-    if isinstance(error, UnicodeEncodeError):
-        return "half of a surrogate pair"
-    if isinstance(error, RecursionError):
-        return "values that are nested too deeply"
-    return str(error)

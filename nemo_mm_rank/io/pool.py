@@ -21,9 +21,12 @@ from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch, canonical
 from nemo_mm_rank.io.clip_folder import clip_metas, clip_root, clip_rows
-from nemo_mm_rank.io.formats import ROWS, converted
+from nemo_mm_rank.io.formats import FORMATS, ROWS, converted
 from nemo_mm_rank.io.formats.base import Format
-from nemo_mm_rank.io.json_rows import NOT_AN_OBJECT, json_object, why_not
+from nemo_mm_rank.io.formats.conversations import CONVERSATIONS
+from nemo_mm_rank.io.json_text import NOT_AN_OBJECT, json_object, why_not
+from nemo_mm_rank.io.lance_rows import SUFFIX as LANCE
+from nemo_mm_rank.io.lance_rows import is_lance, lance_rows
 from nemo_mm_rank.io.manifest import KINDS, read_rows, split_suffix
 from nemo_mm_rank.io.references import References
 from nemo_mm_rank.io.rows import MAX_COLUMNS, MAX_LINE_BYTES, OTHER_FIELDS, Rows
@@ -38,6 +41,7 @@ from nemo_mm_rank.schema import (
     MODALITY,
     PAIR_ID,
     POOL,
+    SOURCE_CONTENTS,
     SOURCE_MEDIA,
     SOURCE_RECORD,
     WEAKEST,
@@ -45,7 +49,7 @@ from nemo_mm_rank.schema import (
 )
 
 RESERVED = frozenset(
-    {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE, SOURCE_MEDIA, SOURCE_RECORD}
+    {ERROR, MEDIA_ROOT, WEAKEST, WEAKEST_SENTENCE, SOURCE_CONTENTS, SOURCE_MEDIA, SOURCE_RECORD}
     | {AGREEMENT, "rank", "pool_rank", "score", "filters_passed", "reason"}
 )
 RESERVED_PREFIXES = (
@@ -55,6 +59,8 @@ RESERVED_PREFIXES = (
 """Names of columns that steps or the blend add; a pool's own go by `ORIGINAL` and their name."""
 
 ORIGINAL = "original_"
+
+SCORES = ".scores.jsonl"
 
 DATASET_INFO = "dataset_info.json"
 
@@ -99,7 +105,7 @@ def manifests(source: PoolSource) -> list[Manifest]:
     for file in files:
         folder = file.rpartition("/")[0] if remote else os.path.dirname(os.path.abspath(file))
         told = "{}" if remote else json.dumps(_told(folder, os.path.basename(file)), sort_keys=True)
-        folder = clip_root(file) if os.path.isdir(file) else folder
+        folder = clip_root(file) if os.path.isdir(file) and not is_lance(file) else folder
         name = source.name or named or split_suffix(file)[0]
         found.append(Manifest(file, name, media_root(source.root or folder, source.trusted_roots), told))
     return found
@@ -134,6 +140,8 @@ def _local(path: str) -> tuple[list[str], str | None]:
         return [path], None
     if (metas := clip_metas(path)) is not None:
         return [metas], os.path.basename(os.path.abspath(path))
+    if is_lance(path):
+        return [path], os.path.basename(os.path.abspath(path)).removesuffix(LANCE)
     if os.path.isdir(path):
         files = [os.path.join(path, name) for name in os.listdir(path)]
         files = [file for file in files if os.path.isfile(file)]
@@ -158,6 +166,8 @@ def _of_folder(path: str, files: list[str]) -> list[str]:
     tars = {split_suffix(file)[0] for file in found if split_suffix(file)[1] == "tar"}
     if tars:  # beside its tars, img2dataset writes what became of each download
         found = [file for file in found if split_suffix(file)[1] != "parquet" or split_suffix(file)[0] not in tars]
+    scores = {f"{os.path.splitext(file)[0]}{SCORES}" for file in files}
+    found = [file for file in found if file not in scores]  # what `export` writes beside records of the pool's own
     if not found:
         raise PoolError(
             f"{path}: the folder contains no manifest (.jsonl, .ndjson, also .gz or .zst, .parquet or .tar)"
@@ -226,9 +236,9 @@ def read_manifest(
         PoolError: the manifest cannot be read, or a column of the user's has a canonical name.
     """
     references = References(manifest.root, check_files, manifest.file)
-    batches, known = _rows(manifest, source)
+    batches, among = _rows(manifest, source)
     batches = _whatever_can_be_read(manifest.file, batches) if faults_as_rows else batches
-    yield from pairs_of(batches, source, manifest.pool, references, seen, json.loads(manifest.told), known)
+    yield from pairs_of(batches, source, manifest.pool, references, seen, json.loads(manifest.told), among)
 
 
 def pairs_of(
@@ -238,7 +248,7 @@ def pairs_of(
     references: References,
     seen: Seen,
     told: Mapping[str, Any] = MappingProxyType({}),
-    known: Format | None = None,
+    among: Sequence[Format] = FORMATS,
 ) -> Iterator[PoolBatch]:
     """Yield rows as pairs, whatever format they are written in, wherever they are from.
 
@@ -249,24 +259,26 @@ def pairs_of(
         references: opens what the rows refer to.
         seen: the ids of the run so far; those of these rows are added.
         told: what a ``dataset_info.json`` says of them.
-        known: their format, where it need not be looked for.
+        among: the formats that they may be written in.
 
     Raises:
         PoolError: a column of the user's has a canonical name.
     """
-    for rows, form in converted(batches, source, pool, told, known):
+    for rows, form in converted(batches, source, pool, told, among):
         ours = {name: theirs for name, theirs in source.fields.items() if form is ROWS or name in (PAIR_ID, POOL)}
         named = source.model_copy(update={"fields": ours})  # a format has named the sides already
         yield replace(_freely_named(canonical(rows, named, pool, references, seen)), format=form)
 
 
-def _rows(manifest: Manifest, source: PoolSource) -> tuple[Iterator[Rows], Format | None]:
-    """Return what a manifest holds, and the format of it where that is known."""
+def _rows(manifest: Manifest, source: PoolSource) -> tuple[Iterator[Rows], Sequence[Format]]:
+    """Return what a manifest holds, and the formats that it may be written in."""
+    if os.path.isdir(manifest.file) and is_lance(manifest.file):
+        return lance_rows(manifest.file), FORMATS
     if os.path.isdir(manifest.file):
-        return clip_rows(manifest.file, source), ROWS
+        return clip_rows(manifest.file, source), (ROWS,)
     if split_suffix(manifest.file)[1] == "tar":
-        return tar_rows(manifest.file, source, manifest.pool, manifest.root), ROWS
-    return read_rows(manifest.file, source.download_seconds), None
+        return tar_rows(manifest.file, source, manifest.pool, manifest.root), (ROWS, *CONVERSATIONS)
+    return read_rows(manifest.file, source.download_seconds), FORMATS
 
 
 def _freely_named(batch: PoolBatch) -> PoolBatch:

@@ -5,6 +5,9 @@ The row's fields are the keys of the sample's ``.json``, and beside them its oth
 where it lies in the archive. So a pool's field map can name either, and what it does not name, and no rule below uses,
 is a column of the user's own. A key ends at the first dot; dots that all members of a sample share are of the key, too.
 
+A sample whose json is a conversation (`io.formats.conversations`), as Energon's are, keeps it, with references in place
+of the members that its parts name, or of all media in a list. Of any other:
+
 * annotation: the field ``annotation``, else the first of `ANNOTATIONS` that the sample has;
 * data: the field ``data``, else the one member of the pair's modality: by its extension (`Medium.extensions`), or,
   where the modality is given, any one member of an extension that says nothing;
@@ -27,14 +30,15 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io.bad_rows import BadRow, shown
 from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH
-from nemo_mm_rank.io.json_rows import NOT_AN_OBJECT, json_object, why_not
+from nemo_mm_rank.io.formats.conversations import MEDIA, TURNS
+from nemo_mm_rank.io.json_text import NOT_AN_OBJECT, json_object, why_not
 from nemo_mm_rank.io.manifest import opened, split_suffix
 from nemo_mm_rank.io.references import MAX_TEXT_BYTES
 from nemo_mm_rank.io.rows import BATCH_ROWS, BLOCK_BYTES, Rows, gathered
 from nemo_mm_rank.media.source import is_url
 from nemo_mm_rank.media.tar import Place, place_of, walk
 from nemo_mm_rank.modality import by_extension, is_media, names
-from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_PARTS, MODALITY, PAIR_ID, POOL, SOURCE_MEDIA
 
 JSON = ("json", "jsn")
 TEXTS = ("txt", "text", "transcript", "caption")
@@ -227,6 +231,40 @@ class _Reader:
                 raise _FaultError("row", "a field once", f"{extension!r} as a member and in the json")
             if extension not in JSON:
                 row[extension] = self._text(member) if self._is_text(extension) else self._reference(member)
+        if not self._name_talk(row, sample.members):
+            self._name_sides(row, sample)
+        given = row.get(self._theirs(PAIR_ID))
+        if given is None or given != given:  # NaN is no id
+            row[self._theirs(PAIR_ID)] = f"{self.prefix}/{sample.key}"
+
+    def _name_talk(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> bool:
+        """Put references into a conversation: where its parts name a member, and of other media in lists.
+
+        Returns:
+            Whether it is one; what has an annotation beside is none.
+        """
+        turns = next((row[name] for name in TURNS if isinstance(row.get(name), list)), None)
+        if turns is None or any(row.get(name) is not None for name in (self._theirs(ANNOTATION), *ANNOTATIONS)):
+            return False
+        named = False
+        for turn in turns:
+            parts = turn.get("content") if isinstance(turn, dict) else None
+            for part in parts if isinstance(parts, list) else ():
+                name = part.get("path") if isinstance(part, dict) else None
+                if isinstance(name, str) and name in members:
+                    part["path"] = self._reference(members[name])
+                    row.pop(name, None)
+                    named = True
+        files: dict[str, list[str]] = {}
+        for name in [] if named else [name for name in members if name in row]:
+            kind = kind_of(name)
+            if kind in MEDIA and not any(one in row for one in MEDIA[kind]):
+                files.setdefault(MEDIA[kind][0], []).append(row.pop(name))
+        row.update(files)
+        return True
+
+    def _name_sides(self, row: dict[str, Any], sample: _Sample) -> None:
+        """Put the two sides of the pair where they belong."""
         self._name_parts(row, sample.members)
         annotated = self._name_annotation(row)
         try:
@@ -235,9 +273,6 @@ class _Reader:
             raise self._apart(sample) or fault from fault
         if not annotated and (apart := self._apart(sample)):
             raise apart
-        given = row.get(self._theirs(PAIR_ID))
-        if given is None or given != given:  # NaN is no id
-            row[self._theirs(PAIR_ID)] = f"{self.prefix}/{sample.key}"
 
     def _join_dots(self, sample: _Sample) -> None:
         """Give the key what stands before the last dot of all members (``a.v1.jpg`` and ``a.v1.txt``)."""
@@ -285,6 +320,12 @@ class _Reader:
 
     def _name_parts(self, row: dict[str, Any], members: dict[str, tarfile.TarInfo]) -> None:
         """Put the members that parts of the data name by their extension into these parts."""
+        for one in row.get(SOURCE_MEDIA) or ():
+            name = one.get(DATA) if isinstance(one, dict) else None
+            if isinstance(name, str) and name in members:
+                one[DATA] = self._reference(members[name])
+                if name.startswith("more."):
+                    row.pop(name, None)
         for name in (self._theirs(DATA), DATA_PARTS):
             parts = row.get(name)
             for part in parts if isinstance(parts, list) else ():

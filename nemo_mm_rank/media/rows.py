@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,6 +30,9 @@ from nemo_mm_rank.schema import (
     DATA_SPANS,
     MEDIA_ROOT,
     MODALITY,
+    PARTS,
+    SOURCE_CONTENTS,
+    SOURCE_MEDIA,
     SPANS,
 )
 from nemo_mm_rank.steps import by_value
@@ -58,8 +62,6 @@ def iter_data(
     modalities = frames.strings(rows, MODALITY)
     roots = frames.strings(rows, MEDIA_ROOT) if MEDIA_ROOT in rows.columns else None
     spans = _spans(rows, DATA_SPANS if use_spans else None)
-    # Row by row: all contents of a shard as one Arrow array can be more than it holds.
-    contents = rows[DATA_BYTES] if DATA_BYTES in rows.columns else None
 
     def decode(position: int, content: bytes | None) -> Item | PairError:
         ref, modality = references[position], modalities[position]
@@ -83,7 +85,7 @@ def iter_data(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         for position in order:
-            content = None if contents is None else _content(contents.iloc[position])
+            content = _content(rows, position, references[position])
             ahead = as_files[modalities[position]]
             waiting.append(pool.submit(decode, position, content).result if ahead else partial(decode, position, None))
             if len(waiting) > 2 * threads:
@@ -173,8 +175,71 @@ def _spans(rows: Frame, name: str | None) -> list[list[list[float]] | None]:
     return spans
 
 
-def _content(value: Any) -> bytes | None:
+def _content(rows: Frame, position: int, reference: str | None) -> bytes | None:
+    """Return what a row carries of a medium: row by row, because a shard's may be more than one Arrow array holds."""
+    if SOURCE_CONTENTS in rows.columns and isinstance(rows[SOURCE_CONTENTS].iloc[position], (list, np.ndarray)):
+        every = zip(rows[SOURCE_MEDIA].iloc[position], rows[SOURCE_CONTENTS].iloc[position], strict=True)
+        return next((_bytes(content) for medium, content in every if medium[DATA] == reference), None)
+    return _bytes(rows[DATA_BYTES].iloc[position]) if DATA_BYTES in rows.columns else None
+
+
+def _bytes(value: Any) -> bytes | None:
     return bytes(value) if isinstance(value, (bytes, bytearray, memoryview)) else None
+
+
+def with_several(rows: Frame) -> list[int]:
+    """Return the positions of rows that have more than one medium of a modality (`SOURCE_MEDIA`)."""
+    every = frames.array(rows, SOURCE_MEDIA) if SOURCE_MEDIA in rows.columns else pa.nulls(0)
+    if pa.types.is_null(every.type):
+        return []
+    long = np.flatnonzero(pc.fill_null(pc.greater(pc.list_value_length(every), 1), False))
+    media = every.take(pa.array(long)).to_pylist()
+    return [row for row, own in zip(long.tolist(), media, strict=True) if len(_by_kind(own)) < len(own)]
+
+
+def views(rows: Frame, positions: Sequence[int], most: int) -> tuple[Frame, list[int]]:
+    """Return rows that have several media of a modality once for each: in a row's i-th view, its i-th of each modality.
+
+    A modality with fewer media than another begins again; of more than ``most`` those are shown that lie in the middle
+    of as many equal slices, as the frames of a video do.
+
+    Args:
+        rows: as for `take_apart`, with ``source_media``.
+        positions: of rows that have several (`with_several`).
+        most: views of a row.
+
+    Returns:
+        A frame of all views, those of a row side by side, and how many each of ``positions`` has.
+    """
+    table = frames.to_table(rows.iloc[list(positions)])
+    names = [name for name in (MODALITY, DATA, DATA_PARTS, SOURCE_MEDIA) if name in table.column_names]
+    owner: list[int] = []
+    shown: list[list[dict[str, str]]] = []
+    for at, row in enumerate(table.select(names).to_pylist()):
+        media = {kind: [one[DATA] for one in own] for kind, own in _by_kind(row[SOURCE_MEDIA]).items()}
+        media = {kind: [own[i] for i in _spread(len(own), most)] for kind, own in media.items()}
+        parts = row.get(DATA_PARTS) or [{MODALITY: row[MODALITY], DATA: row[DATA]}]
+        choices = [media.get(part[MODALITY], [part[DATA]]) for part in parts]
+        for view in range(max(map(len, choices))):
+            owner.append(at)
+            shown.append([{**part, DATA: own[view % len(own)]} for part, own in zip(parts, choices, strict=True)])
+    columns = dict(zip(table.column_names, table.take(pa.array(owner, pa.int64())).columns, strict=True))
+    columns[DATA] = pa.array(["\n".join(part[DATA] for part in parts) for parts in shown], pa.string())
+    if DATA_PARTS in columns:
+        columns[DATA_PARTS] = pa.array([parts if len(parts) > 1 else None for parts in shown], PARTS)
+    return frames.from_table(pa.table(columns)), np.bincount(owner).tolist()
+
+
+def _by_kind(media: Sequence[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for one in media:
+        found.setdefault(one[MODALITY], []).append(one)
+    return found
+
+
+def _spread(n: int, most: int) -> Sequence[int]:
+    """Return which of ``n`` are taken where ``most`` may be: the middles of as many equal slices."""
+    return range(n) if n <= most else [(2 * i + 1) * n // (2 * most) for i in range(most)]
 
 
 @dataclass(frozen=True)
@@ -260,8 +325,9 @@ def take_apart(rows: Frame, modality: str, positions: Sequence[int]) -> Apart:
     flat = pc.struct_field(lists.take(pa.array(good, pa.int64())).flatten(), DATA)
     shared = {MEDIA_ROOT: frames.array(rows, MEDIA_ROOT).take(kept)} if MEDIA_ROOT in rows.columns else {}
     spans = frames.array(rows, DATA_SPANS).take(kept).to_pylist() if DATA_SPANS in rows.columns else None
-    if DATA_BYTES in rows.columns:  # of the one part that comes as a file
-        shared[DATA_BYTES] = frames.array(rows, DATA_BYTES).take(kept)
+    for name in (DATA_BYTES, SOURCE_MEDIA, SOURCE_CONTENTS):  # of the one part that comes as a file, or of each
+        if name in rows.columns:
+            shared[name] = frames.array(rows, name).take(kept)
     parts = []
     for number, kind in enumerate(kinds):
         columns = {

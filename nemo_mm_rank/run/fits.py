@@ -53,6 +53,7 @@ from nemo_mm_rank.schema import (
     FUSED,
     MODALITY,
     PAIR_ID,
+    SOURCE_CONTENTS,
     annotation_column,
     data_column,
 )
@@ -428,7 +429,7 @@ def embedded(found: Found, steps: Sequence[Step], device: str | None) -> pa.Tabl
         or (found.kind != "media" and name.startswith(annotation_column("")))
     ]
     kinds = pa.array([found.kind] * rows.num_rows, pa.string())
-    columns = {name: rows[name] for name in rows.column_names if name != DATA_BYTES}
+    columns = {name: rows[name] for name in rows.column_names if name not in (DATA_BYTES, SOURCE_CONTENTS)}
     return pa.table({**columns, KIND: kinds, **{name: table[name] for name in (ERROR, *vectors)}})
 
 

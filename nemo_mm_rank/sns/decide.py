@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +102,7 @@ class Decisions:
         self._before = np.full(n, np.nan, dtype=np.float32)
         self._after = np.full(n, np.nan, dtype=np.float32)
 
-    def leave(self, rows: Sequence[int], why: str) -> None:
+    def leave(self, rows: Iterable[int], why: str) -> None:
         """Keep pairs whole without having looked at them."""
         for row in rows:
             self._reasons[row] = f"untrimmed: {why}"

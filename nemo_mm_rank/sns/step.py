@@ -15,24 +15,14 @@ from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec, SNSSetting
 from nemo_mm_rank.errors import PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import Apart, annotation_texts, by_class, iter_data, take_apart
+from nemo_mm_rank.media.rows import Apart, annotation_texts, by_class, iter_data, take_apart, with_several
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.modality import is_media, modalities_of, of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoder, Grounder, support
 from nemo_mm_rank.models.expert import Expert, build
 from nemo_mm_rank.models.grounders import PartsGrounder
-from nemo_mm_rank.schema import (
-    ANNOTATION_SPANS,
-    CANONICAL,
-    DATA_BYTES,
-    DATA_PARTS,
-    DATA_SPANS,
-    MEDIA_ROOT,
-    SNS_REASON,
-    SPANS,
-    Modality,
-)
+from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_SPANS, SNS_REASON, SPANS, WHERE, Modality
 from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
 from nemo_mm_rank.sns.selection import gate
 from nemo_mm_rank.sns.sides import Cut, Parts, Selector, Side, cosines, embed_parts
@@ -134,7 +124,7 @@ class SNSStep(Step):
     @property
     def uses(self) -> tuple[str, ...]:
         """Where media are to be found."""
-        return (DATA_BYTES, DATA_PARTS, MEDIA_ROOT)
+        return WHERE
 
     @property
     def provides(self) -> Mapping[str, pa.DataType]:
@@ -180,10 +170,14 @@ class SNSStep(Step):
         """Trim ``rows``, modality by modality; media are decoded once, ahead in threads."""
         decisions = Decisions(len(rows))
         annotations = annotation_texts(rows, self.media, use_spans=False)
-        for modality, positions in by_class(rows, decisions.errors):
+        several = set(with_several(rows))
+        for modality, every in by_class(rows, decisions.errors):
+            positions = [row for row in every if row not in several]
             if self.settings.mode == "off":
-                decisions.leave(positions, "mode is off")
-            elif (encoder := self._shared_encoder(modality)) is None:
+                decisions.leave(every, "mode is off")
+                continue
+            decisions.leave(several.intersection(every), "its data has several media of one modality")
+            if (encoder := self._shared_encoder(modality)) is None:
                 decisions.leave(positions, f"expert {self.expert.name} has no space for {modality} and text")
             elif len(modalities_of(modality)) > 1:
                 self._trim_parts(rows, modality, positions, annotations, encoder, decisions)

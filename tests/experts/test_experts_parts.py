@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import torch.nn.functional as F
 from PIL import Image as PILImage
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, ExpertSpec, ModelSpec, parse
+from nemo_mm_rank.config import CLASSICAL_EXPERTS, CLASSICAL_MODELS, ExpertSpec, MediaSettings, ModelSpec, parse
 from nemo_mm_rank.experts import ExpertStep
 from nemo_mm_rank.media.segment import Image, Item
 from nemo_mm_rank.modality import combined
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import taken_together
 from nemo_mm_rank.models.expert import item_key
-from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, ERROR, PARTS, SPANS
+from nemo_mm_rank.schema import DATA_PARTS, DATA_SPANS, ERROR, PARTS, SOURCE_CONTENTS, SOURCE_MEDIA, SPANS
 from tests.models import tiny_writers
 
 TEXT = "The sea is blue. Nobody is there."
@@ -71,6 +72,66 @@ def test_the_vector_of_several_parts_is_the_mean_of_theirs(media: Path) -> None:
     said = frames.strings(out, "description__words")
     assert said[0] == said[2] is not None
     assert said[1] is None
+
+
+def several(rows: Any, *media: list[tuple[str, str]] | None, contents: Any = None) -> Any:
+    """Put all media of rows beside them."""
+    listed = [own and [{"modality": kind, "data": data} for kind, data in own] for own in media]
+    columns = {SOURCE_MEDIA: pa.array(listed, PARTS)}
+    return frames.attach(rows, columns if contents is None else {**columns, SOURCE_CONTENTS: pa.array(contents)})
+
+
+def test_several_pictures_make_one_vector(media: Path) -> None:
+    """The mean of what the pair would be with each of them, to the bit the same beside any other pair."""
+    for name, colour in (("green", (10, 200, 10)), ("blue", (10, 10, 200))):
+        PILImage.new("RGB", (64, 48), colour).save(media / f"{name}.png")
+    red, green, blue = ([("text", TEXT), ("image", f"{name}.png")] for name in ("red", "green", "blue"))
+    pictures = [("image", "red.png"), ("image", "green.png"), ("image", "blue.png")]
+    rows = several(frame(media, red, [pictures[0]], red, green, blue), pictures, pictures[:2], None, None, None)
+    out, alone = step()(rows), step()(frame(media, [pictures[0]], [pictures[1]]))
+    assert frames.strings(out, ERROR) == [None] * 5
+    for name in ("emb_data__words", "emb_data__features__image", "emb_data__features__text"):
+        vectors, _ = column(out, name)
+        torch.testing.assert_close(vectors[0], F.normalize(vectors[2:5].mean(dim=0), dim=0), atol=1e-6, rtol=0)
+        if name != "emb_data__features__text":
+            single, _ = column(alone, name)
+            torch.testing.assert_close(vectors[1], F.normalize(single.mean(dim=0), dim=0), atol=1e-6, rtol=0)
+            assert float(vectors[0] @ vectors[2]) < 0.999
+    said = frames.strings(out, "description__words")
+    assert said[0] == "\n".join(map(str, said[2:5]))
+    lonely = step()(several(frame(media, red), pictures))
+    for name in step().provides:
+        if name.startswith("emb_"):
+            assert torch.equal(column(lonely, name)[0][0], column(out, name)[0][0])
+
+
+def test_of_many_pictures_some_are_seen(media: Path) -> None:
+    """Those in the middle of equal slices, as of a video; one that cannot be decoded fails its pair."""
+    many = [("image", "broken.png" if number in (0, 4, 9) else "red.png") for number in range(10)]
+    rows = several(frame(media, [("image", "red.png")], [("image", "red.png")]), many, many[:3])
+    out = replace(step(), media=MediaSettings(several=2))(rows)
+    broken = "experts: MediaError: 'broken.png': is not a picture"
+    assert frames.strings(out, ERROR)[0] is None  # the third and the eighth
+    assert str(frames.strings(out, ERROR)[1]).startswith(broken)
+    vectors, there = column(out, "emb_data__features__image")
+    assert there == [True, False]
+    single = step()(frame(media, [("image", "red.png")]))
+    torch.testing.assert_close(vectors[0], column(single, "emb_data__features__image")[0][0], atol=1e-6, rtol=0)
+
+
+def test_contents_that_rows_carry_are_found_by_name(media: Path) -> None:
+    """Pictures and a recording in one row; what it does not carry is a file."""
+    PILImage.new("RGB", (64, 48), (10, 10, 200)).save(media / "blue.png")
+    content = (media / "red.png").read_bytes()
+    carried, file = [("image", "x"), ("image", "blue.png")], [("image", "red.png"), ("image", "blue.png")]
+    rows = several(frame(media, carried[:1], file[:1]), carried, file, contents=[[content, None], None])
+    vectors, there = column(step()(rows), "emb_data__features__image")
+    assert there == [True, True]
+    assert torch.equal(vectors[0], vectors[1])
+    plain = frames.to_table(rows).to_pandas()  # objects in place of Arrow's lists
+    again, there = column(step()(plain), "emb_data__features__image")
+    assert there == [True, True]
+    assert torch.equal(again, vectors)
 
 
 def test_spans_of_a_part_are_its_own(media: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -17,6 +18,7 @@ from datasets import Sequence as ListOf
 from PIL import Image as Pictures
 
 from nemo_mm_rank.config import MediaSettings, PoolSource
+from nemo_mm_rank.io import coco_rows, json_rows, json_text
 from nemo_mm_rank.io.manifest import read_rows
 from nemo_mm_rank.io.pool import manifests, read_pools, validate
 from nemo_mm_rank.media.opener import Opener
@@ -186,9 +188,70 @@ def test_an_object_a_line_is_not_coco(tmp_path: Path) -> None:
 
 def test_what_looks_like_coco_and_is_not(tmp_path: Path) -> None:
     file = tmp_path / "p.json"
-    file.write_text(json.dumps({"images": [{"id": 1}], "annotations": [{"bbox": []}]}))
-    [error] = validate([PoolSource(path=str(file))]).errors
-    assert error == f"{file}: cannot be read: no captions as of COCO: KeyError('image_id')"
+    for content, said in (
+        ({"images": [{"id": 1}], "annotations": [{"bbox": []}]}, "none of 1 annotations has one"),
+        ({"images": 1, "annotations": []}, "no list of images"),
+    ):
+        file.write_text(json.dumps(content))
+        assert validate([PoolSource(path=str(file))]).errors == [
+            f"{file}: cannot be read: no captions as of COCO: {said}"
+        ]
+    whole = json.dumps(COCO, indent=1)
+    for cut, said in ((whole.index("sieben"), "it breaks off in annotations, element 3"), (-1, "it breaks off")):
+        file.write_text(whole[:cut])
+        assert validate([PoolSource(path=str(file))]).errors == [f"{file}: cannot be read: one JSON object, but {said}"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("names", ["annotations info images", "images annotations", "info images more annotations"])
+def test_coco_is_streamed_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, suffix: str
+) -> None:
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(json_rows, "MAX_LINE_BYTES", 200)
+    monkeypatch.setattr(coco_rows, "BATCH_ROWS", 7)
+    monkeypatch.setattr(json_text, "BATCH_ROWS", 5)
+    images = [{"id": n if n % 2 else f"{n}", "file_name": f"{n}.png", "\u00fc": "\u00e9" * n} for n in range(30)]
+    ids = [image["id"] for image in images]
+    captions = [{"image_id": ids[n % 30], "caption": f"\u201c{n}\u201d"} for n in range(70)]
+    whole: dict[str, Any] = {"images": images, "annotations": captions}
+    whole |= {"info": {"year": 2017, "n": 12345678901234567890}, "more": [1, [2], {"x": "]"}]}
+    content = json.dumps({name: whole[name] for name in names.split()}, ensure_ascii=False).encode()
+    file = tmp_path / f"c.json{suffix}"
+    file.write_bytes(gzip.compress(content) if suffix else content)
+    batches = list(read_rows(str(file)))
+    assert max(len(rows.lines) for rows in batches) == 7
+    assert [line for rows in batches for line in rows.lines.tolist()] == list(range(1, 31))
+    found = [captions for rows in batches for captions in rows.columns["coco_captions"]]
+    assert found == [[f"\u201c{m}\u201d" for m in range(n, 70, 30)] for n in range(30)]
+    assert [value for rows in batches for value in rows.columns["\u00fc"]] == ["\u00e9" * n for n in range(30)]
+
+
+def test_what_is_wrong_with_elements_of_coco(tmp_path: Path) -> None:
+    for n in (7, 9):
+        picture(tmp_path / f"{n}.png")
+    images = [{"id": 7, "file_name": "7.png"}, 3, {"file_name": "x"}, {"id": 9, "file_name": "9.png"}]
+    captions = [
+        {"image_id": 7, "caption": "seven"},
+        {"image_id": 8, "caption": "of none"},
+        {"caption": "of no image"},
+        {"image_id": 9},
+        "odd",
+        {"image_id": 9, "caption": 9},
+    ]
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"images": images, "annotations": captions}, indent=1))
+    report = validate([PoolSource(path=str(file))])
+    assert (report.errors, report.rows_in, report.bad) == ([], 8, 7)
+    assert [(bad.line, bad.message) for bad in report.bad_rows] == [
+        (2, "row: expected a JSON object in each place of images, found 3"),
+        (3, "id: expected a value in each of the images, found nothing"),
+        (4, "coco_captions: expected a caption or a list of captions, found [9]"),
+        (6, "image_id: expected the id of one of the images, found 8 of annotation 2"),
+        (7, "image_id: expected a value in each of the annotations, found nothing (annotation 3)"),
+        (8, "caption: expected a value in each of the annotations, found nothing (annotation 4)"),
+        (9, "row: expected a JSON object in each place of annotations, found 'odd' (annotation 5)"),
+    ]
 
 
 def test_manifests_of_nemo(tmp_path: Path) -> None:

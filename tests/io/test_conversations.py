@@ -16,7 +16,7 @@ from PIL import Image
 
 from nemo_mm_rank.config import POOL_FORMATS, MediaSettings, PoolSource
 from nemo_mm_rank.frames import from_table
-from nemo_mm_rank.io import json_rows
+from nemo_mm_rank.io import json_text
 from nemo_mm_rank.io.formats import FORMATS
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.manifest import read_rows
@@ -317,7 +317,7 @@ def test_an_array_that_breaks_off_gives_what_stands_before(folder: Path) -> None
 
 
 def test_an_array_is_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_rows, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(json_text, "BLOCK_BYTES", 1000)
     path = write(folder / "pool.json", [{**LLAVA, "id": str(n), "more": "x" * 500} for n in range(200)])
     held = [sum(map(len, rows.texts)) for rows in read_rows(str(path))]
     assert sum(held) > 100_000

@@ -245,6 +245,18 @@ def test_the_real_library_reads_a_data_set(mixed: pa.Table, tmp_path: Path) -> N
     assert "all \\| of it" in card
 
 
+def test_columns_that_have_names_of_the_data_set(mixed: pa.Table, tmp_path: Path) -> None:
+    """Those of an earlier blend stand beside this one's, whatever they are called."""
+    mine = mixed.append_column("original_rank", mixed["rank"]).append_column("text", mixed["licence"])
+    mine = mine.append_column("original_text", mixed["pool"]).append_column("x", mixed["score"])
+    export_blend(mine, tmp_path / "out", "hf")
+    [file] = (tmp_path / "out/data").iterdir()
+    found = pq.read_table(file)
+    names = {"rank": "rank", "original_rank": "rank", "original_x": "score", "original_text": "pool"}
+    for name, source in {**names, "original_original_text": "licence"}.items():
+        assert found[name].to_pylist() == mixed[source].to_pylist()
+
+
 def test_a_data_set_is_cut_into_files(mixed: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "MAX_SHARD_BYTES", 20_000)
     monkeypatch.setattr(hub, "_HELD_BYTES", 5_000)

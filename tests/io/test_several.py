@@ -12,13 +12,14 @@ import pytest
 from PIL import Image as PILImage
 
 from nemo_mm_rank.config import PoolSource
+from nemo_mm_rank.io.export import write_blend
 from nemo_mm_rank.io.exports import export_blend
 from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.io.ingest import ingest
 from nemo_mm_rank.io.pool import read_pools, validate
 from nemo_mm_rank.media.source import OUTSIDE
 from nemo_mm_rank.modality import combined, known_class, modalities_of
-from nemo_mm_rank.schema import DATA_PARTS, PARTS
+from nemo_mm_rank.schema import DATA_PARTS, PARTS, SOURCE_MEDIA
 from tests.parts_pool import write
 
 TEXT = {"modality": "text", "data": "a cat"}
@@ -71,6 +72,31 @@ def test_a_list_of_one_part_is_data_as_ever(pool: Path) -> None:
     assert not bad
     assert DATA_PARTS not in pairs[0]
     assert [(pair["modality"], pair["data"]) for pair in pairs] == [("image", "a.png")] * 2
+
+
+def test_several_media_of_one_modality(pool: Path, tmp_path: Path) -> None:
+    """The first is the data, all of them stand beside it, are looked for, and tell pairs apart."""
+    other = {"modality": "image", "data": "b.png"}
+    write(pool, [row([IMAGE, other]), row([IMAGE, IMAGE]), row([other, TEXT, IMAGE]), row("words", modality="text")])
+    pairs, bad = read(pool)
+    assert not bad
+    assert [(pair["modality"], pair["data"]) for pair in pairs] == [
+        *[("image", "a.png")] * 2, ("text+image", "a cat\nb.png"), ("text", "words")
+    ]  # fmt: skip
+    assert [pair[SOURCE_MEDIA] for pair in pairs] == [[IMAGE, other], [IMAGE, IMAGE], [other, IMAGE], None]
+    assert len({pair["pair_id"] for pair in pairs}) == 4
+    write(pool, [row([IMAGE, {"modality": "image", "data": "no.png"}])])
+    assert read(pool)[1] == [
+        "1: data: expected a media file below the pool's root, found no such file: 'no.png' (image part)"
+    ]
+    write(pool, [row([IMAGE, other], annotation="one"), row([TEXT, other, IMAGE], annotation="two")])
+    ingest([PoolSource(path=str(pool))], tmp_path / "run")
+    table = read_table(tmp_path / "run" / "part-00000.parquet")
+    assert table.schema.field(SOURCE_MEDIA).type == PARTS
+    for again in ("again.parquet", "again.jsonl"):
+        write_blend(table.drop_columns(["media_root"]), tmp_path / again)
+        found, bad = read(tmp_path / again)
+        assert (found, bad) == ([{**pair, "media_root": str(tmp_path)} for pair in table.to_pylist()], [])
 
 
 def test_pools_without_parts_have_no_column_for_them(pool: Path) -> None:
@@ -129,10 +155,7 @@ BAD = {
     "modality: expected one of text, code, image, audio, video, found None (part 1)": [{"data": "a.png"}, TEXT],
     "data: expected a non-empty string, found ' ' (text part)": [{"modality": "text", "data": " "}, IMAGE],
     "data: expected a non-empty string, found None (image part)": [TEXT, {"modality": "image"}],
-    "data: expected one part of each modality, found another image (part 2)": [
-        IMAGE,
-        {"modality": "image", "data": "b.png"},
-    ],
+    "data: expected one part of text, found another (part 3)": [TEXT, IMAGE, TEXT],
     "data: expected a list of parts {modality, data}, found none": [],
     "data: expected a list of parts {modality, data}, found 'a.png' (part 2)": [TEXT, "a.png"],
     "data: expected a list of parts {modality, data}, found a key 'dta' (part 1); did you mean 'data'?": [

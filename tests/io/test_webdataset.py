@@ -26,6 +26,7 @@ from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.io.pool import manifests, read_pools, validate
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.source import open_source
+from nemo_mm_rank.media.tar import place_of
 from nemo_mm_rank.modality import media_names, of
 from nemo_mm_rank.schema import Modality
 from tests.tars import Member, damage, header_at, member, png, write_tar
@@ -525,3 +526,34 @@ def test_modalities_that_have_extensions() -> None:
     assert len(names) == len(set(names))
     assert kind_of("seg.PNG".lower()) == Modality.IMAGE
     assert kind_of("npy") is None
+
+
+def test_conversations_with_their_media_beside(tmp_path: Path) -> None:
+    """Named by parts, or in the order of the members; a caption beside a conversation is the annotation."""
+    talk = [{"from": "human", "value": "<image>Which?"}, {"from": "gpt", "value": "Both."}]
+    twice = [{"from": "human", "value": "<image><image>Which?"}, {"from": "gpt", "value": "Both."}]
+    parts = [{"type": "image", "path": "b.png"}, {"type": "text", "text": "What?"}]
+    named = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Red."}]
+    for name, turns, members in (
+        ("one", {"conversations": talk}, ["0.png"]),
+        ("two", {"conversations": twice}, ["0.a.png", "0.b.png"]),
+        ("named", {"messages": named}, ["0.a.png", "0.b.png"]),
+        ("short", {"conversations": twice}, ["0.png"]),
+    ):
+        pictures = [(picture, png(9)) for picture in members]
+        path = write_tar(tmp_path / f"{name}.tar", [*pictures, ("0.json", json.dumps(turns).encode())])
+        columns, bad = read(path)
+        if name == "short":
+            assert [row.message for row in bad] == ["images: expected as many images as marks <image> (2), found 1"]
+            continue
+        assert not bad
+        assert columns["modality"] == ["text+image"]
+        assert columns["annotation"] == ["Red." if name == "named" else "Both."]
+        found = [place_of(medium["data"]) for medium in columns["source_media"][0]]
+        assert [one and one.name for one in found] == {"one": members, "two": members, "named": members[1:]}[name]
+    path = write_tar(
+        tmp_path / "captioned.tar",
+        [("0.png", png(9)), ("0.json", json.dumps({"conversations": talk}).encode()), ("0.txt", b"Red.")],
+    )
+    columns, bad = read(path)
+    assert (bad, columns["modality"], columns["annotation"]) == ([], ["image"], ["Red."])

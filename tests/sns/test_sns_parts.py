@@ -16,7 +16,7 @@ from nemo_mm_rank.config import MediaSettings, SNSSettings
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import take_apart
 from nemo_mm_rank.modality import combined
-from nemo_mm_rank.schema import DATA_PARTS, PARTS
+from nemo_mm_rank.schema import DATA_PARTS, PARTS, SOURCE_MEDIA
 from nemo_mm_rank.sns.sides import Parts
 from nemo_mm_rank.sns.step import SNSStep, mean, side_by_side
 from tests.sns.test_sns_step import EXPERT, MODELS
@@ -183,3 +183,14 @@ def test_means_and_parts_by_hand() -> None:
     both = side_by_side([left, right])
     assert both.vectors.ravel().tolist() == [1, 2, 4, 3, 5]
     assert both.counts.tolist() == [3, 2]
+
+
+def test_several_media_of_a_modality_stay_whole(media: Path) -> None:
+    """A sentence may be about the second picture, which would not be kept where the first is looked at alone."""
+    rows = frame(media, ([TEXT, ("image", "half.png")], "A dog. Red."), ([TEXT, ("image", "half.png")], "A dog. Red."))
+    pictures = [{"modality": "image", "data": name} for name in ("half.png", "red.png")]
+    rows = frames.attach(rows, {SOURCE_MEDIA: pa.array([pictures, pictures[:1]], PARTS)})
+    several, one = frames.to_table(step(mode="forward")(rows)).to_pylist()
+    assert (several["sns_data_spans"], several["sns_annotation_spans"], several["error"]) == (None, None, None)
+    assert several["sns_reason"] == "untrimmed: its data has several media of one modality"
+    assert one["sns_data_spans"] == [[0, 0, 13], [1, 0, 0, 40, 60]]

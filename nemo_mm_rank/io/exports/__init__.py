@@ -17,6 +17,8 @@ from nemo_mm_rank.schema import SOURCE_RECORD
 
 
 def _webdataset(blend: pa.Table, folder: Path, settings: Settings) -> None:
+    if settings.trimmed:
+        raise UserError("--format webdataset: its tars hold pairs whole; --format energon writes tars of trimmed ones")
     fill_webdataset(blend, folder, settings.media, settings.max_samples, settings.max_bytes)
 
 

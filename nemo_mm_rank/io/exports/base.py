@@ -18,9 +18,10 @@ from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import PairError, UserError
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.formats.base import About, FaultError
-from nemo_mm_rank.io.formats.conversations import contents, spoken
+from nemo_mm_rank.io.formats.conversations import spoken
 from nemo_mm_rank.io.formats.speech import FILE as NEMO_FILE
 from nemo_mm_rank.media.encode import wav
+from nemo_mm_rank.media.film import film
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_text, spans_of
 from nemo_mm_rank.media.source import Roots, is_local, is_url, open_source
@@ -39,6 +40,7 @@ from nemo_mm_rank.schema import (
     MODALITY,
     PAIR_ID,
     POOL,
+    SOURCE_CONTENTS,
     SOURCE_MEDIA,
     SOURCE_RECORD,
     Modality,
@@ -48,6 +50,8 @@ Row = dict[str, Any]
 MEDIA = "media"
 """Folder of an export that media are copied to."""
 PLACES = ("copy", "link", "keep")
+_CUT: dict[str, str] = {Modality.IMAGE: "png", Modality.AUDIO: "wav", Modality.VIDEO: "mp4"}
+"""What a part of a medium is written as."""
 _EXTENSION = re.compile(r"[a-z0-9]{1,16}")
 _ROWS = 256
 
@@ -109,14 +113,17 @@ class Medium:
     spans: Sequence[Sequence[float]] | None = None
 
     def open(self, settings: MediaSettings) -> IO[bytes]:
-        """Open it, or what is to be kept of it: an image is cropped (PNG), a recording cut (WAV); a video is whole.
+        """Open it, or what is to be kept of it: an image is cropped (PNG), a recording or a video cut (WAV, MP4).
 
         Raises:
             PairError: it cannot be opened.
         """
         if not self.is_cut:
             return open_source(self.reference, self.root, settings, self.content)
-        spans = None if self.spans is None else [list(span) for span in self.spans]
+        spans = window_of(self.reference) if self.spans is None else [list(span) for span in self.spans]
+        if self.kind == Modality.VIDEO:
+            with open_source(self.reference, self.root, settings, self.content) as source:
+                return film(source, spans or [], settings)
         found: Any = Opener(settings).open(self.reference, self.kind, spans, self.root, self.content)
         if self.kind == Modality.AUDIO:
             return BytesIO(wav(found.samples, found.rate))
@@ -129,13 +136,13 @@ class Medium:
     def is_cut(self) -> bool:
         """Whether what is written is made from the file, and is not the file."""
         cut = self.spans is not None or window_of(self.reference) is not None
-        return cut and self.kind in (Modality.IMAGE, Modality.AUDIO)
+        return cut and self.kind in _CUT
 
     @property
     def extension(self) -> str:
         """The extension that it had, or the usual one of its modality."""
         if self.is_cut:
-            return "wav" if self.kind == Modality.AUDIO else "png"
+            return _CUT[self.kind]
         place = place_of(self.reference)
         name = without_window(self.reference) if place is None else place.name
         stem, _, extension = name.split("?")[0].rpartition("/")[2].lower().rpartition(".")
@@ -183,16 +190,20 @@ def talk_of(row: Row, settings: Settings) -> Talk:
             except FaultError as error:
                 raise UserError(f"pair {row[PAIR_ID]!r}: its record is not a conversation any more: {error}") from error
             return Talk(found.turns, media, found.system, found.others)
-    limit = settings.media.max_text_chars
     spans = row.get(ANNOTATION_SPANS) if settings.trimmed else None
-    said = row[ANNOTATION] if spans is None else annotation_text(row[ANNOTATION], spans, limit)
-    texts = [
-        data if own is None else kept_text(data, own, "\n", limit)
-        for kind, data, own in parts_of(row, settings.trimmed)
-        if not is_media(kind)
-    ]
+    said = row[ANNOTATION] if spans is None else annotation_text(row[ANNOTATION], spans, settings.media.max_text_chars)
+    texts = [text for _, text in texts_of(row, settings)]
     marks = "".join(f"<{medium.kind}>" for medium in media)
     return Talk([("user", "\n".join(filter(None, [marks, *texts]))), ("assistant", said)], media)
+
+
+def texts_of(row: Row, settings: Settings) -> list[tuple[str, str]]:
+    """Return the texts and code of a pair's data, each with its modality, cut where trimmed pairs are written."""
+    return [
+        (kind, data if spans is None else kept_text(data, spans, "\n", settings.media.max_text_chars))
+        for kind, data, spans in parts_of(row, settings.trimmed)
+        if not is_media(kind)
+    ]
 
 
 def parts_of(row: Row, trimmed: bool) -> list[tuple[str, str, list[list[float]] | None]]:
@@ -205,15 +216,16 @@ def parts_of(row: Row, trimmed: bool) -> list[tuple[str, str, list[list[float]] 
 
 
 def media_of(row: Row, settings: Settings) -> list[Medium]:
-    """Return the media of a pair, all that its record has; of trimmed ones those that it was ranked by."""
-    root, content = row.get(MEDIA_ROOT) or ".", row.get(DATA_BYTES)
-    own = [(kind, data, spans) for kind, data, spans in parts_of(row, settings.trimmed) if is_media(kind)]
-    every = row.get(SOURCE_MEDIA)
-    if every and not settings.trimmed:
+    """Return the media of a pair, all that it has; of one that is cut those that it was ranked by."""
+    root, content, every = row.get(MEDIA_ROOT) or ".", row.get(DATA_BYTES), row.get(SOURCE_MEDIA)
+    if not every or (settings.trimmed and row.get(DATA_SPANS)):
+        own = [(kind, data, spans) for kind, data, spans in parts_of(row, settings.trimmed) if is_media(kind)]
+    else:
         own = [(one[MODALITY], one[DATA], None) for one in every]
-    carried = contents(row[SOURCE_RECORD]) if row.get(SOURCE_RECORD) else {}
-    if content is not None and not carried:
-        carried = {own[0][1]: content}  # one at most is in the row
+    if several := row.get(SOURCE_CONTENTS):
+        carried = {one[DATA]: held for one, held in zip(every or (), several, strict=True)}
+    else:
+        carried = {own[0][1]: content} if own else {}  # one at most is in the row
     return [Medium(kind, data, root, carried.get(data), spans) for kind, data, spans in own]
 
 

@@ -17,29 +17,19 @@ import yaml
 
 from nemo_mm_rank.errors import PairError, UserError
 from nemo_mm_rank.io.bad_rows import shown
-from nemo_mm_rank.io.exports.base import Export, Row, Settings, media_of, parts_of, rows_of, talk_of
+from nemo_mm_rank.io.exports.base import Export, Row, Settings, media_of, rows_of, talk_of, texts_of
+from nemo_mm_rank.io.formats.hub import TEXT
 from nemo_mm_rank.modality import is_media, modalities_of
-from nemo_mm_rank.schema import (
-    ANNOTATION,
-    DATA,
-    DATA_BYTES,
-    DATA_PARTS,
-    MEDIA_ROOT,
-    MODALITY,
-    PAIR_ID,
-    POOL,
-    SOURCE_MEDIA,
-    VECTOR,
-    Modality,
-)
+from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL, SOURCE_MEDIA, VECTOR, WHERE, Modality
 
 MAX_SHARD_BYTES = 450 * 2**20
 """Of media and text, so that a file stays below the 500 MB that the Hub's viewer reads."""
 _HELD_BYTES = 32 * 2**20
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FEATURES = {Modality.IMAGE: "Image", Modality.AUDIO: "Audio", Modality.VIDEO: "Video"}
-TEXT, EMBEDDING, X, Y = "text", "embedding", "x", "y"
-_OURS = (DATA, DATA_BYTES, DATA_PARTS, MEDIA_ROOT, SOURCE_MEDIA, ANNOTATION)
+EMBEDDING, X, Y = "embedding", "x", "y"
+_FIRST = (PAIR_ID, "rank", "score", "reason", MODALITY, POOL)
+_OURS = (DATA, *WHERE, ANNOTATION)
 
 
 def _schema(blend: pa.Table, settings: Settings) -> tuple[pa.Schema, dict[str, str]]:
@@ -53,20 +43,31 @@ def _schema(blend: pa.Table, settings: Settings) -> tuple[pa.Schema, dict[str, s
         )
     media = {kind: feature for kind, feature in FEATURES.items() if kind in kinds}
     several = {f"{kind}s": feature for kind, feature in media.items() if _most(blend, kind) > 1}
-    first = [name for name in (PAIR_ID, "rank", "score", "reason", MODALITY, POOL) if name in blend.column_names]
-    taken = {*first, *media, *several, TEXT, ANNOTATION, EMBEDDING, X, Y}
+    first = [name for name in _FIRST if name in blend.column_names]
+    both = any({Modality.TEXT, Modality.CODE} <= {*modalities_of(name)} for name in classes)
+    texts = [TEXT, *([Modality.CODE] if both else [])]
     fields = [blend.schema.field(name) for name in first]
     fields += [pa.field(str(kind), FILE) for kind in media]
     fields += [pa.field(name, pa.list_(FILE)) for name in several]
-    fields += [pa.field(TEXT, pa.string()), pa.field(ANNOTATION, pa.string())]
+    fields += [pa.field(str(name), pa.string()) for name in (*texts, ANNOTATION)]
     fields += [pa.field(EMBEDDING, VECTOR)] if settings.vectors is not None else []
     fields += [pa.field(name, pa.float32()) for name in (X, Y) if settings.plane is not None]
-    fields += [
-        blend.schema.field(name).with_name(f"original_{name}" if name in taken else name)
-        for name in blend.column_names
-        if name not in (*first, *_OURS)
-    ]
+    fields += [blend.schema.field(name) for name in blend.column_names if name not in (*first, *_OURS)]
     return pa.schema(fields), {str(kind): feature for kind, feature in media.items()} | several
+
+
+def _freely_named(blend: pa.Table) -> pa.Table:
+    """Return a blend with those columns of the user's renamed that have names of the data set's."""
+    made = {*FEATURES, *(f"{kind}s" for kind in FEATURES), TEXT, Modality.CODE, EMBEDDING, X, Y}
+    used = {*made, *blend.column_names}
+    names = []
+    for name in blend.column_names:
+        free = name
+        while name in made and free in used:
+            free = f"original_{free}"
+        used.add(free)
+        names.append(free)
+    return blend.rename_columns(names)
 
 
 def _most(blend: pa.Table, kind: str) -> int:
@@ -79,16 +80,16 @@ def _most(blend: pa.Table, kind: str) -> int:
 
 def _rows(blend: pa.Table, schema: pa.Schema, features: Mapping[str, str], settings: Settings) -> Iterator[Row]:
     for at, row in enumerate(rows_of(blend)):
-        out = {f"original_{name}" if f"original_{name}" in schema.names else name: row[name] for name in row}
+        out = dict(row)
         files: dict[str, list[Row]] = {}
-        for medium in media_of(row, settings):
+        for number, medium in enumerate(media_of(row, settings)):
             try:
                 with medium.open(settings.media) as file:
                     content = file.read()
             except PairError as error:
                 said = f"{shown(medium.reference)} {error}"
                 raise UserError(f"pair {row[PAIR_ID]!r}: {said}; nothing was exported") from error
-            name = f"{at:08d}-{len(files)}.{medium.extension}"
+            name = f"{at:08d}-{number}.{medium.extension}"
             files.setdefault(medium.kind, []).append({"bytes": content, "path": name})
         for kind, own in files.items():
             out[kind] = own[0]
@@ -96,8 +97,7 @@ def _rows(blend: pa.Table, schema: pa.Schema, features: Mapping[str, str], setti
                 out[f"{kind}s"] = own
         if settings.trimmed:
             out[ANNOTATION] = talk_of(row, settings).turns[-1][1]
-        texts = [data for kind, data, _ in parts_of(row, settings.trimmed) if not is_media(kind)]
-        out[TEXT] = texts[0] if texts else None
+        out |= {TEXT if not number else kind: text for number, (kind, text) in enumerate(texts_of(row, settings))}
         if settings.vectors is not None:
             out[EMBEDDING] = settings.vectors[at].as_py()
         if settings.plane is not None:
@@ -106,6 +106,7 @@ def _rows(blend: pa.Table, schema: pa.Schema, features: Mapping[str, str], setti
 
 
 def _hub(blend: pa.Table, folder: Path, settings: Settings) -> None:
+    blend = _freely_named(blend)
     schema, features = _schema(blend, settings)
     kinds: dict[str, Any] = {
         name: {"_type": feature} if name in FEATURES else {"feature": {"_type": feature}, "_type": "List"}

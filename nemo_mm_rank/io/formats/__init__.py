@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nemo_mm_rank.config import PoolSource
@@ -10,8 +10,9 @@ from nemo_mm_rank.io.fields import ANNOTATION_PATH
 from nemo_mm_rank.io.formats.base import About, Format, looked_at
 from nemo_mm_rank.io.formats.captions import CAPTIONED
 from nemo_mm_rank.io.formats.conversations import CONVERSATIONS
+from nemo_mm_rank.io.formats.hub import HUB
 from nemo_mm_rank.io.formats.speech import SPEECH
-from nemo_mm_rank.io.rows import Rows
+from nemo_mm_rank.io.rows import Rows, uncollected
 from nemo_mm_rank.schema import ANNOTATION
 
 
@@ -28,25 +29,32 @@ def _as_they_are(rows: Rows, _: About) -> Rows:
 
 ROWS = Format("rows", "rows of pairs", _is_rows, _as_they_are)
 
-FORMATS: tuple[Format, ...] = (ROWS, *CONVERSATIONS, SPEECH, *CAPTIONED)
+FORMATS: tuple[Format, ...] = (HUB, ROWS, *CONVERSATIONS, SPEECH, *CAPTIONED)
 
 
 def converted(
-    batches: Iterator[Rows], source: PoolSource, pool: str, told: Mapping[str, Any], found: Format | None = None
+    batches: Iterator[Rows],
+    source: PoolSource,
+    pool: str,
+    told: Mapping[str, Any],
+    among: Sequence[Format] = FORMATS,
 ) -> Iterator[tuple[Rows, Format]]:
     """Yield rows of ours, with the format that the first of them show the manifest to be in.
 
     Args:
         batches: the rows of one manifest as they are read.
-        source: the pool's settings; a ``format`` there is not asked for again.
+        source: the pool's settings, which may name the ``format``.
         pool: its name, for ids.
         told: what a ``dataset_info.json`` says of the manifest.
-        found: the format, where it is known.
+        among: what it may be written in; of one nothing is asked.
     """
     about = About(source, pool, told)
-    found = found or next((each for each in FORMATS if each.name == source.format), None)
+    named = among if len(among) == 1 else [each for each in FORMATS if each.name == source.format]
+    found = next(iter(named), None)
     for rows in batches:
         if found is None and len(rows.lines):
-            found = next((each for each in FORMATS if each.fits(rows, about)), ROWS)
+            found = next((each for each in among if each.fits(rows, about)), ROWS)
         known = found or ROWS
-        yield known.read(rows, about) if len(rows.lines) else rows, known
+        with uncollected():
+            read = known.read(rows, about) if len(rows.lines) else rows
+        yield read, known

@@ -99,6 +99,7 @@ def kept(rows: Rows, made: Mapping[str, Column], dropped: Sequence[str], faults:
         [rows.texts[row] for row in keep] if rows.texts else (),
         parts={at: rows.parts[row] for at, row in enumerate(keep.tolist()) if row in rows.parts},
         media={at: rows.media[row] for at, row in enumerate(keep.tolist()) if row in rows.media},
+        carried={at: rows.carried[row] for at, row in enumerate(keep.tolist()) if row in rows.carried},
     )
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from nemo_mm_rank.io.bad_rows import shown
+from nemo_mm_rank.io.coco_rows import COCO_CAPTIONS
 from nemo_mm_rank.io.formats.base import About, FaultError, Format, kept, listed, looked_at
-from nemo_mm_rank.io.json_rows import COCO_CAPTIONS
 from nemo_mm_rank.io.rows import Column, Rows, taken
 from nemo_mm_rank.modality import by_extension
 from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, Modality
@@ -61,7 +61,7 @@ def _kind(rows: Rows, name: str) -> Modality | None:
 def _is_medium(column: Column) -> bool:
     """Whether values are paths, contents, or both as Hugging Face data sets keep them."""
     if not isinstance(column, pa.Array):
-        return all(isinstance(value, str) for value in column if value is not None)
+        return any(isinstance(value, str) for value in column)
     kind = column.type
     both = pa.types.is_struct(kind) and {"bytes", "path"} & {field.name for field in kind}
     return bool(both) or pa.types.is_binary(kind) or pa.types.is_string(kind)
@@ -103,6 +103,8 @@ def _made(
 
 def _read_captions(rows: Rows, about: About) -> Rows:
     found, captions = _media(rows, about), _captions(rows, about)
+    if found is None:  # none of these rows has a medium, which others of the manifest have
+        found = next(((name, MEDIA[name]) for name in rows.columns if name in MEDIA), None)
     if found is None or captions is None:
         return rows
     name, kind = found

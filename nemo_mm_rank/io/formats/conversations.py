@@ -53,8 +53,6 @@ MEDIA: dict[str, tuple[str, ...]] = {
 }
 """Modality -> the fields of a record that list media of it."""
 
-_MARK = re.compile(r"[ \t]*<(image|video|audio)>[ \t]*\n?")
-_CARRIED = re.compile(r"data:[^,\"\\]*;base64,([A-Za-z0-9+/=]+)")
 _DATA_URL = re.compile(r"data:[\w.+/-]*(?:;[\w=.+-]+)*;base64,")
 
 
@@ -149,13 +147,13 @@ class _Told:
 
     def text(self, text: str) -> str:
         """Return a text without its marks, which are counted."""
-        return _MARK.sub(self._counted, text) if "<" in text else text
-
-    def _counted(self, mark: re.Match[str]) -> str:
-        if mark[1] not in self.present:
-            return mark[0]
-        self.marks[mark[1]] = self.marks.get(mark[1], 0) + 1
-        return " "
+        for kind in _IN_ORDER if "<" in text else ():
+            if kind in self.present and (mark := f"<{kind}>") in text:
+                before, *after = text.split(mark)  # several times as fast as a regular expression
+                self.marks[kind] = self.marks.get(kind, 0) + len(after)
+                *pieces, last = [before, *(piece.lstrip(" \t").removeprefix("\n") for piece in after)]
+                text = " ".join([*(piece.rstrip(" \t") for piece in pieces), last])
+        return text
 
 
 def _told(turns: Any, names: Names, present: Set[str], marked: bool = False) -> _Told:
@@ -164,7 +162,7 @@ def _told(turns: Any, names: Names, present: Set[str], marked: bool = False) -> 
     Raises:
         FaultError: they are no conversation.
     """
-    where = names.turns or ""
+    where, roles = names.turns or "", names.roles
     if type(turns) is not list or not turns:
         raise FaultError(where, "a list of turns", "nothing" if turns is None else shown(turns))
     told, before = _Told(present), None
@@ -172,7 +170,7 @@ def _told(turns: Any, names: Names, present: Set[str], marked: bool = False) -> 
         if type(turn) is not dict:
             raise FaultError(where, "turns with a role and a text", f"{shown(turn)} (turn {number})")
         said = _first(turn, names.role)
-        role = names.roles.get(said) if isinstance(said, str) else None
+        role = roles.get(said) if type(said) is str else None
         if role is None:
             known = ", ".join(names.roles)
             raise FaultError(where, f"a role ({known}) in each turn", f"{shown(said)} (turn {number})")
@@ -180,14 +178,14 @@ def _told(turns: Any, names: Names, present: Set[str], marked: bool = False) -> 
             raise FaultError(where, "user and assistant in turn", f"{said} after {said} (turn {number})")
         before = role if role != SYSTEM else before
         content = _first(turn, names.content)
-        if content is None:
-            content = ""
-        if type(content) is list:
+        if type(content) is str:
+            content = content if role == SYSTEM or marked else told.text(content)
+        elif type(content) is list:
             content = ("" if marked else "\n").join(_parts(content, told, where, number, marked))
-        elif type(content) is not str:
+        elif content is None:
+            content = ""
+        else:
             raise FaultError(where, "a text or a list of parts in each turn", f"{shown(content)} (turn {number})")
-        elif role != SYSTEM and not marked:
-            content = told.text(content)
         told.turns.append((role, content))
     return told
 
@@ -220,7 +218,7 @@ def _medium(kind: str, value: Any, where: str) -> Medium:
     if isinstance(value, dict):
         content, name = value.get("bytes"), _first(value, ("path", "url", "data"))
         if isinstance(content, bytes) and content:
-            return Medium(kind, name or _named(content), content)
+            return Medium(kind, name or named(content), content)
         if isinstance(value.get("data"), str) and name is value["data"]:
             return _decoded(kind, name, where)
         value = name
@@ -236,7 +234,7 @@ def _decoded(kind: str, text: str, where: str) -> Medium:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise FaultError(where, f"the content of each {kind} in base64", str(error)) from error
-    return Medium(kind, _named(content), content)
+    return Medium(kind, named(content), content)
 
 
 def _media(given: Mapping[str, Any], at: Mapping[str, str], told: _Told, names: Names) -> list[Medium]:
@@ -252,17 +250,17 @@ def _media(given: Mapping[str, Any], at: Mapping[str, str], told: _Told, names: 
         FaultError: there are not as many as marks, or one is named in no way that is known.
     """
     out: list[Medium] = []
-    for kind, fields in names.media.items():
+    for kind, fields in names.media.items() if at or told.marks or told.media else ():
         name = at.get(kind)
         if name is None and kind not in told.marks and not told.media:
             continue
         value = given[name] if name is not None else None
-        own = [medium for one, medium in told.media if one == kind]
+        own = [medium for one, medium in told.media if one == kind] if told.media else []
         found = [_medium(kind, one, name or "") for one in (value if isinstance(value, list) else [value]) if value]
         found = found or [medium for medium in own if medium is not None]
         out += found
         marks = told.marks.get(kind, 0) + len(own)
-        if kind == Modality.IMAGE and not found and Modality.VIDEO in told.present:
+        if kind == _IMAGE and not found and Modality.VIDEO in told.present:
             told.marks[Modality.VIDEO] = told.marks.get(Modality.VIDEO, 0) + marks  # LLaVA marks videos as images
         elif marks and marks != len(found):
             expected = f"as many {kind}s as marks <{kind}> ({marks})"
@@ -277,33 +275,42 @@ def _sides(told: _Told, about: About, where: str) -> tuple[str, str]:
     Raises:
         FaultError: the assistant says nothing.
     """
-    exchanges: list[tuple[list[str], list[str]]] = []
-    system = []
+    system: list[str] = []
+    asked: list[str] = []
+    said: list[str] = []
+    exchanges = [(asked, said)]
     for role, text in told.turns:
         if role == SYSTEM:
-            system.append(text)
-            continue
-        if not exchanges or (role == USER and exchanges[-1][1]):
-            exchanges.append(([], []))
-        exchanges[-1][role in (ASSISTANT, CALL)].append(text)
-    exchanges = [pair for pair in exchanges if any(text.strip() for text in pair[1])]
+            system.append(text.strip())
+        elif role in (ASSISTANT, CALL):
+            said.append(text)
+        else:
+            if said and role == USER:
+                asked, said = [], []
+                exchanges.append((asked, said))
+            asked.append(text.strip())
+    exchanges = [one for one in exchanges if any(map(str.strip, one[1]))]
     if not exchanges:
         raise FaultError(where, "a turn of the assistant's with text", "none")
     if about.source.turns != "all":
         exchanges = [exchanges[0 if about.source.turns == "first" else -1]]
-    data = [text.strip() for said, _ in exchanges for text in said]
+    data = [text for asked, _ in exchanges for text in asked]
     if about.source.system == "keep":
-        data = [text.strip() for text in system] + data
-    return "\n".join(filter(None, data)), "\n".join(text for _, answers in exchanges for text in answers if text)
+        data = system + data
+    return "\n".join(filter(None, data)), "\n".join([text for _, said in exchanges for text in said if text])
 
 
 def _alpaca_turns(row: Mapping[str, Any], names: Names) -> list[dict[str, str]]:
     given = {role: row.get(field_name) for role, field_name in names.alpaca.items()}
-    for role in ("prompt", "response"):
-        if not isinstance(given[role], str):
+    for role in ("prompt", "query", "response"):
+        if not (isinstance(given[role], str) or (role == "query" and given[role] is None)):
             raise FaultError(names.alpaca[role], "a text", shown(given[role]))
+    before = given["history"] or []
+    for pair in before if isinstance(before, list) else [before]:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise FaultError(names.alpaca["history"], "a list of pairs of texts", shown(before))
     asked = "\n".join(text for text in (given["prompt"], given["query"]) if text)
-    pairs = [*(given["history"] or ()), (asked, given["response"])]
+    pairs = [*before, (asked, given["response"])]
     return [{"from": role, "value": text} for pair in pairs for role, text in zip((USER, ASSISTANT), pair, strict=True)]
 
 
@@ -318,6 +325,7 @@ def read(rows: Rows, about: About, alpaca: bool = False) -> Rows:
     every: dict[int, list[tuple[str, str]]] = {}
     apart: dict[int, list[tuple[str, str]]] = {}
     contents: list[bytes | None] = [None] * n
+    several: dict[int, list[bytes | None]] = {}
     faults: dict[int, FaultError] = {}
     there = [(kind, name) for kind, own in names.media.items() for name in reversed(own) if name in fields]
     columns = [listed(rows, name) for name in fields]
@@ -336,13 +344,13 @@ def read(rows: Rows, about: About, alpaca: bool = False) -> Rows:
                     raise FaultError(names.turns or names.alpaca["prompt"], "a turn of the user's, or a medium", "none")
                 modality[row], data[row] = Modality.TEXT, asked
                 continue
-            first = {medium.kind: medium for medium in reversed(media)}
-            carried = [medium.content for medium in media if medium.content is not None]
-            if len(carried) > 1 and not rows.texts:
-                raise FaultError(next(iter(first)), "one medium at most whose content a row carries", str(len(carried)))
-            contents[row] = next((one.content for one in first.values() if one.content is not None), None)
-            every[row] = [(medium.kind, medium.name) for medium in media]
-            parts = [(kind, first[kind].name) for kind in _IN_ORDER if kind in first]
+            every[row] = [(kind, name) for kind, name, _ in media]
+            if any(content is not None for _, _, content in media):
+                contents[row] = next(content for _, _, content in media if content is not None)
+                if len(media) > 1:
+                    several[row] = [content for _, _, content in media]
+            first = dict(reversed(every[row]))
+            parts = [(kind, first[kind]) for kind in _IN_ORDER if kind in first]
             if asked:
                 apart[row] = [(_TEXT, asked), *parts]
             elif len(parts) > 1:
@@ -354,7 +362,7 @@ def read(rows: Rows, about: About, alpaca: bool = False) -> Rows:
     made: dict[str, Column] = {MODALITY: modality, DATA: data, ANNOTATION: annotation, **records(rows, about)}
     if any(content is not None for content in contents):
         made[DATA_BYTES] = pa.array(contents, pa.binary())
-    return kept(replace(rows, parts=apart, media=every), made, fields, faults)
+    return kept(replace(rows, parts=apart, media=every, carried=several), made, fields, faults)
 
 
 @dataclass(frozen=True)
@@ -401,15 +409,8 @@ def _read_alpaca(rows: Rows, about: About) -> Rows:
     return read(rows, about, alpaca=True)
 
 
-def contents(record: str) -> dict[str, bytes]:
-    """Return the media that a record carries in data URLs, by the names that they go by."""
-    if ";base64," not in record:
-        return {}
-    found = (base64.b64decode(match[1]) for match in _CARRIED.finditer(record.replace("\\/", "/")))
-    return {_named(content): content for content in found}
-
-
-def _named(content: bytes) -> str:
+def named(content: bytes) -> str:
+    """Return the name of a content that comes without one."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 

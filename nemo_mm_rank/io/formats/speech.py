@@ -21,8 +21,8 @@ def _fits(rows: Rows, _: About) -> bool:
 def _seconds(value: Any, name: str, least: str) -> float | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < 0 or (name == DURATION and not value) or value >= 1e9:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+    if not number or (name == DURATION and not value):
         raise FaultError(name, f"seconds, {least}", shown(value))
     return float(value)
 

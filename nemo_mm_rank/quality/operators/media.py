@@ -14,7 +14,7 @@ from nemo_mm_rank.config import MediaSettings, ModelSpec
 from nemo_mm_rank.errors import ModelError, PairError, TextError
 from nemo_mm_rank.frames import Frame
 from nemo_mm_rank.media.opener import Opener
-from nemo_mm_rank.media.rows import annotation_texts, by_class, in_chunks, iter_data, take_apart
+from nemo_mm_rank.media.rows import annotation_texts, by_class, in_chunks, iter_data, take_apart, views, with_several
 from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.modality import modalities_of
 from nemo_mm_rank.models import loader
@@ -165,7 +165,7 @@ class MediaStep(PairStep):
     """Adds what operators say of the data; data that nothing looks at is not decoded.
 
     A pair whose data cannot be decoded, or that a model fails on, is quarantined. Of data of several parts each part is
-    judged; an operator that takes several of them says their mean.
+    judged; an operator that takes several of them says their mean, also of data with several media of a modality.
 
     Args:
         operators: what looks at the data.
@@ -200,10 +200,39 @@ class MediaStep(PairStep):
         texts = annotation_texts(rows, self.media)
         errors: dict[int, PairError] = {row: text for row, text in enumerate(texts) if isinstance(text, PairError)}
         columns = {name: _Column(len(rows), dtype) for name, dtype in self.provides.items()}
+        several = set(with_several(rows))
         for name, positions in by_class(rows, errors):
-            live = [row for row in positions if row not in errors]
+            live = [row for row in positions if row not in errors and row not in several]
             self._judge(rows, name, live, texts, columns, errors)
+        if live := sorted(several - errors.keys()):
+            self._judge_several(rows, live, texts, columns, errors)
         return Added({name: filled.array(errors) for name, filled in columns.items()}, errors)
+
+    def _judge_several(
+        self,
+        rows: Frame,
+        positions: list[int],
+        texts: Sequence[str | TextError],
+        columns: Mapping[str, _Column],
+        errors: dict[int, PairError],
+    ) -> None:
+        """Judge the live rows at ``positions``, which have several media of a modality: each view of them."""
+        frame, counts = views(rows, positions, self.media.several)
+        owner = np.repeat(positions, counts)
+        own = {name: _Column(len(frame), dtype) for name, dtype in self.provides.items()}
+        failed: dict[int, PairError] = {}
+        for name, here in by_class(frame, failed):
+            self._judge(frame, name, here, [texts[row] for row in owner], own, failed)
+        for view, error in failed.items():
+            errors.setdefault(int(owner[view]), error)
+        starts = np.cumsum(counts) - counts
+        for count in set(counts):
+            alike = [at for at, row in enumerate(positions) if counts[at] == count and row not in errors]
+            for name, filled in own.items():
+                said = filled.array({})
+                told = [said.take(pa.array(starts[alike] + view)) for view in range(count)]
+                if alike and told[0].null_count < len(alike):
+                    columns[name].put([positions[at] for at in alike], _of_parts(told))
 
     def _judge(
         self,

@@ -35,7 +35,7 @@ from nemo_mm_rank.quality.operators import (
     steps,
 )
 from nemo_mm_rank.quality.operators.settings import IMAGE_SCORES, TEXTS
-from nemo_mm_rank.schema import DATA_PARTS, ERROR, PARTS
+from nemo_mm_rank.schema import DATA_PARTS, ERROR, PARTS, SOURCE_MEDIA
 from tests.media_files import write_video, write_wav
 
 LID = Path(__file__).parents[4] / "shared" / "models" / "lid.176.ftz"
@@ -111,7 +111,7 @@ def test_what_needs_no_model_is_there_by_default(rows: pd.DataFrame) -> None:
     assert out.index.tolist() == rows.index.tolist()
     assert live(out) == ["a", "b", "d", "e", "f", "i", "j"]
     errors = out[ERROR].tolist()
-    assert errors[2].startswith("quality-media: MediaError: 'broken.png': is not a picture")
+    assert errors[2].startswith("quality-media: MediaError: 'broken.png': is not an image")
     assert errors[6].startswith("quality-texts: TextError")
     assert errors[7] == "quality-media: EmbeddingError: modality 'smell' is not one of text, code, image, audio, video"
     assert values(out, "words") == [3, 3, 1, 3, 6, 2, None, 2, 4, 2]
@@ -391,3 +391,26 @@ def test_what_an_operator_raises_for_one_pair_is_the_reason_of_that_pair(rows: p
 def test_an_operator_of_one_s_own_has_a_name_of_its_own() -> None:
     with pytest.raises(ConfigError, match="own: 'dark' is the name of another operator"):
         parse(OperatorSettings, {"own": {"dark": RED}})
+
+
+def test_several_pictures_are_all_judged(rows: pd.DataFrame) -> None:
+    """Scores are the mean of those beside each picture; keys tell pairs by all of them."""
+    same = rows.iloc[[0, 0, 0, 0, 1, 0]].assign(pair_id=list("uvwxyz")).reset_index(drop=True)
+    names = [
+        ["red-blue", "over-green"],
+        ["over-green", "red-blue"],
+        ["red-blue"] * 2,
+        ["red-blue", "broken"],
+        None,
+        None,
+    ]
+    listed = [own and [{"modality": "image", "data": f"{name}.png"} for name in own] for own in names]
+    out = run(frames.attach(same, {SOURCE_MEDIA: pa.array(listed, PARTS)}), {})
+    assert live(out) == ["u", "v", "w", "y", "z"]
+    assert "'broken.png': is not an image" in out[ERROR][3]
+    for name in IMAGE_SCORES:
+        both, other, twice, _, green, red = values(out, name)
+        assert both == other == pytest.approx((green + red) / 2, abs=1e-6)
+        assert twice == pytest.approx(red, abs=1e-6)
+    keys = frames.array(out, DATA_KEY).to_pylist()
+    assert len({*keys[:3], *keys[4:]}) == 5
