@@ -104,6 +104,9 @@ def contents(table: Fields, n: int, media: Bools) -> tuple[pa.Array, pa.Array | 
         column = plain(pc.struct_field(column, "path")) if has_path else None
     elif isinstance(column, pa.Array) and pa.types.is_binary(column.type):
         column, payload = None, column
+    elif payload is None and isinstance(column, list) and any(isinstance(value, bytes) for value in column):
+        payload = pa.array([value if isinstance(value, bytes) else None for value in column], pa.binary())
+        column = [None if isinstance(value, bytes) else value for value in column]
     data, wrong = strings(column, n)
     if payload is None or (isinstance(payload, pa.Array) and pa.types.is_null(payload.type)):
         return data, None, wrong
