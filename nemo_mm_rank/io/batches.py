@@ -69,14 +69,15 @@ def _column(values: Any) -> Any:
 def _without_halves(place: str, columns: Mapping[str, Any]) -> Rows:
     """Return columns of which some are lists as rows; one in which a text has half a surrogate pair cannot be read."""
     lists = [column for column in columns.values() if isinstance(column, list)]
-    whole = np.array([all(map(_is_whole, row)) for row in zip(*lists, strict=True)])
+    whole = np.array([all(map(is_whole, row)) for row in zip(*lists, strict=True)])
     kept = np.flatnonzero(whole)
     undone = {name: column if isinstance(column, list) else plain(column) for name, column in columns.items()}
     bad = [BadRow(place, row + 1, "row", "text", "half of a surrogate pair") for row in np.flatnonzero(~whole).tolist()]
     return Rows(place, kept + 1, {name: taken(column, kept) for name, column in undone.items()}, tuple(bad))
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
+    """Whether no text in ``value`` has half a surrogate pair, for which UTF-8 has no bytes."""
     try:
         (json_text(value) if isinstance(value, (str, list, dict)) else "").encode()
     except UnicodeEncodeError:

@@ -29,6 +29,10 @@ PAIR_ID_WIDTH = 28
 """Characters of a pair's id that the table of the blend shows."""
 
 
+LEAST = 20
+"""Pairs of a modality that a step has to be given before it counts as one that fails for nearly all."""
+
+
 @dataclass
 class StepCounts:
     """Pairs that went through one step, by modality.
@@ -60,6 +64,16 @@ class StepCounts:
     def failed(self, modality: str) -> int:
         """Return how many pairs of a modality failed."""
         return sum(self.quarantined.get(modality, Counter()).values())
+
+    def hopeless(self, most: float) -> list[str]:
+        """Return the modalities for nearly all pairs of which the step failed: a share of ``most``; below 1."""
+        found = [modality for modality in self.quarantined if self.rows[modality] >= LEAST]
+        return [modality for modality in found if most < 1 and self.failed(modality) >= most * self.rows[modality]]
+
+    def said(self, modality: str, reason: Reason) -> str:
+        """Return a part of a line on how many pairs of a modality failed, and the most frequent reason."""
+        failed, rows = self.failed(modality), self.rows[modality]
+        return f"{self.step} failed for {failed:,} of {rows:,} pairs of {modality}, most often: {reason}"
 
     @property
     def live(self) -> int:

@@ -26,9 +26,6 @@ from nemo_mm_rank.run.summary import StepCounts, count_steps
 from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import Step
 
-LEAST = 20
-"""Pairs of a modality that a step has to be given before it counts as one that fails for nearly all."""
-
 
 def take_in(pools: Sequence[PoolSource], into: Path, settings: JobSettings, folder: RunFolder) -> IngestReport:
     """Read the pools into a run's first shards.
@@ -113,13 +110,7 @@ def take_through(
 def _check(counted: Sequence[StepCounts], shards: ShardStore, folder: RunFolder, settings: JobSettings) -> None:
     """Raise where too many pairs failed in the steps that were ``counted``."""
     nothing = bool(counted) and counted[-1].live == 0
-    most = settings.allow_failures
-    hopeless = [
-        (step, modality)
-        for step in counted
-        for modality in step.quarantined
-        if most < 1 and (rows := step.rows[modality]) >= LEAST and step.failed(modality) >= most * rows
-    ]
+    hopeless = [(step, modality) for step in counted for modality in step.hopeless(settings.allow_failures)]
     if not nothing and not hopeless:
         return
     folder.manifest.unlink(missing_ok=True)  # it vouches for the files beside it
@@ -130,10 +121,9 @@ def _check(counted: Sequence[StepCounts], shards: ShardStore, folder: RunFolder,
     of_it = pc.and_(pc.equal(quarantine["step"], step.step), pc.equal(quarantine[MODALITY], modality))
     found = reasons(quarantine.filter(of_it))
     raise FailedError(
-        f"{step.step} failed for {step.failed(modality):,} of {step.rows[modality]:,} pairs of {modality}, most often: "
-        f"{found[0]} ({folder.quarantine} has all); once that is mended, start the same command again, with "
-        "--retry-failed where neither pool nor settings changed, or go on without these pairs: --allow-failures 100% "
-        "(allow_failures in YAML)"
+        f"{step.said(modality, found[0])} ({folder.quarantine} has all); once that is mended, start the same command "
+        "again, with --retry-failed where neither pool nor settings changed, or go on without these pairs: "
+        "--allow-failures 100% (allow_failures in YAML)"
     )
 
 
