@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 
-.PHONY: env demo test fast test-curator09 test-readers lint types docs check bench constraints resolve clean
+.PHONY: env demo test fast test-curator09 test-readers test-transformers4 lint types docs check bench constraints resolve clean
 
 env:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh
@@ -29,6 +29,11 @@ test-curator09:
 test-readers: env
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh readers
 	HF_HUB_OFFLINE=1 DISABLE_VERSION_CHECK=1 .venv-readers/bin/python -m pytest tests/readers $(ARGS)
+
+# What Curator's audio extra takes of transformers: models and stages in an environment of their own.
+test-transformers4: env
+	@PYTHON="$(PYTHON)" sh tools/make_env.sh transformers4
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-transformers4/bin/python -m pytest tests/models tests/curator $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .
@@ -59,4 +64,4 @@ resolve: env
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/resolve.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-curator09 .venv-readers .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf .venv .venv-curator09 .venv-readers .venv-transformers4 .mypy_cache .ruff_cache .pytest_cache site

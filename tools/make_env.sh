@@ -4,6 +4,7 @@
 #   make_env.sh             .venv, for everything
 #   make_env.sh curator09   .venv-curator09, for NeMo Curator 0.9, which cannot share one with 1.x
 #   make_env.sh readers     .venv-readers, for trainers' data loaders, on top of what .venv stands on
+#   make_env.sh transformers4  .venv-transformers4, with what Curator's audio extra wants, likewise
 #
 # The dependencies weigh several gigabytes, so they live once per user, in the cache folder, under a digest
 # of what they are made from. A change of what pyproject.toml requires, of the constraints or of Python makes
@@ -11,7 +12,7 @@
 set -eu
 
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
+python=${PYTHON:-python3} over=
 case "${1:-}" in
     "")
         venv=.venv kind=env constraints=constraints.txt pythons="3.11 3.12 3.13" tools="ruff ray lint-imports uv"
@@ -23,12 +24,13 @@ case "${1:-}" in
         requirements() { "$python" tools/requirements.py ""; cat tools/curator09.in; }
         bare() { :; }
         ;;
-    readers)
-        venv=.venv-readers kind=readers constraints=tools/readers.in pythons="3.11 3.12 3.13" tools=""
+    readers | transformers4)  # only what differs from .venv, or is not there
+        venv=.venv-$1 kind=$1 constraints=tools/$1.in pythons="3.11 3.12 3.13" tools=""
+        over=.venv
         requirements() { :; }
-        bare() { cat tools/readers.in; }
+        bare() { cat "$constraints"; }
         ;;
-    *) echo "make_env.sh: no environment '$1'; there are the default one, curator09 and readers" >&2; exit 2 ;;
+    *) echo "make_env.sh: no environment '$1'; there are the default one, curator09, readers, transformers4" >&2; exit 2 ;;
 esac
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -65,12 +67,9 @@ if [ ! -x "$venv/bin/python" ] || [ "$(cat "$venv/digest" 2>/dev/null)" != "$pro
     site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     below=$("$deps/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     echo "import site; site.addsitedir('$below')" >"$site/dependencies.pth"
-    if [ "$kind" = readers ]; then  # what these lack is found behind them
-        cat .venv/lib/python*/site-packages/dependencies.pth >>"$site/dependencies.pth"
-        pwd >"$site/project.pth"
-    else
-        "$deps/bin/python" -m pip --python "$venv/bin/python" install --quiet --no-deps --no-build-isolation -e .
-    fi
+    # What they lack is found behind them.
+    [ -z "$over" ] || cat "$over"/lib/python*/site-packages/dependencies.pth >>"$site/dependencies.pth"
+    "$deps/bin/python" -m pip --python "$venv/bin/python" install --quiet --no-deps --no-build-isolation -e .
     for tool in $tools; do ln -sf "$deps/bin/$tool" "$venv/bin/"; done
     echo "$project" >"$venv/digest"
 fi

@@ -11,14 +11,14 @@ import numpy as np
 import pyarrow as pa
 from nemo_curator.tasks import AudioTask, DocumentBatch
 
-from nemo_mm_rank.curator.pairs import Bridge, Found, PairsStage
+from nemo_mm_rank.curator.pairs import Bridge, Found, PairsStage, plain_value
 from nemo_mm_rank.curator.scorer import Scorer
+from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.schema import AGREEMENT, DATA, DATA_BYTES, DATA_SPANS, ERROR, POOL, SPANS, Modality
 
 AUDIO_FIELDS = {"data": "audio_filepath", "annotation": "text"}
-_SIMPLE = (str, int, float, bool, list, dict, type(None))
 
 
 def audio_rows(items: Sequence[Mapping[str, Any]], path: str = "audio_filepath", segments: str | None = None) -> Found:
@@ -36,12 +36,18 @@ def audio_rows(items: Sequence[Mapping[str, Any]], path: str = "audio_filepath",
     """
     keys = dict.fromkeys(key for item in items for key in item)
     columns: dict[str, Any] = {
-        key: [item.get(key) for item in items]
+        key: [plain_value(item.get(key)) for item in items]
         for key in keys
-        if key not in ("waveform", segments) and all(isinstance(item.get(key), _SIMPLE) for item in items)
+        if key not in ("waveform", segments) and any(plain_value(item.get(key)) is not None for item in items)
     }
     found = Found(columns)
-    content = [_content(item) if not item.get(path) else None for item in items]
+    content: list[bytes | None] = []
+    for row, item in enumerate(items):
+        try:
+            content.append(_content(item) if plain_value(item.get(path)) is None else None)
+        except (MediaError, TypeError, ValueError) as error:
+            content.append(None)
+            found.faults[row] = ("waveform", "samples and their rate", str(error))
     if any(content):
         columns[DATA_BYTES] = pa.array(content, pa.large_binary())
     if segments is not None:
@@ -49,7 +55,7 @@ def audio_rows(items: Sequence[Mapping[str, Any]], path: str = "audio_filepath",
         for row, item in enumerate(items):
             try:
                 spans.append(_spans(item.get(segments)))
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 spans.append(None)
                 found.faults[row] = (segments, "a list of {start, end} in seconds", shown(item[segments]))
         found.added[DATA_SPANS] = pa.array(spans, SPANS)
@@ -59,8 +65,7 @@ def audio_rows(items: Sequence[Mapping[str, Any]], path: str = "audio_filepath",
 def _content(item: Mapping[str, Any]) -> bytes | None:
     if item.get("waveform") is None or not item.get("sample_rate"):
         return None
-    samples = np.asarray(item["waveform"], dtype=np.float32)
-    return wav(samples.mean(axis=0) if samples.ndim > 1 else samples, int(item["sample_rate"]))
+    return wav(np.asarray(item["waveform"], dtype=np.float32), int(item["sample_rate"]))
 
 
 def _spans(segments: Any) -> list[list[float]] | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from nemo_curator.tasks.video import Clip, VideoTask
 
@@ -21,28 +22,45 @@ def clip_rows(clips: Sequence[Clip], caption_model: str | None = None) -> Found:
         clips: as any of Curator's stages leaves them, before `ClipWriterStage` empties them.
         caption_model: whose captions; default: the first that there is, enhanced ones before others.
     """
+    content = [_content(clip.buffer) for clip in clips]
+    spans = [_seconds(clip.span) for clip in clips]
     columns: dict[str, Any] = {
         PAIR_ID: [str(clip.uuid) for clip in clips],
-        DATA: [f"{clip.uuid}.mp4" if clip.buffer else None for clip in clips],
-        DATA_BYTES: pa.array([bytes(clip.buffer) if clip.buffer else None for clip in clips], pa.large_binary()),
+        DATA: [f"{clip.uuid}.mp4" if there else None for clip, there in zip(clips, content, strict=True)],
+        DATA_BYTES: pa.array(content, pa.large_binary()),
         ANNOTATION: [clip_caption(clip, caption_model) for clip in clips],
         "source_video": [str(clip.source_video) for clip in clips],
-        "start": [float(clip.span[0]) for clip in clips],
-        "end": [float(clip.span[1]) for clip in clips],
+        "start": [start for start, _ in spans],
+        "end": [end for _, end in spans],
         "motion_score": [clip.motion_score_global_mean for clip in clips],
         "aesthetic_score": [clip.aesthetic_score for clip in clips],
     }
     found = Found(columns, vectors=[clip.cosmos_embed1_embedding for clip in clips])
-    found.faults |= {row: (DATA, "a clip with its bytes", "none") for row, clip in enumerate(clips) if not clip.buffer}
+    found.faults |= {row: (DATA, "a clip with its bytes", "none") for row, there in enumerate(content) if not there}
     return found
+
+
+def _content(buffer: Any) -> bytes | None:
+    return bytes(buffer) or None if isinstance(buffer, (bytes, bytearray, memoryview, np.ndarray)) else None
+
+
+def _seconds(span: Any) -> tuple[float | None, float | None]:
+    try:
+        start, end = map(float, span)
+    except (TypeError, ValueError):  # nobody needs them
+        return None, None
+    return start, end
 
 
 def clip_caption(clip: Clip, model: str | None = None) -> str | None:
     """Return the captions of a clip's windows by one model, None where it has none."""
-    said = [said for kind in ("enhanced_caption", "caption") for said in [[getattr(w, kind) for w in clip.windows]]]
-    for windows in said:
+    for kind in ("enhanced_caption", "caption"):
+        windows = [
+            {name: text.strip() for name, text in (getattr(window, kind) or {}).items() if isinstance(text, str)}
+            for window in clip.windows or ()
+        ]
         chosen = model or next((name for window in windows for name, text in window.items() if text), None)
-        texts = [window[chosen].strip() for window in windows if window.get(chosen)]
+        texts = [window[chosen] for window in windows if window.get(chosen)]
         if texts:
             return "\n".join(texts)
     return None

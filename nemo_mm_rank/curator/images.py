@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from nemo_curator.backends.base import WorkerMetadata
 from nemo_curator.tasks import ImageBatch, ImageObject
 
-from nemo_mm_rank.curator.pairs import Bridge, Found, PairsStage
+from nemo_mm_rank.curator.pairs import Bridge, Found, PairsStage, plain_value
 from nemo_mm_rank.curator.scorer import Scorer
 from nemo_mm_rank.errors import ConfigError, MediaError, UserError
-from nemo_mm_rank.io.columns import as_json, typed
 from nemo_mm_rank.media.encode import png
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.schema import ANNOTATION, DATA, DATA_BYTES, ERROR, PAIR_ID, Modality
 
 
-def image_rows(images: Sequence[ImageObject], caption: str, captions: Mapping[str, str] | None = None) -> Found:
+def image_rows(images: Sequence[ImageObject], caption: str, captions: Mapping[Any, str] | None = None) -> Found:
     """Return images as rows: pixels where there are any, otherwise the path; what ``metadata`` says as columns.
 
     >>> image_rows([ImageObject(image_path="a.jpg", image_id="a", metadata={"caption": "A gull."})], "caption").columns
@@ -32,13 +32,14 @@ def image_rows(images: Sequence[ImageObject], caption: str, captions: Mapping[st
         caption: the key of the caption in ``metadata``.
         captions: image id -> caption, instead.
     """
+    ids, paths = ([plain_value(getattr(image, name)) for image in images] for name in ("image_id", "image_path"))
+    said = [image.metadata if isinstance(image.metadata, Mapping) else {} for image in images]
     columns: dict[str, Any] = {
-        PAIR_ID: [image.image_id or None for image in images],
-        DATA: [image.image_path or image.image_id or None for image in images],
-        ANNOTATION: [
-            (image.metadata or {}).get(caption) if captions is None else captions.get(image.image_id)
-            for image in images
-        ],
+        PAIR_ID: ids,
+        DATA: [path or (name if isinstance(name, str) else None) for path, name in zip(paths, ids, strict=True)],
+        ANNOTATION: [one.get(caption) for one in said]
+        if captions is None
+        else [captions.get(name) if isinstance(name, Hashable) else None for name in ids],
         "aesthetic_score": [image.aesthetic_score for image in images],
         "nsfw_score": [image.nsfw_score for image in images],
     }
@@ -46,16 +47,15 @@ def image_rows(images: Sequence[ImageObject], caption: str, captions: Mapping[st
     content: list[bytes | None] = []
     for row, image in enumerate(images):
         try:
-            content.append(None if image.image_data is None else png(image.image_data))
-        except MediaError as error:
+            content.append(None if image.image_data is None else png(np.asarray(image.image_data)))
+        except (MediaError, TypeError, ValueError) as error:
             content.append(None)
             found.faults[row] = (DATA, "pixels", str(error))
     if any(content):
         columns[DATA_BYTES] = pa.array(content, pa.large_binary())
-    for key in dict.fromkeys(key for image in images for key in image.metadata or {}):
-        values = [(image.metadata or {}).get(key) for image in images]
+    for key in dict.fromkeys(key for one in said for key in one):
         if key not in columns and (captions is not None or key != caption):
-            columns[key] = values if typed(values) is not None else as_json(values)
+            columns[key] = [one.get(key) for one in said]
     return found
 
 
@@ -98,7 +98,7 @@ class ImageRows(Bridge):
     caption: str = "caption"
     captions: str | Path | None = None
     captions_id: str = "image_id"
-    _captions: Mapping[str, str] | None = field(default=None, init=False)
+    _captions: Mapping[Any, str] | None = field(default=None, init=False)
 
     def rows(self, tasks: Sequence[ImageBatch]) -> Found:
         """See `image_rows`."""

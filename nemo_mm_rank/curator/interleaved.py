@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from nemo_curator.stages.interleaved.stages import BaseInterleavedFilterStage
@@ -42,9 +43,12 @@ def interleaved_rows(frame: pd.DataFrame) -> Found:
     said = said.where(said.map(lambda text: isinstance(text, str) and bool(text.strip())), None)
     by_sample = said.groupby(ordered["sample_id"], sort=False)
     before, after = by_sample.ffill(), by_sample.bfill()
-    images = np.flatnonzero((frame["modality"] == _IMAGE).to_numpy())
+    images = np.flatnonzero(_of_images(frame))
     rows = frame.iloc[images]
-    names = [f"{sample}:{position}" for sample, position in zip(rows["sample_id"], rows["position"], strict=True)]
+    names = [
+        None if pd.isna(sample) or pd.isna(position) else f"{sample}:{int(position)}"
+        for sample, position in zip(rows["sample_id"], rows["position"], strict=True)
+    ]
     beside = [[text for text in (before.get(row), after.get(row)) if isinstance(text, str)] for row in images]
     content = [value if isinstance(value, bytes) and value else None for value in rows["binary_content"]]
     columns: dict[str, Any] = {
@@ -62,6 +66,11 @@ def interleaved_rows(frame: pd.DataFrame) -> Found:
     return found
 
 
+def _of_images(frame: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Return which rows are images, ``(n,)``."""
+    return np.array([isinstance(kind, str) and kind == _IMAGE for kind in frame["modality"]], dtype=np.bool_)
+
+
 def materialised(task: InterleavedBatch, roots: Roots | None) -> pd.DataFrame:
     """Return the rows of ``task`` with the content of images, as far as what they refer to may be read.
 
@@ -72,7 +81,7 @@ def materialised(task: InterleavedBatch, roots: Roots | None) -> pd.DataFrame:
         frame[name] = (frame[name] if name in frame.columns else pd.Series([None] * len(frame))).astype(object)
     frame["binary_content"] = frame["binary_content"].where(frame["binary_content"].notna(), None)
     files = {str(file).partition("::")[0] for file in task._metadata.get("source_files") or ()}
-    wanting = np.flatnonzero((frame["modality"] == _IMAGE) & frame["binary_content"].isna())
+    wanting = np.flatnonzero(_of_images(frame) & frame["binary_content"].isna().to_numpy())
     refused = {row: why for row in wanting.tolist() if (why := _refused(frame["source_ref"][row], files, roots))}
     pending = [row for row in wanting.tolist() if row not in refused]
     if pending:
@@ -150,7 +159,7 @@ class InterleavedScoreFilterStage(InterleavedRows, Scorer, BaseInterleavedFilter
         """Return which rows of ``df`` stay; it has the score afterwards."""
         given = InterleavedBatch(task.dataset_name, df, _metadata=task._metadata)
         table = self.scored([given])
-        images = np.flatnonzero((df["modality"] == _IMAGE).to_numpy())
+        images = np.flatnonzero(_of_images(df))
         keep, scores = np.ones(len(df), dtype=bool), np.full(len(df), np.nan)
         errors = np.full(len(df), None, dtype=object)
         scores[images] = table[self.column].to_numpy()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.stages.resources import Resources
@@ -243,15 +246,49 @@ class Bridge(ProcessingStage[Any, Any]):
 
     def _embeddings(self, found: Found) -> pa.Array:
         """Return the rows' embeddings, L2-normalised; a row that has no usable one is at fault."""
-        vectors: list[Any] = []
+        by, vectors = f"embedding by {self.embedding!r}", list[Any]()
         for row, given in enumerate(found.vectors or ()):
-            vector = None if given is None else np.asarray(given, dtype=np.float32).reshape(-1)
-            length = 0.0 if vector is None else float(np.linalg.norm(vector))
-            if vector is None or not length or not math.isfinite(length):
-                what = "nothing" if vector is None else "one without a direction"
-                found.faults.setdefault(row, (f"embedding by {self.embedding!r}", "a vector", what))
-            vectors.append(vector / length if vector is not None and row not in found.faults else None)
-        return pa.array(vectors, VECTOR)
+            try:
+                vectors.append(_direction(given))
+            except (TypeError, ValueError) as error:
+                found.faults.setdefault(row, (by, "a vector", str(error)))
+                vectors.append(None)
+        sizes = Counter(len(vector) for vector in vectors if vector is not None)
+        for row, vector in enumerate(vectors):
+            if vector is not None and len(vector) != (usual := sizes.most_common(1)[0][0]):
+                found.faults.setdefault(row, (by, f"a vector of {usual} numbers", f"one of {len(vector)}"))
+        return pa.array([None if row in found.faults else vector for row, vector in enumerate(vectors)], VECTOR)
+
+
+def _direction(given: Any) -> npt.NDArray[np.float32]:
+    """Return a vector at length 1, ``(d,)``.
+
+    Raises:
+        ValueError: it is none.
+        TypeError: likewise.
+    """
+    if given is None:
+        raise ValueError("nothing")
+    vector = np.asarray(given, dtype=np.float32)
+    if vector.size != max(1, *vector.shape, 1):
+        raise ValueError(f"numbers in shape {vector.shape}")
+    length = float(np.linalg.norm(vector))
+    if not length or not math.isfinite(length):
+        raise ValueError("one without a direction")
+    return vector.reshape(-1) / np.float32(length)
+
+
+def plain_value(value: Any) -> Any:
+    """Return what a column can hold of a value that a task carries, None where that is nothing.
+
+    >>> plain_value(Path("a.wav")), plain_value(np.float32(0.5)), plain_value(object())
+    ('a.wav', 0.5, None)
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (os.PathLike, UUID)):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, list, dict)) and value != "" else None
 
 
 @dataclass(kw_only=True, repr=False)

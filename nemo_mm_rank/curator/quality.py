@@ -12,7 +12,7 @@ from nemo_curator.stages.resources import Resources
 from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank.config import MediaSettings, ModelSpec, parse
-from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, Models, StepStage
+from nemo_mm_rank.curator.stages import ALLOWED, ExpertEmbeddingStage, Models, StepStage
 from nemo_mm_rank.curator.writers import QuarantineStage
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.quality.ensemble.fit import Ensemble
@@ -115,6 +115,7 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
         import_from: folders whose classes the job may name as its models and operators.
         trust_run: load whatever classes the job names; a folder may be anybody's.
         quarantine: the folder for pairs that fail; default: they stay, with the reason in ``error``.
+        allow_failures: see `StepStage`.
         resources: of one worker of the stages that have models.
     """
 
@@ -122,6 +123,7 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
     import_from: str | Path | Sequence[str | Path] = ()
     trust_run: bool = False
     quarantine: str | Path | None = None
+    allow_failures: float | str = ALLOWED
     resources: Resources = field(default_factory=Resources)
     name: str = "ecodatum"
 
@@ -137,18 +139,20 @@ class EcoDatumStage(CompositeStage[DocumentBatch, DocumentBatch]):
         trust = Trust.of(self.import_from, self.trust_run)
         trust.admit(done.models, RunFolder(run), describing=True)
         trust.admit(done.operators.own, RunFolder(run), kind="operator")
+        allowed: dict[str, Any] = {"allow_failures": self.allow_failures}
         self._stages: list[ProcessingStage[Any, Any]] = []
         if done.experts:
             embed: dict[str, Any] = {"models": done.models, "anchor": done.anchor, "media": done.media}
-            self._stages.append(ExpertEmbeddingStage(experts=done.experts, **embed, resources=self.resources))
+            work: dict[str, Any] = {"resources": self.resources, **allowed}
+            self._stages.append(ExpertEmbeddingStage(experts=done.experts, **embed, **work))
         kinds = {type(step) for step in done.scoring}
         stages = (TextQualityStage, MediaQualityStage, ColumnQualityStage, SentenceQualityStage)
         for stage in stages:
             if stage.kind in kinds:
                 resources = Resources() if stage is ColumnQualityStage else self.resources
-                made = stage(operators=done.operators, models=done.models, media=done.media, resources=resources)
-                self._stages.append(made)
-        self._stages.append(EnsembleStage(ensemble=run / "fitted" / ENSEMBLE))
+                told: dict[str, Any] = {"operators": done.operators, "models": done.models, "media": done.media}
+                self._stages.append(stage(**told, resources=resources, **allowed))
+        self._stages.append(EnsembleStage(ensemble=run / "fitted" / ENSEMBLE, **allowed))
         if self.quarantine is not None:
             self._stages.append(QuarantineStage(self.quarantine))
 

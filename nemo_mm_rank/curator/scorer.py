@@ -13,6 +13,7 @@ from nemo_curator.stages.base import ProcessingStage
 from nemo_curator.tasks import DocumentBatch
 
 from nemo_mm_rank.curator.pairs import Bridge
+from nemo_mm_rank.curator.stages import ALLOWED
 from nemo_mm_rank.curator.workflow import MultimodalRankStage
 from nemo_mm_rank.curator.writers import QuarantineStage
 from nemo_mm_rank.errors import ConfigError
@@ -32,6 +33,7 @@ class Scorer(Bridge):
         import_from: folders whose classes the run may name as its models.
         trust_run: load whatever classes the run names.
         quarantine: the folder for what fails; default: it stays.
+        allow_failures: see `StepStage`.
         column: the score that counts: ``score``, ``agreement_score``, ``match_probability`` ...
     """
 
@@ -39,6 +41,7 @@ class Scorer(Bridge):
     import_from: str | Path | Sequence[str | Path] = ()
     trust_run: bool = False
     quarantine: str | Path | None = None
+    allow_failures: float | str = ALLOWED
     column: str = SCORE
     _stages: list[ProcessingStage[Any, Any]] = field(default_factory=list, init=False)
 
@@ -52,8 +55,8 @@ class Scorer(Bridge):
         self._quarantine = None if self.quarantine is None else QuarantineStage(self.quarantine)
         if self.run is not None:
             given = () if self.embedding is None else (self.embedding.partition("__")[0],)
-            trust: dict[str, Any] = {"import_from": self.import_from, "trust_run": self.trust_run}
-            ranking = MultimodalRankStage(run=self.run, given=given, resources=self.resources, **trust)
+            named = ("import_from", "trust_run", "allow_failures", "resources")
+            ranking = MultimodalRankStage(run=self.run, given=given, **{name: getattr(self, name) for name in named})
             self._stages = ranking.decompose()
 
     def setup_on_node(self, node_info: NodeInfo | None = None, worker_metadata: WorkerMetadata | None = None) -> None:

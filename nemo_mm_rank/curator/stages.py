@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from nemo_mm_rank.config import (
     CLASSICAL_MODELS,
     Config,
     ExpertSpec,
+    JobSettings,
     MediaSettings,
     ModelSpec,
     Query,
@@ -31,16 +33,19 @@ from nemo_mm_rank.config import (
     SNSSettings,
     parse,
 )
-from nemo_mm_rank.errors import ConfigError, MissingColumnError, TextError, nearest
+from nemo_mm_rank.errors import ConfigError, FailedError, MissingColumnError, TextError, nearest
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.bad_rows import shown
+from nemo_mm_rank.io.batches import is_whole
 from nemo_mm_rank.io.columns import as_json
 from nemo_mm_rank.matching import MatchStep
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.ranking.queries import QueryStep
 from nemo_mm_rank.ranking.scoring import Scoring
+from nemo_mm_rank.run.reasons import reasons
+from nemo_mm_rank.run.store import StepCounts, split_error
 from nemo_mm_rank.schema import (
     ANNOTATION_SPANS,
     CANONICAL,
@@ -51,6 +56,7 @@ from nemo_mm_rank.schema import (
     ERROR,
     FUSED,
     MEDIA_ROOT,
+    MODALITY,
     PARTS,
     SNS_REASON,
     SOURCE_CONTENTS,
@@ -76,6 +82,7 @@ _OURS = {
     SNS_REASON: pa.string(),
     FUSED: VECTOR,
 }
+ALLOWED = JobSettings.model_fields["allow_failures"].default
 _VECTORS = (data_column(""), annotation_column(""))
 
 
@@ -98,12 +105,12 @@ def to_table(batch: DocumentBatch) -> pa.Table:
 def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     try:
         return pa.Table.from_pandas(frame, preserve_index=False)
-    except pa.ArrowException:
+    except (pa.ArrowException, UnicodeEncodeError):
         columns = {name: _column(frame[name]) for name in frame.columns}
     reasons = columns[ERROR].to_pylist() if ERROR in columns else [None] * len(frame)
     for name in CANONICAL:
         for row, value in enumerate(frame[name]) if name in frame.columns else ():
-            if not isinstance(value, str) and not _missing(value) and reasons[row] is None:
+            if reasons[row] is None and not _missing(value) and not (isinstance(value, str) and is_whole(value)):
                 reasons[row] = reason("batch", TextError(f"{name} is {shown(value)}, no text"))
     return pa.table({**columns, ERROR: pa.array(reasons, pa.string())})
 
@@ -115,11 +122,12 @@ def _missing(value: Any) -> bool:
 def _column(values: pd.Series[Any]) -> pa.Array:
     try:
         return pa.Array.from_pandas(values)
-    except pa.ArrowException:
+    except (pa.ArrowException, UnicodeEncodeError):
         there = [None if _missing(value) else value for value in values]
         if values.name in CANONICAL:
-            return pa.array([value if value is None or isinstance(value, str) else str(value) for value in there])
-        return as_json(there)
+            there = [None if value is None else str(value) for value in there]
+            return pa.array([value if is_whole(value) else ascii(value) for value in there])
+        return as_json([value if is_whole(value) else ascii(value) for value in there])
 
 
 def _strings(table: pa.Table) -> pa.Table:
@@ -182,11 +190,14 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
     ``trimmed`` (by SNS) and ``seconds``.
 
     Args:
+        allow_failures: a stage that fails for this share of the pairs of a modality that a worker has seen (20 at
+            least) ends the pipeline, as it ends ``nemo-mm-rank curate``; ``100%``: none does.
         name: in the pipeline; default: the step's.
         resources: of one worker. Models run on the GPU where one is asked for, otherwise on the CPU.
         batch_size: batches that a worker is given at a time; each is processed by itself.
     """
 
+    allow_failures: float | str = ALLOWED
     name: str = ""
     resources: Resources = field(default_factory=Resources)
     batch_size: int = 1
@@ -199,6 +210,8 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         """
         self.step, self._models = self._make()
         self.name = self.name or self.step.name
+        self._most = checked(allow_failures=self.allow_failures).allow_failures
+        self._counts = StepCounts(self.name)
 
     @abstractmethod
     def _make(self) -> tuple[Step, Mapping[str, ModelSpec]]:
@@ -246,6 +259,7 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         Raises:
             MissingColumnError: naming the stage and the columns that are missing.
             TakenColumnError: naming the stage and those of its columns that the batch has already.
+            FailedError: it fails for nearly all pairs of a modality; with the most frequent reason.
         """
         self.validate_input(task)
         started = time.perf_counter()
@@ -253,7 +267,28 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
         self.step.device = self._device
         added = columns_added(self.step, table)
         self._measure(table, added, time.perf_counter() - started)
+        self._check(table, added)
         return with_rows(task, put(table, added))
+
+    def _check(self, before: pa.Table, added: pa.Table) -> None:
+        """Count what has failed so far, and raise where that is nearly all of a modality."""
+        if MODALITY not in before.column_names:
+            return
+        live = before[ERROR].is_null() if ERROR in before.column_names else pa.repeat(True, len(before))
+        failed = pc.and_(live, added[ERROR].is_valid())
+        rows = before.select([MODALITY]).append_column(ERROR, added[ERROR])
+        self._counts.rows.update(rows.filter(live)[MODALITY].to_pylist())
+        here: dict[str, list[tuple[str, str, str]]] = {}
+        for row in rows.filter(failed).to_pylist():
+            here.setdefault(row[MODALITY], []).append(split_error(row[ERROR]))
+        for modality, errors in here.items():
+            self._counts.quarantined.setdefault(modality, Counter()).update(kind for _, kind, _ in errors)
+        for modality in here.keys() & set(self._counts.hopeless(self._most)):
+            parts = dict(zip(("step", "error", "message"), zip(*here[modality], strict=True), strict=True))
+            raise FailedError(
+                f"{self._counts.summary(modality, reasons(pa.table(parts))[0])}; once that is mended, run the pipeline "
+                "again, or go on without these pairs: allow_failures='100%'"
+            )
 
     @property
     def _device(self) -> str:

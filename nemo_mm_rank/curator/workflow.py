@@ -17,7 +17,14 @@ from nemo_curator.tasks import DocumentBatch
 from nemo_mm_rank.api import settings
 from nemo_mm_rank.config import Config, Wanted, objectives
 from nemo_mm_rank.curator.engine import CuratorEngine
-from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
+from nemo_mm_rank.curator.stages import (
+    ALLOWED,
+    ExpertEmbeddingStage,
+    MatchStage,
+    ProjectionStage,
+    RankScoreStage,
+    SNSStage,
+)
 from nemo_mm_rank.curator.writers import QuarantineStage
 from nemo_mm_rank.errors import ConfigError
 from nemo_mm_rank.run import curation
@@ -118,6 +125,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
         projection: the folder of a fitted projection.
         given: experts whose embeddings of data are there already: see `ExpertEmbeddingStage`.
         quarantine: the folder for pairs that fail; default: they stay, with the reason in ``error``.
+        allow_failures: see `StepStage`.
         resources: of one worker of the stages that have models (``sns``, ``experts`` and ``match``).
     """
 
@@ -128,6 +136,7 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
     projection: str | Path | None = None
     given: Sequence[str] = ()
     quarantine: str | Path | None = None
+    allow_failures: float | str = ALLOWED
     resources: Resources = field(default_factory=Resources)
     name: str = "multimodal_rank"
 
@@ -150,15 +159,16 @@ class MultimodalRankStage(CompositeStage[DocumentBatch, DocumentBatch]):
             models, scoring, matcher, examples = config.models, None, None, ()
             projection = Path(str(self.projection))
         experts, media, anchor = config.experts, config.media, config.anchor
-        spaces: dict[str, Any] = {"experts": experts, "models": models, "anchor": anchor}
+        allowed: dict[str, Any] = {"allow_failures": self.allow_failures}
+        spaces: dict[str, Any] = {"experts": experts, "models": models, "anchor": anchor, **allowed}
         work: dict[str, Any] = {"media": media, "resources": self.resources}
         self._stages: list[ProcessingStage[Any, Any]] = []
         if config.sns.mode != "off":
-            self._stages.append(SNSStage(sns=config.sns, experts=experts, models=models, **work))
+            self._stages.append(SNSStage(sns=config.sns, experts=experts, models=models, **work, **allowed))
         self._stages.append(ExpertEmbeddingStage(given=self.given, **spaces, **work))
-        self._stages.append(ProjectionStage(projection=projection, anchor=anchor))
+        self._stages.append(ProjectionStage(projection=projection, anchor=anchor, **allowed))
         if matcher is not None:
-            self._stages.append(MatchStage(matcher=matcher, models=models, **work))
+            self._stages.append(MatchStage(matcher=matcher, models=models, **work, **allowed))
         ranking: dict[str, Any] = {"ranking": config.ranking, "scoring": scoring, "examples": examples}
         self._stages.append(RankScoreStage(queries=config.queries, **ranking, **spaces))
         if self.quarantine is not None:

@@ -11,15 +11,15 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import PoolError
-from nemo_mm_rank.io.arrow_rows import arrow_rows
+from nemo_mm_rank.io.arrow_rows import arrow_rows, plain
 from nemo_mm_rank.io.bad_rows import BadRow, Seen
 from nemo_mm_rank.io.canonical import PoolBatch
-from nemo_mm_rank.io.columns import PoolTypes
+from nemo_mm_rank.io.columns import PoolTypes, json_text
 from nemo_mm_rank.io.formats import FORMATS
 from nemo_mm_rank.io.formats.base import Format
 from nemo_mm_rank.io.pool import pairs_of
 from nemo_mm_rank.io.references import References, Rootless
-from nemo_mm_rank.io.rows import BATCH_ROWS, Rows
+from nemo_mm_rank.io.rows import BATCH_ROWS, Rows, taken
 from nemo_mm_rank.schema import ERROR, MODALITY, PAIR_ID, POOL
 
 
@@ -42,7 +42,7 @@ def in_memory(data: pa.Table | pd.DataFrame | Mapping[str, Sequence[Any]], place
         every = data.items() if isinstance(data, Mapping) else ((name, data[name]) for name in data)
         columns = {str(name): _column(values) for name, values in every}
         if any(isinstance(column, list) for column in columns.values()):
-            yield Rows(place, np.arange(1, 1 + len(next(iter(columns.values())))), columns)
+            yield _without_halves(place, columns)
             return
         table = pa.table(columns)
     if table.num_rows:
@@ -53,12 +53,37 @@ def in_memory(data: pa.Table | pd.DataFrame | Mapping[str, Sequence[Any]], place
 
 def _column(values: Any) -> Any:
     """Return ``values`` as an Arrow array, or as they are where no Arrow array can hold them."""
-    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    if isinstance(values, pa.Array):
         return values
     try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowException, OverflowError):
+        column = pa.array(values, from_pandas=True)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError):
+        column = None
+    # Among bytes, Arrow takes texts for bytes, too.
+    if column is None or (pa.types.is_binary(column.type) and any(isinstance(value, str) for value in values)):
         return [None if value is pd.NA or value is pd.NaT else value for value in values]
+    return column
+
+
+def _without_halves(place: str, columns: Mapping[str, Any]) -> Rows:
+    """Return columns of which some are lists as rows; one in which a text has half a surrogate pair cannot be read."""
+    lists = [column for column in columns.values() if isinstance(column, list)]
+    whole = np.array([all(map(is_whole, row)) for row in zip(*lists, strict=True)])
+    kept = np.flatnonzero(whole)
+    undone = {name: column if isinstance(column, list) else plain(column) for name, column in columns.items()}
+    bad = [BadRow(place, row + 1, "row", "text", "half of a surrogate pair") for row in np.flatnonzero(~whole).tolist()]
+    return Rows(place, kept + 1, {name: taken(column, kept) for name, column in undone.items()}, tuple(bad))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether no text in ``value`` has half a surrogate pair, for which UTF-8 has no bytes."""
+    try:
+        (json_text(value) if isinstance(value, (str, list, dict)) else "").encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def pair_table(

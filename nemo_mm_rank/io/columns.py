@@ -90,8 +90,15 @@ def converted(column: Column, kind: pa.DataType) -> pa.Array | None:
 
 def as_json(values: Iterable[Any]) -> pa.Array:
     """Return each value as JSON text, null for None."""
-    texts = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in values]
-    return pa.array(texts, pa.string())
+    return pa.array([None if value is None else json_text(value) for value in values], pa.string())
+
+
+def json_text(value: Any) -> str:
+    """Return any value as JSON; what JSON has no way to write, as the text that Python has for it."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):  # keys that are none in JSON, or a value that holds itself
+        return json.dumps(str(value), ensure_ascii=False)
 
 
 def _depth(kind: pa.DataType) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,13 +81,16 @@ def strings(column: Column | None, n: int, numbers: bool = False) -> tuple[pa.Ar
     else:
         try:
             return pa.array(column, pa.string()), {}
-        except pa.ArrowTypeError:
+        except (pa.ArrowTypeError, pa.ArrowInvalid):
             pass
     wrong: dict[int, str] = {}
     out: list[str | None] = [None] * n
     for row, value in enumerate(column if isinstance(column, list) else column.to_pylist()):
         if isinstance(value, float) and math.isnan(value):  # what dataframes make of nothing
             continue
+        if isinstance(value, bytes):  # as Arrow takes them for texts, where they are
+            with suppress(UnicodeDecodeError):
+                value = value.decode()
         if isinstance(value, str):
             out[row] = value
         elif numbers and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -106,6 +110,9 @@ def contents(table: Fields, n: int, media: Bools) -> tuple[pa.Array, pa.Array | 
         column = plain(pc.struct_field(column, "path")) if has_path else None
     elif isinstance(column, pa.Array) and pa.types.is_binary(column.type):
         column, payload = None, column
+    elif payload is None and isinstance(column, list) and any(isinstance(value, bytes) for value in column):
+        payload = pa.array([value if isinstance(value, bytes) else None for value in column], pa.binary())
+        column = [None if isinstance(value, bytes) else value for value in column]
     data, wrong = strings(column, n)
     if payload is None or (isinstance(payload, pa.Array) and pa.types.is_null(payload.type)):
         return data, None, wrong

@@ -135,6 +135,7 @@ class Rootless(References):
 
     root = None  # type: ignore[assignment]
     check_files = True
+    settles = False
 
     def __init__(self) -> None:
         """There is nothing to resolve."""

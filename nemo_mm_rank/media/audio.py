@@ -107,10 +107,14 @@ def _frames(container: Any, stream: Any) -> Iterator[Any]:
 
 def _channels(frame: Any) -> Samples:
     """Return ``(channels, n)`` float32."""
-    values = frame.to_ndarray()
+    kind = frame.format.name.removesuffix("p")
+    if kind == "s64":  # which PyAV makes no array of
+        count = frame.samples * (1 if frame.format.is_planar else frame.layout.nb_channels)
+        values = np.stack([np.frombuffer(plane, np.int64, count) for plane in frame.planes])
+    else:
+        values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
-    kind = frame.format.name.removesuffix("p")
     channels: Samples = np.array(values, dtype=np.float32, order="C")
     if kind == "u8":
         channels -= 128

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageFile, ImageOps, UnidentifiedImageError
 
 from nemo_mm_rank.errors import MediaError
+from nemo_mm_rank.media.apart import call
 from nemo_mm_rank.media.limits import Watched, check_cpu
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "QOI")
 """Raster formats that Pillow decodes itself: nothing that runs another program (EPS) or only guesses."""
+IN_ONE_CALL = ("WEBP", "TIFF", "AVIF", "JPEG2000")
+"""Those whose decoders cannot be stopped on the way: they run in a process of their own (`media.apart`)."""
 
 _BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, MemoryError,
@@ -35,11 +39,17 @@ _SCAN, _END = b"\xff\xda", b"\xff\xd9"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 
 
-def decode_image(file: IO[bytes], max_pixels: int, max_side: int = 65_535) -> PILImage.Image:
+def decode_image(file: IO[bytes], max_pixels: int, max_side: int = 65_535, here: bool = False) -> PILImage.Image:
     """Decode an image: EXIF orientation applied, transparency on white, the first frame of an animation, in RGB.
 
     16-bit greys keep their high byte (as Pillow does for 16-bit colours). Colour profiles are not applied.
     What the file is called does not matter, only what it holds.
+
+    Args:
+        file: the image, as a file that seeks.
+        max_pixels: of width and height together.
+        max_side: of either.
+        here: decode in this process, whatever the format (`IN_ONE_CALL`).
 
     Raises:
         MediaError: not an image, damaged or cut short, or more than ``max_pixels`` or a side of more than
@@ -50,10 +60,10 @@ def decode_image(file: IO[bytes], max_pixels: int, max_side: int = 65_535) -> PI
         PILImage.MAX_IMAGE_PIXELS = max(PILImage.MAX_IMAGE_PIXELS, max_pixels)
     try:
         try:
-            return _decoded(file, max_pixels, max_side)
+            return _decoded(file, max_pixels, max_side, here)
         except ValueError:
             # Texts that Pillow finds too long: nothing is used of them.
-            return _decoded(_without_texts(file), max_pixels, max_side)
+            return _decoded(_without_texts(file), max_pixels, max_side, here)
     except UnidentifiedImageError as error:
         raise MediaError(f"is not an image in a known format ({', '.join(FORMATS)})") from error
     except (PILImage.DecompressionBombError, PILImage.DecompressionBombWarning) as error:
@@ -62,12 +72,23 @@ def decode_image(file: IO[bytes], max_pixels: int, max_side: int = 65_535) -> PI
         raise MediaError(f"cannot be decoded as an image: {error or type(error).__name__}") from error
 
 
-def _decoded(file: IO[bytes], max_pixels: int, max_side: int) -> PILImage.Image:
+def answer(content: bytes, about: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """Decode an image in a process of its own: see `media.apart`."""
+    image = decode_image(BytesIO(content), **about, here=True)
+    return image.tobytes(), {"size": image.size}
+
+
+def _decoded(file: IO[bytes], max_pixels: int, max_side: int, here: bool) -> PILImage.Image:
     with PILImage.open(cast("IO[bytes]", Watched(file)), formats=_available()) as image:
         if image.width * image.height > max_pixels:
             raise MediaError(f"has {image.width} x {image.height} pixels, more than the {max_pixels:,} allowed")
         if max(image.size) > max_side:
             raise MediaError(f"has {image.width} x {image.height} pixels, a side longer than the {max_side:,} allowed")
+        if image.format in IN_ONE_CALL and not here:
+            file.seek(0)
+            about = {"max_pixels": max_pixels, "max_side": max_side}
+            pixels, said = call(f"{__name__}:answer", file.read(), about)
+            return PILImage.frombytes("RGB", tuple(said["size"]), pixels)
         if image.format in ("JPEG", "MPO"):
             _check_scans(file)
         if isinstance(image, ImageFile.ImageFile):

@@ -32,7 +32,22 @@ def check_cpu() -> None:
         MediaError: it has spent what `cpu_limit` allows.
     """
     if hasattr(_decoding, "end") and time.thread_time() > _decoding.end:
-        raise MediaError(f"takes more than {_decoding.limit:g} s of CPU to decode (media.decode_seconds)")
+        raise out_of_cpu()
+
+
+def cpu_left() -> float:
+    """Return the seconds of CPU that this thread may still spend; 0 where nothing limits them.
+
+    Raises:
+        MediaError: there are none.
+    """
+    check_cpu()
+    return _decoding.end - time.thread_time() if hasattr(_decoding, "end") else 0.0
+
+
+def out_of_cpu() -> MediaError:
+    """Return the error of what takes longer than `cpu_limit` allows."""
+    return MediaError(f"takes more than {_decoding.limit:g} s of CPU to decode (media.decode_seconds)")
 
 
 class Watched:

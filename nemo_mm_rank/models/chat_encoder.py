@@ -309,7 +309,10 @@ class ChatEncoder(HubModel):
             features["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(3, *ids.shape)
         else:
             features.update(self._kinds_of_tokens(ids))
-        hidden = self._model.model(**features, use_cache=False).last_hidden_state
+        if hasattr(self._model.model, "language_model"):
+            hidden = self._model.model(**features, use_cache=False).last_hidden_state
+        else:  # transformers 4 has media of Qwen2.5-Omni put among the tokens by the model with its head
+            hidden = self._model(**features, use_cache=False, output_hidden_states=True).hidden_states[-1]
         return pool_tokens(hidden, mask, self.pooling)
 
     def _kinds_of_tokens(self, ids: torch.Tensor) -> Features:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from nemo_mm_rank.errors import ModelError, require
 from nemo_mm_rank.models.base import Encoded
 from nemo_mm_rank.models.batching import Features
 from nemo_mm_rank.models.chat_encoder import Chat, ChatEncoder, Sight
+from nemo_mm_rank.models.weights import check_version
 from nemo_mm_rank.schema import Modality
 
 PASSAGE, QUERY = "passage: ", "query: "
@@ -49,13 +49,7 @@ class OmniEmbedEncoder(ChatEncoder):
         Raises:
             ModelError: the library would attend in one, whatever it is told.
         """
-        version: str = require("transformers", "models").__version__
-        if tuple(int(part) for part in version.split(".")[:2]) < ATTENDS_BOTH_WAYS:
-            least = ".".join(map(str, ATTENDS_BOTH_WAYS))
-            raise ModelError(
-                f"{self.path}: this model needs transformers {least} or later, which lets it attend both ways, "
-                f"not {version}: pip install 'transformers>={least}'"
-            )
+        check_version(self.path, ATTENDS_BOTH_WAYS, "which lets it attend both ways")
         super().__post_init__()
         self._model.model.language_model.config.is_causal = False
 

@@ -16,6 +16,7 @@ from nemo_mm_rank.media.segment import Audio, Item
 from nemo_mm_rank.models.base import Encoded, attempt, support, usable
 from nemo_mm_rank.models.batching import Features, FixedRows, ahead, by_length, stacked, text_rows
 from nemo_mm_rank.models.hub import HubModel
+from nemo_mm_rank.models.weights import check_version
 from nemo_mm_rank.models.windows import POOLINGS, Pixels, as_image, at_rate, pool, shots, windows
 from nemo_mm_rank.schema import Modality
 
@@ -142,13 +143,17 @@ class _Contrastive(TwoTowers):
         return torch.cat(embedded)[torch.cat([rows for rows, _ in groups]).argsort().to(self._device)]
 
     def _text(self, batch: Features) -> torch.Tensor:
-        embedded: torch.Tensor = self._model.get_text_features(**batch).pooler_output
-        return embedded
+        return _vectors(self._model.get_text_features(**batch))
 
     def _media(self, batch: Features) -> torch.Tensor:
         cast = {key: value.to(self._dtype) if value.is_floating_point() else value for key, value in batch.items()}
-        embedded: torch.Tensor = getattr(self._model, self._media_method)(**cast).pooler_output
-        return embedded
+        return _vectors(getattr(self._model, self._media_method)(**cast))
+
+
+def _vectors(features: Any) -> torch.Tensor:
+    """Return what a tower says, ``(rows, dim)``: transformers 4 has it alone, 5 among all that the tower puts out."""
+    embedded: torch.Tensor = features if isinstance(features, torch.Tensor) else features.pooler_output
+    return embedded
 
 
 @dataclass(eq=False)
@@ -198,7 +203,12 @@ class XClipEncoder(_Contrastive):
     _usual_rows = (1, DEVICE_ROWS // 8)
 
     def __post_init__(self) -> None:
-        """Load the model."""
+        """Load the model.
+
+        Raises:
+            ModelError: the library's own code for it fails.
+        """
+        check_version(self.path, (5, 0), "whose code for it runs")
         super().__post_init__()
         self._frames = int(self._model.config.vision_config.num_frames)
 
@@ -209,7 +219,7 @@ class XClipEncoder(_Contrastive):
 
     def _prepare(self, part: list[Pixels]) -> Features:
         frames = [as_image(one) for one in part]
-        features: Features = self._processor(videos=[frames], return_tensors="pt").data
+        features: Features = self._processor.image_processor([frames], return_tensors="pt").data
         return features
 
 

@@ -16,6 +16,7 @@ from nemo_mm_rank.models.base import Described, attempt, support
 from nemo_mm_rank.models.batching import Features, ahead
 from nemo_mm_rank.models.generation import Prompt, Writer, prompts
 from nemo_mm_rank.models.hub import HubModel
+from nemo_mm_rank.models.weights import chat_class
 from nemo_mm_rank.models.windows import as_images, at_rate
 from nemo_mm_rank.schema import Modality
 
@@ -63,7 +64,7 @@ class VisionLanguageDescriber(HubModel):
         self._prompts = prompts(self.prompt, self.focus)
         self._processor = self._load_chat_processor(self._library.AutoProcessor)
         rows = self._rows(2, 16)
-        self._model = model = self._load(self._library.AutoModelForMultimodalLM)
+        self._model = model = self._load(chat_class(self._folder, self.trust_remote_code))
         # A copy: the library's tokenizers serve one thread at a time, and another one prepares the next items.
         self._write = Writer(model, copy.deepcopy(self._processor.tokenizer), rows, self.max_new_tokens)
         self._ahead = 2 * rows

@@ -175,8 +175,39 @@ def load_processor(kind: Any, folder: Path, path: str, trust_remote_code: bool =
     Raises:
         ModelError: it does not load.
     """
+    # As 5 does in any case: 4 would take the height of a picture of three rows for its colours.
+    fast = {"use_fast": True} if library_version() < (5, 0) else {}
     with opening(path):
-        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code)
+        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=trust_remote_code, **fast)
+
+
+def library_version() -> tuple[int, int]:
+    """Return the version of transformers."""
+    major, minor = map(int, require("transformers", "models").__version__.split(".")[:2])
+    return major, minor
+
+
+def check_version(path: str, least: tuple[int, int], why: str) -> None:
+    """Check that transformers is new enough for a model.
+
+    Raises:
+        ModelError: it is not; with ``why`` that matters.
+    """
+    if library_version() < least:
+        wanted, there = ".".join(map(str, least)), require("transformers", "models").__version__
+        raise ModelError(
+            f"{path}: this model needs transformers {wanted} or later, {why}, not {there}: "
+            f"pip install 'transformers>={wanted}'"
+        )
+
+
+def chat_class(folder: Path, trust_remote_code: bool = False) -> Any:
+    """Return the class of transformers for a model that reads a chat: 5 has one for all, in 4 the model says which."""
+    library = require("transformers", "models")
+    if library_version() >= (5, 0):
+        return library.AutoModelForMultimodalLM
+    config = library.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    return getattr(library, next(iter(config.architectures or ()), ""), library.AutoModelForImageTextToText)
 
 
 def one_line(error: Exception) -> str:

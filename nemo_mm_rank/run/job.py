@@ -39,9 +39,6 @@ from nemo_mm_rank.run.store import Chain, ShardStore, Stage, StepCounts, count_s
 from nemo_mm_rank.schema import MODALITY
 from nemo_mm_rank.steps import Step
 
-LEAST = 20
-"""Pairs of a modality that a step has to be given before it counts as one that fails for nearly all."""
-
 
 @dataclass
 class Job:
@@ -132,13 +129,7 @@ class Job:
     def _check(self, counted: Sequence[StepCounts], shards: ShardStore) -> None:
         """Raise where too many pairs failed in the steps that were ``counted``."""
         nothing = bool(counted) and counted[-1].live == 0
-        most = self.config.allow_failures
-        hopeless = [
-            (step, modality)
-            for step in counted
-            for modality in step.quarantined
-            if most < 1 and (rows := step.rows[modality]) >= LEAST and step.failed(modality) >= most * rows
-        ]
+        hopeless = [(step, modality) for step in counted for modality in step.hopeless(self.config.allow_failures)]
         if not nothing and not hopeless:
             return
         self.folder.manifest.unlink(missing_ok=True)  # it vouches for the files beside it
@@ -149,9 +140,9 @@ class Job:
         of_modality = pc.and_(pc.equal(quarantine["step"], step.step), pc.equal(quarantine[MODALITY], modality))
         first = reasons(quarantine.filter(of_modality))[0]
         raise FailedError(
-            f"{step.step} failed for {step.failed(modality):,} of {step.rows[modality]:,} pairs of {modality}, most "
-            f"often: {first} ({self.folder.quarantine} has all of them); once that is mended, start the same command "
-            "again, with --retry-failed if neither the pool nor the settings changed, or continue without these pairs: "
+            f"{step.summary(modality, first)} ({self.folder.quarantine} has all of them); once that is mended, start "
+            "the same command again, with --retry-failed if neither the pool nor the settings changed, or continue "
+            "without these pairs: "
             "--allow-failures 100% (allow_failures in YAML)"
         )
 

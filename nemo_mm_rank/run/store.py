@@ -18,7 +18,7 @@ from nemo_mm_rank.frames import check_free
 from nemo_mm_rank.io.files import count_rows, read_note, read_schema, write_table
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.models import loader
-from nemo_mm_rank.run.reasons import TRANSIENT
+from nemo_mm_rank.run.reasons import TRANSIENT, Reason
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY
 from nemo_mm_rank.shards import Files
 from nemo_mm_rank.steps import Step, columns_added
@@ -215,6 +215,10 @@ def count(before: pa.Table, after: pa.Table) -> dict[str, dict[str, Any]]:
     return counts
 
 
+LEAST = 20
+"""Pairs of a modality that a step has to be given before it counts as one that fails for nearly all."""
+
+
 @dataclass
 class StepCounts:
     """Pairs that went through one step, by modality.
@@ -246,6 +250,16 @@ class StepCounts:
     def failed(self, modality: str) -> int:
         """Return how many pairs of a modality failed."""
         return sum(self.quarantined.get(modality, Counter()).values())
+
+    def hopeless(self, most: float) -> list[str]:
+        """Return the modalities for nearly all pairs of which the step failed: a share of ``most``; below 1."""
+        enough = [modality for modality in self.quarantined if self.rows[modality] >= LEAST]
+        return [modality for modality in enough if most < 1 and self.failed(modality) >= most * self.rows[modality]]
+
+    def summary(self, modality: str, reason: Reason) -> str:
+        """Return a part of a line on how many pairs of a modality failed, and the most frequent reason."""
+        failed, rows = self.failed(modality), self.rows[modality]
+        return f"{self.step} failed for {failed:,} of {rows:,} pairs of {modality}, most often: {reason}"
 
     @property
     def live(self) -> int:

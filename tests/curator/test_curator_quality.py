@@ -77,7 +77,11 @@ def test_the_ensemble_by_itself_needs_its_columns(job: EcoDatumResult, batch: Do
 
 
 def test_resources_go_to_the_stages_with_models(job: EcoDatumResult) -> None:
-    stages = {one.name: one for one in EcoDatumStage(run=job.folder, resources=Resources(cpus=2.0)).decompose()}
+    stages = {
+        one.name: one
+        for one in EcoDatumStage(run=job.folder, resources=Resources(cpus=2.0), allow_failures=0.5).decompose()
+    }
+    assert {stage.allow_failures for stage in stages.values()} == {0.5}
     cpus = {name: stage.resources.cpus for name, stage in stages.items()}
     assert cpus == {
         "experts": 2.0,

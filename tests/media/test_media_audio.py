@@ -56,6 +56,23 @@ def test_eight_bits(write_wav: WriteSound) -> None:
     assert samples[:5].tolist() == [-1, -0.5, 0, 0.5, 127 / 128]
 
 
+def test_64_bits(tmp_path: Path, write_wav: WriteSound) -> None:
+    """Whole numbers and floats of 64 bits, and the containers of 64-bit sizes, each with two channels."""
+    left = tone(440, 0.5, RATE)
+    samples = np.stack([left, left / 2], axis=1)
+    path = write_wav(np.zeros((len(left), 2), np.int16))
+    whole = path.read_bytes()
+    form = struct.pack("<HHIIHH", 1, 2, RATE, 16 * RATE, 16, 64)
+    content = np.rint(samples * 2.0**63).astype("<i8").tobytes()
+    head = whole[:20] + form + b"data" + struct.pack("<I", len(content))
+    path.write_bytes(head[:4] + struct.pack("<I", len(head) - 8 + len(content)) + head[8:] + content)
+    np.testing.assert_allclose(decode(path), 0.75 * left, atol=1e-6)
+    soundfile = pytest.importorskip("soundfile", reason="needs soundfile, to write what Python cannot")
+    for container, kind in (("WAV", "DOUBLE"), ("RF64", "PCM_16"), ("RF64", "DOUBLE"), ("W64", "PCM_24")):
+        soundfile.write(tmp_path / "x", samples, RATE, format=container, subtype=kind)
+        np.testing.assert_allclose(decode(tmp_path / "x"), 0.75 * left, atol=1e-4)
+
+
 def test_channels_are_averaged(write_wav: WriteSound) -> None:
     six = np.stack([np.full(1000, value, np.int16) for value in (6000, 0, -3000, 12_000, 0, 3000)], axis=1)
     np.testing.assert_allclose(decode(write_wav(six)), 3000 / 32768, rtol=1e-6)

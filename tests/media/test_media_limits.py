@@ -19,8 +19,9 @@ from PIL import Image as PILImage
 from nemo_mm_rank import media
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError, TransientError
+from nemo_mm_rank.media.apart import call
 from nemo_mm_rank.media.container import MAX_SCANS as FRAME_SCANS
-from nemo_mm_rank.media.image import MAX_SCANS
+from nemo_mm_rank.media.image import MAX_SCANS, decode_image
 from nemo_mm_rank.media.limits import check_cpu, cpu_limit, within
 from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.modality import Medium, register
@@ -95,6 +96,49 @@ def test_cpu_that_decoding_takes_is_bounded(tmp_path: Path) -> None:
     for name, modality in {"a.png": "image", "a.jpg": "image", "a.wav": "audio", "clip.mp4": "video"}.items():
         said = f"'{name}': takes more than 1e-06 s of CPU to decode (media.decode_seconds)"
         assert why(tmp_path, name, modality, decode_seconds=1e-6) == said
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "settings"),
+    [
+        ("WEBP", 1500, {"method": 0}),
+        ("TIFF", 3000, {"compression": "tiff_lzw"}),
+        ("AVIF", 1500, {"speed": 10}),
+        ("JPEG2000", 500, {}),
+    ],
+)
+def test_a_decoder_that_does_all_in_one_call_is_ended(
+    tmp_path: Path, kind: str, side: int, settings: dict[str, Any]
+) -> None:
+    """Nothing in this process could: its limit is seen before the call, and the call takes ten times as long."""
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    PILImage.fromarray(noise).save(tmp_path / "a.png", kind, **settings)
+    PILImage.new("RGB", (8, 8), (200, 0, 0)).save(tmp_path / "b.png", kind, **settings)
+    said = "'a.png': takes more than 0.02 s of CPU to decode (media.decode_seconds)"
+    assert why(tmp_path, "a.png", "image", decode_seconds=0.02) == said
+    whole = media.open("a.png", root=str(tmp_path))
+    assert isinstance(whole, Image)
+    assert whole.pixels.size == (side, side)
+    small = media.open("b.png", root=str(tmp_path))  # the next process is as good as the one that was ended
+    assert isinstance(small, Image)
+    with (tmp_path / "b.png").open("rb") as file:
+        assert decode_image(file, 10**6, here=True).tobytes() == small.pixels.tobytes()
+
+
+ENDS = "tests.media.work_apart:ends"
+
+
+def test_a_decoder_that_crashes_ends_itself_alone() -> None:
+    for ended, kind, said in (
+        ("SIGSEGV", MediaError, r"^cannot be decoded: the decoder has crashed \(SIGSEGV\)$"),
+        ("SIGKILL", TransientError, "^memory is too short to decode it$"),
+        ("7", MediaError, r"the decoder has crashed \(exit status 7\)"),
+    ):
+        with pytest.raises(kind, match=said):
+            call(ENDS, ended.encode(), {})
+    assert call(ENDS, b"", {"back": [1]}) == (b"whole", {"back": [1]})
+    with pytest.raises(MediaError, match=r"^cannot be decoded: KeyError: 'name'$"):
+        call(ENDS, b"raise", {})
 
 
 def test_time_asleep_is_no_cpu_and_the_limit_ends_with_its_block() -> None:

@@ -21,6 +21,7 @@ from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.models.expert import CachedEncoder
 from tests.models import tiny_encoders as tiny
+from tests.models.tiny_library import make_processor, version
 
 transformers = pytest.importorskip("transformers", reason="needs the extra 'models'")
 open_clip = pytest.importorskip("open_clip", reason="needs the extra 'models'")
@@ -37,10 +38,16 @@ class Kind:
     library: Callable[[Path, Sequence[Any]], tuple[torch.Tensor, torch.Tensor]]
 
 
+def vectors_of(features: Any) -> torch.Tensor:
+    """What a tower says: by transformers 4 alone, by 5 among all that it puts out."""
+    found: torch.Tensor = getattr(features, "pooler_output", features)
+    return found
+
+
 def of_transformers(folder: Path, pictures: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
     model, processor = (
         transformers.AutoModel.from_pretrained(folder).eval(),
-        transformers.AutoProcessor.from_pretrained(folder),
+        make_processor(folder),
     )
     siglip = model.config.model_type.startswith("siglip")
     limit = min(processor.tokenizer.model_max_length, model.config.text_config.max_position_embeddings)
@@ -52,16 +59,16 @@ def of_transformers(folder: Path, pictures: Sequence[Any]) -> tuple[torch.Tensor
         return_tensors="pt",
     )
     with torch.inference_mode():
-        words = model.get_text_features(**texts).pooler_output
+        words = vectors_of(model.get_text_features(**texts))
         if isinstance(pictures[0], Audio):
             media = processor(audio=[one.samples for one in pictures], sampling_rate=16_000, return_tensors="pt")
-            seen = model.get_audio_features(**media).pooler_output
+            seen = vectors_of(model.get_audio_features(**media))
         elif isinstance(pictures[0], Video):
-            media = processor(videos=[list(one.frames) for one in pictures], return_tensors="pt")
-            seen = model.get_video_features(**media).pooler_output
+            media = processor.image_processor([list(one.frames) for one in pictures], return_tensors="pt")
+            seen = vectors_of(model.get_video_features(**media))
         else:
             media = processor(images=[one.pixels for one in pictures], return_tensors="pt")
-            seen = model.get_image_features(**media).pooler_output
+            seen = vectors_of(model.get_image_features(**media))
     return F.normalize(words, dim=1), F.normalize(seen, dim=1)
 
 
@@ -112,6 +119,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(kind: str, folder: Path, **arguments: Any) -> Any:
+    if kind == "x_clip" and version() < (5, 0):
+        pytest.skip("X-CLIP needs transformers 5: the library's own code for it fails before")
     return loader.load(kind, KINDS[kind].short, {"path": str(folder), **arguments})
 
 
@@ -362,7 +371,7 @@ def test_a_clap_that_fuses_hears_short_sounds_as_they_are(tmp_path: Path) -> Non
     features = processor(audio=[one.samples for one in SOUNDS], sampling_rate=16_000, return_tensors="pt")
     features["is_longer"][:] = False  # of which the library sets one at random, where none is longer
     with torch.inference_mode():
-        library = F.normalize(model.get_audio_features(**features).pooler_output, dim=1)
+        library = F.normalize(vectors_of(model.get_audio_features(**features)), dim=1)
     encoder = loader.load("fused", "clap", {"path": str(folder)})
     vectors = encoder.encode(SOUNDS, "audio").vectors
     torch.testing.assert_close(vectors, library, atol=1e-5, rtol=0)

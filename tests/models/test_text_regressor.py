@@ -12,7 +12,8 @@ import torch
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.text_regressor import TextRegressor
-from tests.models.tiny_writers import decided, library
+from tests.models.tiny_library import library, make_tokenizer
+from tests.models.tiny_writers import decided
 
 transformers: Any = pytest.importorskip("transformers", reason="needs the extra 'models'")
 
@@ -22,7 +23,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "and",
 
 def regressor(folder: Path, outputs: int = 1) -> Path:
     models = library()
-    tokenizer = models.BertTokenizer(vocab={word: row for row, word in enumerate(WORDS)})
+    tokenizer = make_tokenizer("BertTokenizer", {word: row for row, word in enumerate(WORDS)})
     tokenizer.model_max_length = 48
     config = models.BertConfig(
         vocab_size=len(WORDS),

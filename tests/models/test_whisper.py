@@ -57,10 +57,12 @@ def describer(folder: Path, **changes: Any) -> WhisperDescriber:
 def by_the_library(folder: Path, heard: list[np.ndarray[Any, Any]], **settings: Any) -> list[str]:
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
     processor = transformers.WhisperProcessor.from_pretrained(folder)
+    # By its settings: of arguments transformers 4 forgets some on the way.
+    model.generation_config.update(do_sample=False, temperature=None)
     texts = []
     for samples in heard:
         features = processor(samples, sampling_rate=RATE, return_tensors="pt").input_features
-        tokens = model.generate(features, do_sample=False, temperature=0.0, max_new_tokens=16, **settings)
+        tokens = model.generate(features, max_new_tokens=16, **settings)
         texts += processor.batch_decode(tokens, skip_special_tokens=True)
     return [text.strip() for text in texts]
 

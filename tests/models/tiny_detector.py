@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.models.tiny_writers import decided, library
+from tests.models.tiny_library import library, make_tokenizer
+from tests.models.tiny_writers import decided
 
 LONGEST = 32
 MARKS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
@@ -18,7 +19,7 @@ def grounding_dino(folder: Path) -> Path:
     for number, word in enumerate(WORDS, start=200):
         del vocabulary[f"[unused{number}]"]
         vocabulary[word] = number
-    tokenizer = transformers.BertTokenizer(vocab={**vocabulary, **MARKS})
+    tokenizer = make_tokenizer("BertTokenizer", {**vocabulary, **MARKS})
     tokenizer.model_max_length = 64
     backbone = transformers.SwinConfig(
         image_size=64,

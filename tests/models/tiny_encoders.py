@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from safetensors.torch import save_file
 
 from nemo_mm_rank.media.segment import Audio, Image, Video
+from tests.models.tiny_library import make_tokenizer
 
 WORDS = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -63,7 +64,7 @@ def x_clip(folder: Path) -> Path:
 def _clip_text(transformers: Any) -> tuple[Any, dict[str, int]]:
     letters = byte_alphabet()
     names = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
-    tokenizer = transformers.CLIPTokenizer(vocab={name: row for row, name in enumerate(names)}, merges=[])
+    tokenizer = make_tokenizer("CLIPTokenizer", {name: row for row, name in enumerate(names)})
     tokenizer.model_max_length = 32
     special = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     return tokenizer, {
@@ -129,7 +130,7 @@ def clap(folder: Path, fusion: bool = False) -> Path:
     transformers: Any = import_module("transformers")
 
     names = ["<s>", "<pad>", "</s>", "<unk>", *byte_alphabet(), "<mask>"]
-    tokenizer = transformers.RobertaTokenizer(vocab={name: row for row, name in enumerate(names)}, merges=[])
+    tokenizer = make_tokenizer("RobertaTokenizer", {name: row for row, name in enumerate(names)})
     tokenizer.model_max_length = 64
     torch.manual_seed(0)
     model = transformers.ClapModel(

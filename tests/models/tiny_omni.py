@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from tests.models.tiny_writers import TEXT, chat, decided, library
+from tests.models.tiny_library import library, make_tokenizer, rope, version
+from tests.models.tiny_writers import TEXT, chat, decided
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = {
@@ -24,9 +26,11 @@ def thinker(folder: Path) -> Path:
 
     transformers = library()
     vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer = make_tokenizer("Qwen2Tokenizer", vocabulary)
     tokenizer.add_special_tokens({"additional_special_tokens": [*SPECIAL, *MARKS.values()]})
     tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    if version() < (5, 0):  # which writes no others down
+        tokenizer.extra_special_tokens = MARKS
     for name, mark in MARKS.items():
         tokenizer._set_model_specific_special_tokens({name: mark})
     number = tokenizer.convert_tokens_to_ids
@@ -34,7 +38,7 @@ def thinker(folder: Path) -> Path:
         text_config={
             **TEXT,
             "vocab_size": len(tokenizer),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+            **rope([1, 1, 2]),
             "pad_token_id": number("<|endoftext|>"),
         },
         vision_config={
@@ -71,12 +75,14 @@ def thinker(folder: Path) -> Path:
     model = decided(transformers.Qwen2_5OmniThinkerForConditionalGeneration(config), std=0.1)
     model.save_pretrained(folder)
     pixels = {"shortest_edge": 4 * 28 * 28, "longest_edge": 16 * 28 * 28}
+    images = transformers.Qwen2VLImageProcessor(size=pixels)
+    sounds = transformers.WhisperFeatureExtractor(
+        feature_size=16, sampling_rate=16_000, hop_length=160, chunk_length=1, return_attention_mask=True
+    )
     transformers.Qwen2_5OmniProcessor(
-        image_processor=transformers.Qwen2VLImageProcessor(size=pixels),
+        image_processor=images,
         video_processor=transformers.Qwen2VLVideoProcessor(size=pixels),
-        feature_extractor=transformers.WhisperFeatureExtractor(
-            feature_size=16, sampling_rate=16_000, hop_length=160, chunk_length=1, return_attention_mask=True
-        ),
+        feature_extractor=sounds,
         tokenizer=tokenizer,
         chat_template=chat(
             image="<|vision_bos|><|IMAGE|><|vision_eos|>",
@@ -84,4 +90,7 @@ def thinker(folder: Path) -> Path:
             audio="<|audio_bos|><|AUDIO|><|audio_eos|>",
         ),
     ).save_pretrained(folder)
+    if version() < (5, 0):  # which writes one of them over the other; published models have both
+        both = {**json.loads(sounds.to_json_string()), **json.loads(images.to_json_string())}
+        (folder / "preprocessor_config.json").write_text(json.dumps(both), encoding="utf-8")
     return folder

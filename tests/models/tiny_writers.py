@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.models.tiny_library import library, make_tokenizer, rope
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 SPECIAL += ["<|video_pad|>", "<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>"]
@@ -17,11 +18,6 @@ CHAT = (
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def library() -> Any:
-    """transformers, of which mypy knows some types and not others."""
-    return importlib.import_module("transformers")
 
 
 def chat(**marks: str) -> str:
@@ -35,10 +31,8 @@ def byte_tokenizer() -> Any:
     """A tokenizer whose tokens are bytes, and the marks of a chat."""
     from tokenizers import pre_tokenizers
 
-    transformers = library()
-
     vocabulary = {byte: number for number, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[])
+    tokenizer = make_tokenizer("Qwen2Tokenizer", vocabulary)
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.padding_side = "<|im_end|>", "<|endoftext|>", "left"
     return tokenizer
@@ -70,12 +64,11 @@ def qwen2_vl(folder: Path) -> Path:
 
     tokenizer = byte_tokenizer()
     number = tokenizer.convert_tokens_to_ids
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     config = transformers.Qwen2VLConfig(
         text_config={
             **TEXT,
             "vocab_size": len(tokenizer),
-            "rope_parameters": rope,
+            **rope([1, 1, 2]),
             "bos_token_id": number("<|endoftext|>"),
             "eos_token_id": number("<|im_end|>"),
             "pad_token_id": number("<|endoftext|>"),
@@ -191,9 +184,9 @@ def whisper(folder: Path, multilingual: bool = True, seconds: int = 1) -> Path:
     """Hears a second at a time."""
     transformers = library()
 
-    vocabulary = byte_tokenizer().get_vocab()
-    kept = {token: number for token, number in vocabulary.items() if token not in SPECIAL}
-    tokenizer = transformers.WhisperTokenizer(vocab=kept, merges=[])
+    letters = [token for token in byte_tokenizer().get_vocab() if token not in SPECIAL]
+    names = [*sorted(letters), "<|endoftext|>", *LANGUAGES, *TASKS]
+    tokenizer = make_tokenizer("WhisperTokenizer", {token: number for number, token in enumerate(names)})
     tokenizer.add_special_tokens({"additional_special_tokens": LANGUAGES + TASKS})
     number = tokenizer.convert_tokens_to_ids
     end = number("<|endoftext|>")

@@ -21,7 +21,7 @@ from nemo_mm_rank.errors import ModelError, PairError, UserError, require
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import iter_class
 from nemo_mm_rank.models.lora import adapted
-from nemo_mm_rank.models.weights import load_pretrained, loading_arguments, opening, pick_dtype, resolve
+from nemo_mm_rank.models.weights import chat_class, load_pretrained, loading_arguments, opening, pick_dtype, resolve
 from nemo_mm_rank.projection.fit import balanced_batches
 from nemo_mm_rank.projection.losses import codes
 from nemo_mm_rank.schema import ANNOTATION, MODALITY, PAIR_ID
@@ -46,9 +46,7 @@ def load(settings: VLMSettings, device: str, seed: int) -> tuple[Any, Any]:
         processor = library.AutoProcessor.from_pretrained(str(folder), **arguments)
     if getattr(processor, "tokenizer", None) is None or not getattr(processor, "chat_template", None):
         raise ModelError(f"{settings.model}: {type(processor).__name__} has no chat template, so it cannot be asked")
-    stock = (
-        library.Qwen2_5OmniThinkerForConditionalGeneration if kind in _THINKERS else library.AutoModelForMultimodalLM
-    )
+    stock = library.Qwen2_5OmniThinkerForConditionalGeneration if kind in _THINKERS else chat_class(folder)
     model = load_pretrained(stock, folder, settings.model, device, pick_dtype(settings.dtype, device))
     if settings.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
