@@ -266,7 +266,7 @@ def _by_agreement(bench: Bench, strategy: Strategy, _: int) -> list[str]:
         fits = Fits(folder.fitted, bench.engine, Reporter(bench.console))
         step = OthersStep(fits.others(operators, bench.config.seed, shards))
     tables = []
-    for _, _, table in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
+    for _part, _rows, table in live(shards, [*dict.fromkeys([PAIR_ID, *step.requires])]):
         tables.append(columns_added(step, table).drop_columns([ERROR]).append_column(PAIR_ID, table[PAIR_ID]))
     scores_table = pa.concat_tables(tables)
     columns = [scores_table[name].to_numpy().astype(np.float64) for name in step.provides]
