@@ -29,9 +29,10 @@ class ReportPath(PosixPath):
     """The path of a report; a notebook shows the page itself, in a frame that reaches nothing outside of it."""
 
     def _repr_html_(self) -> str:
-        page = escape(self.read_text(encoding="utf-8"))
+        # Links within the page would else lead to the notebook, whose address such a frame inherits.
+        page = self.read_text(encoding="utf-8").replace("<head>", '<head><base href="about:srcdoc">', 1)
         style = "width: 100%; height: 800px; border: 1px solid #8888"
-        return f'<iframe title="report" sandbox="allow-scripts" style="{style}" srcdoc="{page}"></iframe>'
+        return f'<iframe title="report" sandbox="allow-scripts" style="{style}" srcdoc="{escape(page)}"></iframe>'
 
 
 def gallery(folder: Path) -> str:

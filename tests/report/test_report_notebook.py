@@ -48,7 +48,8 @@ def test_the_report_is_a_path_and_a_frame(result: Result, run: Path, tmp_path: P
     (tag, frame) = Elements(path._repr_html_()).found[0]
     assert tag == "iframe"
     assert frame["sandbox"] == "allow-scripts"
-    assert frame["srcdoc"] == path.read_text(encoding="utf-8")
+    base = '<base href="about:srcdoc">'
+    assert str(frame["srcdoc"]).replace(base, "", 1) == path.read_text(encoding="utf-8")
 
 
 def test_the_frame_shows_the_report_and_reaches_nothing_else(result: Result, browser: Any) -> None:
@@ -62,6 +63,9 @@ def test_the_frame_shows_the_report_and_reaches_nothing_else(result: Result, bro
         frame.wait_for_selector("#pairs-body [data-pair]", timeout=20_000)
         assert frame.title().endswith("· nemo-mm-rank")
         frame.click("nav a >> nth=-1")
+        page.wait_for_timeout(500)
+        assert frame.url.startswith("about:srcdoc#")
+        assert frame.locator("#pairs-body [data-pair]").count()
         assert complaints == []
         reach = "() => { try { return parent.document.title } catch (error) { return error.name } }"
         assert frame.evaluate(reach) == "SecurityError"
