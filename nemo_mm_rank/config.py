@@ -280,7 +280,15 @@ class SNSSettings(Settings):
         "off", description="trim data (forward), annotations (backward), both, or nothing"
     )
     expert: str | None = Field(None, description="whose space judges relevance; default: the first text-based one")
-    select: Literal["nucleus", "threshold"] = Field("nucleus", description="how the parts to keep are chosen")
+    select: Literal["pool", "nucleus", "threshold"] | None = Field(
+        None,
+        description="how the parts to keep are chosen: by cut scores that the run fits on its pool, by softmax mass, "
+        "by tau; default: what is set by hand, otherwise nucleus",
+    )
+    lost: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="pool mode: share of the pool's own parts that may be cut, at the most"
+    )
+    cuts: str | None = Field(None, description="pool mode: a run's file of cut scores (RUN/fitted/sns-*.safetensors)")
     nucleus: Annotated[float, Field(gt=0, le=1)] = Field(0.9, description="softmax mass that the kept parts reach")
     temperature: float = Field(0.05, gt=0, description="of that softmax")
     tau: dict[ModalityName, float] = Field(default_factory=dict, description="threshold mode: by modality")
@@ -306,6 +314,26 @@ class SNSSettings(Settings):
             if not is_media(modality):
                 raise ValueError(f"grounders: {str(modality)!r} is divided by its sentences, not by a model")
         return self
+
+    @property
+    def chosen_by(self) -> Literal["pool", "nucleus", "threshold"]:
+        """How the parts to keep are chosen: as is said, or else by what is set; without cut scores by nucleus.
+
+        >>> SNSSettings(tau_backward=0.2).chosen_by, SNSSettings().chosen_by
+        ('threshold', 'nucleus')
+        """
+        if self.wanted_by == "pool" and self.cuts is None:
+            return "nucleus"
+        return self.wanted_by
+
+    @property
+    def wanted_by(self) -> Literal["pool", "nucleus", "threshold"]:
+        """How they are to be chosen, whether or not the pool has been fitted."""
+        if self.select is not None:
+            return self.select
+        if self.model_fields_set & {"tau", "tau_forward", "tau_backward"}:
+            return "threshold"
+        return "pool" if self.model_fields_set & {"lost", "cuts"} else "nucleus"
 
 
 class ProjectionSettings(Settings):

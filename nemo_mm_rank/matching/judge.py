@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.measures.separation import chance, separation, wrong_at_most
 from nemo_mm_rank.schema import LEAST_CHANCE
 
 FEWEST = 30
@@ -33,9 +34,6 @@ HARMLESS = (0.02, 0.07)
 TOLD = (0.7, 0.8)
 """Chances that a right pair scores above a spoilt one: up to the first a judge counts nothing, from the second on
 fully."""
-
-_LOW = np.array([0.2, 0.3, 0.4, 0.5])
-"""Quantiles of the spoilt pairs at which the two distribution functions are compared."""
 
 _SURE = 2.0
 """Deviations (of the area under the ROC curve, where nothing can be told) that are put down to chance."""
@@ -127,8 +125,8 @@ class Judge:
         above, share = separation(own, spoilt), 1 - min(bound, 0.95)
         told = min(1.0, 0.5 + (above - 0.5) / share) if above > 0.5 else above  # worse than a guess: as it is
         # Where hardly a pair is right, chance alone would pass for a separation once the wrong ones are taken off.
-        chance = _SURE * np.sqrt((1 / len(own) + 1 / len(spoilt)) / 12)
-        wrong = bound * _ramp(bound, HARMLESS) * _ramp(told - chance / share, TOLD)
+        unsure = _SURE * chance(len(own), len(spoilt))
+        wrong = bound * _ramp(bound, HARMLESS) * _ramp(told - unsure / share, TOLD)
         places, chances = _chances(own, spoilt, wrong)
         return cls(tuple(lines), places, chances, {"pairs": float(len(own)), "told": told, "wrong": wrong})
 
@@ -181,20 +179,6 @@ def by_fold(lines: Sequence[Line], features: Floats, folds: Ints) -> Floats:
         rows = folds == fold
         scores[rows] = line(features[rows])
     return scores
-
-
-def wrong_at_most(own: Floats, spoilt: Floats) -> float:
-    """Return an upper bound of the share of observed pairs that are as spoilt ones: the least ratio of the shares of
-    both that lie below a low quantile of the spoilt ones."""
-    below = np.searchsorted(np.sort(own), np.quantile(spoilt, _LOW), side="right") / len(own)
-    return float(min(1.0, (below / _LOW).min()))
-
-
-def separation(own: Floats, spoilt: Floats) -> float:
-    """Return how often one of ``own`` lies above one of ``spoilt`` (the area under the ROC curve), ties half."""
-    ordered = np.sort(spoilt)
-    below = np.searchsorted(ordered, own, side="left") + np.searchsorted(ordered, own, side="right")
-    return float(below.mean() / 2 / len(spoilt))
 
 
 def _ramp(value: float, between: tuple[float, float]) -> float:

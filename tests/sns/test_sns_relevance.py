@@ -9,7 +9,7 @@ from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.errors import EmbeddingError
 from nemo_mm_rank.models.base import Encoded
 from nemo_mm_rank.sns import sides
-from nemo_mm_rank.sns.sides import Parts, best_match, cosines, host
+from nemo_mm_rank.sns.parts import Parts, best_match, cosines, host
 
 
 def unit(rows: int, dim: int, seed: int) -> Vectors:

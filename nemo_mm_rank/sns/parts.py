@@ -1,0 +1,144 @@
+"""The parts of pairs' sides as vectors, and how close each is to the other side: of its own pair, and of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from nemo_mm_rank.arrays import Floats, Floats32, Ints, Vectors
+from nemo_mm_rank.models.base import Encoded, Encoder
+from nemo_mm_rank.schema import Modality
+from nemo_mm_rank.vectors import products
+
+# Cosines computed at a time: two vectors are gathered for each.
+_COSINES = 1 << 14
+
+
+def host(encoded: Encoded) -> Vectors:
+    """Return an encoder's vectors on the host: ``(n, d)`` float32, NaN where an item has none."""
+    vectors = encoded.vectors.detach().to("cpu").numpy()
+    if encoded.errors:
+        vectors = vectors.copy()
+        vectors[list(encoded.errors)] = np.nan
+    return vectors
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one side of ``n`` pairs, end to end.
+
+    Attributes:
+        vectors: ``(m, d)`` float32, L2-normalised; NaN for a part that has none.
+        counts: ``(n,)`` how many of them are each pair's, in the pairs' order; they add up to m.
+    """
+
+    vectors: Vectors
+    counts: Ints
+
+    @property
+    def owner(self) -> Ints:
+        """``(m,)`` which pair a part is of."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+
+def embed_parts(texts: Sequence[Sequence[str]], encoder: Encoder) -> Parts:
+    """Embed each pair's own texts, all in one call."""
+    encoded = encoder.encode([text for own in texts for text in own], Modality.TEXT)
+    return Parts(host(encoded), np.array([len(own) for own in texts], dtype=np.int64))
+
+
+def cosines(left: Vectors, right: Vectors) -> Floats32:
+    """Return the cosine of each row of ``left`` and the same row of ``right``: two times ``(n, d)`` -> ``(n,)``.
+
+    The rows are L2-normalised. Each is summed on its own, so that a result does not depend on its neighbours, to the
+    bit, as it would in a product of matrices.
+    """
+    return np.asarray(np.einsum("ij,ij->i", left, right))
+
+
+def best_match(parts: Parts, others: Parts) -> Floats32:
+    """Return the relevance of each part: its largest cosine to any part of the same pair's other side.
+
+    Returns:
+        ``(m,)`` float32; NaN for a part that has no vector, or nothing to be compared with.
+    """
+    relevance = np.full(len(parts.vectors), np.nan, dtype=np.float32)
+    rivals = others.counts[parts.owner]
+    first = (np.cumsum(others.counts) - others.counts)[parts.owner]
+    ends = np.cumsum(rivals)
+    begin = 0
+    while begin < len(relevance):
+        done = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, done + _COSINES, side="right")))
+        count = rivals[begin:end]
+        left = np.repeat(np.arange(begin, end), count)
+        nth = np.arange(len(left)) - np.repeat(np.cumsum(count) - count, count)
+        right = np.repeat(first[begin:end], count) + nth
+        np.fmax.at(relevance, left, cosines(parts.vectors[left], others.vectors[right]))
+        begin = end
+    return relevance
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The parts of one side of some pairs, beside the other side of their own pair and of others.
+
+    Attributes:
+        relevance: ``(m,)`` largest cosine to any part of the own pair's other side.
+        owner: ``(m,)`` which pair a part is of, ascending.
+        across: ``(m, b)`` likewise to the other sides of the bank's pairs; ``(m, 0)`` where there is none.
+        vectors: ``(m, d)`` of the parts; None where whatever scores them keeps theirs to itself.
+    """
+
+    relevance: Floats
+    owner: Ints
+    across: Floats
+    vectors: Vectors | None = None
+
+    @property
+    def contrast(self) -> Floats:
+        """``(m,)`` how much closer to the own pair's other side than to others' in the mean."""
+        if not self.across.shape[1]:
+            return self.relevance.astype(np.float64)
+        return self.relevance - self.across.mean(axis=1, dtype=np.float64)
+
+    @property
+    def kinship(self) -> Floats:
+        """``(m,)`` cosine with the part of the same side that contrasts most; 1 for that one."""
+        assert self.vectors is not None  # noqa: S101 (asked only then)
+        best = self.vectors[leaders(self.contrast, self.owner)]
+        found: Floats = np.einsum("ij,ij->i", self.vectors, best, dtype=np.float64)
+        return found
+
+    def joined(self, other: Scored) -> Scored:
+        """Return both, end to end; the other's owners come behind these."""
+        first = int(self.owner.max(initial=-1)) + 1
+        vectors = None if self.vectors is None or other.vectors is None else (self.vectors, other.vectors)
+        return Scored(
+            np.concatenate([self.relevance, other.relevance]),
+            np.concatenate([self.owner, other.owner + first]),
+            np.concatenate([self.across, other.across]),
+            None if vectors is None else np.concatenate(vectors),
+        )
+
+
+def leaders(values: Floats, owner: Ints) -> Ints:
+    """Return ``(m,)`` the position of the highest value of each one's owner, the earlier of equals."""
+    order = np.lexsort((np.arange(len(values)), -np.nan_to_num(values, nan=-np.inf), owner))
+    first = np.concatenate([[True], owner[order][1:] != owner[order][:-1]]) if len(order) else np.zeros(0, dtype=bool)
+    found: Ints = order[first][np.cumsum(np.concatenate([[0], owner[1:] != owner[:-1]]))] if len(order) else order
+    return found
+
+
+def across(parts: Parts, bank: Parts | None) -> Floats:
+    """Return ``(m, b)`` the largest cosine of each part to any part of each pair of the bank, row by row the same."""
+    if bank is None or not len(bank.counts):
+        return np.zeros((len(parts.vectors), 0), dtype=np.float32)
+    starts = np.cumsum(bank.counts) - bank.counts
+    out = np.empty((len(parts.vectors), len(starts)), dtype=np.float32)
+    for rows, cosines in products(torch.from_numpy(parts.vectors), torch.from_numpy(bank.vectors)):
+        out[rows] = np.maximum.reduceat(cosines.numpy(), starts, axis=1)
+    return out
