@@ -495,12 +495,12 @@ POOLS = {"real": real_pool.POOL, "mixed": real_pool.MIXED}
 
 def fitted_lines(found: Standards) -> Iterator[str]:
     """Yield markdown: where each side is cut, and what that was expected to do."""
-    yield "\n| side | score | cut | pairs | parts | told | own lost | planted caught | taken for foreign |"
-    yield "|---" * 9 + "|"
+    yield "\n| side | cut | pairs | parts | told | own lost | planted caught | taken for foreign |"
+    yield "|---" * 8 + "|"
     for name, one in sorted(found.standards.items()):
         figures = (one.told, one.lost, one.caught, one.foreign)
         shown = " | ".join(f"{value:.2f}" for value in figures)
-        yield f"| {name} | {one.score} | {one.cut:.3f} | {one.pairs} | {one.parts} | {shown} |"
+        yield f"| {name} | {one.cut:.2f} | {one.pairs} | {one.parts} | {shown} |"
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ def _fit_modality(rows: pa.Table, step: SNSStep, seed: int) -> Standards:
         rows = rows.filter(pc.invert(failed))  # the bank's pairs have to be the first ones that are scored
     standards: dict[str, Standard] = {}
     for name in listening.names if rows.num_rows else ():
-        whole = name.endswith(DATA_SIDE)
-        standards[name] = fit(listening.heard(name), whole, settings.lost, seed)
+        # Of data, another paragraph or clip; of an annotation, a sentence.
+        standards[name] = fit(listening.heard(name), name.endswith(DATA_SIDE), settings.lost, seed)
     return Standards(standards, {n: banks.banks[n] for n in standards if n in banks.banks}, banks.phrases)
 
 

@@ -13,6 +13,10 @@ from nemo_mm_rank.models.base import Encoded, Encoder
 from nemo_mm_rank.schema import Modality
 from nemo_mm_rank.vectors import products
 
+_NEAREST = 5
+_SPREAD = 0.1
+"""By so much less contrast a part counts e times less among those of its side."""
+
 # Cosines computed at a time: two vectors are gathered for each.
 _COSINES = 1 << 14
 
@@ -98,31 +102,57 @@ class Scored:
     across: Floats
     vectors: Vectors | None = None
 
-    @property
-    def contrast(self) -> Floats:
-        """``(m,)`` how much closer to the own pair's other side than to others' in the mean."""
-        if not self.across.shape[1]:
-            return self.relevance.astype(np.float64)
-        return self.relevance - self.across.mean(axis=1, dtype=np.float64)
+    def features(self, blocks: bool) -> Floats:
+        """Return ``(m, 9)`` of what tells own parts from foreign ones; NaN where it is not known.
 
-    @property
-    def kinship(self) -> Floats:
-        """``(m,)`` cosine with the part of the same side that contrasts most; 1 for that one."""
+        How close a part is to the other side; how close it is to others' in the mean, how that varies, and to the
+        nearest; how far its contrast (the first less the second) lies below the best of its side; how close it is to
+        the part of its side that contrasts most, and to all of them, weighed by their contrast; and these two of its
+        neighbours. A part that says nothing is close to all sides, and one that nothing speaks of may stand in the
+        midst of others that something does.
+
+        Args:
+            blocks: whether foreign parts stand side by side, so that neighbours say something of a part.
+        """
+        unknown = np.full(len(self.relevance), np.nan)
+        relevance = self.relevance.astype(np.float64)
+        usual = [unknown] * 3
+        if self.across.shape[1]:
+            across = self.across.astype(np.float64)
+            nearest = np.partition(across, -min(_NEAREST, across.shape[1]), axis=1)[:, -_NEAREST:]
+            usual = [across.mean(axis=1), across.std(axis=1), np.sort(nearest, axis=1).mean(axis=1)]
+        contrast = relevance - np.nan_to_num(usual[0])
+        best = leaders(contrast, self.owner)
+        below = contrast - contrast[best]
+        kin, near = [unknown] * 2, [unknown] * 2
+        if self.vectors is not None:
+            kin = [_cosines(self.vectors, self.vectors[best]), self._family(np.exp(below / _SPREAD))]
+        if blocks:
+            near = [self._of_neighbours(values) for values in (kin if self.vectors is not None else [below, unknown])]
+        return np.stack([relevance, *usual, below, *kin, *near], axis=1)
+
+    def _of_neighbours(self, values: Floats) -> Floats:
+        """Return ``(m,)`` the mean of the parts before and behind each; NaN for one that stands alone."""
+        together = self.owner[1:] == self.owner[:-1]
+        before, behind = (np.full(len(values), np.nan) for _ in range(2))
+        before[1:][together], behind[:-1][together] = values[:-1][together], values[1:][together]
+        either = np.stack([np.where(np.isnan(before), behind, before), np.where(np.isnan(behind), before, behind)])
+        mean: Floats = either.mean(axis=0)
+        return mean
+
+    def _family(self, weights: Floats) -> Floats:
+        """Return ``(m,)`` cosine with the weighted sum of the side's parts; NaN counts nothing."""
         assert self.vectors is not None  # noqa: S101 (asked only then)
-        best = self.vectors[leaders(self.contrast, self.owner)]
-        found: Floats = np.einsum("ij,ij->i", self.vectors, best, dtype=np.float64)
-        return found
+        total = np.zeros((int(self.owner.max(initial=-1)) + 1, self.vectors.shape[1]))
+        np.add.at(total, self.owner, np.nan_to_num(self.vectors * weights[:, None]))
+        lengths = np.sqrt(np.einsum("ij,ij->i", total, total))[self.owner]
+        found = _cosines(self.vectors, total[self.owner])
+        return np.divide(found, lengths, out=np.full(len(found), np.nan), where=lengths > 0)
 
-    def joined(self, other: Scored) -> Scored:
-        """Return both, end to end; the other's owners come behind these."""
-        first = int(self.owner.max(initial=-1)) + 1
-        vectors = None if self.vectors is None or other.vectors is None else (self.vectors, other.vectors)
-        return Scored(
-            np.concatenate([self.relevance, other.relevance]),
-            np.concatenate([self.owner, other.owner + first]),
-            np.concatenate([self.across, other.across]),
-            None if vectors is None else np.concatenate(vectors),
-        )
+
+def _cosines(left: Vectors, right: Vectors | Floats) -> Floats:
+    found: Floats = np.einsum("ij,ij->i", left, right, dtype=np.float64)
+    return found
 
 
 def leaders(values: Floats, owner: Ints) -> Ints:

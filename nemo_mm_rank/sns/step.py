@@ -294,7 +294,7 @@ class SNSStep(Step):
             return Selector(settings, tau)
         found, name = self._standards, key(modality, side)
         standard = found.standards.get(name)
-        if standard is None or not standard.compares:
+        if standard is None or standard.line is None:
             return Selector(settings, tau, standard)
         return Selector(settings, tau, standard, found.banks.get(name), found.phrases.get(name, ()))
 

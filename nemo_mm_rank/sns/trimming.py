@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_mm_rank.arrays import Bools, Vectors
+from nemo_mm_rank.arrays import Bools, Floats, Vectors
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.rows import in_chunks
@@ -170,6 +170,8 @@ def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: S
     """Return what the candidates to keep leave of ``item``; their scores are ``(c,)``."""
     if len(one.spans) < 2 and not one.found:
         return ONE
+    if medium.parts == "boxes" and settings.chosen_by == "pool":
+        keep = keep & ~_holding(one.spans.cpu().double().numpy(), ~keep)
     if not keep.any():
         return NONE
     candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
@@ -178,6 +180,13 @@ def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: S
         return _cut_boxes(int(width), int(height), candidates, len(one.spans), settings)
     start, end = medium.extent(item)
     return _cut_windows(end - start, candidates, scores[keep].tolist(), len(one.spans), settings)
+
+
+def _holding(boxes: Floats, cut: Bools) -> Bools:
+    """Return which of ``(c, 4)`` boxes hold one that is cut: what is foreign is so in a larger region, too."""
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    inside = (low[:, None] <= low[None, cut]).all(axis=2) & (high[:, None] >= high[None, cut]).all(axis=2)
+    return inside.any(axis=1)
 
 
 def _cut_boxes(width: int, height: int, boxes: Spans, candidates: int, settings: SNSSettings) -> Cut:
