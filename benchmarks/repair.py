@@ -371,7 +371,7 @@ class Way:
         config = self.config
         settings = parse(SNSSettings, changes)
         step = SNSStep(settings, config.sns_expert, config.models, config.media)
-        if settings.wanted_by != "pool":
+        if settings.select != "pool":
             return step
         path = self.folder / f"cuts-{settings.lost}.safetensors"
         if not path.exists():

@@ -315,25 +315,24 @@ class SNSSettings(Settings):
                 raise ValueError(f"grounders: {str(modality)!r} is divided by its sentences, not by a model")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_set_by_hand_counts(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("select") is not None:
+            return values
+        by_hand = {"threshold": {"tau", "tau_forward", "tau_backward"}, "pool": {"lost", "cuts"}}
+        return {**values, "select": next((how for how, names in by_hand.items() if names & set(values)), "nucleus")}
+
     @property
     def chosen_by(self) -> Literal["pool", "nucleus", "threshold"]:
-        """How the parts to keep are chosen: as is said, or else by what is set; without cut scores by nucleus.
+        """How the parts to keep are chosen; without cut scores of a pool by nucleus.
 
-        >>> SNSSettings(tau_backward=0.2).chosen_by, SNSSettings().chosen_by
+        >>> SNSSettings(tau_backward=0.2).chosen_by, SNSSettings(select="pool").chosen_by
         ('threshold', 'nucleus')
         """
-        if self.wanted_by == "pool" and self.cuts is None:
+        if self.select is None or (self.select == "pool" and self.cuts is None):
             return "nucleus"
-        return self.wanted_by
-
-    @property
-    def wanted_by(self) -> Literal["pool", "nucleus", "threshold"]:
-        """How they are to be chosen, whether or not the pool has been fitted."""
-        if self.select is not None:
-            return self.select
-        if self.model_fields_set & {"tau", "tau_forward", "tau_backward"}:
-            return "threshold"
-        return "pool" if self.model_fields_set & {"lost", "cuts"} else "nucleus"
+        return self.select
 
 
 class ProjectionSettings(Settings):

@@ -73,7 +73,8 @@ def preview(config: Config, count: int, console: Console) -> None:
         pool = ShardStore((folder.pool,), report.shards)
         device = config.engine.device
         fits = Fits(folder.fitted, SerialEngine(device), Reporter(SafeConsole(quiet=True)), report.good)
-        step = SNSStep(config.sns, config.sns_expert, fits.statistics(config.models, pool), config.media)
+        models = fits.statistics(config.models, pool)
+        step = SNSStep(fits.trimming(config, models, pool), config.sns_expert, models, config.media)
         step.device = device
         names = [name for name in (*CANONICAL, MEDIA_ROOT, DATA_BYTES, DATA_PARTS) if name in pool.columns()]
         places = _drawn(pool, count, config.seed)

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.config import Config, ModelSpec, parse
+from nemo_mm_rank.config import Config, ModelSpec, SNSSettings, parse
 from nemo_mm_rank.console import SafeConsole, printable
 from nemo_mm_rank.engine import Engine, SerialEngine, make_engine
 from nemo_mm_rank.errors import UserError
@@ -186,7 +186,7 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
     """
     found = check(config)
     folder = RunFolder(Claim("run", config.pools, overwrite=overwrite).check(config.output))
-    steps = _embedding_steps(config, config.models)
+    steps = _embedding_steps(config, config.models, config.sns)
 
     def say(line: str) -> None:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
@@ -203,6 +203,8 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
         say(f"mix      {', '.join(f'{name} {share:.1%}' for name, share in mix.shares.items())} ({mix.source})")
         for line in advice(mix):
             say(f"advice   {line}")
+    if config.sns.mode != "off" and config.sns.select == "pool" and config.sns.cuts is None:
+        say("fit      sns: where to cut, by modality and side")
     say(f"fit      projection: {config.projection.folds} folds, anchored on {config.anchor!r}")
     say(f"budget   {', '.join(f'{k} {v}' for k, v in config.budget.model_dump(exclude_none=True).items())}")
     say(f"output   {folder.path}" + (" (an earlier run there is taken up)" if folder.config.exists() else ""))
@@ -222,11 +224,11 @@ def explain(run: str | Path, pair_id: str) -> str:
     return explain_pair(pair_id, shards, Ranking.load(folder.ranking), scoring, read_table(folder.bad_rows), likes)
 
 
-def _embedding_steps(config: Config, models: Mapping[str, ModelSpec]) -> list[Step]:
-    """Return what takes every shard from the pool to its embeddings."""
+def _embedding_steps(config: Config, models: Mapping[str, ModelSpec], sns: SNSSettings) -> list[Step]:
+    """Return what takes every shard from the pool to its embeddings; ``sns`` with the pool's cut scores."""
     steps: list[Step] = []
-    if config.sns.mode != "off":
-        steps.append(SNSStep(config.sns, config.sns_expert, models, config.media))
+    if sns.mode != "off":
+        steps.append(SNSStep(sns, config.sns_expert, models, config.media))
     steps.append(ExpertStep(config.experts, models, config.anchor, config.media))
     return steps
 
@@ -256,13 +258,14 @@ class _Curation:
             check_pools(config.ranked_by.quotas, pool)  # before anything is embedded
         fits = self._fits(report.good)
         models = fits.statistics(config.models, pool)
-        embedded = self._through(_embedding_steps(config, models), pool, report.good)
+        sns = fits.trimming(config, models, pool)
+        embedded = self._through(_embedding_steps(config, models, sns), pool, report.good)
         projection = fits.projection(config, embedded)
         project = ProjectionStep(projection, list(Projection.load(projection).sources), config.anchor)
         fused = self._through([project], embedded, report.good)
         matcher = fits.matcher(config, models, fused)
         matched = self._through([MatchStep(matcher, models, config.media)], fused, report.good)
-        state = self._state(report, matched, models, projection, matcher)
+        state = self._state(report, matched, models, sns, projection, matcher)
         state.save(self.folder)
         return self._rank(state, models, matched, fits)
 
@@ -288,7 +291,13 @@ class _Curation:
         return take_through(steps, shards, pairs, self.folder, self.engine, self.reporter, self.config)
 
     def _state(
-        self, report: IngestReport, fused: ShardStore, models: Mapping[str, ModelSpec], projection: Path, matcher: Path
+        self,
+        report: IngestReport,
+        fused: ShardStore,
+        models: Mapping[str, ModelSpec],
+        sns: SNSSettings,
+        projection: Path,
+        matcher: Path,
     ) -> State:
         """Return what is needed to rank these shards again."""
         return State(
@@ -306,6 +315,7 @@ class _Curation:
             },
             projection=self.folder.relative(projection),
             matcher=self.folder.relative(matcher),
+            cuts="" if sns.cuts == self.config.sns.cuts else self.folder.relative(str(sns.cuts)),
             notes=pool_notes(report),
         )
 
@@ -353,7 +363,7 @@ class _Curation:
             return []
         folder = self.folder.path / state.projection
         project = ProjectionStep(folder, list(Projection.load(folder).sources), self.config.anchor)
-        steps = [*_embedding_steps(self.config, models), project]
+        steps = [*_embedding_steps(self.config, models, state.trimmed_by(self.config, self.folder)), project]
         alone = [step for step in steps if not isinstance(step, SNSStep)]
         return [fits.examples(query, steps, alone) for query in queries]
 

@@ -23,6 +23,9 @@ from nemo_mm_rank.steps import columns_added
 from nemo_mm_rank.text.phrases import components
 from nemo_mm_rank.text.split import text_medium
 
+VERSION = 1
+"""Of what is learnt here: what is kept of another version is made anew."""
+
 PAIRS = 256
 """Bound on the pairs of each modality that are looked at."""
 

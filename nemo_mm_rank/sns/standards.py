@@ -88,7 +88,7 @@ def spoil(scored: Scored, blocks: bool, seed: int) -> tuple[Scored, Bools, Ints]
     planted: list[Bools] = []
     places: list[int] = []
     for place in [*range(min(scored.across.shape[1], len(counts)))] * _ROUNDS:
-        donor = int(rng.choice(there))
+        donor = int(rng.choice(there[there != place]))
         mine, theirs = (np.arange(counts[one]) + starts[one] for one in (place, donor))
         # What is as close to this pair as to its own is its own, or says the same.
         near = np.abs(scored.across[theirs, place] - scored.relevance[theirs]) < _SAME
