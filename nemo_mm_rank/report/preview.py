@@ -21,7 +21,7 @@ from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.modality import is_media, of
 from nemo_mm_rank.report.details import excerpt, parts_of, pieces
 from nemo_mm_rank.report.run import leading
-from nemo_mm_rank.report.trimmed import lines, verdicts
+from nemo_mm_rank.report.trimmed import CUTS, cut_lines, lines, verdicts
 from nemo_mm_rank.run.curation import check
 from nemo_mm_rank.run.fits import Fits
 from nemo_mm_rank.run.folder import RunFolder
@@ -80,10 +80,13 @@ def preview(config: Config, count: int, console: Console) -> None:
         places = _drawn(pool, count, config.seed)
         table = attach_rows(pa.table({"place": range(len(places))}), places, pool, names).select(names)
         added = columns_added(step, table)
+        head, cuts = cut_lines(step.settings)
     rows = [{**row, **more} for row, more in zip(table.to_pylist(), added.to_pylist(), strict=True)]
     for row in rows:
         console.print(_pair(row))
     console.print(_verdicts(rows))
+    if cuts:
+        console.print(_table(CUTS, head, cuts))
 
 
 def _drawn(pool: ShardStore, count: int, seed: int) -> Ints:
@@ -140,7 +143,11 @@ def _of(found: list[list[str | bool]], keep: bool) -> Iterator[str]:
 def _verdicts(rows: Sequence[Mapping[str, Any]]) -> Table:
     counts = verdicts((row[MODALITY], row[SNS_REASON]) for row in rows if not row[ERROR])
     head, cells = lines({**counts, "failed": Counter(row[MODALITY] for row in rows if row[ERROR])})
-    table = text_table("Verdicts", head)
+    return _table("Verdicts", head, cells)
+
+
+def _table(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    table = text_table(title, head)
     for line in cells:
         table.add_row(*line)
     return table

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from nemo_mm_rank.arrays import Ints
+from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.report.content import Row, Section, Table, Widget
 from nemo_mm_rank.report.run import Run, leading
 from nemo_mm_rank.schema import MODALITY, SNS_REASON
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.sns.decide import VERDICTS, verdict
+from nemo_mm_rank.sns.standards import Standards
 
 EACH = 8
 """Trimmed pairs of each modality that a page shows."""
@@ -49,15 +52,39 @@ def lines(counts: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tupl
     return ["", *modalities, "all"], [(said, *(f"{n:,}" for n in (*own, sum(own)))) for said, own in cells]
 
 
+CUTS = "Where the pool is cut"
+CUTS_ABOUT = (
+    "Learnt from a sample: parts of its pairs as they are, and parts of other pairs planted among them. Told: how "
+    "often an own part scores above a planted one. Where too little is told, nothing is cut."
+)
+
+
+def cut_lines(settings: SNSSettings) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the head and the lines of a table of what a pool's cut scores are expected to do; none without any."""
+    head = ["", "pairs", "told", "cut below", "own parts lost", "planted parts cut", "taken for foreign"]
+    if settings.cuts is None or settings.chosen_by != "pool":
+        return head, []
+    lines = []
+    for name, one in sorted(Standards.load(Path(settings.cuts)).standards.items()):
+        told = f"{one.told:.2f}" if one.told == one.told else "too few"
+        said = [f"{one.cut:.2f}", f"{one.lost:.1%}", f"{one.caught:.1%}", f"{one.foreign:.1%}"]
+        lines.append(
+            (name.replace("/", ": "), f"{one.pairs:,}", told, *(said if one.line else ["nothing", *["-"] * 3]))
+        )
+    return head, lines
+
+
 @dataclass(frozen=True)
 class Trimmed:
     """What a page shows of the trimming.
 
     Attributes:
+        settings: of the run.
         counts: as `verdicts` gives them; empty where nothing was to be trimmed.
         shown: positions of ranked pairs that were cut, the modalities in turn.
     """
 
+    settings: SNSSettings
     counts: Mapping[str, Mapping[str, int]]
     shown: Ints
 
@@ -65,7 +92,7 @@ class Trimmed:
     def of(cls, run: Run) -> Trimmed:
         """Read the verdicts in one pass over the reasons; draw the pairs to look at by the hash of their ids."""
         if SNS_REASON not in run.shards.columns():
-            return cls({}, np.zeros(0, dtype=np.int64))
+            return cls(run.config.sns, {}, np.zeros(0, dtype=np.int64))
         pairs, places = Counter[tuple[str, str]](), []
         for part, rows, table in live(run.shards, [MODALITY, SNS_REASON]):
             found = list(zip(*(table[name].to_pylist() for name in (MODALITY, SNS_REASON)), strict=True))
@@ -75,7 +102,7 @@ class Trimmed:
         scored = run.scored
         positions = scored.find(np.concatenate(places).astype(np.int64))
         drawn = positions[np.argsort(scored.key[positions], kind="stable")]
-        return cls(verdicts(pairs.elements()), leading([drawn], scored.modality, 0, EACH))
+        return cls(run.config.sns, verdicts(pairs.elements()), leading([drawn], scored.modality, 0, EACH))
 
     def sections(self) -> list[Section]:
         """Return the section of the page; none where nothing was to be trimmed."""
@@ -86,4 +113,6 @@ class Trimmed:
         lead = (
             "Pairs cut to the parts of their two sides that support each other; what was cut away is struck out or dim."
         )
-        return [Section("trimmed", "What was trimmed", lead, [table, Widget("trimmed")])]
+        head, cells = cut_lines(self.settings)
+        cuts = [Table(CUTS, head, [Row(line) for line in cells], note=CUTS_ABOUT)] if cells else []
+        return [Section("trimmed", "What was trimmed", lead, [table, *cuts, Widget("trimmed")])]
