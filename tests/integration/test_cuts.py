@@ -37,7 +37,7 @@ SENSE = {
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = rows_of(80, 0)
-    rows[:8] = planted(rows, "annotation")[:8]
+    rows[:24] = planted(rows, "annotation")[:24]
     file = tmp_path_factory.mktemp("cuts") / "pool.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return file
@@ -57,8 +57,8 @@ def spans(run: Path) -> list[dict[str, Any]]:
 
 def test_foreign_sentences_are_cut_and_little_else(run: Path) -> None:
     cut = [row["pair_id"] for row in spans(run) if row[ANNOTATION_SPANS]]
-    assert sum(pair < "p0008" for pair in cut) >= 6
-    assert sum(pair >= "p0008" for pair in cut) <= 6
+    assert sum(pair < "p0024" for pair in cut) >= 10  # of 24: a third of the pool is a hard sample to learn from
+    assert sum(pair >= "p0024" for pair in cut) <= 2
 
 
 @pytest.mark.parametrize("changes", [{"shards": 7}, {"shards": 5, "engine": {"workers": 2}}])
@@ -80,7 +80,7 @@ def test_curators_stages_cut_as_the_run_did(run: Path) -> None:
 
     first = MultimodalRankStage(run=run).decompose()[0]
     rows = read_table(run / "pool" / "part-00000.parquet")
-    batch = DocumentBatch(task_id="t", dataset_name="d", data=rows)
+    batch = DocumentBatch(dataset_name="d", data=rows)
     first.setup()
     table: pa.Table = first.process(batch).to_pyarrow()
     assert sorted(table.select(SPANS).to_pylist(), key=lambda row: row["pair_id"]) == spans(run)
@@ -111,7 +111,7 @@ def test_page_and_preview_say_what_they_are_to_do(
     status, said = command_line("sns", "-c", config, "--preview", 2)
     assert status == 0, said
     for name, one in standards.items():
-        line = next(line for line in said.splitlines() if line.startswith(name.replace("/", ": ")))
+        line = next(line for line in said.splitlines() if line.strip().startswith(name.replace("/", ": ")))
         assert line.split()[2:4] == ["80", f"{one.told:.2f}"]
 
 
