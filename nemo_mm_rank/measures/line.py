@@ -74,8 +74,8 @@ class Line:
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Line:
         """Return what `as_json` gave."""
-        arrays = (np.array(values[name]) for name in ("means", "scales", "weights"))
-        return cls(*arrays, values["intercept"])
+        means, scales, weights = (np.array(values[name]) for name in ("means", "scales", "weights"))
+        return cls(means, scales, weights, values["intercept"])
 
 
 def cross_fit(

@@ -97,9 +97,9 @@ class Scored:
         vectors: ``(m, d)`` of the parts; None where whatever scores them keeps theirs to itself.
     """
 
-    relevance: Floats
+    relevance: Floats | Floats32
     owner: Ints
-    across: Floats
+    across: Floats | Floats32
     vectors: Vectors | None = None
 
     def features(self, blocks: bool) -> Floats:
@@ -147,7 +147,8 @@ class Scored:
         np.add.at(total, self.owner, np.nan_to_num(self.vectors * weights[:, None]))
         lengths = np.sqrt(np.einsum("ij,ij->i", total, total))[self.owner]
         found = _cosines(self.vectors, total[self.owner])
-        return np.divide(found, lengths, out=np.full(len(found), np.nan), where=lengths > 0)
+        cosine: Floats = np.divide(found, lengths, out=np.full(len(found), np.nan), where=lengths > 0)
+        return cosine
 
 
 def _cosines(left: Vectors, right: Vectors | Floats) -> Floats:
@@ -163,7 +164,7 @@ def leaders(values: Floats, owner: Ints) -> Ints:
     return found
 
 
-def across(parts: Parts, bank: Parts | None) -> Floats:
+def across(parts: Parts, bank: Parts | None) -> Floats32:
     """Return ``(m, b)`` the largest cosine of each part to any part of each pair of the bank, row by row the same."""
     if bank is None or not len(bank.counts):
         return np.zeros((len(parts.vectors), 0), dtype=np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from nemo_mm_rank.arrays import Bools, Floats, Ints, Vectors
+from nemo_mm_rank.arrays import Bools, Floats, Floats32, Ints, Vectors
 from nemo_mm_rank.io.files import reading, write_tensors
 from nemo_mm_rank.measures.line import Line, by_fold, cross_fit
 from nemo_mm_rank.measures.separation import chance, separation, wrong_at_most
@@ -84,7 +84,7 @@ def spoil(scored: Scored, blocks: bool, seed: int) -> tuple[Scored, Bools, Ints]
     counts = np.bincount(scored.owner)
     starts, there = np.cumsum(counts) - counts, np.flatnonzero(counts)
     rows: list[Ints] = []
-    relevance: list[Floats] = []
+    relevance: list[Floats | Floats32] = []
     planted: list[Bools] = []
     places: list[int] = []
     for place in [*range(min(scored.across.shape[1], len(counts)))] * _ROUNDS:
