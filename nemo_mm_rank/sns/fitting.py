@@ -96,7 +96,7 @@ class _Listening(SNSStep):
         # What is one part is looked through as well: it says how own parts score.
         phrases = embed_parts(components(annotations, self.settings.components, self._parser), encoder)
         self.others.setdefault(key(modality, DATA_SIDE), phrases)
-        return document.trim(phrases, select, text_medium(modality).noun, "\n", encoder, modality)
+        return document.trim(phrases, True, select, text_medium(modality).noun, "\n", encoder, modality)
 
 
 def fit_standards(rows: pa.Table, step: SNSStep, seed: int) -> Standards:

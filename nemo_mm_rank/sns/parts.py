@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,26 +64,48 @@ def cosines(left: Vectors, right: Vectors) -> Floats32:
 
 
 def best_match(parts: Parts, others: Parts) -> Floats32:
-    """Return the relevance of each part: its largest cosine to any part of the same pair's other side.
+    """Return the largest cosine of each part to any part of the same pair's other side: ``(m,)`` float32.
+
+    NaN for a part that has no vector, or nothing to be compared with.
+    """
+    found = np.full(len(parts.vectors), np.nan, dtype=np.float32)
+    for left, values in _own_cosines(parts, others):
+        np.fmax.at(found, left, values)
+    return found
+
+
+def mean_match(parts: Parts, others: Parts) -> Floats32:
+    """Return the mean cosine of each part to all parts of the same pair's other side that have a vector.
+
+    Of a question's phrases most are those of all sentences beside it; the one with the answer fits several at once.
 
     Returns:
         ``(m,)`` float32; NaN for a part that has no vector, or nothing to be compared with.
     """
-    relevance = np.full(len(parts.vectors), np.nan, dtype=np.float32)
+    total, count = np.zeros(len(parts.vectors)), np.zeros(len(parts.vectors))
+    for left, values in _own_cosines(parts, others):
+        there = ~np.isnan(values)
+        np.add.at(total, left[there], values[there])
+        np.add.at(count, left[there], 1)
+    found = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return found.astype(np.float32)
+
+
+def _own_cosines(parts: Parts, others: Parts) -> Iterator[tuple[Ints, Floats32]]:
+    """Yield parts and their cosines with a part each of the same pair's other side, a bounded number at a time."""
     rivals = others.counts[parts.owner]
     first = (np.cumsum(others.counts) - others.counts)[parts.owner]
     ends = np.cumsum(rivals)
     begin = 0
-    while begin < len(relevance):
+    while begin < len(rivals):
         done = int(ends[begin - 1]) if begin else 0
         end = max(begin + 1, int(np.searchsorted(ends, done + _COSINES, side="right")))
         count = rivals[begin:end]
         left = np.repeat(np.arange(begin, end), count)
         nth = np.arange(len(left)) - np.repeat(np.cumsum(count) - count, count)
         right = np.repeat(first[begin:end], count) + nth
-        np.fmax.at(relevance, left, cosines(parts.vectors[left], others.vectors[right]))
+        yield left, cosines(parts.vectors[left], others.vectors[right])
         begin = end
-    return relevance
 
 
 @dataclass(frozen=True)
@@ -91,7 +113,7 @@ class Scored:
     """The parts of one side of some pairs, beside the other side of their own pair and of others.
 
     Attributes:
-        relevance: ``(m,)`` largest cosine to any part of the own pair's other side.
+        relevance: ``(m,)`` how close each is to the own pair's other side (`best_match`, `mean_match`).
         owner: ``(m,)`` which pair a part is of, ascending.
         across: ``(m, b)`` likewise to the other sides of the bank's pairs; ``(m, 0)`` where there is none.
         vectors: ``(m, d)`` of the parts; None where whatever scores them keeps theirs to itself.
@@ -164,12 +186,15 @@ def leaders(values: Floats, owner: Ints) -> Ints:
     return found
 
 
-def across(parts: Parts, bank: Parts | None) -> Floats32:
-    """Return ``(m, b)`` the largest cosine of each part to any part of each pair of the bank, row by row the same."""
+def across(parts: Parts, bank: Parts | None, mean: bool) -> Floats32:
+    """Return ``(m, b)`` how each part matches each pair of the bank: by the mean or the largest cosine."""
     if bank is None or not len(bank.counts):
         return np.zeros((len(parts.vectors), 0), dtype=np.float32)
     starts = np.cumsum(bank.counts) - bank.counts
     out = np.empty((len(parts.vectors), len(starts)), dtype=np.float32)
-    for rows, cosines in products(torch.from_numpy(parts.vectors), torch.from_numpy(bank.vectors)):
-        out[rows] = np.maximum.reduceat(cosines.numpy(), starts, axis=1)
+    for rows, block in products(torch.from_numpy(parts.vectors), torch.from_numpy(bank.vectors)):
+        if mean:
+            out[rows] = np.add.reduceat(block.numpy(), starts, axis=1) / bank.counts
+        else:
+            out[rows] = np.maximum.reduceat(block.numpy(), starts, axis=1)
     return out

@@ -36,7 +36,7 @@ TOLD = 0.7
 HARMLESS = (0.02, 0.07)
 """Shares of foreign parts in the sample as it is: up to the first all count as own, from the second on none is."""
 
-_SURE, _ROUNDS, _FOLDS = 2.0, 2, 4
+_SURE, _BETTER, _ROUNDS, _FOLDS = 2.0, 0.03, 2, 4
 _SAME = 1e-5
 
 
@@ -136,16 +136,56 @@ def fit(scored: Scored, blocks: bool, lost: float, seed: int) -> Standard:
     mine, theirs = there & ~planted, there & planted
     if min(mine.sum(), theirs.sum()) < FEWEST:
         return nothing
-    features, folds = spoilt.features(blocks), places % _FOLDS
+    # What stands alone cannot be cut. Where hardly any part stands beside others, own ones do beside planted ones.
+    several = (counts[scored.owner] > 1) & ~np.isnan(scored.relevance)
+    alone, own_folds = several.sum() < 2 * FEWEST, scored.owner[several] % _FOLDS
+    untouched = None if alone else scored.features(blocks)[several]
+    made = Made(spoilt.features(blocks), places % _FOLDS, mine, theirs, untouched, own_folds)
+    found = [_fit(made.by(columns), replace(nothing, blocks=blocks), lost) for columns in BY]
+    best = found[0]
+    for one in found[1:]:  # by more features only where they tell more
+        if one.line is not None and (best.line is None or one.caught > best.caught + _BETTER):
+            best = one
+    return best
+
+
+BY = ([0], [0, 1, 2, 3], list(range(9)))
+"""Columns of the features that are tried: relevance, with what is usual for a part, with what stands beside it."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Features to learn from.
+
+    Attributes:
+        features, folds: ``(k, f)`` and ``(k,)`` of parts in spoilt pairs.
+        mine, theirs: ``(k,)`` which of them are own and which planted.
+        untouched, own_folds: of own parts where they stand; None: those in spoilt pairs stand for them.
+    """
+
+    features: Floats
+    folds: Ints
+    mine: Bools
+    theirs: Bools
+    untouched: Floats | None
+    own_folds: Ints
+
+    def by(self, columns: Sequence[int]) -> Made:
+        """Return the same with some features, the others unknown."""
+        unknown = np.full(self.features.shape[1], np.nan)
+        unknown[list(columns)] = 0.0
+        untouched = None if self.untouched is None else self.untouched + unknown
+        return replace(self, features=self.features + unknown, untouched=untouched)
+
+
+def _fit(given: Made, nothing: Standard, lost: float) -> Standard:
+    """Learn a line from some features, and where to cut by it."""
+    features, folds, mine, theirs = given.features, given.folds, given.mine, given.theirs
     lines, kept, made = cross_fit(features[mine], folds[mine], features[theirs], folds[theirs], _FOLDS)
     told = separation(kept, made)
     if told - _SURE * chance(len(kept), len(made)) < TOLD:
         return replace(nothing, told=told)
-    # What stands alone cannot be cut. Where hardly any part stands beside others, own ones do beside planted ones.
-    several = (counts[scored.owner] > 1) & ~np.isnan(scored.relevance)
-    untouched = kept
-    if several.sum() >= 2 * FEWEST:
-        untouched = by_fold(lines, scored.features(blocks)[several], scored.owner[several] % _FOLDS)
+    untouched = kept if given.untouched is None else by_fold(lines, given.untouched, given.own_folds)
     bound = wrong_at_most(untouched, made)
     foreign = bound * float(np.clip((bound - HARMLESS[0]) / (HARMLESS[1] - HARMLESS[0]), 0, 1))
     ordered = np.sort(untouched)
@@ -156,7 +196,7 @@ def fit(scored: Scored, blocks: bool, lost: float, seed: int) -> Standard:
     gone, caught = (float((values < cut).mean()) for values in (ordered, made))
     taken = max(0.0, (gone - foreign * caught) / (1 - foreign)) if foreign < 1 else 0.0
     line = Line.fit(features[mine], features[theirs])
-    return replace(nothing, told=told, cut=cut, lost=taken, caught=caught, foreign=foreign, line=line, blocks=blocks)
+    return replace(nothing, told=told, cut=cut, lost=taken, caught=caught, foreign=foreign, line=line)
 
 
 DATA_SIDE, ANNOTATION_SIDE = "data", "annotation"

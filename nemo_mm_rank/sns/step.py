@@ -303,7 +303,7 @@ class SNSStep(Step):
         if not self._backward:
             return sentences.untrimmed()
         select = self._selector(modality, ANNOTATION_SIDE)
-        return sentences.trim(parts, select, "annotation sentences", " ", encoder, Modality.TEXT)
+        return sentences.trim(parts, False, select, "annotation sentences", " ", encoder, Modality.TEXT)
 
     def _cut_data(
         self, items: Iterable[Item | PairError], annotations: Sequence[str], modality: str, encoder: Encoder
@@ -347,7 +347,7 @@ class SNSStep(Step):
         counts = document.parts.counts
         sought = [text if count > 1 else "" for text, count in zip(annotations, counts, strict=True)]
         phrases = embed_parts(components(sought, self.settings.components, self._parser), encoder)
-        return document.trim(phrases, select, text_medium(modality).noun, "\n", encoder, modality)
+        return document.trim(phrases, True, select, text_medium(modality).noun, "\n", encoder, modality)
 
     @property
     def _forward(self) -> bool:

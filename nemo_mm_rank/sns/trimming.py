@@ -16,7 +16,7 @@ from nemo_mm_rank.media.spans import kept_text, merge
 from nemo_mm_rank.modality import Medium, of
 from nemo_mm_rank.models.base import Encoder, Grounded, Grounder
 from nemo_mm_rank.models.batching import gathered
-from nemo_mm_rank.sns.parts import Parts, Scored, across, best_match, host
+from nemo_mm_rank.sns.parts import Parts, Scored, across, best_match, host, mean_match
 from nemo_mm_rank.sns.selection import select_windows, union_box
 from nemo_mm_rank.sns.sides import ALL, NONE, ONE, UNTOUCHED, Cut, Selector, Side, Spans, make_cut, per_pair
 from nemo_mm_rank.text.split import CharSpan, merge_neighbours
@@ -60,11 +60,14 @@ class Texts:
         """Return the side with no cut in it."""
         return Side(self.whole, [UNTOUCHED] * len(self.texts), np.full_like(self.whole, np.nan), self.errors)
 
-    def trim(self, others: Parts, select: Selector, noun: str, joint: str, encoder: Encoder, modality: str) -> Side:
+    def trim(
+        self, others: Parts, every: bool, select: Selector, noun: str, joint: str, encoder: Encoder, modality: str
+    ) -> Side:
         """Keep the parts that fit the other side's parts, and embed what is left of each text, in one call.
 
         Args:
             others: the parts of the other side.
+            every: whether a part is as relevant as it is close to all of these in the mean, or to the closest.
             select: which parts to keep.
             noun: what the parts are called.
             joint: what kept parts are joined by.
@@ -72,7 +75,8 @@ class Texts:
             modality: text or code.
         """
         own = self.parts
-        mask = select(Scored(best_match(own, others), own.owner, across(own, select.bank), own.vectors))
+        relevance = mean_match(own, others) if every else best_match(own, others)
+        mask = select(Scored(relevance, own.owner, across(own, select.bank, every), own.vectors))
         cuts = []
         for own, keep in zip(self.spans, per_pair(mask, self.parts.counts), strict=True):
             kept = [[float(start), float(end)] for (start, end), keeps in zip(own, keep, strict=True) if keeps]

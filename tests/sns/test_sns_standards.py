@@ -14,7 +14,7 @@ from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec, SNSSetting
 from nemo_mm_rank.media.spans import kept_text
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, SNS_REASON
 from nemo_mm_rank.sns.fitting import fit_standards
-from nemo_mm_rank.sns.parts import Parts, Scored, across, best_match, leaders
+from nemo_mm_rank.sns.parts import Parts, Scored, across, best_match, leaders, mean_match
 from nemo_mm_rank.sns.standards import FEWEST, Standard, Standards, spoil
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import columns_added
@@ -184,14 +184,16 @@ def test_features_by_hand() -> None:
     assert np.isnan(scored.features(blocks=False)[:, 7:]).all()
 
 
-def test_across_is_the_best_match_with_each_of_the_bank() -> None:
+def test_across_is_the_match_with_each_of_the_bank() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(13, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     parts, bank = Parts(vectors[:7], np.array([7])), Parts(vectors[7:], np.array([1, 3, 2]))
     expected = [best_match(parts, Parts(bank.vectors[a:b], np.array([b - a]))) for a, b in ((0, 1), (1, 4), (4, 6))]
-    assert across(parts, bank) == pytest.approx(np.stack(expected, axis=1), abs=1e-6)
-    assert across(parts, None).shape == (7, 0)
+    assert across(parts, bank, mean=False) == pytest.approx(np.stack(expected, axis=1), abs=1e-6)
+    expected = [mean_match(parts, Parts(bank.vectors[a:b], np.array([b - a]))) for a, b in ((0, 1), (1, 4), (4, 6))]
+    assert across(parts, bank, mean=True) == pytest.approx(np.stack(expected, axis=1), abs=1e-6)
+    assert across(parts, None, mean=True).shape == (7, 0)
 
 
 def test_spoilt_pairs_hold_their_own_parts_and_others() -> None:
