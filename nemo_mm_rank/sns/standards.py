@@ -36,7 +36,7 @@ TOLD = 0.7
 HARMLESS = (0.02, 0.07)
 """Shares of foreign parts in the sample as it is: up to the first all count as own, from the second on none is."""
 
-_SURE, _BETTER, _ROUNDS, _FOLDS = 2.0, 0.03, 2, 4
+_SURE, _BETTER, _LOOSE, _ROUNDS, _FOLDS = 2.0, 0.03, 1.25, 2, 4
 _SAME = 1e-5
 
 
@@ -140,11 +140,21 @@ def fit(scored: Scored, blocks: bool, lost: float, seed: int) -> Standard:
     several = (counts[scored.owner] > 1) & ~np.isnan(scored.relevance)
     alone, own_folds = several.sum() < 2 * FEWEST, scored.owner[several] % _FOLDS
     untouched = None if alone else scored.features(blocks)[several]
-    made = Made(spoilt.features(blocks), places % _FOLDS, mine, theirs, untouched, own_folds)
-    found = [_fit(made.by(columns), replace(nothing, blocks=blocks), lost) for columns in BY]
-    best = found[0]
-    for one in found[1:]:  # by more features only where they tell more
-        if one.line is not None and (best.line is None or one.caught > best.caught + _BETTER):
+    made = _Made(spoilt.features(blocks), places % _FOLDS, mine, theirs, untouched, own_folds)
+    tried = [made.by(columns) for columns in BY]
+    told = [one for one in tried if one.told - _SURE * chance(len(one.own), len(one.planted)) >= TOLD]
+    if not told:
+        return replace(nothing, told=max(one.told for one in tried))
+    # Each is a bound from above, and the looser the less its scores tell; the least one may be too low by chance.
+    bounds = [wrong_at_most(one.untouched, one.planted) for one in told]
+    counts_by = float(np.clip((min(bounds) - HARMLESS[0]) / (HARMLESS[1] - HARMLESS[0]), 0, 1))
+    shares = [counts_by * min(bound, _LOOSE * min(bounds)) for bound in bounds]
+    best, *more = (
+        one.standard(replace(nothing, foreign=share, blocks=blocks), lost)
+        for one, share in zip(told, shares, strict=True)
+    )
+    for one in more:  # by more features only where they catch more
+        if one.caught > best.caught + _BETTER:
             best = one
     return best
 
@@ -154,7 +164,39 @@ BY = ([0], [0, 1, 2, 3], list(range(9)))
 
 
 @dataclass(frozen=True)
-class Made:
+class _Scores:
+    """What a line makes of a sample, each part by one that never saw it.
+
+    Attributes:
+        line: learnt from all.
+        own, planted: scores in spoilt pairs.
+        untouched: of own parts where they stand.
+    """
+
+    line: Line
+    own: Floats
+    planted: Floats
+    untouched: Floats
+
+    @property
+    def told(self) -> float:
+        """How often an own part scores above one that was planted."""
+        return separation(self.own, self.planted)
+
+    def standard(self, nothing: Standard, lost: float) -> Standard:
+        """Return where to cut: as high as no more of the own parts goes than may, beside what foreign ones explain."""
+        foreign, ordered = nothing.foreign, np.sort(self.untouched)
+        may = lost * (1 - foreign) + foreign * np.searchsorted(np.sort(self.planted), ordered) / len(self.planted)
+        # Of one more than there are: the next own part may lie anywhere between those of the sample.
+        fits = np.flatnonzero(np.arange(1, len(ordered) + 1) <= may * (len(ordered) + 1))
+        cut = float(ordered[min(int(fits.max(initial=-1)) + 1, len(ordered) - 1)])
+        gone, caught = (float((values < cut).mean()) for values in (ordered, self.planted))
+        own = max(0.0, (gone - foreign * caught) / (1 - foreign)) if foreign < 1 else 0.0
+        return replace(nothing, told=self.told, cut=cut, lost=own, caught=caught, line=self.line)
+
+
+@dataclass(frozen=True)
+class _Made:
     """Features to learn from.
 
     Attributes:
@@ -170,33 +212,14 @@ class Made:
     untouched: Floats | None
     own_folds: Ints
 
-    def by(self, columns: Sequence[int]) -> Made:
-        """Return the same with some features, the others unknown."""
+    def by(self, columns: Sequence[int]) -> _Scores:
+        """Learn from some of the features, as if the others were unknown."""
         unknown = np.full(self.features.shape[1], np.nan)
         unknown[list(columns)] = 0.0
-        untouched = None if self.untouched is None else self.untouched + unknown
-        return replace(self, features=self.features + unknown, untouched=untouched)
-
-
-def _fit(given: Made, nothing: Standard, lost: float) -> Standard:
-    """Learn a line from some features, and where to cut by it."""
-    features, folds, mine, theirs = given.features, given.folds, given.mine, given.theirs
-    lines, kept, made = cross_fit(features[mine], folds[mine], features[theirs], folds[theirs], _FOLDS)
-    told = separation(kept, made)
-    if told - _SURE * chance(len(kept), len(made)) < TOLD:
-        return replace(nothing, told=told)
-    untouched = kept if given.untouched is None else by_fold(lines, given.untouched, given.own_folds)
-    bound = wrong_at_most(untouched, made)
-    foreign = bound * float(np.clip((bound - HARMLESS[0]) / (HARMLESS[1] - HARMLESS[0]), 0, 1))
-    ordered = np.sort(untouched)
-    may = lost * (1 - foreign) + foreign * np.searchsorted(np.sort(made), ordered) / len(made)
-    # Of one more than there are: the next own part may lie anywhere between those of the sample.
-    place = int(np.flatnonzero(np.arange(1, len(ordered) + 1) <= may * (len(ordered) + 1)).max(initial=-1)) + 1
-    cut = float(ordered[min(place, len(ordered) - 1)])
-    gone, caught = (float((values < cut).mean()) for values in (ordered, made))
-    taken = max(0.0, (gone - foreign * caught) / (1 - foreign)) if foreign < 1 else 0.0
-    line = Line.fit(features[mine], features[theirs])
-    return replace(nothing, told=told, cut=cut, lost=taken, caught=caught, foreign=foreign, line=line)
+        own, planted = ((self.features + unknown)[rows] for rows in (self.mine, self.theirs))
+        lines, kept, made = cross_fit(own, self.folds[self.mine], planted, self.folds[self.theirs], _FOLDS)
+        untouched = kept if self.untouched is None else by_fold(lines, self.untouched + unknown, self.own_folds)
+        return _Scores(Line.fit(own, planted), kept, made, untouched)
 
 
 DATA_SIDE, ANNOTATION_SIDE = "data", "annotation"
