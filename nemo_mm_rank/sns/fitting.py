@@ -72,7 +72,7 @@ class _Listening(SNSStep):
         """The sides of which anything was scored."""
         return [name for name, one in self._listeners.items() if one.heard]
 
-    def _cut_annotations(self, sentences: object, parts: Parts, modality: str, encoder: Encoder) -> Side:
+    def _cut_annotations(self, sentences: Texts, parts: Parts, modality: str, encoder: Encoder) -> Side:
         self.others.setdefault(key(modality, ANNOTATION_SIDE), parts)
         return super()._cut_annotations(sentences, parts, modality, encoder)
 
@@ -112,7 +112,9 @@ def fit_standards(rows: pa.Table, step: SNSStep, seed: int) -> Standards:
     for modality in sorted(modalities, key=lambda name: ("+" in name, name)):  # parts in pairs of their own come first
         of_one = _fit_modality(rows.filter(pc.equal(rows[MODALITY], modality)), step, seed)
         found = Standards(
-            of_one.standards | found.standards, of_one.banks | found.banks, of_one.phrases | found.phrases
+            {**of_one.standards, **found.standards},
+            {**of_one.banks, **found.banks},
+            {**of_one.phrases, **found.phrases},
         )
     return found
 

@@ -74,9 +74,9 @@ class Texts:
             encoder: the one that the texts were embedded by.
             modality: text or code.
         """
-        own = self.parts
-        relevance = mean_match(own, others) if every else best_match(own, others)
-        mask = select(Scored(relevance, own.owner, across(own, select.bank, every), own.vectors))
+        parts = self.parts
+        relevance = mean_match(parts, others) if every else best_match(parts, others)
+        mask = select(Scored(relevance, parts.owner, across(parts, select.bank, every), parts.vectors))
         cuts = []
         for own, keep in zip(self.spans, per_pair(mask, self.parts.counts), strict=True):
             kept = [[float(start), float(end)] for (start, end), keeps in zip(own, keep, strict=True) if keeps]
@@ -189,8 +189,9 @@ def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: S
 def _holding(boxes: Floats, cut: Bools) -> Bools:
     """Return which of ``(c, 4)`` boxes hold one that is cut: what is foreign is so in a larger region, too."""
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    inside = (low[:, None] <= low[None, cut]).all(axis=2) & (high[:, None] >= high[None, cut]).all(axis=2)
-    return inside.any(axis=1)
+    inside = np.all((low[:, None] <= low[None, cut]) & (high[:, None] >= high[None, cut]), axis=2)
+    holding: Bools = np.any(inside, axis=1)
+    return holding
 
 
 def _cut_boxes(width: int, height: int, boxes: Spans, candidates: int, settings: SNSSettings) -> Cut:

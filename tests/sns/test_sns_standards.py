@@ -37,7 +37,7 @@ def fitted(rows: list[dict[str, Any]], path: Path, **settings: Any) -> SNSStep:
 
 
 def trim(sns: SNSStep, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    added = columns_added(sns, pa.Table.from_pylist(rows)).to_pylist()
+    added: list[dict[str, Any]] = columns_added(sns, pa.Table.from_pylist(rows)).to_pylist()
     assert all(row[ERROR] is None for row in added)
     return added
 
