@@ -14,7 +14,7 @@ from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.base import Encoder
 from nemo_mm_rank.schema import ERROR, MODALITY
-from nemo_mm_rank.sns.parts import Parts, Scored, embed_parts
+from nemo_mm_rank.sns.parts import Parts, Scored, across, embed_parts
 from nemo_mm_rank.sns.sides import Selector, Side
 from nemo_mm_rank.sns.standards import ANNOTATION_SIDE, BANK, DATA_SIDE, Standard, Standards, fit, key
 from nemo_mm_rank.sns.step import SNSStep
@@ -46,14 +46,15 @@ class _Listening(SNSStep):
 
     def start(self, banks: Standards) -> None:
         """Forget what was heard; from now on parts are held against ``banks``."""
-        self._banks = banks
+        self.banks = banks
+        self.encoders: dict[str, tuple[str, str]] = {}
         self._listeners: dict[str, _Listener] = {}
         self.others: dict[str, Parts] = {}
         self.phrases: dict[str, list[list[str]]] = {}
 
     def _selector(self, modality: str, side: str) -> Selector:
         name = key(modality, side)
-        listener = _Listener(self.settings, 0.0, None, self._banks.banks.get(name), self._banks.phrases.get(name, ()))
+        listener = _Listener(self.settings, 0.0, None, self.banks.banks.get(name), self.banks.phrases.get(name, ()))
         # Of two pictures in a pair the first stands for both.
         self._listeners.setdefault(name, listener)
         return listener
@@ -74,6 +75,7 @@ class _Listening(SNSStep):
 
     def _cut_annotations(self, sentences: Texts, parts: Parts, modality: str, encoder: Encoder) -> Side:
         self.others.setdefault(key(modality, ANNOTATION_SIDE), parts)
+        self.encoders.setdefault(key(modality, ANNOTATION_SIDE), (encoder.name, encoder.revision))
         return super()._cut_annotations(sentences, parts, modality, encoder)
 
     def _cut_media(
@@ -107,26 +109,53 @@ def fit_standards(rows: pa.Table, step: SNSStep, seed: int) -> Standards:
         step: as it will trim; whether there are cut scores already does not matter.
         seed: of what is planted.
     """
-    found = Standards({}, {}, {})
-    modalities = pc.unique(rows[MODALITY]).to_pylist()
-    for modality in sorted(modalities, key=lambda name: ("+" in name, name)):  # parts in pairs of their own come first
-        of_one = _fit_modality(rows.filter(pc.equal(rows[MODALITY], modality)), step, seed)
-        found = Standards(
-            {**of_one.standards, **found.standards},
-            {**of_one.banks, **found.banks},
-            {**of_one.phrases, **found.phrases},
-        )
-    return found
+    modalities = sorted(pc.unique(rows[MODALITY]).to_pylist(), key=lambda name: ("+" in name, name))
+    heard = [_heard(rows.filter(pc.equal(rows[MODALITY], modality)), step) for modality in modalities]
+    standards: dict[str, Standard] = {}
+    banks: dict[str, Parts] = {}
+    phrases: dict[str, Sequence[Sequence[str]]] = {}
+    for one in heard:
+        for name in one.names:
+            if name in standards:  # parts in pairs of their own have come first
+                continue
+            strangers = None if name.endswith(DATA_SIDE) else _strangers(one, name, heard)
+            # Of data, another paragraph or clip; of an annotation, a sentence.
+            blocks = name.endswith(DATA_SIDE)
+            standards[name] = fit(one.heard(name), blocks, step.settings.lost, seed, strangers)
+            banks |= {name: one.banks.banks[name]} if name in one.banks.banks else {}
+            phrases |= {name: one.banks.phrases[name]} if name in one.banks.phrases else {}
+    return Standards(standards, banks, phrases)
 
 
-def _fit_modality(rows: pa.Table, step: SNSStep, seed: int) -> Standards:
+def _strangers(one: _Listening, name: str, heard: Sequence[_Listening]) -> Scored | None:
+    """Return the sentences of other modalities' annotations beside a modality's bank."""
+    found = [
+        other.heard(sentences).vectors
+        for other in heard
+        if other is not one
+        for sentences, encoder in other.encoders.items()
+        if encoder == one.encoders[name] and sentences in other.names
+    ]
+    if not found or name not in one.banks.banks:
+        return None
+    vectors = np.concatenate([own for own in found if own is not None])
+    vectors = vectors[~np.isnan(vectors).any(axis=1)]
+    parts = Parts(vectors, np.ones(len(vectors), dtype=np.int64))
+    nowhere = np.full(len(vectors), np.nan, dtype=np.float32)
+    return Scored(nowhere, parts.owner, across(parts, one.banks.banks[name], mean=False), vectors)
+
+
+def _heard(rows: pa.Table, step: SNSStep) -> _Listening:
+    """Return what the step hears of pairs of one modality, those left out that fail."""
     settings = step.settings.model_copy(update={"cuts": None})
     listening = _Listening(settings, step.expert, step.models, step.media)
     listening.device = step.device
     banks = Standards({}, {}, {})
-    while rows.num_rows:
+    while True:
         for first in (True, False):
             listening.start(Standards({}, {}, {}) if first else banks)
+            if not rows.num_rows:
+                return listening
             failed = columns_added(listening, rows)[ERROR].is_valid()
             if pc.any(failed).as_py():
                 break
@@ -136,13 +165,8 @@ def _fit_modality(rows: pa.Table, step: SNSStep, seed: int) -> Standards:
                 {name: [own or [_NOTHING] for own in phrases[:BANK]] for name, phrases in listening.phrases.items()},
             )
         else:
-            break
+            return listening
         rows = rows.filter(pc.invert(failed))  # the bank's pairs have to be the first ones that are scored
-    standards: dict[str, Standard] = {}
-    for name in listening.names if rows.num_rows else ():
-        # Of data, another paragraph or clip; of an annotation, a sentence.
-        standards[name] = fit(listening.heard(name), name.endswith(DATA_SIDE), settings.lost, seed)
-    return Standards(standards, {n: banks.banks[n] for n in standards if n in banks.banks}, banks.phrases)
 
 
 _NOTHING = "."

@@ -124,6 +124,17 @@ class Scored:
     across: Floats | Floats32
     vectors: Vectors | None = None
 
+    def joined(self, other: Scored) -> Scored:
+        """Return both, end to end; the other's owners come behind these."""
+        first = int(self.owner.max(initial=-1)) + 1
+        known = self.vectors is not None and other.vectors is not None
+        return Scored(
+            np.concatenate([self.relevance, other.relevance]),
+            np.concatenate([self.owner, other.owner + first]),
+            np.concatenate([self.across, other.across]),
+            np.concatenate([self.vectors, other.vectors]) if known else None,  # type: ignore[list-item]
+        )
+
     def features(self, blocks: bool) -> Floats:
         """Return ``(m, 9)`` of what tells own parts from foreign ones; NaN where it is not known.
 

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -72,14 +73,17 @@ class Standard:
         return ~(self.line(scored.features(self.blocks)) < self.cut) | np.isnan(scored.relevance)
 
 
-def spoil(scored: Scored, blocks: bool, seed: int) -> tuple[Scored, Bools, Ints]:
+def spoil(scored: Scored, blocks: bool, seed: int, strangers: Scored | None = None) -> tuple[Scored, Bools, Ints]:
     """Return pairs of the bank with parts of others planted among their own; which parts are planted, and in whose.
 
     Args:
         scored: a sample, whose first pairs are the bank's.
         blocks: plant all parts of another pair side by side, or a single one.
         seed: of the draw.
+        strangers: parts of other modalities' pairs, beside the same bank: each pair gets one of them, too.
     """
+    together = scored if strangers is None else scored.joined(strangers)
+    rounds = [False] * _ROUNDS + [True] * (strangers is not None and len(strangers.owner) > 0)
     rng = np.random.default_rng(seed)
     counts = np.bincount(scored.owner)
     starts, there = np.cumsum(counts) - counts, np.flatnonzero(counts)
@@ -87,20 +91,23 @@ def spoil(scored: Scored, blocks: bool, seed: int) -> tuple[Scored, Bools, Ints]
     relevance: list[Floats | Floats32] = []
     planted: list[Bools] = []
     places: list[int] = []
-    for place in [*range(min(scored.across.shape[1], len(counts)))] * _ROUNDS:
+    for strange, place in product(rounds, range(min(scored.across.shape[1], len(counts)))):
         donor = int(rng.choice(there[there != place]))
         mine, theirs = (np.arange(counts[one]) + starts[one] for one in (place, donor))
+        if strange:
+            theirs = rng.integers(len(scored.owner), len(together.owner), 1)
         # What is as close to this pair as to its own is its own, or says the same.
-        near = np.abs(scored.across[theirs, place] - scored.relevance[theirs]) < _SAME
-        if scored.vectors is not None and len(mine):
-            near |= np.nanmax(_alike(scored.vectors[theirs], scored.vectors[mine]), axis=1, initial=-1) > 1 - _SAME
+        near = np.abs(together.across[theirs, place] - together.relevance[theirs]) < _SAME
+        if together.vectors is not None and len(mine):
+            alike = _alike(together.vectors[theirs], together.vectors[mine])
+            near |= np.nanmax(alike, axis=1, initial=-1) > 1 - _SAME
         theirs = theirs[~near] if blocks else rng.permutation(theirs[~near])[:1]
         if len(mine) and len(theirs):
             # Another pair's data come before or behind, a single part anywhere.
             at = int(rng.integers(2)) * len(mine) if blocks else int(rng.integers(len(mine) + 1))
             foreign = np.insert(np.zeros(len(mine), dtype=bool), at, np.ones(len(theirs), dtype=bool))
             rows.append(np.insert(mine, at, theirs))
-            relevance.append(np.where(foreign, scored.across[rows[-1], place], scored.relevance[rows[-1]]))
+            relevance.append(np.where(foreign, together.across[rows[-1], place], together.relevance[rows[-1]]))
             planted.append(foreign)
             places.append(place)
     if not places:
@@ -108,8 +115,8 @@ def spoil(scored: Scored, blocks: bool, seed: int) -> tuple[Scored, Bools, Ints]
         return Scored(np.zeros(0), nobody, scored.across[:0]), np.zeros(0, dtype=bool), nobody
     sizes = list(map(len, rows))
     taken = np.concatenate(rows)
-    vectors = None if scored.vectors is None else scored.vectors[taken]
-    made = Scored(np.concatenate(relevance), np.repeat(np.arange(len(sizes)), sizes), scored.across[taken], vectors)
+    vectors = None if together.vectors is None else together.vectors[taken]
+    made = Scored(np.concatenate(relevance), np.repeat(np.arange(len(sizes)), sizes), together.across[taken], vectors)
     return made, np.concatenate(planted), np.repeat(places, sizes)
 
 
@@ -118,7 +125,7 @@ def _alike(left: Vectors, right: Vectors) -> Floats:
     return found
 
 
-def fit(scored: Scored, blocks: bool, lost: float, seed: int) -> Standard:
+def fit(scored: Scored, blocks: bool, lost: float, seed: int, strangers: Scored | None = None) -> Standard:
     """Learn to tell own parts from planted ones, and where to cut.
 
     Args:
@@ -126,12 +133,13 @@ def fit(scored: Scored, blocks: bool, lost: float, seed: int) -> Standard:
         blocks: see `spoil`.
         lost: the share of own parts that may be cut, at the most.
         seed: of what is planted.
+        strangers: see `spoil`.
     """
     counts = np.bincount(scored.owner)
     nothing = Standard(int((counts > 0).sum()), len(scored.relevance))
     if nothing.pairs < FEWEST:
         return nothing
-    spoilt, planted, places = spoil(scored, blocks, seed)
+    spoilt, planted, places = spoil(scored, blocks, seed, strangers)
     there = ~np.isnan(spoilt.relevance)
     mine, theirs = there & ~planted, there & planted
     if min(mine.sum(), theirs.sum()) < FEWEST:
