@@ -4,9 +4,10 @@ Pairs of the real pool get something that is not theirs: a sentence in the annot
 modality or of another), a paragraph or a piece of code in the data, a clip before or after a sound, a picture beside a
 picture, a border of noise. Beside these stand pairs as they are, and XQuAD's questions, whose answer lies in one
 sentence of the paragraph: all others may go. Each side is trimmed by itself (forward the data, backward the
-annotation), and both at once by the default.
+annotation), and both at once by the default. Cut scores of the pool are fitted on one half of it, and all figures are
+of the other; halves share no data.
 
-    python -m benchmarks.repair [--pairs 100] [--modalities text code image audio] [--seed 0]
+    python -m benchmarks.repair [--pairs 100] [--modalities text code image audio] [--seed 0] [--ways default pool]
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from benchmarks import real_pool
+from benchmarks import real_models, real_pool
 from benchmarks.sns_effect import pool
 from nemo_mm_rank import media
 from nemo_mm_rank.arrays import Bools, Floats, Ints
-from nemo_mm_rank.config import Config, parse
+from nemo_mm_rank.config import Config, SNSSettings, parse
 from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.media.segment import Audio
 from nemo_mm_rank.modality import is_media
+from nemo_mm_rank.sampling import hashes
 from nemo_mm_rank.schema import (
     ANNOTATION,
     ANNOTATION_SPANS,
@@ -42,6 +44,8 @@ from nemo_mm_rank.schema import (
     PAIR_ID,
     POOL,
 )
+from nemo_mm_rank.sns.fitting import PAIRS, fit_standards
+from nemo_mm_rank.sns.standards import Standards
 from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import columns_added
 from nemo_mm_rank.text.split import sentence_spans, text_medium
@@ -58,11 +62,16 @@ FOREIGN, OTHER, PARAGRAPH, BESIDE, BORDER = (
 )
 CLEAN, ANSWER = "clean", "speaks of a part"
 
-DEFAULT = "default: nucleus .9, gate"
+POOL_WAY, DEFAULT = "cut scores of the pool, gate", "nucleus .9, gate"
+BOLD = 0.6
+"""What may be lost of own data where it is trimmed to what its annotation speaks of."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    DEFAULT: {},
-    "both directions at once": {"mode": "bidirectional"},
-    "nucleus .9, no gate": {"gate_ratio": 0.0},
+    POOL_WAY: {"select": "pool"},
+    "cut scores of the pool, no gate": {"select": "pool", "gate_ratio": 0.0},
+    f"cut scores of the pool, {BOLD:.0%} may go, no gate": {"select": "pool", "lost": BOLD, "gate_ratio": 0.0},
+    DEFAULT: {"select": "nucleus"},
+    "both directions at once": {"select": "nucleus", "mode": "bidirectional"},
+    "nucleus .9, no gate": {"select": "nucleus", "gate_ratio": 0.0},
     "nucleus .99, gate": {"nucleus": 0.99},
     "threshold .35, no gate (authors)": {"select": "threshold", "gate_ratio": 0.0},
     "threshold .1, no gate (authors)": {
@@ -72,7 +81,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "threshold .2, no gate": {"select": "threshold", "gate_ratio": 0.0, "tau_forward": 0.2, "tau_backward": 0.2},
     "threshold .2, gate": {"select": "threshold", "tau_forward": 0.2, "tau_backward": 0.2},
 }
-NOTHING, LAST, RANDOM = "cut nothing", "cut the last part", "cut at random as much as the default"
+NOTHING, LAST, RANDOM = "cut nothing", "cut the last part", "cut at random as much as nucleus .9"
 
 
 @dataclass(frozen=True)
@@ -341,13 +350,41 @@ def _size(region: Region) -> float:
     return float(np.prod(high - low))
 
 
-def trimmed(found: Sequence[Case], changes: Mapping[str, Any]) -> list[list[float]]:
+@dataclass(frozen=True)
+class Way:
+    """How SNS is set up.
+
+    Attributes:
+        config: with the models.
+        fitted: rows of the half that cut scores are fitted on.
+        folder: where those are written.
+        seed: of what is planted in them.
+    """
+
+    config: Config
+    fitted: pa.Table
+    folder: Path
+    seed: int
+
+    def step(self, **changes: Any) -> SNSStep:
+        """Return the step with some settings; where they want cut scores, with those of the half."""
+        config = self.config
+        settings = parse(SNSSettings, changes)
+        step = SNSStep(settings, config.sns_expert, config.models, config.media)
+        if settings.select != "pool":
+            return step
+        path = self.folder / f"cuts-{settings.lost}.safetensors"
+        if not path.exists():
+            both = replace(step, settings=settings.model_copy(update={"mode": "bidirectional"}))
+            fit_standards(self.fitted, both, self.seed).save(path)
+        return replace(step, settings=settings.model_copy(update={"cuts": str(path)}))
+
+
+def trimmed(found: Sequence[Case], changes: Mapping[str, Any], way: Way) -> list[list[float]]:
     """Return of each case, all with the same side, the share of each piece that SNS keeps with some settings."""
-    config = parse(Config, real_pool.settings("unused", sns="forward" if found[0].side == "data" else "backward"))
-    settings = config.sns.model_copy(update=dict(changes))
-    step = SNSStep(settings, config.sns_expert, config.models, config.media)
+    mode = {"mode": "forward" if found[0].side == "data" else "backward"}
     table = pa.Table.from_pylist([case.row for case in found])
-    added = columns_added(step, table).to_pydict()
+    added = columns_added(way.step(**{**mode, **changes}), table).to_pydict()
     if failed := [reason for reason in added[ERROR] if reason is not None]:
         raise RuntimeError(f"{len(failed)} of {len(found)} pairs failed, the first: {failed[0]}")
     spans = added[DATA_SPANS if found[0].side == "data" else ANNOTATION_SPANS]
@@ -365,23 +402,26 @@ def at_random(found: Sequence[Case], like: Sequence[Sequence[float]], seed: int)
     return [list(rng.permutation(kept)) for kept, _ in zip(like, found, strict=True)]
 
 
-def compared(found: Sequence[Case], seed: int) -> dict[str, Figures]:
-    """Return the figures of one kind, side and modality's cases by each setting and baseline."""
-    lines: dict[str, list[list[float]]] = {name: trimmed(found, changes) for name, changes in SETTINGS.items()}
+def compared(found: Sequence[Case], way: Way, names: Sequence[str], seed: int) -> dict[str, Figures]:
+    """Return the figures of one kind, side and modality's cases by each of some settings and by baselines."""
+    lines: dict[str, list[list[float]]] = {name: trimmed(found, SETTINGS[name], way) for name in names}
     lines[NOTHING] = [[1.0] * len(case.pieces) for case in found]
     if found[0].side == "annotation" or not is_media(found[0].modality):
         lines[LAST] = last(found)
-        lines[RANDOM] = at_random(found, lines[DEFAULT], seed)
+        if DEFAULT in lines:
+            lines[RANDOM] = at_random(found, lines[DEFAULT], seed)
     return {name: figures(judged(found, kept)) for name, kept in lines.items()}
 
 
 def tables(results: Mapping[tuple[str, str, str], Mapping[str, Figures]]) -> Iterator[str]:
     """Yield markdown: a table for each way of cutting, that of the default first, the worst cases on top."""
     for how in (*SETTINGS, NOTHING, LAST, RANDOM):
+        lines = [(key, found[how]) for key, found in results.items() if how in found]
+        if not lines:
+            continue
         yield f"\n{how}\n"
         yield "| modality | side | what | pairs | of them cut | recall | precision | own lost | repaired |"
         yield "|---" * 9 + "|"
-        lines = [(key, found[how]) for key, found in results.items() if how in found]
         for (kind, side, modality), one in sorted(lines, key=lambda line: _standing(line[1])):
             cells = ("-" if value != value else f"{value:.2f}" for value in list(vars(one).values())[1:])
             yield f"| {modality} | {side} | {kind} | {one.pairs} | {' | '.join(cells)} |"
@@ -392,27 +432,75 @@ def _standing(one: Figures) -> float:
     return one.repaired if one.repaired == one.repaired else 1 - one.lost
 
 
+def halves(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return two halves of the pool that share no data (XQuAD asks several questions of one paragraph)."""
+    first = hashes([row[DATA] for row in rows], seed) % 2 == 0
+    return tuple([row for row, own in zip(rows, first.tolist(), strict=True) if own == half] for half in (True, False))
+
+
+def drawn(rows: Sequence[dict[str, Any]], each: int, seed: int) -> list[dict[str, Any]]:
+    """Return so many pairs of each modality, in an order that the hashes of their ids give."""
+    order = np.argsort(hashes([row[PAIR_ID] for row in rows], seed), kind="stable")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for place in order.tolist():
+        found.setdefault(rows[place][MODALITY], []).append(rows[place])
+    return [row for name in sorted(found) for row in found[name][:each]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=100, help="of each modality")
+    parser.add_argument("--fitted", type=int, default=PAIRS, help="of each modality, that cut scores are fitted on")
     parser.add_argument("--modalities", nargs="+", default=["text", "code", "image", "audio"])
     parser.add_argument("--kinds", nargs="+", help="default: all")
+    parser.add_argument("--ways", nargs="+", default=[""], help="settings whose names begin so; default: all")
+    parser.add_argument("--models", choices=["labels", "objects", "static"], default="labels")
+    parser.add_argument("--pool", choices=["real", "mixed"], default="real")
+    parser.add_argument("--fit-on", choices=["real", "mixed"], help="default: the other half of the pool")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if reason := real_pool.missing():
         sys.exit(f"skipped: {reason}")
-    rows = [row for row in pool(None).to_pylist() if row[MODALITY] in options.modalities]
-    order = np.random.default_rng(options.seed).permutation(len(rows))
-    drawn: list[dict[str, Any]] = []
-    for modality in options.modalities:
-        drawn += [rows[row] for row in order if rows[row][MODALITY] == modality][: options.pairs]
-    with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-repair-") as folder:
+    models = {
+        "labels": lambda: real_models.mini(pictures="labels"),
+        "objects": real_models.mini,
+        "static": real_models.static,
+    }[options.models]()
+    config = parse(Config, real_pool.settings("unused", **models))
+    names = [name for name in SETTINGS if name.startswith(tuple(options.ways))]
+    rows = [row for row in pool(None, POOLS[options.pool]).to_pylist() if row[MODALITY] in options.modalities]
+    fitted, shown = halves(rows, options.seed)
+    if options.fit_on not in (None, options.pool):
+        fitted = [r for r in pool(None, POOLS[options.fit_on]).to_pylist() if r[MODALITY] in options.modalities]
+    with tempfile.TemporaryDirectory(prefix="nemo-mm-rank-repair-") as made:
+        folder = Path(made)
+        sample = pa.Table.from_pylist(drawn(fitted, options.fitted, options.seed))
+        way = Way(config, sample, folder, options.seed)
         groups: dict[tuple[str, str, str], list[Case]] = {}
-        for case in cases(drawn, Path(folder), options.seed):
+        for case in cases(drawn(shown, options.pairs, options.seed), folder, options.seed):
             if options.kinds is None or case.kind in options.kinds:
                 groups.setdefault((case.kind, case.side, case.modality), []).append(case)
-        results = {key: compared(found, options.seed) for key, found in groups.items()}
-    print("\n".join(tables(results)))
+        results = {}
+        for name, found in groups.items():
+            results[name] = compared(found, way, names, options.seed)
+            print(f"{name}: {results[name][names[0]]}", file=sys.stderr, flush=True)
+        print(f"{options.models}, {options.pool}, seed {options.seed}: {len(sample)} pairs to fit on")
+        for path in sorted(folder.glob("cuts-*")):
+            print("\n".join(fitted_lines(Standards.load(path))))
+        print("\n".join(tables(results)))
+
+
+POOLS = {"real": real_pool.POOL, "mixed": real_pool.MIXED}
+
+
+def fitted_lines(found: Standards) -> Iterator[str]:
+    """Yield markdown: where each side is cut, and what that was expected to do."""
+    yield "\n| side | cut | pairs | parts | told | own lost | planted caught | taken for foreign |"
+    yield "|---" * 8 + "|"
+    for name, one in sorted(found.standards.items()):
+        figures = (one.told, one.lost, one.caught, one.foreign)
+        shown = " | ".join(f"{value:.2f}" for value in figures)
+        yield f"| {name} | {one.cut:.2f} | {one.pairs} | {one.parts} | {shown} |"
 
 
 if __name__ == "__main__":

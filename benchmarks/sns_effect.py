@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,15 @@ from nemo_mm_rank.steps import columns_added
 AT_ONCE = 256
 
 
-def pool(limit: int | None) -> pa.Table:
+def pool(limit: int | None, file: Path = real_pool.POOL) -> pa.Table:
     """Read the pool, or so many pairs of each modality."""
-    rows = [json.loads(line) for line in real_pool.POOL.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     seen: dict[str, int] = {}
     kept = []
     for row in rows:
         seen[row[MODALITY]] = seen.get(row[MODALITY], 0) + 1
         if limit is None or seen[row[MODALITY]] <= limit:
-            kept.append({**{name: row.get(name) for name in CANONICAL}, MEDIA_ROOT: str(real_pool.POOL.parent)})
+            kept.append({**{name: row.get(name) for name in CANONICAL}, MEDIA_ROOT: str(file.parent)})
     return pa.Table.from_pylist(kept, pa.schema([*CANONICAL.items(), (MEDIA_ROOT, pa.string())]))
 
 

@@ -98,7 +98,17 @@ class SNSSettings(Settings):
     expert: str | None = Field(
         None, description="The expert whose embeddings decide what is relevant. Default: the first text-based expert."
     )
-    select: Literal["nucleus", "threshold"] = Field("nucleus", description="How the parts to keep are chosen.")
+    select: Literal["pool", "nucleus", "threshold"] | None = Field(
+        None,
+        description="How the parts to keep are chosen: by cut scores that the run fits on its pool (pool), by softmax "
+        "mass (nucleus) or by tau (threshold). Default: by whichever settings are given, otherwise nucleus.",
+    )
+    lost: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="Pool selection: largest share of the pool's own parts that may be cut."
+    )
+    cuts: str | None = Field(
+        None, description="Pool selection: the file of cut scores of another run (RUN/fitted/sns-*.safetensors)."
+    )
     nucleus: Annotated[float, Field(gt=0, le=1)] = Field(
         0.9, description="Nucleus selection: softmax mass that the kept parts reach together."
     )
@@ -150,6 +160,25 @@ class SNSSettings(Settings):
             if not is_media(modality):
                 raise ValueError(f"grounders: {str(modality)!r} is divided into its sentences, so it takes no grounder")
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_set_by_hand_counts(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("select") is not None:
+            return values
+        by_hand = {"threshold": {"tau", "tau_forward", "tau_backward"}, "pool": {"lost", "cuts"}}
+        return {**values, "select": next((how for how, names in by_hand.items() if names & set(values)), "nucleus")}
+
+    @property
+    def chosen_by(self) -> Literal["pool", "nucleus", "threshold"]:
+        """How the parts to keep are chosen; without cut scores of a pool by nucleus.
+
+        >>> SNSSettings(tau_backward=0.2).chosen_by, SNSSettings(select="pool").chosen_by
+        ('threshold', 'nucleus')
+        """
+        if self.select is None or (self.select == "pool" and self.cuts is None):
+            return "nucleus"
+        return self.select
 
 
 class ProjectionSettings(Settings):

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.measures.line import Line, by_fold
+from nemo_mm_rank.measures.separation import chance, separation, wrong_at_most
 from nemo_mm_rank.schema import LEAST_CHANCE
 
 FEWEST = 30
@@ -34,64 +36,10 @@ TOLD = (0.7, 0.8)
 """Chances that a right pair scores above a spoilt one: up to the first a judge counts nothing, from the second on
 fully."""
 
-_LOW = np.array([0.2, 0.3, 0.4, 0.5])
-"""Quantiles of the spoilt pairs at which the two distribution functions are compared."""
-
 _SURE = 2.0
 """Deviations (of the area under the ROC curve, where nothing can be told) that are put down to chance."""
 
 _BINS, _PER_BIN = 20, 15
-_RIDGE, _STEPS = 1.0, 50
-
-
-@dataclass(frozen=True)
-class Line:
-    """One logistic regression.
-
-    Attributes:
-        means, scales: ``(f,)`` of the features over own annotations; a missing feature counts as its mean.
-        weights: ``(f,)`` of the standardised features.
-        intercept: of the logarithm of the odds, both classes weighing alike.
-    """
-
-    means: Floats
-    scales: Floats
-    weights: Floats
-    intercept: float
-
-    @classmethod
-    def fit(cls, own: Floats, spoilt: Floats) -> Line:
-        """Learn from ``(n, f)`` features of own annotations and ``(m, f)`` of spoilt ones, by Newton's method.
-
-        A ridge of 1 on the weights of the standardised features keeps few pairs from being learnt by heart.
-        """
-        with np.errstate(invalid="ignore"):
-            there = ~np.isnan(own).all(0)
-            means = np.where(there, np.nanmean(np.where(there, own, 0.0), axis=0), 0.0)
-            spread = np.nanstd(np.where(there, own, 0.0), axis=0)
-        scales = np.where(spread > 0, spread, 1.0)
-        rows = np.concatenate([own, spoilt])
-        design = np.concatenate([np.ones((len(rows), 1)), _standard(rows, means, scales)], axis=1)
-        target = np.concatenate([np.ones(len(own)), np.zeros(len(spoilt))])
-        least = min(len(own), len(spoilt))
-        importance = np.concatenate([np.full(len(own), least / len(own)), np.full(len(spoilt), least / len(spoilt))])
-        ridge = np.full(design.shape[1], _RIDGE)
-        ridge[0] = 1e-6
-        found = np.zeros(design.shape[1])
-        for _ in range(_STEPS):
-            chance = 1 / (1 + np.exp(-np.clip(_product(design, found), -30, 30)))
-            slope = np.einsum("nf,n->f", design, importance * (chance - target)) + ridge * found
-            # Without BLAS, whose rounding depends on the number of threads.
-            curve = np.einsum("ni,nj->ij", design * (importance * chance * (1 - chance))[:, None], design)
-            step = np.linalg.solve(curve + np.diag(ridge), slope)
-            found = found - step
-            if np.abs(step).max() < 1e-9:
-                break
-        return cls(means, scales, found[1:], float(found[0]))
-
-    def __call__(self, features: Floats) -> Floats:
-        """Return ``(n,)`` logarithms of the odds, each row by itself."""
-        return self.intercept + _product(_standard(features, self.means, self.scales), self.weights)
 
 
 @dataclass(frozen=True)
@@ -127,74 +75,21 @@ class Judge:
         above, share = separation(own, spoilt), 1 - min(bound, 0.95)
         told = min(1.0, 0.5 + (above - 0.5) / share) if above > 0.5 else above  # worse than a guess: as it is
         # Where hardly a pair is right, chance alone would pass for a separation once the wrong ones are taken off.
-        chance = _SURE * np.sqrt((1 / len(own) + 1 / len(spoilt)) / 12)
-        wrong = bound * _ramp(bound, HARMLESS) * _ramp(told - chance / share, TOLD)
+        unsure = _SURE * chance(len(own), len(spoilt))
+        wrong = bound * _ramp(bound, HARMLESS) * _ramp(told - unsure / share, TOLD)
         places, chances = _chances(own, spoilt, wrong)
         return cls(tuple(lines), places, chances, {"pairs": float(len(own)), "told": told, "wrong": wrong})
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, exact to the bit."""
-        lines = [
-            {
-                "means": line.means.tolist(),
-                "scales": line.scales.tolist(),
-                "weights": line.weights.tolist(),
-                "intercept": line.intercept,
-            }
-            for line in self.lines
-        ]
+        lines = [line.as_json() for line in self.lines]
         return {"lines": lines, "places": self.places.tolist(), "chances": self.chances.tolist(), "about": self.about}
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Judge:
         """Return what `as_json` gave."""
-        lines = tuple(
-            Line(np.array(line["means"]), np.array(line["scales"]), np.array(line["weights"]), line["intercept"])
-            for line in values["lines"]
-        )
+        lines = tuple(map(Line.of_json, values["lines"]))
         return cls(lines, np.array(values["places"]), np.array(values["chances"]), dict(values["about"]))
-
-
-def cross_fit(
-    own: Floats, folds: Ints, spoilt: Floats, spoilt_folds: Ints, count: int
-) -> tuple[list[Line], Floats, Floats]:
-    """Fit one `Line` per fold on the rows of all others; return them, and the scores of each fold's own rows.
-
-    Args:
-        own: ``(n, f)`` features of the pairs as they are.
-        folds: ``(n,)`` fold of each.
-        spoilt: ``(m, f)``.
-        spoilt_folds: ``(m,)`` fold of the pair that was spoilt.
-        count: number of folds. Where all pairs are of one fold, that one is trained on them, too.
-    """
-    lines = []
-    for fold in range(count):
-        first, second = own[folds != fold], spoilt[spoilt_folds != fold]
-        lines.append(Line.fit(first, second) if len(first) and len(second) else Line.fit(own, spoilt))
-    return lines, by_fold(lines, own, folds), by_fold(lines, spoilt, spoilt_folds)
-
-
-def by_fold(lines: Sequence[Line], features: Floats, folds: Ints) -> Floats:
-    """Return ``(n,)`` scores of ``(n, f)`` features, each by the line of its fold."""
-    scores = np.zeros(len(features))
-    for fold, line in enumerate(lines):
-        rows = folds == fold
-        scores[rows] = line(features[rows])
-    return scores
-
-
-def wrong_at_most(own: Floats, spoilt: Floats) -> float:
-    """Return an upper bound of the share of observed pairs that are as spoilt ones: the least ratio of the shares of
-    both that lie below a low quantile of the spoilt ones."""
-    below = np.searchsorted(np.sort(own), np.quantile(spoilt, _LOW), side="right") / len(own)
-    return float(min(1.0, (below / _LOW).min()))
-
-
-def separation(own: Floats, spoilt: Floats) -> float:
-    """Return how often one of ``own`` lies above one of ``spoilt`` (the area under the ROC curve), ties half."""
-    ordered = np.sort(spoilt)
-    below = np.searchsorted(ordered, own, side="left") + np.searchsorted(ordered, own, side="right")
-    return float(below.mean() / 2 / len(spoilt))
 
 
 def _ramp(value: float, between: tuple[float, float]) -> float:
@@ -228,16 +123,3 @@ def _rising(values: Floats, weights: Floats) -> Floats:
             block = ((before[0] * before[1] + block[0] * block[1]) / total, total, before[2] + block[2])
         blocks.append(block)
     return np.repeat([block[0] for block in blocks], [block[2] for block in blocks])
-
-
-def _standard(values: Floats, means: Floats, scales: Floats) -> Floats:
-    standard: Floats = np.nan_to_num((values - means) / scales, nan=0.0)
-    return standard
-
-
-def _product(values: Floats, weights: Floats) -> Floats:
-    """Return ``(n,)`` sums over the columns, taken column by column, so that no row depends on another."""
-    total = np.zeros(len(values))
-    for column, weight in zip(values.T, weights.tolist(), strict=True):
-        total += weight * column
-    return total

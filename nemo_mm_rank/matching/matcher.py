@@ -15,7 +15,8 @@ from safetensors.torch import load
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.io.files import reading, write_json, write_tensors
 from nemo_mm_rank.matching.features import BANK, Bank, Pairs, SentenceFeatures, Space, WholeFeatures, bank_of, least
-from nemo_mm_rank.matching.judge import FEWEST, Judge, cross_fit
+from nemo_mm_rank.matching.judge import FEWEST, Judge
+from nemo_mm_rank.measures.line import cross_fit
 from nemo_mm_rank.models.base import Encoder
 from nemo_mm_rank.models.sentences import Spoken
 from nemo_mm_rank.sampling import folds_of, hashes

@@ -21,7 +21,7 @@ from nemo_mm_rank.engine import SerialEngine
 from nemo_mm_rank.modality import is_media, of
 from nemo_mm_rank.report.details import excerpt, parts_of, pieces
 from nemo_mm_rank.report.run import leading
-from nemo_mm_rank.report.trimmed import lines, verdicts
+from nemo_mm_rank.report.trimmed import cut_tables, lines, verdicts
 from nemo_mm_rank.run.curation import check
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job
@@ -70,16 +70,20 @@ def preview(config: Config, count: int, console: Console) -> None:
         device = config.engine.device
         job = Job(config, RunFolder(Path(temporary)), SerialEngine(device), Reporter(SafeConsole(quiet=True)))
         pool = job.take_in(config.pools).shards
-        step = SNSStep(config.sns, config.sns_expert, job.fits.statistics(config.models, pool), config.media)
+        models = job.fits.statistics(config.models, pool)
+        step = SNSStep(job.fits.trimming(config, models, pool), config.sns_expert, models, config.media)
         step.device = device
         names = [name for name in (*CANONICAL, MEDIA_ROOT, DATA_BYTES, DATA_PARTS) if name in pool.columns()]
         places = _drawn(pool, count, config.seed)
         table = attach_rows(pa.table({"place": range(len(places))}), places, pool, names).select(names)
         added = columns_added(step, table)
+        cuts = cut_tables(step.settings)
     rows = [{**row, **more} for row, more in zip(table.to_pylist(), added.to_pylist(), strict=True)]
     for row in rows:
         console.print(_pair(row))
     console.print(_verdicts(rows))
+    for cut_table in cuts:
+        console.print(cut_table)
 
 
 def _drawn(pool: ShardStore, count: int, seed: int) -> Ints:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from nemo_mm_rank.arrays import Ints
+from nemo_mm_rank.config import SNSSettings
+from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.report.content import Section, Widget
 from nemo_mm_rank.report.run import Run, leading
 from nemo_mm_rank.schema import MODALITY, SNS_REASON
 from nemo_mm_rank.shards import live
 from nemo_mm_rank.sns.decide import VERDICTS, verdict
+from nemo_mm_rank.sns.standards import Standards
 from nemo_mm_rank.tables import Row, Table
 
 EACH = 8
@@ -51,15 +55,39 @@ def lines(counts: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tupl
     return ["", *modalities, "all"], [(name, *(f"{n:,}" for n in (*pairs, sum(pairs)))) for name, pairs in cells]
 
 
+CUTS = "Where the pool is cut"
+CUTS_ABOUT = (
+    "Learnt from a sample: parts of its pairs as they are, and parts of other pairs planted among them. ROC "
+    "AUC: how often an own part scores above a planted one. Where the two cannot be told apart, nothing is cut."
+)
+
+
+def cut_tables(settings: SNSSettings) -> list[Table]:
+    """Return a table of what a pool's cut scores are expected to do; none where no pool has given any."""
+    if settings.cuts is None or settings.chosen_by != "pool":
+        return []
+    rows = []
+    for name, standard in sorted(Standards.load(Path(settings.cuts)).standards.items()):
+        told = f"{standard.told:.2f}" if standard.told == standard.told else "too few"
+        cells = ["nothing", *["-"] * 3]
+        if standard.line:
+            cells = [f"{standard.cut:.2f}", percent(standard.lost), percent(standard.caught), percent(standard.foreign)]
+        rows.append(Row((name.replace("/", ": "), f"{standard.pairs:,}", told, *cells)))
+    head = ["", "pairs", "ROC AUC", "cut below", "own parts lost", "planted parts cut", "taken for foreign"]
+    return [Table(CUTS, head, rows, note=CUTS_ABOUT)]
+
+
 @dataclass(frozen=True)
 class Trimmed:
     """What a page shows of the trimming.
 
     Attributes:
+        settings: of the run.
         counts: as `verdicts` gives them; empty where nothing was to be trimmed.
         shown: positions of ranked pairs that were cut, the modalities in turn.
     """
 
+    settings: SNSSettings
     counts: Mapping[str, Mapping[str, int]]
     shown: Ints
 
@@ -67,7 +95,7 @@ class Trimmed:
     def of(cls, run: Run) -> Trimmed:
         """Read the verdicts in one pass over the reasons; draw the pairs to look at by the hash of their ids."""
         if SNS_REASON not in run.shards.columns():
-            return cls({}, np.zeros(0, dtype=np.int64))
+            return cls(run.config.sns, {}, np.zeros(0, dtype=np.int64))
         pairs, places = Counter[tuple[str, str]](), []
         for part, rows, table in live(run.shards, [MODALITY, SNS_REASON]):
             reasons = list(zip(*(table[name].to_pylist() for name in (MODALITY, SNS_REASON)), strict=True))
@@ -77,7 +105,7 @@ class Trimmed:
         scored = run.scored
         positions = scored.find(np.concatenate(places).astype(np.int64))
         drawn = positions[np.argsort(scored.key[positions], kind="stable")]
-        return cls(verdicts(pairs.elements()), leading([drawn], scored.modality, 0, EACH))
+        return cls(run.config.sns, verdicts(pairs.elements()), leading([drawn], scored.modality, 0, EACH))
 
     def sections(self) -> list[Section]:
         """Return the section of the page; none where nothing was to be trimmed."""
@@ -88,4 +116,5 @@ class Trimmed:
         lead = (
             "Pairs cut to the parts of their two sides that support each other; what was cut away is struck out or dim."
         )
-        return [Section("trimmed", "What was trimmed", lead, [table, Widget("trimmed")])]
+        tables = [table, *cut_tables(self.settings)]
+        return [Section("trimmed", "What was trimmed", lead, [*tables, Widget("trimmed")])]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from nemo_mm_rank import frames
-from nemo_mm_rank.config import Config, ModelSpec, parse
+from nemo_mm_rank.config import Config, ModelSpec, SNSSettings, parse
 from nemo_mm_rank.console import SafeConsole, printable
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
@@ -182,7 +182,7 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
     """
     files = check(config)
     folder = RunFolder(Claim("run", config.pools, overwrite=overwrite).check(config.output))
-    steps = _embedding_steps(config, config.models)
+    steps = _embedding_steps(config, config.models, config.sns)
 
     def say(line: str) -> None:
         console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
@@ -199,6 +199,8 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
         say(f"mix      {', '.join(f'{name} {share:.1%}' for name, share in mix.shares.items())} ({mix.source})")
         for line in advice(mix):
             say(f"advice   {line}")
+    if config.sns.mode != "off" and config.sns.select == "pool" and config.sns.cuts is None:
+        say("fit      sns: where to cut, by modality and side")
     say(f"fit      projection: {config.projection.folds} folds, anchored on {config.anchor!r}")
     say(f"budget   {', '.join(f'{k} {v}' for k, v in config.budget.model_dump(exclude_none=True).items())}")
     say(f"output   {folder.path}" + (" (the earlier run there is continued)" if folder.config.exists() else ""))
@@ -218,11 +220,11 @@ def explain(run: str | Path, pair_id: str) -> str:
     return explain_pair(pair_id, shards, Ranking.load(folder.ranking), scoring, read_table(folder.bad_rows), likes)
 
 
-def _embedding_steps(config: Config, models: Mapping[str, ModelSpec]) -> list[Step]:
-    """Return what takes every shard from the pool to its embeddings."""
+def _embedding_steps(config: Config, models: Mapping[str, ModelSpec], sns: SNSSettings) -> list[Step]:
+    """Return what takes every shard from the pool to its embeddings; ``sns`` with the pool's cut scores."""
     steps: list[Step] = []
-    if config.sns.mode != "off":
-        steps.append(SNSStep(config.sns, config.sns_expert, models, config.media))
+    if sns.mode != "off":
+        steps.append(SNSStep(sns, config.sns_expert, models, config.media))
     steps.append(ExpertStep(config.experts, models, config.anchor, config.media))
     return steps
 
@@ -245,7 +247,8 @@ class _Curation:
         if config.ranked_by.quota_by == POOL:
             check_pools(config.ranked_by.quotas, shards)  # before anything is embedded
         models = job.fits.statistics(config.models, shards)
-        shards = job.take_through(_embedding_steps(config, models), shards)
+        sns = job.fits.trimming(config, models, shards)
+        shards = job.take_through(_embedding_steps(config, models, sns), shards)
         projection = job.fits.projection(config, shards)
         shards = job.take_through([_project(projection, config)], shards)
         matcher = job.fits.matcher(config, models, shards)
@@ -264,6 +267,7 @@ class _Curation:
             },
             projection=folder.relative(projection),
             matcher=folder.relative(matcher),
+            cuts="" if sns.cuts == config.sns.cuts else folder.relative(str(sns.cuts)),
             notes=pool.notes,
         )
         state.save(folder)
@@ -333,8 +337,9 @@ class _Curation:
         queries = [query for query in self.config.queries if query.like is not None]
         if not queries:
             return []
-        project = _project(self.job.folder.path / state.projection, self.config)
-        steps = [*_embedding_steps(self.config, models), project]
+        folder = self.job.folder
+        project = _project(folder.path / state.projection, self.config)
+        steps = [*_embedding_steps(self.config, models, state.trimmed_by(self.config, folder)), project]
         untrimmed = [step for step in steps if not isinstance(step, SNSStep)]
         return [self.job.fits.examples(query, steps, untrimmed) for query in queries]
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from nemo_mm_rank.config import Config, ModelSpec, parse
+from nemo_mm_rank.config import Config, ModelSpec, SNSSettings, parse
 from nemo_mm_rank.console import Note
 from nemo_mm_rank.errors import DamagedError, UserError
 from nemo_mm_rank.io.files import file_names, read_sealed, read_table, write_sealed
@@ -62,6 +62,7 @@ class State:
         statistics: model -> file of what it counted in this pool.
         projection: folder of the fitted projection.
         matcher: folder of what tells own annotations from others.
+        cuts: file of the cut scores that SNS took from the pool; "" for none.
         ranked: folders of the shards' files that the last ranking added; none while it is not finished.
         scoring: file of how the last ranking put scores together.
         examples: files of the embedded examples of its queries, in the order of those.
@@ -76,6 +77,7 @@ class State:
     statistics: dict[str, str]
     projection: str
     matcher: str
+    cuts: str = ""
     ranked: tuple[str, ...] = ()
     scoring: str = ""
     notes: tuple[str, ...] = ()
@@ -100,7 +102,7 @@ class State:
             state = cls(**{**values, **tuples})
         except (KeyError, TypeError) as error:
             raise DamagedError(folder.state) from error
-        for fitted in (*state.statistics.values(), state.projection, state.matcher):
+        for fitted in (*state.statistics.values(), *filter(None, [state.cuts]), state.projection, state.matcher):
             if (file := damaged(folder.path / fitted)) is not None:
                 raise DamagedError(file)
         return state
@@ -175,6 +177,10 @@ class State:
         files = self.shown(folder)
         return likenesses(parse(Config, read_sealed(folder.manifest)["config"]), files) if files else []
 
+    def trimmed_by(self, config: Config, folder: RunFolder) -> SNSSettings:
+        """Return the settings of SNS, with the run's cut scores."""
+        return config.sns.model_copy(update={"cuts": str(folder.path / self.cuts)}) if self.cuts else config.sns
+
     def specs(self, folder: RunFolder) -> dict[str, ModelSpec]:
         """Return the models as they were used, with their statistics."""
         counted = {name: {STATISTICS: str(folder.path / file)} for name, file in self.statistics.items()}
@@ -219,6 +225,7 @@ class FinishedRun:
         models, scoring = state.specs(folder), state.scored_by(folder)
         # The configuration in the manifest, because a run can be ranked again with other queries.
         config = parse(Config, read_sealed(folder.manifest)["config"])
+        config = config.model_copy(update={"sns": state.trimmed_by(config, folder)})
         if trust is not None:
             trust.admit(models, folder, describing=True)
             trust.admit(config.ranking.computed, folder, kind="condition")

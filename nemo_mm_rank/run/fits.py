@@ -1,5 +1,5 @@
-"""What a run fits on its pool, each an artifact that is made once: statistics that add over shards; projection and
-matcher, from bounded samples; and how scores are put together."""
+"""What a run fits on its pool, each an artifact that is made once: statistics that add over shards; cut scores,
+projection and matcher, from bounded samples; and how scores are put together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import torch
 
 from nemo_mm_rank import frames, matching
-from nemo_mm_rank.config import Config, ModelSpec, Query, RankingSettings
+from nemo_mm_rank.config import Config, ModelSpec, Query, RankingSettings, SNSSettings
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, PairError, UserError
 from nemo_mm_rank.frames import Vectors
@@ -57,7 +57,11 @@ from nemo_mm_rank.schema import (
     annotation_column,
     data_column,
 )
-from nemo_mm_rank.shards import Shards, by_part
+from nemo_mm_rank.shards import Shards, attach_rows, by_part, live
+from nemo_mm_rank.sns.fitting import PAIRS as TRIMMED_PAIRS
+from nemo_mm_rank.sns.fitting import VERSION as SNS
+from nemo_mm_rank.sns.fitting import fit_standards
+from nemo_mm_rank.sns.step import SNSStep
 from nemo_mm_rank.steps import Step, columns_added
 
 
@@ -121,11 +125,9 @@ def gather(
 def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     held: dict[str | None, list[Chosen]] = {}
     counts = Counter[str | None]()
-    for part in range(shards.count):
-        table = shards.read(part, [PAIR_ID, ERROR, *([by] if by else [])])
-        rows = np.flatnonzero(pc.is_null(table[ERROR]).to_numpy(zero_copy_only=False))
-        fresh = hashes(table[PAIR_ID].take(pa.array(rows)).to_pylist(), seed)
-        values = np.array(table[by].to_pylist() if by else [None] * table.num_rows, dtype=object)[rows]
+    for part, rows, table in live(shards, [PAIR_ID, *([by] if by else [])]):
+        fresh = hashes(table[PAIR_ID].to_pylist(), seed)
+        values = np.array(table[by].to_pylist() if by else [None] * table.num_rows, dtype=object)
         for value in dict.fromkeys(values.tolist()):
             of_value = values == value if by else np.ones(len(rows), dtype=bool)
             found = (fresh[of_value], np.full(int(of_value.sum()), part, np.int64), rows[of_value])
@@ -286,6 +288,27 @@ class Fits:
                 advance(rows)
         counting.save_statistics(path, total, texts)
 
+    def trimming(self, config: Config, models: Mapping[str, ModelSpec], shards: ShardStore) -> SNSSettings:
+        """Return the settings of SNS with the file of cut scores, where these are to come from the pool.
+
+        Args:
+            config: with the settings, the expert that judges, and the seed, which enters the hash that draws pairs.
+            models: with their statistics.
+            shards: the pool.
+        """
+        settings = config.sns
+        if settings.mode == "off" or settings.select != "pool" or settings.cuts is not None:
+            return settings
+        step = SNSStep(settings, config.sns_expert, models, config.media)
+        step.device = self.engine.device
+
+        def make(path: Path) -> None:
+            with self.reporter.whole("sns fit", shards.pairs):
+                fit_standards(_rows(shards, step, config.seed), step, config.seed).save(path)
+
+        made_from = [SNS, step.identity(), config.seed, shards.keys]
+        return settings.model_copy(update={"cuts": str(self.kept("sns", made_from, make, ".safetensors"))})
+
     def projection(self, config: Config, shards: ShardStore) -> Path:
         """Return the folder of the projection, fitted on a sample of embedded pairs."""
         settings = config.projection
@@ -431,6 +454,15 @@ def embedded(found: Found, steps: Sequence[Step], device: str | None) -> pa.Tabl
     kinds = pa.array([found.kind] * rows.num_rows, pa.string())
     columns = {name: rows[name] for name in rows.column_names if name not in (DATA_BYTES, SOURCE_CONTENTS)}
     return pa.table({**columns, KIND: kinds, **{name: table[name] for name in (ERROR, *vectors)}})
+
+
+def _rows(shards: ShardStore, step: SNSStep, seed: int) -> pa.Table:
+    """Return what SNS reads of some pairs of each modality, in the order of a hash of their ids."""
+    keys, parts, rows = _choose(shards, TRIMMED_PAIRS, seed, MODALITY)
+    order = np.argsort(keys, kind="stable")
+    places = np.stack([parts, rows], axis=1)[order]
+    names = [name for name in (*step.requires, *step.uses) if name in shards.columns()]
+    return attach_rows(pa.table({"place": range(len(places))}), places, shards, names).select(names)
 
 
 def _matching_sample(

@@ -12,8 +12,9 @@ from nemo_mm_rank.arrays import Floats32
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, SNS_REASON, SPANS
+from nemo_mm_rank.sns.parts import cosines
 from nemo_mm_rank.sns.selection import gate
-from nemo_mm_rank.sns.sides import Cut, Side, Spans, cosines
+from nemo_mm_rank.sns.sides import Cut, Side, Spans
 from nemo_mm_rank.steps import Added
 
 BEFORE, AFTER = "sns_before", "sns_after"

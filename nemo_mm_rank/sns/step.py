@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.config import ExpertSpec, MediaSettings, ModelSpec, SNSSettings
 from nemo_mm_rank.errors import PairError, TextError
 from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import Apart, annotation_texts, by_class, iter_data, take_apart, with_several
 from nemo_mm_rank.media.segment import Item
@@ -24,8 +25,10 @@ from nemo_mm_rank.models.expert import Expert, build
 from nemo_mm_rank.models.grounders import PartsGrounder
 from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_SPANS, SNS_REASON, SPANS, WHERE, Modality
 from nemo_mm_rank.sns.decide import AFTER, BEFORE, Decisions
+from nemo_mm_rank.sns.parts import Parts, cosines, embed_parts
 from nemo_mm_rank.sns.selection import gate
-from nemo_mm_rank.sns.sides import Cut, Parts, Selector, Side, cosines, embed_parts
+from nemo_mm_rank.sns.sides import Cut, Selector, Side
+from nemo_mm_rank.sns.standards import ANNOTATION_SIDE, DATA_SIDE, Standards, key, standards_of
 from nemo_mm_rank.sns.trimming import Texts, media_side
 from nemo_mm_rank.steps import Added, Step
 from nemo_mm_rank.text.phrases import components, load_parser, parser_revision
@@ -141,25 +144,30 @@ class SNSStep(Step):
         """Load the expert's models, the grounders and the spaCy pipeline (nothing where this process has them)."""
         if self.settings.mode == "off":
             return
+        self._standards = Standards({}, {}, {})
         self._expert: Expert = build(self.expert, self.models, loader.pick_device(device))
         self._parser = load_parser(self.settings.spacy_model) if self.settings.spacy_model else None
         self._grounders = {
             modality: _load_grounder(name, modality, self.models, loader.pick_device(device))
             for modality, name in self.settings.grounders.items()
         }
+        if self.settings.cuts is not None:
+            self._standards = standards_of(self.settings.cuts, file_digest(self.settings.cuts))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the loaded models."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_expert", "_parser", "_grounders")}
+        loaded = ("_expert", "_parser", "_grounders", "_standards")
+        return {name: value for name, value in self.__dict__.items() if name not in loaded}
 
     def identity(self) -> dict[str, Any]:
         """Settings, expert, models with their revisions, and how media are decoded."""
         spec = self.expert
         used = spec.models | set(self.settings.grounders.values())
         parser = self.settings.spacy_model
+        cuts = self.settings.cuts
         return {
             "step": self.name,
-            "settings": self.settings.model_dump(mode="json"),
+            "settings": {**self.settings.model_dump(mode="json"), "cuts": cuts and file_digest(cuts)},
             "expert": spec.model_dump(mode="json"),
             "models": loader.identities({name: self.models[name] for name in sorted(used)}),
             "spacy": parser_revision(parser) if parser else None,
@@ -218,7 +226,7 @@ class SNSStep(Step):
         sentences = self._sentences(texts, encoder)
         items: Iterable[Item | PairError] = decoded if is_media(modality) else documents
         data_side, parts = self._cut_data(items, texts, modality, encoder)
-        annotation_side = self._cut_annotations(sentences, parts, encoder)
+        annotation_side = self._cut_annotations(sentences, parts, modality, encoder)
         decisions.take([row for row, _ in pairs], data_side, annotation_side, self.settings)
 
     def _trim_parts(
@@ -266,24 +274,36 @@ class SNSStep(Step):
             sides.append(side)
             parts.append(own)
         data_side = together(apart, sides, sentences.whole, self.settings)
-        annotation_side = self._cut_annotations(sentences, side_by_side(parts), encoder)
+        annotation_side = self._cut_annotations(sentences, side_by_side(parts), modality, encoder)
         decisions.take(chosen, data_side, annotation_side, self.settings)
 
     def _sentences(self, texts: Sequence[str], encoder: Encoder) -> Texts:
         return Texts.embed(texts, sentence_spans if self._backward else _unsplit, encoder, Modality.TEXT)
 
-    def _cut_annotations(self, sentences: Texts, parts: Parts, encoder: Encoder) -> Side:
+    def _selector(self, modality: str, side: str) -> Selector:
+        """Return what decides on one side of a modality's pairs."""
+        settings = self.settings
+        tau = settings.tau_backward if side == ANNOTATION_SIDE else settings.tau.get(modality, settings.tau_forward)
+        if settings.chosen_by != "pool":
+            return Selector(settings, tau)
+        found, name = self._standards, key(modality, side)
+        standard = found.standards.get(name)
+        if standard is None or standard.line is None:
+            return Selector(settings, tau, standard)
+        return Selector(settings, tau, standard, found.banks.get(name), found.phrases.get(name, ()))
+
+    def _cut_annotations(self, sentences: Texts, parts: Parts, modality: str, encoder: Encoder) -> Side:
         """Keep the sentences that the data's parts support."""
         if not self._backward:
             return sentences.untrimmed()
-        select = Selector(self.settings, self.settings.tau_backward)
-        return sentences.trim(parts, select, "annotation sentences", " ", encoder, Modality.TEXT)
+        select = self._selector(modality, ANNOTATION_SIDE)
+        return sentences.trim(parts, False, select, "annotation sentences", " ", encoder, Modality.TEXT)
 
     def _cut_data(
         self, items: Iterable[Item | PairError], annotations: Sequence[str], modality: str, encoder: Encoder
     ) -> tuple[Side, Parts]:
         """Keep what the annotations find of data of one modality; return that, and what the data consists of."""
-        select = Selector(self.settings, self.settings.tau.get(modality, self.settings.tau_forward))
+        select = self._selector(modality, DATA_SIDE)
         if is_media(modality):
             side = self._cut_media(items, annotations, modality, encoder, select)
             return side, Parts(side.whole, np.ones(len(annotations), dtype=np.int64))
@@ -306,7 +326,10 @@ class SNSStep(Step):
         grounder = self._grounders.get(modality)
         if grounder is None:
             grounder = PartsGrounder(encoder, settings.region_grid, settings.window)
-            embed_parts(phrases, encoder)  # in one call, which the encoder remembers, instead of one a chunk
+            # In one call, which the encoder remembers, instead of one a chunk.
+            embed_parts([*phrases, *select.phrases], encoder)
+        else:
+            select = replace(select, phrases=())  # looking for more may cost more
         return media_side(decoded, phrases, modality, encoder, grounder, select)
 
     def _cut_texts(
@@ -318,7 +341,7 @@ class SNSStep(Step):
         counts = document.parts.counts
         sought = [text if count > 1 else "" for text, count in zip(annotations, counts, strict=True)]
         phrases = embed_parts(components(sought, self.settings.components, self._parser), encoder)
-        return document.trim(phrases, select, text_medium(modality).noun, "\n", encoder, modality)
+        return document.trim(phrases, True, select, text_medium(modality).noun, "\n", encoder, modality)
 
     @property
     def _forward(self) -> bool:

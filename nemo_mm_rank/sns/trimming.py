@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nemo_mm_rank.arrays import Bools, Vectors
+from nemo_mm_rank.arrays import Bools, Floats, Vectors
 from nemo_mm_rank.config import SNSSettings
 from nemo_mm_rank.errors import PairError
 from nemo_mm_rank.media.rows import in_chunks
@@ -16,22 +16,9 @@ from nemo_mm_rank.media.spans import kept_text, merge
 from nemo_mm_rank.modality import Medium, of
 from nemo_mm_rank.models.base import Encoder, Grounded, Grounder
 from nemo_mm_rank.models.batching import gathered
+from nemo_mm_rank.sns.parts import Parts, Scored, across, best_match, host, mean_match
 from nemo_mm_rank.sns.selection import select_windows, union_box
-from nemo_mm_rank.sns.sides import (
-    ALL,
-    NONE,
-    ONE,
-    UNTOUCHED,
-    Cut,
-    Parts,
-    Selector,
-    Side,
-    Spans,
-    best_match,
-    host,
-    make_cut,
-    per_pair,
-)
+from nemo_mm_rank.sns.sides import ALL, NONE, ONE, UNTOUCHED, Cut, Selector, Side, Spans, make_cut, per_pair
 from nemo_mm_rank.text.split import CharSpan, merge_neighbours
 
 MAX_PARTS = 256
@@ -73,18 +60,23 @@ class Texts:
         """Return the side with no cut in it."""
         return Side(self.whole, [UNTOUCHED] * len(self.texts), np.full_like(self.whole, np.nan), self.errors)
 
-    def trim(self, others: Parts, select: Selector, noun: str, joint: str, encoder: Encoder, modality: str) -> Side:
+    def trim(
+        self, others: Parts, every: bool, select: Selector, noun: str, joint: str, encoder: Encoder, modality: str
+    ) -> Side:
         """Keep the parts that fit the other side's parts, and embed what is left of each text, in one call.
 
         Args:
             others: the parts of the other side.
+            every: whether a part is as relevant as it is close to all of these in the mean, or to the closest.
             select: which parts to keep.
             noun: what the parts are called.
             joint: what kept parts are joined by.
             encoder: the one that the texts were embedded by.
             modality: text or code.
         """
-        mask = select(best_match(self.parts, others), self.parts.owner)
+        parts = self.parts
+        relevance = mean_match(parts, others) if every else best_match(parts, others)
+        mask = select(Scored(relevance, parts.owner, across(parts, select.bank, every), parts.vectors))
         cuts = []
         for own, keep in zip(self.spans, per_pair(mask, self.parts.counts), strict=True):
             kept = [[float(start), float(end)] for (start, end), keeps in zip(own, keep, strict=True) if keeps]
@@ -136,9 +128,10 @@ def media_side(
             errors.update((rows[i], error) for i, error in encoded.errors.items())
             if grounder is None:
                 continue
-            grounded = grounder.ground(items, [phrases[row] for row in rows], modality)
+            others = [phrase for one in select.phrases for phrase in one]
+            grounded = grounder.ground(items, [[*phrases[row], *others] for row in rows], modality)
             medium = of(modality)
-            for row, item, cut in zip(rows, items, _cut_media(items, grounded, select, medium), strict=True):
+            for row, item, cut in zip(rows, items, _cut_media(rows, items, grounded, select, medium), strict=True):
                 cuts[row] = cut
                 if cut.spans:
                     yield row, medium.cut(item, cut.spans), item.nbytes
@@ -149,14 +142,24 @@ def media_side(
 
 
 def _cut_media(
-    items: Sequence[Segment], grounded: Sequence[Grounded | PairError], select: Selector, medium: Medium
+    rows: Sequence[int],
+    items: Sequence[Segment],
+    grounded: Sequence[Grounded | PairError],
+    select: Selector,
+    medium: Medium,
 ) -> list[Cut]:
     """Select among the candidate parts of all ``items`` at once; where grounding failed, there is nothing to cut."""
-    found = [one for one in grounded if isinstance(one, Grounded)]
+    found = [one.scores.cpu().numpy() for one in grounded if isinstance(one, Grounded)]
     counts = np.array([len(one.spans) if isinstance(one, Grounded) else 0 for one in grounded], dtype=np.int64)
-    best = [np.fmax.reduce(one.scores.cpu().numpy(), axis=1, initial=np.nan) for one in found]
+    sizes = np.array([len(one) for one in select.phrases], dtype=np.int64)
+    # The last columns are those of the bank's phrases.
+    bank = [
+        np.maximum.reduceat(one[:, -sizes.sum() :], np.cumsum(sizes) - sizes, axis=1) for one in found if len(sizes)
+    ]
+    best = [np.fmax.reduce(one[:, : one.shape[1] - sizes.sum()], axis=1, initial=np.nan) for one in found]
     relevance = np.concatenate([np.zeros(0, dtype=np.float32), *best])
-    mask = select(relevance, np.repeat(np.arange(len(items)), counts))
+    others = np.concatenate([np.zeros((0, len(sizes)), dtype=np.float32), *bank])
+    mask = select(Scored(relevance, np.repeat(np.asarray(rows, dtype=np.int64), counts), others))
     return [
         Cut(None, f"{type(one).__name__}: {one}")
         if isinstance(one, PairError)
@@ -171,6 +174,8 @@ def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: S
     """Return what the candidates to keep leave of ``item``; their scores are ``(c,)``."""
     if len(one.spans) < 2 and not one.found:
         return ONE
+    if medium.parts == "boxes" and settings.chosen_by == "pool":
+        keep = keep & ~_holding(one.spans.cpu().double().numpy(), ~keep)
     if not keep.any():
         return NONE
     candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
@@ -179,6 +184,14 @@ def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: S
         return _cut_boxes(int(width), int(height), candidates, len(one.spans), settings)
     start, end = medium.extent(item)
     return _cut_windows(end - start, candidates, scores[keep].tolist(), len(one.spans), settings)
+
+
+def _holding(boxes: Floats, cut: Bools) -> Bools:
+    """Return which of ``(c, 4)`` boxes hold one that is cut: what is foreign is so in a larger region, too."""
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    inside = np.all((low[:, None] <= low[None, cut]) & (high[:, None] >= high[None, cut]), axis=2)
+    holding: Bools = np.any(inside, axis=1)
+    return holding
 
 
 def _cut_boxes(width: int, height: int, boxes: Spans, candidates: int, settings: SNSSettings) -> Cut:

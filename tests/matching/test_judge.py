@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from nemo_mm_rank.matching.judge import Judge, Line, by_fold, cross_fit, separation, wrong_at_most
+from nemo_mm_rank.matching.judge import Judge
+from nemo_mm_rank.measures.line import Line, by_fold, cross_fit
+from nemo_mm_rank.measures.separation import separation, wrong_at_most
 from nemo_mm_rank.schema import LEAST_CHANCE
 
 Floats = npt.NDArray[np.float64]

@@ -16,8 +16,9 @@ from nemo_mm_rank import frames
 from nemo_mm_rank.config import MediaSettings, ModelSpec, parse
 from nemo_mm_rank.errors import ModelError
 from nemo_mm_rank.matching import Matcher, MatchStep, Pairs, Sample, Space
-from nemo_mm_rank.matching.judge import FEWEST, separation
+from nemo_mm_rank.matching.judge import FEWEST
 from nemo_mm_rank.matching.matcher import ADDED, ADDED_ACROSS, BANKS, JUDGES, SWAPPED, SWAPPED_ACROSS
+from nemo_mm_rank.measures.separation import separation
 from nemo_mm_rank.models.expert import load_encoder
 from nemo_mm_rank.schema import ERROR, LEAST_CHANCE, MATCH, MATCH_SENTENCE, MATCH_WHOLE, WEAKEST, WEAKEST_SENTENCE
 

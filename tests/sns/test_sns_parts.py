@@ -17,7 +17,7 @@ from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import take_apart
 from nemo_mm_rank.modality import combined
 from nemo_mm_rank.schema import DATA_PARTS, PARTS, SOURCE_MEDIA
-from nemo_mm_rank.sns.sides import Parts
+from nemo_mm_rank.sns.parts import Parts
 from nemo_mm_rank.sns.step import SNSStep, mean, side_by_side
 from tests.sns.test_sns_step import EXPERT, MODELS
 

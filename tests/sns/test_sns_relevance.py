@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from nemo_mm_rank.arrays import Vectors
 from nemo_mm_rank.errors import EmbeddingError
 from nemo_mm_rank.models.base import Encoded
-from nemo_mm_rank.sns import sides
-from nemo_mm_rank.sns.sides import Parts, best_match, cosines, host
+from nemo_mm_rank.sns import parts as sns_parts
+from nemo_mm_rank.sns.parts import Parts, best_match, cosines, host, mean_match
 
 
 def unit(rows: int, dim: int, seed: int) -> Vectors:
@@ -32,7 +32,7 @@ COUNTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, m
 
 
 @given(COUNTS, st.integers(0, 10**6), st.integers(1, 12))
-def test_best_match_is_the_largest_cosine_to_the_same_pairs_other_side(
+def test_a_match_is_the_largest_or_the_mean_cosine_to_the_same_pairs_other_side(
     counts: list[tuple[int, int]], seed: int, chunk: int
 ) -> None:
     ours, theirs = (np.array(column, dtype=np.int64) for column in zip(*counts, strict=True))
@@ -40,11 +40,11 @@ def test_best_match_is_the_largest_cosine_to_the_same_pairs_other_side(
     others = Parts(unit(int(theirs.sum()), 6, seed + 1), theirs)
     if len(others.vectors):
         others.vectors[0] = np.nan
-    before, sides._COSINES = sides._COSINES, chunk
+    before, sns_parts._COSINES = sns_parts._COSINES, chunk
     try:
-        found = best_match(parts, others)
+        found, mean = best_match(parts, others), mean_match(parts, others)
     finally:
-        sides._COSINES = before
+        sns_parts._COSINES = before
     first = np.cumsum(theirs) - theirs
     for i, owner in enumerate(parts.owner):
         own = others.vectors[first[owner] : first[owner] + theirs[owner]]
@@ -52,6 +52,7 @@ def test_best_match_is_the_largest_cosine_to_the_same_pairs_other_side(
             float(cosines(parts.vectors[i : i + 1], rival[None])[0]) for rival in own if not np.isnan(rival).any()
         ]
         np.testing.assert_equal(found[i], np.float32(max(judged)) if judged else np.float32(np.nan))
+        np.testing.assert_allclose(mean[i], np.mean(judged) if judged else np.nan, atol=1e-6)
 
 
 def test_items_that_failed_have_nan() -> None:
