@@ -21,7 +21,7 @@ from nemo_mm_rank.io.formats.base import About, FaultError
 from nemo_mm_rank.io.formats.conversations import spoken
 from nemo_mm_rank.io.formats.speech import FILE as NEMO_FILE
 from nemo_mm_rank.media.encode import wav
-from nemo_mm_rank.media.film import film
+from nemo_mm_rank.media.cut_video import cut_video
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_text, spans_of
 from nemo_mm_rank.media.source import Roots, is_local, is_url, open_source
@@ -123,7 +123,7 @@ class Medium:
         spans = window_of(self.reference) if self.spans is None else [list(span) for span in self.spans]
         if self.kind == Modality.VIDEO:
             with open_source(self.reference, self.root, settings, self.content) as source:
-                return film(source, spans or [], settings)
+                return cut_video(source, spans or [], settings)
         found: Any = Opener(settings).open(self.reference, self.kind, spans, self.root, self.content)
         if self.kind == Modality.AUDIO:
             return BytesIO(wav(found.samples, found.rate))

@@ -17,7 +17,7 @@ from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError, UserError
 from nemo_mm_rank.io.exports import Settings, export_blend
 from nemo_mm_rank.media.audio import decode_audio, to_samples
-from nemo_mm_rank.media.film import film
+from nemo_mm_rank.media.cut_video import cut_video
 from nemo_mm_rank.media.video import decode_video
 from nemo_mm_rank.schema import SPANS
 
@@ -49,8 +49,8 @@ def make(sound: bool) -> io.BytesIO:
 
 
 @pytest.mark.parametrize("sound", [True, False])
-def test_what_is_kept_of_a_film(sound: bool) -> None:
-    out = film(make(sound), [[1.0, 1.5], [3.0, 3.3]], MediaSettings())
+def test_what_is_kept_of_a_video(sound: bool) -> None:
+    out = cut_video(make(sound), [[1.0, 1.5], [3.0, 3.3]], MediaSettings())
     frames, times, duration = decode_video(out, 8, 64, None, 100, 10**7)
     assert duration == pytest.approx(0.8, abs=1e-3)
     np.testing.assert_allclose(times, np.arange(8) / FPS, atol=1e-3)
@@ -70,9 +70,9 @@ def test_what_is_kept_of_a_film(sound: bool) -> None:
 
 def test_what_cannot_be_cut() -> None:
     with pytest.raises(MediaError, match="no frame within the windows"):
-        film(make(sound=False), [[9.0, 10.0]], MediaSettings())
+        cut_video(make(sound=False), [[9.0, 10.0]], MediaSettings())
     with pytest.raises(MediaError, match="cannot be opened as video"):
-        film(io.BytesIO(b"no film"), [[0.0, 1.0]], MediaSettings())
+        cut_video(io.BytesIO(b"no video"), [[0.0, 1.0]], MediaSettings())
 
 
 @pytest.mark.parametrize("name", ["swift", "hf", "energon"])
@@ -91,7 +91,7 @@ def test_a_trimmed_video_is_written_as_it_was_ranked(tmp_path: Path, name: str) 
     assert duration == pytest.approx(0.5, abs=1e-3)
     np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), 5 * np.arange(20, 25), atol=3)
     broken = table.set_column(3, "data", pa.array(["b.mov"]))
-    (tmp_path / "b.mov").write_bytes(b"no film")
+    (tmp_path / "b.mov").write_bytes(b"no video")
     with pytest.raises(UserError, match=r"pair 'v': 'b\.mov' .*cannot be opened as video.*nothing was exported"):
         export_blend(broken, tmp_path / "other", name, Settings(trimmed=True))
 
