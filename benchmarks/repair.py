@@ -435,7 +435,8 @@ def _standing(one: Figures) -> float:
 def halves(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return two halves of the pool that share no data (XQuAD asks several questions of one paragraph)."""
     first = hashes([row[DATA] for row in rows], seed) % 2 == 0
-    return tuple([row for row, own in zip(rows, first.tolist(), strict=True) if own == half] for half in (True, False))
+    chosen = list(zip(rows, first.tolist(), strict=True))
+    return [row for row, own in chosen if own], [row for row, own in chosen if not own]
 
 
 def drawn(rows: Sequence[dict[str, Any]], each: int, seed: int) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ def _run(source: str, name: str, names: dict[str, object]) -> str:
     last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, name, "exec"), names)
     value = eval(compile(ast.Expression(last.value), name, "eval"), names) if isinstance(last, ast.Expr) else None
-    return str(value._repr_html_()) if hasattr(value, "_repr_html_") else ""
+    show = getattr(value, "_repr_html_", None)
+    return "" if show is None else str(show())
 
 
 @pytest.mark.slow

@@ -85,9 +85,10 @@ def _write(file: IO[bytes], windows: Sequence[tuple[float, float]], settings: Me
                 scaled = frame.reformat(video.width, video.height, "yuv420p")
                 scaled.pts, scaled.time_base, scaled.pict_type = tick, video.time_base, 0
                 out.mux(video.encode(scaled))
-            decoded = None if packet is None or packet.dts is None or first is None else packet.dts * stream.time_base
-            if decoded is not None and float(decoded) - first > windows[-1][1] + 1:
-                break
+            if packet is not None and packet.dts is not None and first is not None:
+                decoded = float(packet.dts * stream.time_base) - first
+                if decoded > windows[-1][1] + 1:
+                    break
         if last < 0:
             raise MediaError("has no frame within the windows that are kept of it")
         out.mux(video.encode(None))

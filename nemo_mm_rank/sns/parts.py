@@ -88,7 +88,8 @@ def mean_match(parts: Parts, others: Parts) -> Floats32:
         np.add.at(total, left[there], values[there])
         np.add.at(count, left[there], 1)
     found = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
-    return found.astype(np.float32)
+    matches: Floats32 = found.astype(np.float32)
+    return matches
 
 
 def _own_cosines(parts: Parts, others: Parts) -> Iterator[tuple[Ints, Floats32]]:
@@ -127,12 +128,14 @@ class Scored:
     def joined(self, other: Scored) -> Scored:
         """Return both, end to end; the other's owners come behind these."""
         first = int(self.owner.max(initial=-1)) + 1
-        known = self.vectors is not None and other.vectors is not None
+        vectors = None
+        if self.vectors is not None and other.vectors is not None:
+            vectors = np.concatenate([self.vectors, other.vectors])
         return Scored(
             np.concatenate([self.relevance, other.relevance]),
             np.concatenate([self.owner, other.owner + first]),
             np.concatenate([self.across, other.across]),
-            np.concatenate([self.vectors, other.vectors]) if known else None,  # type: ignore[list-item]
+            vectors,
         )
 
     def features(self, blocks: bool) -> Floats:

@@ -112,7 +112,8 @@ def spoil(scored: Scored, blocks: bool, seed: int, strangers: Scored | None = No
             places.append(place)
     if not places:
         nobody = np.zeros(0, dtype=np.int64)
-        return Scored(np.zeros(0), nobody, scored.across[:0]), np.zeros(0, dtype=bool), nobody
+        nothing: Floats = np.zeros((0, scored.across.shape[1]))
+        return Scored(np.zeros(0), nobody, nothing), np.zeros(0, dtype=bool), nobody
     sizes = list(map(len, rows))
     taken = np.concatenate(rows)
     vectors = None if together.vectors is None else together.vectors[taken]

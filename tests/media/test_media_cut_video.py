@@ -82,11 +82,12 @@ def test_a_trimmed_video_is_written_as_it_was_ranked(tmp_path: Path, name: str) 
     table = pa.table({key: [value] for key, value in {**columns, "media_root": str(tmp_path)}.items()})
     table = table.append_column("sns_data_spans", pa.array([[[2.0, 2.5]]], SPANS))
     export_blend(table, tmp_path / name, name, Settings(trimmed=True))
-    content = {
-        "swift": lambda: (tmp_path / "swift/media/00000000.mp4").read_bytes(),
-        "hf": lambda: pq.read_table(tmp_path / "hf/data")["video"][0].as_py()["bytes"],
-        "energon": lambda: _member(tmp_path / "energon/video/blend-000000.tar"),
-    }[name]()
+    if name == "swift":
+        content = (tmp_path / "swift/media/00000000.mp4").read_bytes()
+    elif name == "hf":
+        content = pq.read_table(tmp_path / "hf/data")["video"][0].as_py()["bytes"]
+    else:
+        content = _member(tmp_path / "energon/video/blend-000000.tar")
     frames, _, duration = decode_video(io.BytesIO(content), 5, 64, None, 100, 10**7)
     assert duration == pytest.approx(0.5, abs=1e-3)
     np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), 5 * np.arange(20, 25), atol=3)

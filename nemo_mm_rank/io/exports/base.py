@@ -20,8 +20,8 @@ from nemo_mm_rank.io.bad_rows import shown
 from nemo_mm_rank.io.formats.base import About, FaultError
 from nemo_mm_rank.io.formats.conversations import spoken
 from nemo_mm_rank.io.formats.speech import FILE as NEMO_FILE
-from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.media.cut_video import cut_video
+from nemo_mm_rank.media.encode import wav
 from nemo_mm_rank.media.opener import Opener
 from nemo_mm_rank.media.rows import annotation_text, spans_of
 from nemo_mm_rank.media.source import Roots, is_local, is_url, open_source
