@@ -85,8 +85,9 @@ def _film(file: IO[bytes], windows: Sequence[tuple[float, float]], settings: Med
                 scaled = frame.reformat(picture.width, picture.height, "yuv420p")
                 scaled.pts, scaled.time_base, scaled.pict_type = tick, picture.time_base, 0
                 out.mux(picture.encode(scaled))
-            decoded = None if packet is None or packet.dts is None or first is None else packet.dts * stream.time_base
-            if decoded is not None and float(decoded) - first > windows[-1][1] + 1:
+            if packet is None or packet.dts is None or first is None:
+                continue
+            if float(packet.dts * stream.time_base) - first > windows[-1][1] + 1:
                 break
         if last < 0:
             raise MediaError("has no frame within the windows that are kept of it")

@@ -76,7 +76,7 @@ def test_the_vector_of_several_parts_is_the_mean_of_theirs(media: Path) -> None:
 
 def several(rows: Any, *media: list[tuple[str, str]] | None, contents: Any = None) -> Any:
     """Put all media of rows beside them."""
-    listed = [own and [{"modality": kind, "data": data} for kind, data in own] for own in media]
+    listed = [own if own is None else [{"modality": kind, "data": data} for kind, data in own] for own in media]
     columns = {SOURCE_MEDIA: pa.array(listed, PARTS)}
     return frames.attach(rows, columns if contents is None else {**columns, SOURCE_CONTENTS: pa.array(contents)})
 

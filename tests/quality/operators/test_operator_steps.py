@@ -404,7 +404,7 @@ def test_several_pictures_are_all_judged(rows: pd.DataFrame) -> None:
         None,
         None,
     ]
-    listed = [own and [{"modality": "image", "data": f"{name}.png"} for name in own] for own in names]
+    listed = [own if own is None else [{"modality": "image", "data": f"{name}.png"} for name in own] for own in names]
     out = run(frames.attach(same, {SOURCE_MEDIA: pa.array(listed, PARTS)}), {})
     assert live(out) == ["u", "v", "w", "y", "z"]
     assert "'broken.png': is not a picture" in out[ERROR][3]
