@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
-from nemo_mm_rank.arrays import Bools, Floats, Floats32, Ints, Vectors
+from nemo_mm_rank.arrays import Bools, Floats, Ints, Vectors
 from nemo_mm_rank.io.files import reading, write_tensors
 from nemo_mm_rank.measures.line import Line, by_fold, cross_fit
 from nemo_mm_rank.measures.separation import chance, separation, wrong_at_most
@@ -88,7 +90,7 @@ def spoil(scored: Scored, blocks: bool, seed: int, strangers: Scored | None = No
     counts = np.bincount(scored.owner)
     starts, there = np.cumsum(counts) - counts, np.flatnonzero(counts)
     rows: list[Ints] = []
-    relevance: list[Floats | Floats32] = []
+    relevance: list[npt.NDArray[Any]] = []
     planted: list[Bools] = []
     places: list[int] = []
     for strange, place in product(rounds, range(min(scored.across.shape[1], len(counts)))):
