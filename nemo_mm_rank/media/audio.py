@@ -115,7 +115,8 @@ def _channels(frame: Any) -> Samples:
         values = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T
-    channels: Samples = np.array(values, dtype=np.float32, order="C")
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number any more is refused in the end
+        channels: Samples = np.array(values, dtype=np.float32, order="C")
     if kind == "u8":
         channels -= 128
     channels /= _FULL_SCALE[kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Literal
@@ -41,7 +42,9 @@ def open_stream(
         # Bytes that are no UTF-8 in a title are no reason to refuse the recording.
         container = av.open(file, "r", options=options, metadata_errors="replace", buffer_size=1 << 17)
     except av.error.FFmpegError as error:
-        raise MediaError(f"cannot be opened as {kind}: {error.strerror}") from error
+        # What is not on the list of formats FFmpeg calls an invalid argument.
+        why = "its format is none that is read" if error.errno == errno.EINVAL else error.strerror
+        raise MediaError(f"cannot be opened as {kind}: {why}") from error
     with container:
         stream = container.streams.best(kind)
         # A cover image in a song is stored as a video stream.

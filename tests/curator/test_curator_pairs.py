@@ -240,3 +240,17 @@ def test_hydras_lists_and_mappings(run: Result, pool: Path, tmp_path: Path, thro
     job = made(MultimodalRankWorkflow, pool=[str(pool)], query=["a", "b"], config={"sns": {"mode": "off"}}, budget=3)
     assert len(job.settings.queries) == 2
     assert made(MultimodalRankWorkflow, config=OmegaConf.create({"pools": [str(pool)], "queries": ["x"]})).settings
+
+
+def test_after_the_lance_reader(tmp_path: Path, through: Any) -> None:
+    lance: Any = pytest.importorskip("lance", reason="needs Curator's extra 'lance'")
+    from nemo_curator.stages.text.io.reader.lance import LanceReader
+
+    table = pa.table({"key": ["a", "b"], "caption": ["A dot.", None], "picture": pa.array([GIF] * 2), "stars": [1, 2]})
+    lance.write_dataset(table, str(tmp_path / "lake.lance"))
+    fields = {"annotation": "caption", "data": "picture"}
+    stage = PairColumnsStage(fields=fields, modality="image", id="key", pool="lake")
+    [batch] = through([LanceReader(path=str(tmp_path / "lake.lance")), stage])
+    assert batch.data[DATA_BYTES].to_pylist() == [GIF, None]
+    assert batch.data["stars"][0].as_py() == 1
+    assert [error is None for error in batch.data[ERROR].to_pylist()] == [True, False]

@@ -17,19 +17,21 @@ import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from PIL import Image
 
 from tests.integration.runs import command, settings
 from tests.tars import member, write_tar
 
-SEED, EACH, MANIFESTS = 16, 24, 6
+SEED, EACH, MANIFESTS = 16, 50, 12
 """Damaged items of each kind of media, and damaged manifests of each kind."""
 SECONDS, MEMORY = 600, 10 * 2**30
 
 PICTURES = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF"}
-SOUNDS = {"flac": "flac", "mp3": "mp3", "ogg": "libopus"}
-FILMS = {"mp4": "libx264", "webm": "libvpx", "mkv": "libx264"}
+PICTURES |= {"jp2": "JPEG2000", "ppm": "PPM", "tif": "TIFF", "jpeg": "JPEG"}
+SOUNDS = {"flac": "flac", "mp3": "mp3", "ogg": "libopus", "m4a": "aac", "aiff": "pcm_s16be"}
+FILMS = {"mp4": "libx264", "webm": "libvpx", "mkv": "libx264", "avi": "mpeg4", "mov": "mpeg4"}
 
 
 def picture(form: str) -> bytes:
@@ -148,6 +150,7 @@ def make_pools(folder: Path) -> list[str]:
     return [str(pool), f"{tars}/*.tar"]
 
 
+@pytest.mark.slow
 def test_every_row_is_ranked_or_quarantined(tmp_path: Path) -> None:
     changes = {"pools": make_pools(tmp_path), "sns": {"mode": "off"}, "shards": 4}
     values = settings(tmp_path, tmp_path / "run", **changes)

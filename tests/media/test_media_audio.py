@@ -73,6 +73,16 @@ def test_64_bits(tmp_path: Path, write_wav: WriteSound) -> None:
         np.testing.assert_allclose(decode(tmp_path / "x"), 0.75 * left, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_no_float_of_32_bits_holds_are_refused_without_a_warning(tmp_path: Path) -> None:
+    content = np.full(8_000, 1e300, "<f8").tobytes()
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, RATE, 8 * RATE, 8, 64)
+    head = b"RIFF" + struct.pack("<I", 36 + len(content)) + b"WAVE" + form + b"data" + struct.pack("<I", len(content))
+    (tmp_path / "a.wav").write_bytes(head + content)
+    with pytest.raises(MediaError, match="samples that are not numbers"):
+        decode(tmp_path / "a.wav")
+
+
 def test_channels_are_averaged(write_wav: WriteSound) -> None:
     six = np.stack([np.full(1000, value, np.int16) for value in (6000, 0, -3000, 12_000, 0, 3000)], axis=1)
     np.testing.assert_allclose(decode(write_wav(six)), 3000 / 32768, rtol=1e-6)

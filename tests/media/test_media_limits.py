@@ -125,6 +125,14 @@ def test_a_decoder_that_does_all_in_one_call_is_ended(
         assert decode_image(file, 10**6, here=True).tobytes() == small.pixels.tobytes()
 
 
+@pytest.mark.parametrize("modality", ["audio", "video"])
+def test_a_format_that_is_not_read_is_said(tmp_path: Path, modality: str) -> None:
+    (tmp_path / "a.wav").write_bytes(jpeg(10))
+    assert (
+        why(tmp_path, "a.wav", modality) == f"'a.wav': cannot be opened as {modality}: its format is none that is read"
+    )
+
+
 ENDS = "tests.media.work_apart:ends"
 
 
