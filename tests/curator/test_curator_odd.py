@@ -86,7 +86,6 @@ def images(stage: ImagePairsStage, **odd: Any) -> pa.Table:
         ({"embedding": np.ones((2, 4))}, "embedding by 'clip': expected a vector, found numbers in shape (2, 4)"),
         ({"embedding": np.full(4, np.nan)}, "embedding by 'clip': expected a vector, found one without a direction"),
     ],
-    ids=str,
 )
 def test_images(odd: dict[str, Any], said: str | None) -> None:
     check(images(ImagePairsStage(embedding="clip"), **odd), said)
@@ -124,7 +123,6 @@ def test_an_embedding_of_another_size() -> None:
         ({"parts": 5}, "parts: expected a list of {start, end} in seconds, found 5"),
         ({"mine": object(), "yours": [object()], "theirs": {1, 2}}, None),
     ],
-    ids=str,
 )
 def test_sounds(odd: dict[str, Any], said: str | None, tmp_path: Path) -> None:
     usual = {"waveform": np.zeros(1600), "sample_rate": 16_000, "text": "Still."}
@@ -156,7 +154,6 @@ def test_channels_of_a_waveform_that_cancel_each_other_out_are_heard() -> None:
         ({"windows": [_Window(0, 9, caption={"q": 5})]}, "annotation: expected a non-empty string, found nothing"),
         ({"cosmos_embed1_embedding": "words"}, "embedding by 'cosmos': expected a vector, found could not convert"),
     ],
-    ids=str,
 )
 def test_clips(odd: dict[str, Any], said: str | None) -> None:
     usual = {
@@ -209,7 +206,6 @@ def documents(columns: Mapping[str, Sequence[Any]], pandas: bool) -> DocumentBat
         (["a", ["b"]], "annotation: expected a string, found list"),
         (datetime.date(2020, 1, 1), "annotation: expected a string, found date"),
     ],
-    ids=str,
 )
 def test_documents_in_pandas(first: Any, said: str | None) -> None:
     columns: dict[str, Any] = {
