@@ -326,10 +326,10 @@ class ProjectionSettings(Settings):
     learning_rate: float = Field(1e-3, gt=0, description="at the start; it falls to zero along a cosine")
     weight_decay: float = Field(1e-2, ge=0, description="of AdamW")
     batch_size: int = Field(512, ge=2, description="pairs of a step")
-    max_epochs: int = Field(20, ge=1, description="passes over the sample, at most")
+    max_epochs: int = Field(5, ge=1, description="passes over the sample, at most")
     patience: int = Field(5, ge=1, description="epochs with a validation loss clearly worse than the best")
     folds: int = Field(4, ge=2, le=20, description="each pair is projected by the network that never saw it")
-    max_pairs: int = Field(200_000, ge=8, description="bound on the sample that is read to fit")
+    max_pairs: int = Field(32_768, ge=8, description="bound on the sample that is read to fit")
     threads: int = Field(2, ge=1, description="networks trained at a time, one thread each; changes nothing else")
 
     @model_validator(mode="after")
