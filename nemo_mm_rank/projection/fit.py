@@ -27,6 +27,10 @@ from nemo_mm_rank.vectors import threads
 
 _STEPS = 10  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
 
+# Weights have farther to go the more there is to learn. Beyond so many pairs the rate grows with their number, so that a
+# few passes over many go as far as more passes would.
+_FEW = 2560
+
 # Validation losses of epochs are noisy, and later epochs have smaller steps behind them: the last epoch that is not
 # clearly worse than the best is kept.
 _TOLERANCE = 1.02
@@ -84,9 +88,8 @@ def train(
         settings: the objective and its optimiser.
         generator: CPU; of batches and dropout.
     """
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+    rate = settings.learning_rate * max(1.0, len(training) / _FEW)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=settings.weight_decay, fused=True)
     history: History = []
     best, waited = float("inf"), 0
     weights = _weights(network)
@@ -199,7 +202,7 @@ def _weights(network: FusionNetwork) -> dict[str, torch.Tensor]:
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of what a fit leaves behind, and of what its metrics mean."""
 
 _VALIDATION = 20  # one annotation in this many of the training folds is set aside for early stopping

@@ -86,7 +86,9 @@ class FusionNetwork(nn.Module):
             if self.depth:
                 self.rest[-1].bias.copy_(away.mean(0))
                 return
-            lacking = torch.stack([torch.ones_like(away[:, 0]), *(1.0 - sources[name].valid.double() for name in self.sources)])
+            lacking = torch.stack(
+                [torch.ones_like(away[:, 0]), *(1.0 - sources[name].valid.double() for name in self.sources)]
+            )
             # As if one row more lay at zero for each: what all rows have, or lack, is left to the bias.
             equations = lacking @ lacking.T + torch.eye(len(lacking), dtype=torch.float64, device=away.device)
             bias, *defaults = torch.linalg.solve(equations, lacking @ away)
