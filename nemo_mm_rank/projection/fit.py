@@ -27,8 +27,8 @@ from nemo_mm_rank.vectors import threads
 
 _STEPS = 10  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
 
-# Weights have farther to go the more there is to learn. Beyond so many pairs the rate grows with their number, so that a
-# few passes over many go as far as more passes would.
+# Weights have farther to go the more there is to learn. Beyond so many pairs the rate grows with their number, so that
+# a few passes over many go as far as more passes would.
 _FEW = 2560
 
 # Validation losses of epochs are noisy, and later epochs have smaller steps behind them: the last epoch that is not
