@@ -25,11 +25,7 @@ from nemo_mm_rank.projection.step import Projection
 from nemo_mm_rank.sampling import FitSample, folds_of, hashes
 from nemo_mm_rank.vectors import threads
 
-_STEPS = 10  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
-
-# Weights have farther to go the more there is to learn. Beyond so many pairs the rate grows with their number, so that
-# a few passes over many go as far as more passes would.
-_FEW = 2560
+_STEPS = 3  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
 
 # Validation losses of epochs are noisy, and later epochs have smaller steps behind them: the last epoch that is not
 # clearly worse than the best is kept.
@@ -77,7 +73,7 @@ def train(
 ) -> History:
     """Train ``network`` in place and leave it with the weights of its last good epoch.
 
-    The learning rate falls to zero along a cosine. An epoch is once through the training rows, or ten batches where
+    The learning rate falls to zero along a cosine. An epoch is once through the training rows, or three batches where
     there are fewer.
 
     Args:
@@ -88,8 +84,9 @@ def train(
         settings: the objective and its optimiser.
         generator: CPU; of batches and dropout.
     """
-    rate = settings.learning_rate * max(1.0, len(training) / _FEW)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=settings.weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
     history: History = []
     best, waited = float("inf"), 0
     weights = _weights(network)

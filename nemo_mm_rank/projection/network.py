@@ -84,7 +84,7 @@ class FusionNetwork(nn.Module):
         away = (anchors * self.dim**0.5 - self._near(sources)).double()
         with torch.no_grad():
             if self.depth:
-                self.rest[-1].bias.copy_(away.mean(0))
+                list(self.rest.parameters())[-1].copy_(away.mean(0))  # the last layer's bias
                 return
             lacking = torch.stack(
                 [torch.ones_like(away[:, 0]), *(1.0 - sources[name].valid.double() for name in self.sources)]

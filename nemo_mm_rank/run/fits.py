@@ -63,8 +63,7 @@ from nemo_mm_rank.steps import Step, columns_added
 def read_sample(shards: Shards, config: Config) -> FitSample:
     """Read at most ``config.projection.max_pairs`` live pairs, chosen and ordered by a hash of their ids.
 
-    Modalities share the bound as evenly as their counts allow: what a rare one begins with is learnt from as many pairs
-    as the pool has of it. Memory: 20 bytes a pair of the pool while choosing, then the sample itself.
+    Memory: 20 bytes a pair of the pool while choosing, then the sample itself.
 
     Args:
         shards: with the embeddings by the configuration's experts.
@@ -73,7 +72,7 @@ def read_sample(shards: Shards, config: Config) -> FitSample:
     used = [source for expert in config.experts for source in sources(expert)]
     anchor, data = annotation_column(config.anchor), [source.column for source in used]
     texts = [MODALITY, ANNOTATION]
-    words, columns = gather(shards, texts, [anchor, *data], config.projection.max_pairs, config.seed, MODALITY, True)
+    words, columns = gather(shards, texts, [anchor, *data], config.projection.max_pairs, config.seed)
     return FitSample(
         sources={name: columns[name] for name in data if name in columns},
         anchors=columns[anchor].values,
@@ -85,13 +84,7 @@ def read_sample(shards: Shards, config: Config) -> FitSample:
 
 
 def gather(
-    shards: Shards,
-    texts: Sequence[str],
-    vectors: Sequence[str],
-    max_pairs: int,
-    seed: int,
-    by: str | None = None,
-    shared: bool = False,
+    shards: Shards, texts: Sequence[str], vectors: Sequence[str], max_pairs: int, seed: int, by: str | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Vectors]]:
     """Read columns of at most ``max_pairs`` live pairs, chosen and ordered by a hash of their ids.
 
@@ -102,12 +95,11 @@ def gather(
         max_pairs: the bound.
         seed: enters the hash.
         by: a column of text; the bound then holds for each of its values.
-        shared: it holds for all of them together, as evenly as their counts allow.
 
     Returns:
         Column -> ``(n,)`` objects, and column -> embeddings of ``n`` rows.
     """
-    keys, parts, rows = _choose(shards, max_pairs, seed, by, shared)
+    keys, parts, rows = _choose(shards, max_pairs, seed, by)
     order = np.argsort(keys, kind="stable")
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
@@ -124,9 +116,7 @@ def gather(
     return words, columns
 
 
-def _choose(
-    shards: Shards, max_pairs: int, seed: int, by: str | None, shared: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _choose(shards: Shards, max_pairs: int, seed: int, by: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     kept: dict[str | None, list[Chosen]] = {}
     counts = Counter[str | None]()
     for part in range(shards.count):
@@ -143,23 +133,9 @@ def _choose(
                 kept[value], counts[value] = [_smallest(kept[value], max_pairs)], max_pairs
     if not kept:
         return np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0, np.int64)
-    most = even_shares([counts[value] for value in kept], max_pairs) if shared else [max_pairs] * len(kept)
-    chosen = [_smallest(found, k) for found, k in zip(kept.values(), most, strict=True)]
+    chosen = [_smallest(found, max_pairs) for found in kept.values()]
     keys, parts, rows = (np.concatenate(columns) for columns in zip(*chosen, strict=True))
     return keys, parts, rows
-
-
-def even_shares(counts: Sequence[int], total: int) -> list[int]:
-    """Return how many to take of each group: all of small ones, and about as many of each of the others.
-
-    >>> even_shares([10, 500, 900], 610)
-    [10, 300, 300]
-    """
-    shares = [0] * len(counts)
-    for place, group in enumerate(np.argsort(counts, kind="stable").tolist()):
-        shares[group] = min(counts[group], total // (len(counts) - place))
-        total -= shares[group]
-    return shares
 
 
 Chosen: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
