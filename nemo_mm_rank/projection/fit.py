@@ -25,7 +25,7 @@ from nemo_mm_rank.projection.step import Projection
 from nemo_mm_rank.sampling import FitSample, folds_of, hashes
 from nemo_mm_rank.vectors import threads
 
-_STEPS = 3  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
+_STEPS = 5  # an epoch is at least this many batches, so that a small pool is learnt from as much as a large one
 
 # Validation losses of epochs are noisy, and later epochs have smaller steps behind them: the last epoch that is not
 # clearly worse than the best is kept.
@@ -53,10 +53,6 @@ class TrainingSet:
     annotation: torch.Tensor
     classes: TargetClasses | None = None
 
-    def sources_of(self, rows: torch.Tensor) -> dict[str, Vectors]:
-        """Return the sources of some rows."""
-        return {name: Vectors(column.values[rows], column.valid[rows]) for name, column in self.sources.items()}
-
     def twins(self, rows: torch.Tensor) -> torch.Tensor:
         """Return ids of equal annotations and, where they are known, of equal data: ``(k, 1 or 2)`` int64."""
         ids = [self.annotation[rows]] + ([self.classes.content[rows]] if self.classes else [])
@@ -73,7 +69,7 @@ def train(
 ) -> History:
     """Train ``network`` in place and leave it with the weights of its last good epoch.
 
-    The learning rate falls to zero along a cosine. An epoch is once through the training rows, or three batches where
+    The learning rate falls to zero along a cosine. An epoch is once through the training rows, or five batches where
     there are fewer.
 
     Args:
@@ -87,13 +83,13 @@ def train(
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.max_epochs)
     history: History = []
     best, waited = float("inf"), 0
     weights = _weights(network)
     together = 2 if data.classes else 1
     batches = balanced_batches(data.modality, training, settings.batch_size, generator, together)
     steps = max(_STEPS, round(len(training) / settings.batch_size))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.max_epochs * steps)
     for _ in range(settings.max_epochs):
         seen, active = [], []
         for rows in islice(batches, steps):
@@ -101,10 +97,10 @@ def train(
             loss = objective(network, data, rows, settings, generator)
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            schedule.step()
             seen.append(float(loss.detach()))
             if data.classes:
                 active.append(float(active_rows(data.classes.codes[rows], data.twins(rows)).double().mean()))
+        schedule.step()
         judged = trained = sum(seen) / len(seen)
         if len(validation):
             with torch.no_grad():
@@ -132,7 +128,8 @@ def objective(
 ) -> torch.Tensor:
     """Return the weighted sum of the objective's terms on ``rows``."""
     rows = rows.to(data.anchors.device)
-    anchors, modality, sources = data.anchors[rows], data.modality[rows], data.sources_of(rows)
+    anchors, modality = data.anchors[rows], data.modality[rows]
+    sources = {name: Vectors(column.values[rows], column.valid[rows]) for name, column in data.sources.items()}
     projected = network.fuse(sources, generator)
     total = torch.zeros((), device=projected.device)
     if settings.contrastive_weight:
@@ -199,7 +196,7 @@ def _weights(network: FusionNetwork) -> dict[str, torch.Tensor]:
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 2
 """Of what a fit leaves behind, and of what its metrics mean."""
 
 _VALIDATION = 20  # one annotation in this many of the training folds is set aside for early stopping
@@ -256,8 +253,6 @@ def fit(sample: FitSample, settings: ProjectionSettings, seed: int, device: str 
                 "projection: fold %d leaves too few annotations to learn from; its network is as it began", fold
             )
             return network, []
-        rows = training.to(device)
-        network.centre(data.sources_of(rows), data.anchors[rows])
         validation = torch.nonzero((folds != fold) & aside).view(-1)
         return network, train(network, data, training, validation, settings, generator)
 
@@ -324,7 +319,7 @@ def _measure(
 ) -> dict[str, _Space]:
     """Measure the fused space, and each source in the same space, on the rows of a fold."""
     where = rows.to(data.anchors.device)
-    sources = data.sources_of(where)
+    sources = {name: Vectors(column.values[where], column.valid[where]) for name, column in data.sources.items()}
     modality = np.array([sample.modality[row] for row in rows.tolist()])
     spaces = {"fused": projection.project(sources, [sample.annotations[row] for row in rows.tolist()])}
     spaces |= {name: sources[name] for name in sample.anchor_space if name in sources}

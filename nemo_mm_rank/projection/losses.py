@@ -56,7 +56,7 @@ def contrastive_loss(
 class _CrossEntropies(torch.autograd.Function):
     """Both cross entropies of a matrix of cosines, whose gradient is known in closed form: softmaxes less ones.
 
-    A third of the time that two losses and their graph take, and the matrix is held once.
+    About half of the time that two losses and their graph take.
     """
 
     @staticmethod

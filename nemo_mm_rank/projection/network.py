@@ -72,30 +72,6 @@ class FusionNetwork(nn.Module):
             if parameter.ndim == 1:
                 nn.init.zeros_(parameter)
 
-    def centre(self, sources: Mapping[str, Vectors], anchors: torch.Tensor) -> None:
-        """Set the offsets by least squares: rows begin, in the mean, where their anchors lie, whatever they lack.
-
-        Training moves an offset by little more than the learning rate a step, and modalities begin far apart.
-
-        Args:
-            sources: embeddings of ``n`` rows.
-            anchors: ``(n, dim)`` normalised.
-        """
-        away = (anchors * self.dim**0.5 - self._near(sources)).double()
-        with torch.no_grad():
-            if self.depth:
-                list(self.rest.parameters())[-1].copy_(away.mean(0))  # the last layer's bias
-                return
-            lacking = torch.stack(
-                [torch.ones_like(away[:, 0]), *(1.0 - sources[name].valid.double() for name in self.sources)]
-            )
-            # As if one row more lay at zero for each: what all rows have, or lack, is left to the bias.
-            equations = lacking @ lacking.T + torch.eye(len(lacking), dtype=torch.float64, device=away.device)
-            bias, *defaults = torch.linalg.solve(equations, lacking @ away)
-            self.bias.copy_(bias)
-            for parameter, value in zip(self.defaults, defaults, strict=True):
-                parameter.copy_(value)
-
     def forward(self, sources: Mapping[str, Vectors]) -> torch.Tensor:
         """Fuse ``n`` rows: ``(n, dim)`` float32, normalised."""
         return F.normalize(self.fuse(sources), dim=1)
@@ -117,15 +93,12 @@ class FusionNetwork(nn.Module):
                 x = x + default.expand(len(column.valid), -1)
         for layer in self.rest:
             x = layer(self._drop(F.gelu(x), generator))
-        return x + self._near(sources)
-
-    def _near(self, sources: Mapping[str, Vectors]) -> torch.Tensor | float:
-        """Return the mean of the sources in the anchor's space, scaled as the output is."""
-        if not self.skip:
-            return 0.0
-        count = torch.stack([sources[name].valid for name in self.skip]).sum(0).clamp(min=1)
-        # Rows without a source are zero in it, so that the sum is over those present.
-        return torch.stack([sources[name].values for name in self.skip]).sum(0) / count[:, None] * self.dim**0.5
+        if self.skip:
+            count = torch.stack([sources[name].valid for name in self.skip]).sum(0).clamp(min=1)
+            # Rows without a source are zero in it, so that the sum is over those present.
+            near = torch.stack([sources[name].values for name in self.skip]).sum(0) / count[:, None]
+            x = x + near * self.dim**0.5
+        return x
 
     def _drop(self, x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
         if not self.dropout or generator is None:

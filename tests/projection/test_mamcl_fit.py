@@ -46,8 +46,7 @@ def within(sample: FitSample, projection: Projection, seed: int) -> float:
 
 def test_it_learns_to_find_data_among_their_own_kind(sample: FitSample, projection: Projection) -> None:
     before = ALONE.model_copy(update={"max_epochs": 1, "learning_rate": 1e-9})
-    # Offsets are gone before the first step, and with them most of what an untrained network gets wrong here.
-    assert within(sample, projection, 3) > within(sample, fit(sample, before, seed=3), 3) + 0.02
+    assert within(sample, projection, 3) > within(sample, fit(sample, before, seed=3), 3) + 0.05
     for history in projection.metrics["losses"]:
         assert history[-1]["training"] < history[0]["training"]
         assert {epoch["active"] for epoch in history} == {1.0}

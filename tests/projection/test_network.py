@@ -110,20 +110,3 @@ def test_mistakes_are_named() -> None:
         FusionNetwork({}, 4, 8, 1)
     with pytest.raises(ValueError, match=r"'a\.b' does not lie in the anchor's space of 4"):
         FusionNetwork(SOURCES, 4, 8, 1, skip=("a.b",))
-
-
-def test_rows_begin_in_the_mean_where_their_anchors_lie_whatever_they_lack() -> None:
-    network, inputs = _network(depth=0, skip=("words",)), _inputs(4000)
-    drift = torch.where(inputs["a.b"].valid[:, None], 2.0, -1.0) * torch.tensor([1.0, 0.5, 0.0, 0.0])
-    anchors = F.normalize(inputs["words"].values + drift, dim=1)
-    network.centre(inputs, anchors)
-    for rows in (inputs["a.b"].valid, ~inputs["a.b"].valid):
-        here = {name: Vectors(column.values[rows], column.valid[rows]) for name, column in inputs.items()}
-        torch.testing.assert_close(network.fuse(here).mean(0), anchors[rows].mean(0) * 2, atol=5e-3, rtol=0)
-
-
-def test_the_output_of_a_deep_one_begins_in_the_mean_where_anchors_lie() -> None:
-    network, inputs = _network(depth=2, skip=("words",)), _inputs(50)
-    anchors = F.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(3)), dim=1)
-    network.centre(inputs, anchors)
-    torch.testing.assert_close(network.fuse(inputs).mean(0), anchors.mean(0) * 2)
