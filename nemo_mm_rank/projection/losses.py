@@ -42,13 +42,44 @@ def contrastive_loss(
     check_vectors(anchors, "anchors", projected)
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    logits = F.normalize(projected, dim=1) @ F.normalize(anchors, dim=1).T / temperature
-    own = torch.arange(len(logits), device=logits.device)
+    twins = None
     if groups is not None:
-        ids = codes(groups, len(logits), logits.device)
-        twins = (ids[:, None] == ids).fill_diagonal_(False)
-        logits = logits.masked_fill(twins, float("-inf"))
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        ids = codes(groups, len(projected), projected.device)
+        if int(ids.max()) + 1 < len(ids):  # codes leave none out: where all differ, there are as many as rows
+            twins = (ids[:, None] == ids).fill_diagonal_(False)
+    loss: torch.Tensor = _CrossEntropies.apply(
+        F.normalize(projected, dim=1), F.normalize(anchors, dim=1), temperature, twins
+    )
+    return loss
+
+
+class _CrossEntropies(torch.autograd.Function):
+    """Both cross entropies of a matrix of cosines, whose gradient is known in closed form: softmaxes less ones.
+
+    About half of the time that two losses and their graph take.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, left: torch.Tensor, right: torch.Tensor, temperature: float, twins: torch.Tensor | None
+    ) -> torch.Tensor:
+        logits = (left @ right.T).div_(temperature)
+        if twins is not None:
+            logits.masked_fill_(twins, float("-inf"))
+        rows, columns = logits.logsumexp(1, keepdim=True), logits.logsumexp(0, keepdim=True)
+        loss = ((rows.view(-1) + columns.view(-1)) / 2 - logits.diagonal()).mean()
+        slope = (logits - rows).exp_().add_(logits.sub_(columns).exp_())
+        slope.diagonal().sub_(2)
+        ctx.save_for_backward(left, right, slope.div_(2 * len(left) * temperature))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        left, right, slope = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        of_left = slope @ right * gradients[0] if wanted[0] else None
+        of_right = slope.T @ left * gradients[0] if wanted[1] else None
+        return of_left, of_right, None, None
 
 
 def alignment_loss(projected: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,22 @@ def test_contrastive_by_hand() -> None:
     assert float(contrastive_loss(projected, anchors, 0.5)) == pytest.approx((rows + columns) / 4, abs=1e-6)
 
 
+@given(SEEDS, st.integers(1, 12), st.sampled_from([1e-3, 0.05, 2.0]))
+@settings(max_examples=30, deadline=None)
+def test_the_gradient_of_contrastive_is_that_of_the_cross_entropies(seed: int, n: int, temperature: float) -> None:
+    projected, anchors = (_random(seed + more, n).requires_grad_() for more in (0, 1))
+    groups = torch.from_numpy(np.random.default_rng(seed).integers(n, size=n))
+    logits = F.normalize(projected, dim=1) @ F.normalize(anchors, dim=1).T / temperature
+    logits = logits.masked_fill((groups[:, None] == groups).fill_diagonal_(False), float("-inf"))
+    own = torch.arange(n)
+    plain = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    found = contrastive_loss(projected, anchors, temperature, groups)
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(
+        torch.autograd.grad(3 * found, (projected, anchors)), torch.autograd.grad(3 * plain, (projected, anchors))
+    )
+
+
 @given(SEEDS, st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
 def test_contrastive_is_the_mean_of_two_cross_entropies(seed: int, n: int) -> None:
