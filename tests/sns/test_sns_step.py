@@ -277,7 +277,7 @@ def test_a_megabyte_of_text_is_cut_in_bounded_parts() -> None:
     sns.media = MediaSettings(max_text_chars=2_000_000)
     (row,) = trim(sns, ("text", data, annotation))
     assert row["error"] is None
-    assert row["sns_reason"] == "bidirectional: kept 78 of 256 sentences and 192 of 256 annotation sentences"
+    assert row["sns_reason"] == "bidirectional: kept 79 of 256 sentences and 192 of 256 annotation sentences"
     assert sum("market" in data[int(start) : int(end)] for start, end in row["sns_data_spans"]) <= 1
     assert not any("Rain" in annotation[int(start) : int(end)] for start, end in row["sns_annotation_spans"])
     assert row["sns_after"] > 0.99
