@@ -166,6 +166,8 @@ def why_not(error: Exception) -> str:
     """Say what a content was found to be that `json_object` refused."""
     if isinstance(error, json.JSONDecodeError):
         hint = "; each object must be on one line of its own" if error.doc.strip() == "{" else ""
+        if "\r" in error.doc.rstrip():
+            hint = "; its lines end with a carriage return alone, so convert it, e.g. with `tr '\\r' '\\n'`"
         return f"{error.msg} at column {error.colno}{hint}"
     if isinstance(error, UnicodeDecodeError):
         return f"byte 0x{error.object[error.start]:02x} at {error.start + 1}"

@@ -21,7 +21,7 @@ from nemo_mm_rank.errors import PoolError
 from nemo_mm_rank.io import json_rows
 from nemo_mm_rank.io.arrow_rows import parquet_rows
 from nemo_mm_rank.io.bad_rows import BadRow
-from nemo_mm_rank.io.rows import BATCH_ROWS, Rows, gathered, refuse_pretender
+from nemo_mm_rank.io.rows import BATCH_ROWS, MAX_LINE_BYTES, Rows, gathered, refuse_pretender
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.source import is_url, lacking
 
@@ -141,6 +141,7 @@ def is_array(file: str, seconds: float = DOWNLOAD_SECONDS) -> bool:
 
 def _csv_rows(file: str, handle: IO[bytes]) -> Iterator[Rows]:
     """Read a table of strings with a line of names; a row's line is its number from 1."""
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_BYTES))  # one value for the process, so only ever raised
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
     table = csv.DictReader(text, restkey=_TOO_MANY)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 
 _WEB_PAGE = "an HTML page, most likely the answer of a server instead of the file; download it again"
-_UTF16 = "UTF-16: save it as UTF-8, e.g. with `iconv -f UTF-16 -t UTF-8`"
+_OTHER_UTF = "UTF-{0}: save it as UTF-8, e.g. with `iconv -f UTF-{0} -t UTF-8`"
 
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`",
@@ -27,8 +27,10 @@ def pretender(head: bytes, text: bool = False) -> str | None:
         head: its first 64 bytes.
         text: whether it was taken for a text.
     """
+    if text and head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # one begins as UTF-16 does
+        return _OTHER_UTF.format(32)
     if text and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return _UTF16
+        return _OTHER_UTF.format(16)
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
         return _HEIC
     begins = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()

@@ -213,6 +213,7 @@ def test_an_array_is_read_element_by_element(tmp_path: Path, suffix: str, indent
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
         (b"<!DOCTYPE html><html></html>", "it is an HTML page"),
         ('{"a": 1}'.encode("utf-16"), "it is UTF-16: save it as UTF-8"),
+        ('{"a": 1}'.encode("utf-32"), "it is UTF-32: save it as UTF-8"),
     ],
 )
 def test_what_is_something_else_is_named(tmp_path: Path, content: bytes, said: str) -> None:
@@ -306,3 +307,17 @@ def test_a_server_that_says_no_length(tmp_path: Path, suffix: str) -> None:
         else:
             assert read(url) == read(path)
         http.shutdown()
+
+
+def test_lines_of_old_macs_are_called_so(tmp_path: Path) -> None:
+    (tmp_path / "pool.jsonl").write_bytes(b'{"n": 1}\r{"n": 2}\r')
+    lines, _, bad = read(tmp_path / "pool.jsonl")
+    assert lines == []
+    assert bad[0].endswith("its lines end with a carriage return alone, so convert it, e.g. with `tr '\\r' '\\n'`")
+
+
+def test_a_long_field_of_a_table_is_one_value(tmp_path: Path) -> None:
+    long = "x" * 300_000
+    (tmp_path / "pool.csv").write_text(f"n,text\n1,{long}\n2,short\n")
+    lines, columns, bad = read(tmp_path / "pool.csv")
+    assert (lines, columns["text"], bad) == ([1, 2], [long, "short"], [])
