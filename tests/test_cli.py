@@ -148,7 +148,7 @@ def test_explain(run: Path) -> None:
     assert "): not chosen, rank " in say("explain", run, other).stdout
     corrupt = say("explain", run, "bad-corrupt").stdout.splitlines()
     assert corrupt[0] == "bad-corrupt (image, pool demo): not ranked"
-    assert corrupt[1].startswith("  experts: MediaError: 'image/corrupt.jpg': cannot be decoded as a picture")
+    assert corrupt[1].startswith("  experts: MediaError: 'image/corrupt.jpg': cannot be decoded as an image")
     missing = say("explain", run, "bad-missing").stdout.splitlines()
     assert missing[0] == "bad-missing: not ranked"
     assert missing[1].startswith("  pool: BadRow: data: expected a media file")

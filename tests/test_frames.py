@@ -86,5 +86,5 @@ def test_a_column_of_objects_that_are_all_missing_has_no_vector() -> None:
 
 
 def test_missing_columns_are_named_with_the_step() -> None:
-    with pytest.raises(MissingColumnError, match=r"experts: the frame lacks 'data'; it has 'row'"):
+    with pytest.raises(MissingColumnError, match=r"experts: the frame has no column 'data'; it has 'row'"):
         frames.check_columns(pd.DataFrame({"row": [0]}), {"row": None, "data": None}, "experts")

@@ -157,7 +157,7 @@ def test_missing_columns_are_found_before_anything_loads() -> None:
         def setup(self, device: str | None = None) -> None:
             raise AssertionError("must not be reached")
 
-    with pytest.raises(MissingColumnError, match="halve: the frame lacks 'number'"):
+    with pytest.raises(MissingColumnError, match="halve: the frame has no column 'number'"):
         NeverLoads()(pd.DataFrame({"n": [1]}))
 
 

@@ -266,7 +266,7 @@ def recognised(folder: Path, kind: str, more: str = "") -> Mark:
     if mark.version > _FORMAT:
         raise UserError(f"{folder}: was made by a later version of nemo-mm-rank; choose another output")
     if mark.kind != kind:
-        raise UserError(f"{folder} holds {KINDS.get(mark.kind, mark.kind)}; choose another output")
+        raise UserError(f"{folder} contains {KINDS.get(mark.kind, mark.kind)}; choose another output")
     return mark
 
 

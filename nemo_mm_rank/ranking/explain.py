@@ -116,7 +116,7 @@ def _passed(values: dict[str, Any], chosen: bool, ranking: Ranking, settings: Ra
         return
     of = f"of {ranking.summary['select']['candidates']:,} candidates, chosen by {settings.select.how}"
     place = pc.index(ranking.passed[PAIR_ID], values[PAIR_ID]).as_py()
-    yield f"  {of}: {printable(ranking.passed['why'][place].as_py())}" if place >= 0 else f"  not {of}"
+    yield f"  {of}: {printable(ranking.passed['why'][place].as_py())}" if place >= 0 else f"  not one {of}"
 
 
 def _components(values: dict[str, Any], table: pa.Table, scoring: Scoring) -> Iterator[str]:

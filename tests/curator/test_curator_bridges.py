@@ -352,7 +352,7 @@ def test_images_with_the_text_beside_them(pool: Path) -> None:
     found = errors(table)
     assert found[:2] == [None, None]
     assert found[2] == f"pool: BadRow: annotation: {NOTHING}"
-    assert "'/etc/hostname', which leads out of the pool's root" in found[3]
+    assert "'/etc/hostname', which leads out of the root of the pool" in found[3]
     assert "found a reference that cannot be read: '{'" in found[4]
     assert found[5].endswith("found none")
     assert found[6].endswith("found failed to read path")

@@ -104,5 +104,5 @@ def test_what_can_be_mended_is_said(run: Result, tmp_path: Path) -> None:
         MultimodalRankStage(run=tmp_path)
     with pytest.raises(ConfigError, match="querys: unknown key; did you mean 'queries'"):
         MultimodalRankStage(config={"querys": "x"}, projection=tmp_path)
-    with pytest.raises(ModelError, match="holds no projection"):
+    with pytest.raises(ModelError, match="contains no projection"):
         MultimodalRankStage(config={"queries": "x"}, projection=tmp_path)

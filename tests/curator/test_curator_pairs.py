@@ -188,7 +188,7 @@ def test_absolute_paths_below_the_root_after_audio_to_document(tmp_path: Path, t
         table = stage.process(batch).data
         assert [error is None for error in table[ERROR].to_pylist()] == [True] * good + [False] * (4 - good)
     assert (
-        "leads out of the pool's root"
+        "leads out of the root of the pool"
         in PairColumnsStage(fields=fields, modality="audio", root=root).process(batch).data[ERROR][3].as_py()
     )
 

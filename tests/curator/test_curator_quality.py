@@ -71,7 +71,7 @@ def test_each_kind_of_operator_is_a_stage(job: EcoDatumResult, batch: DocumentBa
 def test_the_ensemble_by_itself_needs_its_columns(job: EcoDatumResult, batch: DocumentBatch) -> None:
     stage = EnsembleStage(ensemble=job.folder / "fitted" / "ensemble")
     assert stage.outputs()[1] == ["quality", "votes", "error"]
-    with pytest.raises(UserError, match=r"quality-ensemble: the frame lacks .*'quality__agreement_words'"):
+    with pytest.raises(UserError, match=r"quality-ensemble: the frame has no column .*'quality__agreement_words'"):
         stage.process(batch)
     assert pickle.loads(pickle.dumps(stage)).step.identity() == stage.step.identity()
 

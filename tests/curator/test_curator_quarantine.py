@@ -109,7 +109,7 @@ def test_what_can_be_mended_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not the URL"):
         QuarantineStage("s3://bucket/q")
     stage = QuarantineStage(tmp_path)
-    with pytest.raises(MissingColumnError, match="quarantine: the frame lacks 'pool', 'modality', 'error'"):
+    with pytest.raises(MissingColumnError, match="quarantine: the frame has no column 'pool', 'modality', 'error'"):
         stage.process(DocumentBatch("demo", pa.table({"pair_id": ["a"]})))
     with pytest.raises(UserError, match="column 'error' holds 'oh dear', not 'step: Class: message'"):
         stage.process(batch(["oh dear"]))

@@ -240,7 +240,9 @@ def test_missing_columns_are_named_before_a_model_loads(
     for run in (lambda: stage.process(lacking), lambda: BaseStageAdapter(stage).process_batch([lacking])):
         with pytest.raises(MissingColumnError) as caught:
             run()
-        assert str(caught.value).startswith(f"{stage.name}: the frame lacks {', '.join(map(repr, missing))}; it has")
+        assert str(caught.value).startswith(
+            f"{stage.name}: the frame has no column {', '.join(map(repr, missing))}; it has"
+        )
     assert attributes == ["data"]
 
 
@@ -266,9 +268,9 @@ def test_a_model_that_is_missing(tmp_path: Path, batch: DocumentBatch) -> None:
         ExpertEmbeddingStage(models=models, experts=[{"name": "words", "kind": "text-based", "encoder": "txet"}])
     with pytest.raises(ConfigError, match=r"sns\.mood: unknown key; did you mean 'mode'"):
         SNSStage(sns={"mood": "forward"})
-    with pytest.raises(ModelError, match="holds no projection"):
+    with pytest.raises(ModelError, match="contains no projection"):
         ProjectionStage(projection=tmp_path)
-    with pytest.raises(ModelError, match="holds no matcher"):
+    with pytest.raises(ModelError, match="contains no matcher"):
         MatchStage(matcher=tmp_path)
     with pytest.raises(ConfigError, match="at least one needs a positive weight"):
         RankScoreStage(queries=[{"text": "dogs", "weight": -1}])

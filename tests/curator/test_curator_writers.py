@@ -95,7 +95,9 @@ def test_a_batch_of_nothing_replaces_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match=r"pair 'a': 'a\.png'"):
         writer.process(batch(table))
-    with pytest.raises(MissingColumnError, match="webdataset_writer: the frame lacks 'pool', 'modality', 'data'"):
+    with pytest.raises(
+        MissingColumnError, match="webdataset_writer: the frame has no column 'pool', 'modality', 'data'"
+    ):
         writer.process(batch(TABLE))
     assert sorted(path.name for path in (tmp_path / "tars").iterdir()) == [MARK, Path(file).name]
 

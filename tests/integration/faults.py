@@ -175,15 +175,15 @@ def _references(folder: Path) -> Iterator[Odd]:
     if not (folder / "link.png").is_symlink():
         (folder / "link.png").symlink_to(outside)
     escape = "pool: BadRow: data: expected a media file below the pool's root, found .*"
-    yield _odd("image", "parent", "../outside.png", escape + "leads out of the pool's root")
-    yield _odd("image", "deeper", "image/../../outside.png", escape + "leads out of the pool's root")
-    yield _odd("image", "link", "link.png", escape + "leads out of the pool's root")
-    yield _odd("image", "absolute", str(outside), escape + "leads out of the pool's root")
+    yield _odd("image", "parent", "../outside.png", escape + "leads out of the root of the pool")
+    yield _odd("image", "deeper", "image/../../outside.png", escape + "leads out of the root of the pool")
+    yield _odd("image", "link", "link.png", escape + "leads out of the root of the pool")
+    yield _odd("image", "absolute", str(outside), escape + "leads out of the root of the pool")
     yield _odd("audio", "missing", "nowhere.wav", escape + "no such file")
     yield _odd("video", "folder", "image", escape + "no file")
     yield _odd("image", "null", "nu\0l.png", escape + "no file name")
     yield _odd("image", "url", "http://127.0.0.1:9/a.png", "sns: MediaError: 'http://127.0.0.1:9/a.png': is a URL")
-    yield _odd("image", "file-url", f"file://{outside}", escape + "leads out of the pool's root")
+    yield _odd("image", "file-url", f"file://{outside}", escape + "leads out of the root of the pool")
     yield _odd("smell", "modality", "roses", "pool: BadRow: modality: expected one of text, code, image")
     again = _odd("text", "one-letter", "twice").row
     yield Odd(again, "pool: BadRow: pair_id: expected an id that no other row has")

@@ -230,7 +230,7 @@ def test_a_run_is_taken_up_for_its_own_pools_only(finished: Path, tmp_path: Path
         (run / file).write_text(text)
     before = tree(tmp_path)
     for arguments in (["curate", other], ["curate", pool, other], ["curate", other, "--dry-run"]):
-        with pytest.raises(UserError, match=r"holds a run of the main job already of .*a\.jsonl, not of .*b\.jsonl"):
+        with pytest.raises(UserError, match=r"contains a run of the main job already of .*a\.jsonl, not of .*b\.jsonl"):
             say(*arguments, "-q", "grass", "-o", run)
     with pytest.raises(UserError, match=r"choose another output, or replace it with --overwrite"):
         quick(other, run)

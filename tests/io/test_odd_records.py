@@ -169,7 +169,11 @@ CUT: dict[str, tuple[bytes, int, str]] = {
     "between elements": (json.dumps([SWIFT, OPENAI]).encode()[:-1], 2, "it breaks off in element 3"),
     "within a character": (json.dumps([SWIFT, {"a": "\u00e9"}], ensure_ascii=False).encode()[:-4], 1, "utf"),
     "other bytes": (json.dumps([SWIFT]).encode()[:-1] + b', "\xff"]', 0, "utf"),
-    "deep": (json.dumps([SWIFT]).encode()[:-1] + b"," + b"[" * 100_000, 1, "values nested too deeply in element 2"),
+    "deep": (
+        json.dumps([SWIFT]).encode()[:-1] + b"," + b"[" * 100_000,
+        1,
+        "values that are nested too deeply in element 2",
+    ),
     "a number without end": (json.dumps([SWIFT]).encode()[:-1] + b"," + b"9" * 5000 + b"]", 1, "in element 2"),
     "no commas": (b'[{"a": 1} {"a": 2}]', 0, ""),
     "a comma too many": (json.dumps([SWIFT]).encode()[:-1] + b",]", 1, ""),

@@ -101,7 +101,7 @@ def a_locked_file(folder: Path) -> None:
         (a_linked_mark, "is not empty, and nothing shows"),
         (a_locked_file, "is not empty, and nothing shows"),
         (a_later_mark, "was made by a later version"),
-        (an_export, "holds an exported blend; choose another output"),
+        (an_export, "contains an exported blend; choose another output"),
     ],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -182,7 +182,9 @@ def test_only_the_same_pools_are_taken_up(tmp_path: Path, monkeypatch: pytest.Mo
     for same in ("a.jsonl", "linked.jsonl", "../" + tmp_path.name + "/a.jsonl"):
         Claim("run", [PoolSource(path=same, fields={"annotation": "caption"})]).make(out)
     for others in ([second], [first, second], []):
-        with pytest.raises(UserError, match=r"holds a run of the main job already of .*a\.jsonl, not of .*--overwrite"):
+        with pytest.raises(
+            UserError, match=r"contains a run of the main job already of .*a\.jsonl, not of .*--overwrite"
+        ):
             Claim("run", others).make(out)
     Claim("run", [second], overwrite=True).make(out)
     Claim("run", [second]).make(out)

@@ -104,7 +104,7 @@ def test_membership_of_a_blend(run: Path, made: pa.Table, scheduler: None) -> No
 
 def test_a_filter_names_the_column_that_it_lacks(made: pa.Table) -> None:
     judge = PairAgreementFilter(FUSED, ANCHOR, 0)
-    with pytest.raises(MissingColumnError, match=f"PairAgreementFilter: the frame lacks '{ANCHOR}'"):
+    with pytest.raises(MissingColumnError, match=f"PairAgreementFilter: the frame has no column '{ANCHOR}'"):
         judge.score_document(frames.from_table(made)[FUSED])
 
 

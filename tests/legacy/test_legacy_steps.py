@@ -95,9 +95,9 @@ def test_the_wrong_backend(run: Path) -> None:
 
 
 def test_missing_columns_are_found_before_anything_runs(run: Path) -> None:
-    with pytest.raises(MissingColumnError, match="sns: the frame lacks 'annotation'"):
+    with pytest.raises(MissingColumnError, match="sns: the frame has no column 'annotation'"):
         SNS(config_of(run))(DocumentDataset(pool_of(run).df.drop(columns=[ANNOTATION])))
-    with pytest.raises(MissingColumnError, match="quarantine: the frame lacks 'error'"):
+    with pytest.raises(MissingColumnError, match="quarantine: the frame has no column 'error'"):
         Quarantine("nowhere")(pool_of(run))
 
 

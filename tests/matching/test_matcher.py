@@ -190,9 +190,9 @@ def test_a_folder_that_holds_no_matcher_is_refused(folder: Path, tmp_path: Path)
             (tmp_path / name).unlink(missing_ok=True)
             if name in broken:
                 (tmp_path / name).write_bytes(broken[name])
-        with pytest.raises(ModelError, match="holds no matcher"):
+        with pytest.raises(ModelError, match="contains no matcher"):
             Matcher.load(tmp_path)
-        with pytest.raises(ModelError, match="holds no matcher"):
+        with pytest.raises(ModelError, match="contains no matcher"):
             MatchStep(tmp_path, MODELS)
 
 

@@ -309,7 +309,7 @@ def test_a_key_is_only_named(server: ChatServer, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(ModelError, match="put the key into an environment variable") as caught:
             EndpointDescriber("vision", base_url=url)
         assert KEY not in str(caught.value)
-    with pytest.raises(ModelError, match="no http"):
+    with pytest.raises(ModelError, match="must be an http or https URL"):
         EndpointDescriber("vision", base_url="file:///etc/passwd")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ModelError, match="OPENAI_API_KEY"):

@@ -162,17 +162,17 @@ def test_saved_and_loaded_it_projects_the_same(tmp_path: Path, sample: FitSample
 
 
 def test_what_is_no_projection_is_refused(tmp_path: Path, projection: Projection) -> None:
-    with pytest.raises(ModelError, match="holds no projection"):
+    with pytest.raises(ModelError, match="contains no projection"):
         Projection.load(tmp_path)
     projection.save(tmp_path)
     torch.save(projection.networks.state_dict(), tmp_path / "model.safetensors")  # a pickle
-    with pytest.raises(ModelError, match="holds no projection: SafetensorError"):
+    with pytest.raises(ModelError, match="contains no projection: SafetensorError"):
         Projection.load(tmp_path)
     projection.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["network"]["sources"]["words"] = 13
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="holds no projection"):
+    with pytest.raises(ModelError, match="contains no projection"):
         Projection.load(tmp_path)
 
 

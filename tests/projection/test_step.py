@@ -103,7 +103,7 @@ def test_a_folder_written_anew_is_read_anew(tmp_path: Path, frame: pd.DataFrame)
 
 
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path, frame: pd.DataFrame) -> None:
-    with pytest.raises(MissingColumnError, match="projection: the frame lacks 'sight'"):
+    with pytest.raises(MissingColumnError, match="projection: the frame has no column 'sight'"):
         _step(folder)(frame.drop(columns="sight"))
-    with pytest.raises(ModelError, match="holds no projection"):
+    with pytest.raises(ModelError, match="contains no projection"):
         _step(tmp_path / "nowhere")(frame)

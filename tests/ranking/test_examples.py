@@ -268,7 +268,7 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
     for path, kind, message in (
         (tmp_path / "none.jsonl", PoolError, "no such file or folder"),
         (tmp_path / "empty.txt", PoolError, "it contains no example"),
-        (tmp_path / "bad.jsonl", PoolError, r"it contains no example can be read; the first row: .*none\.jpg"),
+        (tmp_path / "bad.jsonl", PoolError, r"none of its examples can be read; the first row: .*none\.jpg"),
         (tmp_path / "folder", PoolError, "the folder contains no manifest"),
         (
             tmp_path / "broken",

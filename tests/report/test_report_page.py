@@ -239,7 +239,7 @@ def test_media_are_bounded_in_number(run: Path, monkeypatch: pytest.MonkeyPatch)
     copies = [part for part in parts if "pieces" not in part]
     assert sum("src" in one for one in copies) == 4
     assert data["media"] == {"count": 4, "left_out": len(copies) - 4}
-    assert sum("left out" in one.get("missing", "") for one in copies) == len(copies) - 4
+    assert sum("reached its limit" in one.get("missing", "") for one in copies) == len(copies) - 4
 
 
 def test_a_mix_is_shown_with_its_source_and_advice(run: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_the_pool_of_a_finished_run_is_used_and_its_budget_filled(tmp_path: Path
     assert result.quarantine["pair_id"].tolist() == ["blank"]
     assert not (tmp_path / "baseline" / "pool").exists()
     assert result.manifest["inputs"] == ranked.manifest["inputs"]
-    with pytest.raises(UserError, match="holds a run of the main job; choose another output"):
+    with pytest.raises(UserError, match="contains a run of the main job; choose another output"):
         curate(parse(TraditionalConfig, {**config, "output": str(tmp_path / "ranked")}))
 
 

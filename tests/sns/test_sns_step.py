@@ -455,5 +455,5 @@ def test_a_step_is_told_apart_by_all_that_its_result_depends_on() -> None:
 
 
 def test_missing_columns_are_named_before_any_model_loads() -> None:
-    with pytest.raises(MissingColumnError, match="sns: the frame lacks 'annotation'"):
+    with pytest.raises(MissingColumnError, match="sns: the frame has no column 'annotation'"):
         step()(frame(FOREIGN_DATA).drop(columns="annotation"))

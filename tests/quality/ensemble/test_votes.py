@@ -56,7 +56,7 @@ def test_columns_go_by_name_whatever_their_order() -> None:
 
 def test_what_cannot_be_meant_is_refused() -> None:
     frame = pd.DataFrame({"x": [1.0]})
-    with pytest.raises(MissingColumnError, match="labeling functions: the frame lacks 'y'"):
+    with pytest.raises(MissingColumnError, match="labeling functions: the frame has no column 'y'"):
         label_votes(frame, [("y", 0.0, 1.0, (0, 1))])
     with pytest.raises(ConfigError, match=r"'x': rejects at or below 2, but selects at or above 1"):
         label_votes(frame, [("x", 2.0, 1.0, (0, 1))])

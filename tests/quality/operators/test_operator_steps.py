@@ -232,7 +232,7 @@ def test_scores_that_are_there_are_taken(rows: pd.DataFrame) -> None:
     assert model.pictures == 3 * 2  # mirrored and upside down only
     with pytest.raises(ConfigError, match="'annotation' holds no numbers"):
         run(rows, {**PLAIN, "given": {"x": "annotation"}})
-    with pytest.raises(MissingColumnError, match="quality-columns: the frame lacks 'clip'"):
+    with pytest.raises(MissingColumnError, match="quality-columns: the frame has no column 'clip'"):
         run(rows, {**PLAIN, "given": {"x": "clip"}})
 
 
