@@ -142,7 +142,7 @@ def _open_path(path: str, root: str, settings: MediaSettings, place: Place | Non
         raise MediaError("is an absolute path; below a URL, a reference is a path relative to it")
     # A server undoes %2e%2e before it looks for the file, so it counts as written out.
     if ".." in re.split(r"[/\\]", unquote(path)):
-        raise MediaError("leads out of the pool's root")
+        raise MediaError("leads out of the root of the pool")
     return _open_below_url(path, root.split("\n")[0], settings, place)
 
 

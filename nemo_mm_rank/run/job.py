@@ -150,7 +150,7 @@ class Job:
         again = "".join(f"; {line}" for line in may_pass(quarantine))
         return (
             f"no pair is left of {quarantine.num_rows:,} rows: {in_short(reasons(quarantine))} "
-            f"({self.folder.quarantine} has all){again}"
+            f"({self.folder.quarantine} has all of them){again}"
         )
 
     def finish(

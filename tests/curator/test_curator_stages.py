@@ -140,8 +140,8 @@ def test_numbers_among_the_texts_of_a_batch(stages: list[StepStage]) -> None:
     errors = frames.strings(stages[1].step(frame.drop(columns="mine")), ERROR)
     assert errors == [
         None,
-        "experts: TextError: '5' is a int, no text",
-        "experts: TextError: '7' is a int, no text",
+        "experts: TextError: '5' is a int, not a text",
+        "experts: TextError: '7' is a int, not a text",
         "experts: TextError: the text is missing",
     ]
 

@@ -110,7 +110,7 @@ def test_of_many_pictures_some_are_seen(media: Path) -> None:
     many = [("image", "broken.png" if number in (0, 4, 9) else "red.png") for number in range(10)]
     rows = several(frame(media, [("image", "red.png")], [("image", "red.png")]), many, many[:3])
     out = replace(step(), media=MediaSettings(several=2))(rows)
-    broken = "experts: MediaError: 'broken.png': is not a picture"
+    broken = "experts: MediaError: 'broken.png': is not an image"
     assert frames.strings(out, ERROR)[0] is None  # the third and the eighth
     assert str(frames.strings(out, ERROR)[1]).startswith(broken)
     vectors, there = column(out, "emb_data__features__image")
@@ -154,7 +154,7 @@ def test_a_part_that_fails_or_that_nobody_takes_is_named(media: Path) -> None:
     )
     errors = frames.strings(step(fusion)(rows), ERROR)
     assert errors[0] is not None
-    assert errors[0].startswith("experts: MediaError: image part: 'broken.png': is not a picture")
+    assert errors[0].startswith("experts: MediaError: image part: 'broken.png': is not an image")
     assert errors[1:] == ["experts: EmbeddingError: audio part: no expert takes audio", None]
 
 

@@ -116,7 +116,7 @@ def _pictures(folder: Path) -> Iterator[Odd]:
     yield _odd("image", "truncated", put(png[:5000], "truncated.png"), "sns: MediaError: 'truncated.png': cannot be")
     yield _odd("image", "damaged", put(png[:300] + bytes(4000), "damaged.png"), "sns: MediaError: 'damaged.png': ")
     yield _odd("image", "words", put(b"just some text\n" * 20, "words.jpg"), "sns: MediaError: 'words.jpg': is not a")
-    yield _odd("image", "pickle", put(b"\x80\x04\x95pickle.", "p.png"), "sns: MediaError: 'p.png': is not a picture in")
+    yield _odd("image", "pickle", put(b"\x80\x04\x95pickle.", "p.png"), "sns: MediaError: 'p.png': is not an image in")
     bomb = png_header(20_000, 20_000) + struct.pack(">I", 10) + b"IDAT" + b"\0" * 10
     yield _odd("image", "huge", put(bomb, "huge.png"), "sns: MediaError: 'huge.png': .*100,000,000 allowed")
     yield _odd("image", "mislabelled", put(png, "really-a-png.jpg"))

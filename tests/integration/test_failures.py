@@ -101,7 +101,7 @@ def test_little_is_left(tmp_path: Path, pointers: Path, left: int) -> None:
     assert len(pd.read_parquet(tmp_path / "run" / "blend.parquet")) == left
     # The terminal says why, not only what it is called.
     assert re.search(
-        r"experts +MediaError +6 +'0\.jpg': cannot be decoded as image: it is a\s+Git LFS pointer", done.stdout
+        r"experts +MediaError +6 +'0\.jpg': cannot be decoded as image: it is a\s+Git\s+LFS\s+pointer", done.stdout
     )
 
 
@@ -246,7 +246,7 @@ def test_refused_before_anything_is_read(tmp_path: Path) -> None:
             curate(config={**own, **changes}, progress=False)
         assert not (tmp_path / "run").exists()
     quotas = {"quota_by": "pool", "quotas": {"pol": 0.5}}
-    with pytest.raises(ConfigError, match="no pool 'pol' here; did you mean 'pool'"):
+    with pytest.raises(ConfigError, match="there is no pool 'pol'; did you mean 'pool'"):
         curate(config={**own, "ranking": quotas}, progress=False)
     assert not (tmp_path / "run" / "steps").exists()
 

@@ -31,7 +31,7 @@ FAULTS = {
         "BadRow",
         "data: expected a media file below the pool's root, found no such file: 'no.jpg' (image part)",
     ),
-    "broken": ("sns", "MediaError", "image part: 'broken.jpg': is not a picture"),
+    "broken": ("sns", "MediaError", "image part: 'broken.jpg': is not an image"),
 }
 
 

@@ -197,7 +197,7 @@ def test_it_stays_whole_where_it_cannot_be_cut(run: Result) -> None:
     assert modality.combined(["point-cloud", "image", "text"]) == "text+image+point-cloud"
     first, again, other = (media.open(f"cloud-{n:02d}.npy", root=str(pool_of(run))) for n in (0, 0, 3))
     assert medium.fingerprint(first) == medium.fingerprint(again) != medium.fingerprint(other)
-    with pytest.raises(MediaError, match=r"'cloud-00\.npy': is not a picture"):
+    with pytest.raises(MediaError, match=r"'cloud-00\.npy': is not an image"):
         media.open("cloud-00.npy", modality="image", root=str(pool_of(run)))
 
 

@@ -60,7 +60,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     [
         ({"weights": {"qualty": 1.0}, "scores": {"quality": "q.parquet"}}, "no score 'qualty'; did you mean 'quality'"),
         ({"conditions": {"quality": 1.0}}, "no condition 'quality'"),
-        ({"scores": {"fused": "q.parquet"}}, "'fused' is taken"),
+        ({"scores": {"fused": "q.parquet"}}, "'fused' cannot be used as a name: it is taken"),
         ({"scores": {"a__b": "q.parquet"}}, "'a__b' cannot be used as a name"),
         ({"scores": {"q": {"path": "q.parquet", "colum": "x"}}}, "did you mean 'column'"),
         ({"conditions": {"match": -1}}, "conditions.match"),

@@ -115,7 +115,7 @@ def test_quotas_are_exact(tmp_path: Path) -> None:
     scoring = Scoring.fit(pool, ["cosine__fused"], mixed("unite-adaptation"))
     assert "quota image->text, chosen" not in explain("p200", pool, found, scoring)
     assert "the last one chosen from text->text" in explain("p169", pool, found, scoring)
-    assert "the quotas leave no room for others" in explain("p000", pool, found, scoring)
+    assert "the quotas leave no place for others" in explain("p000", pool, found, scoring)
 
 
 @pytest.mark.parametrize(("policy", "others"), [("fill", 11), ("leave", 0)])

@@ -112,7 +112,7 @@ def test_it_takes_part_like_any_other(config: dict[str, Any], run: Result) -> No
     pytest.importorskip("jinja2", reason="needs the extra 'report'")
     page = write_report(run.folder).read_text("utf-8")
     assert "if long" in page
-    assert "chance of long" in page
+    assert "probability of long" in page
     whole = curate(config={**config, "output": config["output"] + "-1", "shards": 1}, progress=False)
     assert digests(whole.folder) == digests(run.folder)
 
@@ -219,10 +219,10 @@ def test_what_is_wrong_is_said(run: Result, library: Path, spec: dict[str, Any],
 @pytest.mark.parametrize(
     ("ranking", "said"),
     [
-        ({"conditions": {"match": SPEC}}, "ranking.conditions: 'match' is taken"),
+        ({"conditions": {"match": SPEC}}, "ranking.conditions: 'match' cannot be used as a name: it is taken"),
         ({"conditions": {"a__b": SPEC}}, "ranking.conditions: 'a__b' cannot be used as a name"),
-        ({"conditions": {"words": SPEC}}, "ranking.conditions: 'words' is taken"),
-        ({"conditions": {"long": SPEC}, "scores": {"long": "x.parquet"}}, "ranking.conditions: 'long' is taken"),
+        ({"conditions": {"words": SPEC}}, "ranking.conditions: 'words' cannot be used as a name: it is taken"),
+        ({"conditions": {"long": SPEC}, "scores": {"long": "x.parquet"}}, "ranking.conditions: 'long' cannot be used as a name: it is taken"),
         ({"conditions": {"long": {**SPEC, "strength": -1}}}, "conditions.long.*strength"),
         ({"conditions": {"long": {"strength": 1}}}, "conditions.long.*class"),
         ({"weights": {"long": 1.0}, "conditions": {"long": SPEC}}, "no score 'long'"),

@@ -100,7 +100,7 @@ def test_what_cannot_be_shown_says_why(tmp_path: Path, monkeypatch: pytest.Monke
     Image.fromarray(noise).save(tmp_path / "noise.png")
     monkeypatch.setattr(media, "MAX_BYTES", 10_000)
     assert made(tmp_path, "noise.png", "image") == {
-        "missing": "a copy of it would take more than 10,000 bytes of this page"
+        "missing": "not shown, because a copy of it would take more than 10,000 bytes of this page"
     }
 
 

@@ -141,7 +141,7 @@ def test_what_fails_names_the_part(media: Path) -> None:
     sns = step()
     sns.media = MediaSettings(max_text_chars=200)
     errors = [row["error"] for row in trim(sns, media, *rows)]
-    assert errors[0].startswith("sns: MediaError: image part: 'broken.png': is not a picture")
+    assert errors[0].startswith("sns: MediaError: image part: 'broken.png': is not an image")
     assert errors[1:] == [
         "sns: TextError: text part: the text has 300 characters, more than the 200 allowed",
         "sns: EmbeddingError: text part: nothing that it knows",
