@@ -11,7 +11,6 @@ import numpy as np
 
 from nemo_mm_rank.arrays import Ints
 from nemo_mm_rank.config import SNSSettings
-from nemo_mm_rank.ranking.conditions import percent
 from nemo_mm_rank.report.content import Section, Widget
 from nemo_mm_rank.report.run import Run, leading
 from nemo_mm_rank.schema import MODALITY, SNS_REASON
@@ -71,7 +70,8 @@ def cut_tables(settings: SNSSettings) -> list[Table]:
         told = f"{standard.told:.2f}" if standard.told == standard.told else "too few"
         cells = ["nothing", *["-"] * 3]
         if standard.line:
-            cells = [f"{standard.cut:.2f}", percent(standard.lost), percent(standard.caught), percent(standard.foreign)]
+            shares = (standard.lost, standard.caught, standard.foreign)
+            cells = [f"{standard.cut:.2f}", *(f"{100 * share:.1f} %" for share in shares)]
         rows.append(Row((name.replace("/", ": "), f"{standard.pairs:,}", told, *cells)))
     head = ["", "pairs", "ROC AUC", "cut below", "own parts lost", "planted parts cut", "taken for foreign"]
     return [Table(CUTS, head, rows, note=CUTS_ABOUT)]

@@ -102,9 +102,9 @@ def test_page_and_preview_say_what_they_are_to_do(
     standards = Standards.load(next((run / "fitted").glob("sns-*.safetensors"))).standards
     head, *rows = Elements(write_report(run, tmp_path / "page.html").read_text(encoding="utf-8")).tables[CUTS]
     assert [row[0] for row in rows] == ["text: annotation", "text: data"]
-    assert [row[head.index("told")] for row in rows] == [f"{one.told:.2f}" for _, one in sorted(standards.items())]
+    assert [row[head.index("ROC AUC")] for row in rows] == [f"{one.told:.2f}" for _, one in sorted(standards.items())]
     assert [row[head.index("own parts lost")] for row in rows] == [
-        f"{o.lost:.1%}" for _, o in sorted(standards.items())
+        f"{100 * o.lost:.1f} %" for _, o in sorted(standards.items())
     ]
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump(settings(pool, tmp_path / "none", **SENSE)), encoding="utf-8")
