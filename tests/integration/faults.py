@@ -181,7 +181,7 @@ def _references(folder: Path) -> Iterator[Odd]:
     yield _odd("image", "absolute", str(outside), escape + "leads out of the root of the pool")
     yield _odd("audio", "missing", "nowhere.wav", escape + "no such file")
     yield _odd("video", "folder", "image", escape + "which is not a file")
-    yield _odd("image", "null", "nu\0l.png", escape + "no file name")
+    yield _odd("image", "null", "nu\0l.png", escape + "which is not a file name")
     yield _odd("image", "url", "http://127.0.0.1:9/a.png", "sns: MediaError: 'http://127.0.0.1:9/a.png': is a URL")
     yield _odd("image", "file-url", f"file://{outside}", escape + "leads out of the root of the pool")
     yield _odd("smell", "modality", "roses", "pool: BadRow: modality: expected one of text, code, image")
