@@ -94,8 +94,8 @@ def test_bytes_are_data(tmp_path: Path) -> None:
     named = as_pairs({"data": ["dot", "a.gif"], "data_bytes": [GIF, None], "annotation": ["A", "B"]}, modality="image")
     assert named[DATA].to_pylist() == ["dot", None]
     assert named[ERROR][1].as_py() == (
-        "pool: BadRow: data: expected a media file below the pool's root, found 'a.gif'; give a root (--root) that it is "
-        "relative to (batch:2)"
+        "pool: BadRow: data: expected a media file below the pool's root, found 'a.gif'; give a root (--root) that "
+        "it is relative to (batch:2)"
     )
 
 
