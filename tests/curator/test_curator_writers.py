@@ -105,7 +105,7 @@ def test_a_batch_of_nothing_replaces_what_was_there(tmp_path: Path) -> None:
 def test_what_can_be_mended_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not the URL 's3://x'"):
         BlendWriter(path="s3://x")
-    with pytest.raises(ConfigError, match="as parquet or jsonl, not 'csv'"):
+    with pytest.raises(ConfigError, match="as parquet or jsonl, not as 'csv'"):
         BlendWriter(path=str(tmp_path), file_extension="csv")
     with pytest.raises(ConfigError, match="max_pixel: unknown key; did you mean 'max_pixels'"):
         WebDatasetWriter(path=str(tmp_path), media={"max_pixel": 3})

@@ -169,7 +169,7 @@ def test_a_folder_of_somebody_is_left_as_it_is(name: str, finished: Path, tmp_pa
     for kind in ("export", "run"):
         if kind != FOLDERS[name][0]:
             (theirs / MARK).write_text(Mark(kind).text())
-            refused(name, tmp_path, theirs, finished, r"holds .*; choose another output")
+            refused(name, tmp_path, theirs, finished, r"contains .*; choose another output")
 
 
 @everywhere
