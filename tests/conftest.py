@@ -6,6 +6,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,24 @@ if TYPE_CHECKING:
     from tests.command_line import CommandLine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadfile`` give all files that use Ray to one process: they would wait for each other in two."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    scheduler = LoadFileScheduling(config, log)
+    file_of = scheduler._split_scope
+    scheduler._split_scope = lambda nodeid: "ray" if _uses_ray(config.rootpath / file_of(nodeid)) else file_of(nodeid)
+    return scheduler
+
+
+@cache
+def _uses_ray(file: Path) -> bool:
+    return "ray_alone" in file.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
