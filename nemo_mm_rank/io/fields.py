@@ -221,10 +221,11 @@ def read_parts(table: Fields, fault: Fault) -> Several | None:
             if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
                 continue
             values = column.to_pylist()
-        elif column is not None and any(type(value) is list for value in column):
+        elif column is not None and any(type(value) in (list, dict) for value in column):
             values = column
         else:
             continue
+        values = [_alone(value) for value in values]
         lists = {row: value for row, value in enumerate(values) if isinstance(value, list)}
         found |= lists
         if name == DATA:
@@ -241,6 +242,14 @@ def read_parts(table: Fields, fault: Fault) -> Several | None:
             fault([row], *error.args)
             several.rows[row] = [(str(Modality.TEXT), "")]
     return several if found else None
+
+
+def _alone(value: Any) -> Any:
+    """Return the only item of a list, and the content or else the path of a file as Hugging Face data sets keep it."""
+    item = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(item, dict) and item and item.keys() <= {"bytes", "path"}:
+        item = item.get("bytes") or item.get("path")
+    return item if item is None or isinstance(item, str | bytes) else value
 
 
 class _FaultError(Exception):

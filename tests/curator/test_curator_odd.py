@@ -203,7 +203,7 @@ def documents(columns: Mapping[str, Sequence[Any]], pandas: bool) -> DocumentBat
         (HALF, HALVED),
         (b"x", None),
         (b"\xff", "annotation: expected a string, found bytes"),
-        (["a", ["b"]], "annotation: expected a string, found list"),
+        (["a", ["b"]], "annotation: expected a caption or a list of captions, found"),
         (datetime.date(2020, 1, 1), "annotation: expected a string, found date"),
     ],
 )

@@ -188,6 +188,13 @@ def test_an_array_of_rows_is_a_pool(tmp_path: Path) -> None:
     assert "3 rows: 3 good, 0 bad" in said
 
 
+def test_lists_of_one_and_files_as_hugging_face_keeps_them_are_read(tmp_path: Path) -> None:
+    said, _ = run("lists-and-structs.sh", tmp_path)
+    assert "3 rows: 3 good, 0 bad" in said
+    assert said[-1] == "5 rows: 3 good, 2 bad (1 annotation, 1 pair_id)"  # two captions, and the same pair twice
+    assert any(line.startswith("pool.jsonl:4: annotation: expected a caption or a list of captions") for line in said)
+
+
 def test_a_blend_and_its_export_are_pools(tmp_path: Path) -> None:
     said, _ = run("own-blend-as-pool.sh", tmp_path)
     assert said.count("6 rows: 6 good, 0 bad") == 2

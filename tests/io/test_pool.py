@@ -80,7 +80,7 @@ MODALITIES = "one of text, code, image, audio, video"
         ({"annotation": None}, "pair 'x': annotation: expected a non-empty string, found nothing"),
         ({"annotation": ""}, "pair 'x': annotation: expected a non-empty string, found ''"),
         ({"annotation": 5.5}, "pair 'x': annotation: expected a string, found float 5.5"),
-        ({"annotation": ["w" * 90]}, f"pair 'x': annotation: expected a string, found list ['{'w' * 58}..."),
+        ({"annotation": {"w": "w" * 90}}, f"pair 'x': annotation: expected a string, found dict {{'w': '{'w' * 53}..."),
         ({"pair_id": "a"}, "pair 'a': pair_id: expected an id that no other row has, found the id of {file}:1 again"),
         ({"data_path": "t.txt"}, "pair 'x': data_path: expected either data or data_path, found both"),
         (
@@ -422,3 +422,46 @@ def test_references_relative_to_a_manifest_that_lies_below_the_root(tmp_path: Pa
     assert columns["data_parts"][3][1] == {"modality": "image", "data": "im/a.png"}
     assert columns["annotation"][-1] == "words"
     assert set(columns["media_root"]) == {str(tmp_path)}
+
+
+def test_lists_of_one_and_files_are_read_row_by_row(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"an image")
+    data: list[Any] = [
+        "a.png",
+        ["a.png"],
+        {"bytes": None, "path": "a.png"},
+        [{"path": "a.png"}],
+        {"bytes": None, "path": None},
+        {"path": "a.png", "more": 1},
+        ["a.png", "a.png"],
+        [],
+    ]
+    rows = [{**GOOD, "pair_id": str(n), "modality": "image", "data": value} for n, value in enumerate(data)]
+    columns, bad = read(jsonl(tmp_path / "pool.jsonl", rows))
+    assert (columns["pair_id"], columns["data"]) == (list("0123"), ["a.png"] * 4)
+    assert [(row.line, row.field, row.expected) for row in bad] == [
+        (5, "data", "a non-empty string"),
+        (6, "data", "a string or bytes"),
+        (7, "data", "a list of parts {modality, data}"),
+        (8, "data", "a list of parts {modality, data}"),
+    ]
+
+
+def test_images_in_lists_of_one_in_parquet(tmp_path: Path) -> None:
+    file = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [[{"bytes": b"one", "path": None}], [{"bytes": b"two", "path": "b.png"}], [], None]
+    table = pa.table({"images": pa.array(images, pa.list_(file)), "text": list("abcd")})
+    pq.write_table(table, tmp_path / "pool.parquet")
+    fields = {"data": "images", "annotation": "text"}
+    columns, bad = read(PoolSource(path=str(tmp_path / "pool.parquet"), fields=fields, modality="image"))
+    assert columns["data_bytes"] == [b"one", b"two"]
+    assert [(row.line, row.field) for row in bad] == [(3, "data"), (4, "data")]
+
+
+def test_captions_in_lists_beside_data(tmp_path: Path) -> None:
+    rows = [{"modality": "text", "data": "words", "annotation": ["one", "two"]}]
+    rows.append({"modality": "code", "data": "x = 1", "annotation": ["three"]})
+    columns, bad = read(jsonl(tmp_path / "pool.jsonl", rows))
+    assert columns["modality"] == ["text", "text", "code"]
+    assert columns["data"] == ["words", "words", "x = 1"]
+    assert (columns["annotation"], bad) == (["one", "two", "three"], [])

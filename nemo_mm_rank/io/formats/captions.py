@@ -50,7 +50,7 @@ def _media(rows: Rows, about: About) -> tuple[str, Modality | None] | None:
     for name in rows.columns:
         if name in rows.features or (name in MEDIA and _is_medium(rows.columns[name])):
             return name, _kind(rows, name)
-    return next(((name, _kind(rows, name)) for name in FILES if name in rows.columns), None)
+    return next(((name, _kind(rows, name)) for name in (*FILES, DATA) if name in rows.columns), None)
 
 
 def _kind(rows: Rows, name: str) -> Modality | None:
@@ -115,6 +115,10 @@ def _read_captions(rows: Rows, about: About) -> Rows:
 def _modalities(rows: Rows, name: str, kind: Modality | None, about: About) -> list[str | None]:
     """Return the modality of each row: the pool's, the column's, or what the file's name ends in says."""
     n = len(rows.lines)
+    said = about.source.fields.get(MODALITY, MODALITY)
+    if said in rows.columns:
+        default = about.source.modality or kind
+        return [default if value is None else value for value in listed(rows, said)]
     if about.source.modality is not None or kind is not None:
         return [str(about.source.modality or kind)] * n
     return [
