@@ -465,3 +465,16 @@ def test_captions_in_lists_beside_data(tmp_path: Path) -> None:
     assert columns["modality"] == ["text", "text", "code"]
     assert columns["data"] == ["words", "words", "x = 1"]
     assert (columns["annotation"], bad) == (["one", "two", "three"], [])
+
+
+def test_a_list_of_captions_leaves_rows_that_name_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("from a file", encoding="utf-8")
+    kept = {"modality": "text", "data": "words"}
+    rows = [{**kept, "annotation": ["one", "two"]}, {**kept, "annotation_path": "a.txt"}]
+    rows.append({"modality": "text", "data_path": "a.txt", "annotation": "three"})
+    columns, bad = read(jsonl(tmp_path / "pool.jsonl", rows))
+    assert list(zip(columns["data"], columns["annotation"], strict=True)) == [
+        ("words", "from a file"),
+        ("from a file", "three"),
+    ]
+    assert [(row.line, row.field, row.expected) for row in bad] == [(1, "annotation", "a string")]

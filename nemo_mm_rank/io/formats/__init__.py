@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nemo_mm_rank.config import PoolSource
-from nemo_mm_rank.io.fields import ANNOTATION_PATH
+from nemo_mm_rank.io.fields import ANNOTATION_PATH, DATA_PATH
 from nemo_mm_rank.io.formats.base import About, Format, looked_at
 from nemo_mm_rank.io.formats.captions import CAPTIONED
 from nemo_mm_rank.io.formats.conversations import CONVERSATIONS
@@ -17,10 +17,14 @@ from nemo_mm_rank.schema import ANNOTATION
 
 
 def _is_rows(rows: Rows, about: About) -> bool:
-    """Whether there is a column of annotations, or what says where they are; lists are captions."""
-    names = [about.source.fields.get(name, name) for name in (ANNOTATION, ANNOTATION_PATH)]
-    lists = any(isinstance(value, list) for value in looked_at(rows, names[0]))
-    return not lists and any(name in rows.columns for name in names)
+    """Whether there is a column of annotations, or what says where they are; lists are captions.
+
+    Where sides are named by their files, which only rows of pairs have, a list is one bad row.
+    """
+    annotation, *paths = (about.source.fields.get(name, name) for name in (ANNOTATION, ANNOTATION_PATH, DATA_PATH))
+    if annotation in rows.columns and not any(isinstance(value, list) for value in looked_at(rows, annotation)):
+        return True
+    return paths[0] in rows.columns or (annotation in rows.columns and paths[1] in rows.columns)
 
 
 def _as_they_are(rows: Rows, _: About) -> Rows:
