@@ -470,7 +470,7 @@ def test_captions_in_lists_beside_data(tmp_path: Path) -> None:
 def test_a_list_of_captions_leaves_rows_that_name_files_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("from a file", encoding="utf-8")
     kept = {"modality": "text", "data": "words"}
-    rows = [{**kept, "annotation": ["one", "two"]}, {**kept, "annotation_path": "a.txt"}]
+    rows: list[dict[str, Any]] = [{**kept, "annotation": ["one", "two"]}, {**kept, "annotation_path": "a.txt"}]
     rows.append({"modality": "text", "data_path": "a.txt", "annotation": "three"})
     columns, bad = read(jsonl(tmp_path / "pool.jsonl", rows))
     assert list(zip(columns["data"], columns["annotation"], strict=True)) == [
