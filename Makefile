@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && n=4; echo $$n)
 
-.PHONY: env demo test fast test-curator09 test-readers test-transformers4 lint types docs check bench constraints resolve clean
+.PHONY: env demo test fast test-curator09 test-readers test-audio lint types docs check bench constraints resolve clean
 
 env:
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh
@@ -30,10 +30,11 @@ test-readers: env
 	@PYTHON="$(PYTHON)" sh tools/make_env.sh readers
 	HF_HUB_OFFLINE=1 DISABLE_VERSION_CHECK=1 .venv-readers/bin/python -m pytest tests/readers $(ARGS)
 
-# What Curator's audio extra takes of transformers: models and stages in an environment of their own.
-test-transformers4: env
-	@PYTHON="$(PYTHON)" sh tools/make_env.sh transformers4
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-transformers4/bin/python -m pytest tests/models tests/curator $(ARGS)
+# Beside Curator's audio extra, which takes transformers 4 and torch 2.8: models and stages in an environment of their own.
+test-audio:
+	@PYTHON="$(PYTHON)" sh tools/make_env.sh audio
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-audio/bin/python -m pytest -n $(JOBS) --dist loadfile \
+		tests/models tests/curator $(ARGS)
 
 lint: env
 	$(PY) -m ruff check .
@@ -52,16 +53,18 @@ check: lint types docs test
 bench: env
 	$(PY) -m benchmarks
 
-# Needs `uv`; one file serves every supported Python and every extra, and one Curator 0.9 (without the settings for uv
+# Needs `uv`; one file serves every supported Python and every extra, one Curator 0.9 and one its audio extra (without the settings for uv
 # in pyproject.toml, which are about the newest torch).
 COMPILE := uv pip compile --universal -p 3.11 --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links
 constraints:
 	$(COMPILE) pyproject.toml $(foreach extra,dask curator models gpu report dev docs,--extra $(extra)) -o constraints.txt
 	$(COMPILE) --no-config pyproject.toml tools/curator09.in -o constraints-curator09.txt
+	$(COMPILE) --no-config pyproject.toml tools/audio.in $(foreach extra,dask curator models report dev,--extra $(extra)) \
+		-o constraints-audio.txt
 
 # Whether what we ask for can be installed at once: every two extras, and beside Curator's own. Nothing is installed.
 resolve: env
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/resolve.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-curator09 .venv-readers .venv-transformers4 .mypy_cache .ruff_cache .pytest_cache site
+	rm -rf .venv .venv-curator09 .venv-readers .venv-audio .mypy_cache .ruff_cache .pytest_cache site

@@ -4,7 +4,7 @@
 #   make_env.sh             .venv, for everything
 #   make_env.sh curator09   .venv-curator09, for NeMo Curator 0.9, which cannot share one with 1.x
 #   make_env.sh readers     .venv-readers, for trainers' data loaders, on top of what .venv stands on
-#   make_env.sh transformers4  .venv-transformers4, with what Curator's audio extra wants, likewise
+#   make_env.sh audio       .venv-audio, for Curator's audio extra, which wants an older transformers and torch
 #
 # The dependencies weigh several gigabytes, so they live once per user, in the cache folder, under a digest
 # of what they are made from. A change of what pyproject.toml requires, of the constraints or of Python makes
@@ -24,13 +24,18 @@ case "${1:-}" in
         requirements() { "$python" tools/requirements.py ""; cat tools/curator09.in; }
         bare() { :; }
         ;;
-    readers | transformers4)  # only what differs from .venv, or is not there
-        venv=.venv-$1 kind=$1 constraints=tools/$1.in pythons="3.11 3.12 3.13" tools=""
+    audio)
+        venv=.venv-audio kind=audio constraints=constraints-audio.txt pythons=3.11 tools="ray"
+        requirements() { "$python" tools/requirements.py "dask,curator,models,report,dev"; cat tools/audio.in; }
+        bare() { cat tools/bare.in; }
+        ;;
+    readers)  # only what differs from .venv, or is not there
+        venv=.venv-readers kind=readers constraints=tools/readers.in pythons="3.11 3.12 3.13" tools=""
         over=.venv
         requirements() { :; }
         bare() { cat "$constraints"; }
         ;;
-    *) echo "make_env.sh: no environment '$1'; there are the default one, curator09, readers, transformers4" >&2; exit 2 ;;
+    *) echo "make_env.sh: no environment '$1'; there are the default one, curator09, audio, readers" >&2; exit 2 ;;
 esac
 
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -52,11 +57,12 @@ if [ ! -e "$deps/complete" ]; then
     rm -rf "$cache/$kind"-*
     "$python" -m venv "$deps"
     requirements >"$deps/requirements.txt"
-    "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --upgrade "pip>=25"
-    [ ! -s "$deps/requirements.txt" ] ||
-        "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir -c "$constraints" -r "$deps/requirements.txt"
     bare >"$deps/bare.txt"
-    "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --no-deps -r "$deps/bare.txt"
+    # uv installs in a third of pip's time.
+    "$deps/bin/python" -m pip install --quiet --quiet --no-cache-dir --upgrade "pip>=25" "uv>=0.5"
+    install() { "$deps/bin/python" -m uv pip install --quiet --no-config --no-cache --python "$deps/bin/python" "$@"; }
+    [ ! -s "$deps/requirements.txt" ] || install -c "$constraints" -r "$deps/requirements.txt"
+    [ ! -s "$deps/bare.txt" ] || install --no-deps -r "$deps/bare.txt"
     touch "$deps/complete"
 fi
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TextQualityStage,
     )
     from nemo_mm_rank.curator.readers import PoolReader
+    from nemo_mm_rank.curator.samples import ImageSamplePairsStage
     from nemo_mm_rank.curator.stages import ExpertEmbeddingStage, MatchStage, ProjectionStage, RankScoreStage, SNSStage
     from nemo_mm_rank.curator.workflow import MultimodalRankStage, MultimodalRankWorkflow
     from nemo_mm_rank.curator.writers import BlendWriter, QuarantineStage, WebDatasetWriter
@@ -49,6 +50,7 @@ __all__ = [
     "ExpertEmbeddingStage",
     "ImageKeepStage",
     "ImagePairsStage",
+    "ImageSamplePairsStage",
     "InterleavedPairsStage",
     "InterleavedScoreFilterStage",
     "MatchStage",
@@ -78,6 +80,7 @@ _HOMES = {
     "pairs": "PairColumnsStage",
     "quality": "ColumnQualityStage EcoDatumStage EnsembleStage MediaQualityStage SentenceQualityStage TextQualityStage",
     "readers": "PoolReader",
+    "samples": "ImageSamplePairsStage",
     "audio": "AudioPairsStage AudioScoreStage",
     "stages": "ExpertEmbeddingStage ProjectionStage MatchStage RankScoreStage SNSStage",
     "workflow": "MultimodalRankStage MultimodalRankWorkflow",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from nemo_curator.tasks import AudioTask, DocumentBatch
+from nemo_curator.tasks import AudioTask
 
-from nemo_mm_rank.curator.pairs import Bridge, Found, PairsStage, plain_value
+from nemo_mm_rank.curator.pairs import Bridge, Found, GatheredPairsStage, plain_value
 from nemo_mm_rank.curator.scorer import Scorer
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.io.bad_rows import shown
@@ -105,19 +105,10 @@ class AudioRows(Bridge):
 
 
 @dataclass(kw_only=True, repr=False)
-class AudioPairsStage(AudioRows, PairsStage):
+class AudioPairsStage(AudioRows, GatheredPairsStage):
     """Makes one batch of pairs of many audio tasks: see `PairColumnsStage` for what comes out."""
 
     name: str = "audio_pairs"
-    batch_size: int = 64
-
-    def process_batch(self, tasks: list[AudioTask]) -> list[DocumentBatch]:
-        """Return ``tasks`` as one batch.
-
-        Raises:
-            ConfigError: a task of another kind.
-        """
-        return [self._together(tasks)] if tasks else []
 
 
 @dataclass(kw_only=True, repr=False)

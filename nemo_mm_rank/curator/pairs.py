@@ -317,3 +317,18 @@ class PairsStage(Bridge):
             _metadata=dict(first._metadata) if same else {"source_files": [*files]},
             _stage_perf=[perf for task in tasks for perf in task._stage_perf],
         )
+
+
+@dataclass(kw_only=True, repr=False)
+class GatheredPairsStage(PairsStage):
+    """The same of tasks that hold one item each: those of a call become one batch."""
+
+    batch_size: int = 64
+
+    def process_batch(self, tasks: list[Any]) -> list[DocumentBatch]:
+        """Return ``tasks`` as one batch.
+
+        Raises:
+            ConfigError: a task of another kind.
+        """
+        return [self._together(tasks)] if tasks else []

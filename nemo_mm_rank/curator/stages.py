@@ -308,6 +308,7 @@ class StepStage(ProcessingStage[DocumentBatch, DocumentBatch]):
 
 BRIDGES = {
     "ImageBatch": "ImagePairsStage",
+    "ImageSampleTask": "ImageSamplePairsStage",
     "AudioTask": "AudioPairsStage",
     "VideoTask": "ClipPairsStage",
     "InterleavedBatch": "InterleavedPairsStage",

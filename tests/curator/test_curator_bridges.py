@@ -19,8 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from nemo_curator.stages.image.io.image_writer import ImageWriterStage
+from nemo_curator.stages.synthetic.omni.ocr_conversationalize import OCRConversationData
+from nemo_curator.stages.synthetic.omni.utils.conversation import ConversationSample, Message
 from nemo_curator.stages.video.io.clip_writer import ClipWriterStage
 from nemo_curator.tasks import AudioTask, DocumentBatch, ImageBatch, ImageObject, InterleavedBatch
+from nemo_curator.tasks.image import ImageSampleTask
+from nemo_curator.tasks.ocr import OCRData, OCRDenseItem
 from nemo_curator.tasks.video import Clip, Video, VideoTask, _Window
 from nemo_curator.utils.performance_utils import StagePerfStats
 from PIL import Image
@@ -34,6 +38,7 @@ from nemo_mm_rank.curator import (
     ExpertEmbeddingStage,
     ImageKeepStage,
     ImagePairsStage,
+    ImageSamplePairsStage,
     InterleavedPairsStage,
     InterleavedScoreFilterStage,
     MultimodalRankStage,
@@ -43,6 +48,7 @@ from nemo_mm_rank.curator import (
     pairs,
 )
 from nemo_mm_rank.curator import interleaved as interleaved_documents
+from nemo_mm_rank.curator import samples as sample_tasks
 from nemo_mm_rank.curator.clips import clip_caption
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.io import batches
@@ -196,6 +202,41 @@ def audio_tasks(pool: Path) -> list[AudioTask]:
         for number, row in enumerate(rows_of(pool, "audio"))
     ]
     return [AudioTask(dataset_name="calls", data=entry, _metadata={"source_files": ["m.jsonl"]}) for entry in entries]
+
+
+def test_samples_of_images_as_one_batch(pool: Path, tmp_path: Path) -> None:
+    rows = rows_of(pool, "image")
+    words = [
+        OCRDenseItem(bbox_2d=[0, 0, 9, 9], text_content=text, valid=text != "smudge")
+        for text in ("No", "smudge", "parking")
+    ]
+    files = [pool.parent / row["data"] for row in rows]
+    said = [Message(sender="user", fragments=["Read."]), Message(sender="assistant", fragments=["It says no parking."])]
+    samples = [
+        OCRData(image_path=files[0], image_id="words", ocr_dense=words, ocr_scoring_model="m"),
+        OCRConversationData(image_path=files[1], image_id="talk", conversation=ConversationSample(conversation=said)),
+        OCRData(image_path=files[2], image_id="bad", ocr_dense=words, is_valid=False, error="OCR failed"),
+        OCRData(image_path=tmp_path / "gone.jpg", image_id="gone", ocr_dense=words),
+        OCRData(image_path=str(files[0]), ocr_dense=[]),
+    ]
+    tasks = [ImageSampleTask(dataset_name="signs", data=one, _metadata={"split": "train"}) for one in samples]
+    stage = ImageSamplePairsStage(root=pool.parent)
+    [batch] = stage.process_batch(tasks)
+    assert (batch.dataset_name, batch._metadata) == ("signs", {"split": "train"})
+    table = batch.data
+    assert table[ANNOTATION].to_pylist()[0] == "No parking"
+    assert table["ocr_scoring_model"].to_pylist() == ["m", None, None, None, None]
+    found = errors(table)
+    assert found[0] is None
+    assert found[1] == f"pool: BadRow: annotation: {NOTHING}"
+    assert "expected a valid sample, found OCR failed" in found[2]
+    assert "expected a media file below the pool's root" in found[3]
+    assert NOTHING in found[4]
+    [talk] = ImageSamplePairsStage(root=pool.parent, text="conversation").process_batch(tasks[1:2])
+    assert talk.data[ANNOTATION].to_pylist() == ["It says no parking."]
+    assert ExpertEmbeddingStage().process(talk).data[ERROR].null_count == 1
+    with pytest.raises(ConfigError, match="put ImageSamplePairsStage before it"):
+        ExpertEmbeddingStage().process(tasks[0])
 
 
 def test_audio_tasks_as_one_batch(pool: Path) -> None:
@@ -443,7 +484,7 @@ def test_the_folder_that_clip_writer_leaves_is_a_pool(pool: Path, tmp_path: Path
     assert "the folder contains no clips" in batch.data[ERROR][0].as_py()
 
 
-@pytest.mark.parametrize("module", [batches, images, audio, interleaved_documents, pairs])
+@pytest.mark.parametrize("module", [batches, images, audio, interleaved_documents, pairs, sample_tasks])
 def test_examples(module: ModuleType) -> None:
     done = doctest.testmod(module)
     assert done.attempted

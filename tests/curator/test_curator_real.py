@@ -18,10 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
 from nemo_curator.backends.ray_actor_pool import RayActorPoolExecutor
-from nemo_curator.backends.xenna import XennaExecutor
-from nemo_curator.config.run import create_executor_from_yaml, create_pipeline_from_yaml
 from nemo_curator.pipeline import Pipeline
 from nemo_curator.stages.audio.io.convert import AudioToDocumentStage
 from nemo_curator.stages.image.io.image_writer import ImageWriterStage
@@ -87,19 +84,6 @@ def real(modality: str, pool: str | None = None) -> list[dict[str, Any]]:
 def failed(folder: Path) -> dict[str, str]:
     table = pd.read_parquet(folder)
     return dict(zip(table["pair_id"], table["message"], strict=True))
-
-
-def test_the_yaml_runner(pool: Path, run: Result, tmp_path: Path, through: Any) -> None:
-    told = [f"pools=[{pool}]", f"run={run.folder}", f"output_path={tmp_path / 'out'}"]
-    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        config = compose("curator_pipeline", told)
-    assert isinstance(create_executor_from_yaml(config), XennaExecutor)
-    through(create_pipeline_from_yaml(config).stages)
-    pairs = pd.read_parquet(tmp_path / "out/pairs")
-    assert {"words", "agreement_score", "score"} < {*pairs.columns}
-    rows = pool.read_text().splitlines()
-    assert len(pairs) + len(pd.read_parquet(tmp_path / "out/failed")) == len(rows)
-    assert pairs["score"].notna().all()
 
 
 def test_image_curation_example(run: Result, tmp_path: Path, through: Any) -> None:
