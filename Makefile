@@ -18,7 +18,8 @@ test: env
 # What takes no cluster, browser or long time.
 fast: env
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu" --ignore tests/integration \
-		--ignore tests/benchmark --ignore tests/curator --ignore tests/engine --ignore tests/report $(ARGS)
+		--ignore tests/adapt --ignore tests/benchmark --ignore tests/curator --ignore tests/engine --ignore tests/report \
+		--ignore tests/run $(ARGS)
 
 # In an environment of its own: Curator 0.9 cannot share one with 1.x.
 test-curator09:

@@ -1,6 +1,6 @@
-"""Which copies a fingerprint knows again: photographs, films and sounds of the real pool, coded anew.
+"""Which copies a fingerprint knows again: photographs, videos and sounds of the real pool, coded anew.
 
-    python -m benchmarks.duplicates [--pictures 300]
+    python -m benchmarks.duplicates [--images 300]
 
 Each row is a way to copy, with the share of copies whose fingerprint lies within the radius of its original's. The last
 row of a modality are different data: pairs of them that lie within the radius, of all pairs there are.
@@ -31,39 +31,39 @@ from nemo_mm_rank.media.segment import Audio, Image, Video
 from nemo_mm_rank.quality.duplicates import distances
 
 RADII = (0, 2, 4, 8, 12)
-Pictures = Callable[[PILImage.Image], PILImage.Image]
+Change = Callable[[PILImage.Image], PILImage.Image]
 
 
-def jpeg(quality: int) -> Pictures:
-    def copy(picture: PILImage.Image) -> PILImage.Image:
+def jpeg(quality: int) -> Change:
+    def copy(image: PILImage.Image) -> PILImage.Image:
         file = BytesIO()
-        picture.save(file, "JPEG", quality=quality)
+        image.save(file, "JPEG", quality=quality)
         return PILImage.open(file).convert("RGB")
 
     return copy
 
 
-def half(picture: PILImage.Image) -> PILImage.Image:
-    return picture.resize((max(1, picture.width // 2), max(1, picture.height // 2)))
+def half(image: PILImage.Image) -> PILImage.Image:
+    return image.resize((max(1, image.width // 2), max(1, image.height // 2)))
 
 
-def cropped(picture: PILImage.Image) -> PILImage.Image:
+def cropped(image: PILImage.Image) -> PILImage.Image:
     """Leave out a fiftieth on each side."""
-    x, y = picture.width // 50, picture.height // 50
-    return picture.crop((x, y, picture.width - x, picture.height - y))
+    x, y = image.width // 50, image.height // 50
+    return image.crop((x, y, image.width - x, image.height - y))
 
 
-COPIES: dict[str, Pictures] = {
+COPIES: dict[str, Change] = {
     "JPEG, quality 90": jpeg(90),
     "JPEG, quality 40": jpeg(40),
     "half the size": half,
-    "a tenth darker": lambda picture: picture.point(lambda value: value * 9 // 10),
+    "a tenth darker": lambda image: image.point(lambda value: value * 9 // 10),
     "cropped by 2 %": cropped,
 }
 
 
-def of_films(film: Video, copy: Pictures) -> np.uint64:
-    return video_hash(np.stack([np.asarray(copy(PILImage.fromarray(frame))) for frame in film.frames]))
+def of_video(video: Video, copy: Change) -> np.uint64:
+    return video_hash(np.stack([np.asarray(copy(PILImage.fromarray(frame))) for frame in video.frames]))
 
 
 def of_sounds(rng: np.random.Generator) -> dict[str, Callable[[Audio], Audio]]:
@@ -102,7 +102,7 @@ def items(modality: str, most: int | None = None) -> list[Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--images", type=int, default=300)
     options = parser.parse_args()
     if reason := real_pool.missing():
         sys.exit(f"skipped: {reason}")
@@ -114,16 +114,16 @@ def main() -> None:
     def add(name: str, values: Sequence[str]) -> None:
         table.add_row(name, *values)
 
-    pictures: list[Image] = items("image", options.pictures)
-    own = phashes([item.pixels for item in pictures])
+    images: list[Image] = items("image", options.images)
+    own = phashes([item.pixels for item in images])
     for name, copy in COPIES.items():
-        add(f"{len(own)} pictures: {name}", shares(own, phashes([copy(item.pixels) for item in pictures])))
-    add("pairs of different pictures", mistaken(own))
-    films: list[Video] = items("video")
-    own = np.array([video_hash(film.frames) for film in films])
+        add(f"{len(own)} images: {name}", shares(own, phashes([copy(item.pixels) for item in images])))
+    add("pairs of different images", mistaken(own))
+    videos: list[Video] = items("video")
+    own = np.array([video_hash(video.frames) for video in videos])
     for name, copy in COPIES.items():
-        add(f"{len(own)} films: {name}", shares(own, np.array([of_films(film, copy) for film in films])))
-    add("pairs of different films", mistaken(own))
+        add(f"{len(own)} videos: {name}", shares(own, np.array([of_video(video, copy) for video in videos])))
+    add("pairs of different videos", mistaken(own))
     sounds: list[Audio] = items("audio")
     own = np.array([audio_hash(sound) for sound in sounds])
     for name, change in of_sounds(np.random.default_rng(0)).items():

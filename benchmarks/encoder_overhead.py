@@ -3,7 +3,7 @@
     python -m benchmarks.encoder_overhead [--images 512] [--sentences 5000] [--runs 5]
 
 All ways run in one process, in turns, with the same loaded model, so that they meet the same load of the machine.
-Pictures are JPEG files of 640 x 480 pixels and are decoded by every way, ours through the media reader with all its
+Images are JPEG files of 640 x 480 pixels and are decoded by every way, ours through the media reader with all its
 checks; the model is OpenCLIP's ViT-B-32 with random weights. Sentences have 3 to 60 words; the model is MiniLM, and the
 bare loop its library's own ``encode``, which sorts by length. Memory is the peak above what the process held before.
 """
@@ -57,7 +57,7 @@ def write_model(folder: Path, name: str = "ViT-B-32") -> Path:
     return folder
 
 
-def write_pictures(folder: Path, count: int) -> list[Path]:
+def write_images(folder: Path, count: int) -> list[Path]:
     """Write JPEGs that decode at the cost of photographs: soft colours under some grain."""
     rng = np.random.default_rng(0)
     paths = []
@@ -80,8 +80,8 @@ def of_pictures(folder: Path, paths: list[Path]) -> dict[str, Way]:
     model, transform = encoder._model, encoder._transform
 
     def opened(path: Path) -> torch.Tensor:
-        with PILImage.open(path) as picture:
-            pixels: torch.Tensor = transform(picture.convert("RGB"))
+        with PILImage.open(path) as image:
+            pixels: torch.Tensor = transform(image.convert("RGB"))
         return pixels
 
     def bare(rows: int) -> torch.Tensor:
@@ -171,8 +171,8 @@ def main() -> None:
     console.print(f"{torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        paths = write_pictures(folder, options.images)
-        title = f"ViT-B-32, {options.images} pictures from files, {options.runs} runs"
+        paths = write_images(folder, options.images)
+        title = f"ViT-B-32, {options.images} images from files, {options.runs} runs"
         console.print(measure(title, of_pictures(folder, paths), options.runs))
     title = f"MiniLM, {options.sentences:,} sentences, {options.runs} runs"
     console.print(measure(title, of_sentences(sentences(options.sentences)), options.runs))

@@ -25,10 +25,10 @@ WORDS = [f"word{n}" for n in range(5000)]
 
 
 def make(folder: Path, records: int, form: str) -> Path:
-    """Write a pool of two turns and a picture each; ``rows`` have the same texts."""
+    """Write a pool of two turns and an image each; ``rows`` have the same texts."""
     random = Random(0)  # noqa: S311
     image = folder / "a.png"
-    image.write_bytes(b"a picture")
+    image.write_bytes(b"an image")
     array = form == "array"
     path = folder / f"{form}-{records}.{'json' if array else 'jsonl'}"
     with path.open("w", encoding="utf-8") as file:

@@ -49,7 +49,7 @@ def bare() -> dict[str, Any]:
 
     folder = str(real_pool.MODELS)
     labels, sounds = MobileNetWords(folder, top=8), YamnetWords(folder)
-    pictures, noises = MobileNetFeatures(folder), YamnetFeatures(folder)
+    images, noises = MobileNetFeatures(folder), YamnetFeatures(folder)
     minilm = SentenceTransformer(weights.minilm(), device="cpu")
     loaded = _status("VmRSS")
     root = real_pool.POOL.parent
@@ -75,7 +75,7 @@ def bare() -> dict[str, Any]:
 
     rows = [json.loads(line) for line in real_pool.POOL.read_text(encoding="utf-8").splitlines()]
     described = [row["data"] for row in rows if row["modality"] in ("text", "code")]
-    plan = (("image", image, labels, pictures), ("video", video, labels, pictures), ("audio", audio, sounds, noises))
+    plan = (("image", image, labels, images), ("video", video, labels, images), ("audio", audio, sounds, noises))
     for modality, opened, describer, encoder in plan:
         paths = [root / row["data"] for row in rows if row["modality"] == modality]
         for start in range(0, len(paths), 64):

@@ -1,11 +1,11 @@
-"""How pictures look: ours beside CleanVision's own properties, on the same pictures and in turns; and near codes.
+"""How images look: ours beside CleanVision's own properties, on the same images and in turns; and near codes.
 
-    python -m benchmarks.operators [--pictures 300] [--runs 5]
+    python -m benchmarks.operators [--images 300] [--runs 5]
 
-CleanVision's scores are computed by its ``ImageProperty`` classes, as its ``find_issues`` does for each picture, from
-the picture as it is decoded; the two ways get the same decoded picture, and all of it is done in one thread. Then both
+CleanVision's scores are computed by its ``ImageProperty`` classes, as its ``find_issues`` does for each image, from
+the image as it is decoded; the two ways get the same decoded image, and all of it is done in one thread. Then both
 with decoding: CleanVision opens the file, ours through the media reader with all its checks, as steps do, with two
-threads. Pictures are photographs of the real pool, or made ones where it is not there.
+threads. Images are photographs of the real pool, or made ones where it is not there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import real_pool
-from benchmarks.encoder_overhead import write_pictures
+from benchmarks.encoder_overhead import write_images
 from benchmarks.ranking_topk import Peak
 from nemo_mm_rank import frames
 from nemo_mm_rank.quality.duplicates import near
@@ -40,16 +40,16 @@ Way = Callable[[], Scores]
 
 
 def cleanvision() -> Callable[[PILImage.Image], list[float]]:
-    """Return CleanVision's way from a picture to its five scores."""
+    """Return CleanVision's way from an image to its five scores."""
     from cleanvision.issue_managers import image_property as own
 
     blur, bright = own.BlurrinessProperty(), own.BrightnessProperty("dark")
     entropy, aspect = own.EntropyProperty(), own.AspectRatioProperty()
 
-    def judge(picture: PILImage.Image) -> list[float]:
+    def judge(image: PILImage.Image) -> list[float]:
         raw: dict[str, Any] = {}
         for one in (blur, bright, entropy, aspect):  # of light, what dark has computed is used
-            raw |= one.calculate(picture)
+            raw |= one.calculate(image)
         sharp = 1 - np.exp(-0.01 * raw["blurriness"])
         uneven = 1 - np.exp(-0.01 * raw["blurriness_grayscale_std"])
         blurry = min(sharp + (uneven if uneven > 0.18 else 0), 1)
@@ -82,7 +82,7 @@ def of_files(paths: Sequence[Path]) -> dict[str, Way]:
     """Return both ways with decoding."""
     judge = cleanvision()
     rows = pd.DataFrame({"pair_id": [path.name for path in paths], "data": [str(path.name) for path in paths]})
-    rows = rows.assign(pool="p", modality="image", annotation="a picture", media_root=[str(p.parent) for p in paths])
+    rows = rows.assign(pool="p", modality="image", annotation="an image", media_root=[str(p.parent) for p in paths])
     step = MediaStep([ImageScores(NAMES)])
 
     def theirs() -> Scores:
@@ -97,8 +97,8 @@ def of_files(paths: Sequence[Path]) -> dict[str, Way]:
 
 
 def _opened(path: Path) -> PILImage.Image:
-    with PILImage.open(path) as picture:
-        return picture.convert("RGB")
+    with PILImage.open(path) as image:
+        return image.convert("RGB")
 
 
 def of_codes(n: int, radius: int) -> float:
@@ -115,20 +115,20 @@ def of_codes(n: int, radius: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         pool = real_pool.POOL.parent / "image"
-        there = sorted(pool.rglob("*.jpg")) if pool.exists() else write_pictures(Path(temporary), options.pictures)
-        paths = there[: options.pictures]
+        there = sorted(pool.rglob("*.jpg")) if pool.exists() else write_images(Path(temporary), options.images)
+        paths = there[: options.images]
         decoded = [_opened(path) for path in paths]
         judge = cleanvision()
         looks: dict[str, Way] = {
-            "CleanVision": lambda: np.array([judge(picture) for picture in decoded]),
-            "ours": lambda: np.array([image_scores(picture, NAMES) for picture in decoded]),
+            "CleanVision": lambda: np.array([judge(image) for image in decoded]),
+            "ours": lambda: np.array([image_scores(image, NAMES) for image in decoded]),
         }
-        table = Table(title=f"{len(paths)} pictures: ms a picture (median of {options.runs}), peak MiB above the start")
+        table = Table(title=f"{len(paths)} images: ms an image (median of {options.runs}), peak MiB above the start")
         for name in ("", "CleanVision", "ours", "ratio", "CleanVision MiB", "our MiB"):
             table.add_column(name, justify="right" if name else "left")
         for what, ways in (("scores alone", looks), ("decoding too", of_files(paths))):

@@ -12,8 +12,8 @@ from benchmarks import weights
 
 FOLDER = weights.SHARED / "models"
 
-Pictures = Literal["labels", "objects"]
-Sounds = Literal["tags", "speech"]
+Images = Literal["labels", "objects"]
+Audio = Literal["tags", "speech"]
 
 _DESCRIBERS: dict[str, dict[str, Any]] = {
     "labels": {"class": "tests.adapters:MobileNetWords", "folder": str(FOLDER), "top": 8},
@@ -30,32 +30,32 @@ def missing(static: bool = False, speech: bool = False) -> str | None:
     return weights.lacking("ai_edge_litert", "sentence_transformers", *packages)
 
 
-def mini(pictures: Pictures = "objects", sounds: Sounds = "tags") -> dict[str, Any]:
+def mini(images: Images = "objects", audio: Audio = "tags") -> dict[str, Any]:
     """Return the set whose texts are embedded by MiniLM, a transformer of six layers."""
-    return _set("minilm", weights.minilm(), pictures, sounds)
+    return _set("minilm", weights.minilm(), images, audio)
 
 
-def static(pictures: Pictures = "objects", sounds: Sounds = "tags") -> dict[str, Any]:
+def static(images: Images = "objects", audio: Audio = "tags") -> dict[str, Any]:
     """Return the set whose texts are embedded by WordLlama: a mean of word vectors, a hundred times as fast."""
-    return _set("wordllama", weights.wordllama(), pictures, sounds)
+    return _set("wordllama", weights.wordllama(), images, audio)
 
 
-def _set(encoder: str, folder: str, pictures: Pictures, sounds: Sounds) -> dict[str, Any]:
+def _set(encoder: str, folder: str, images: Images, audio: Audio) -> dict[str, Any]:
     """Put a set together.
 
     Args:
         encoder: what the text encoder is called.
         folder: where it lies.
-        pictures: what images and videos are described by: ImageNet labels (MobileNet), or the things that a detector
+        images: what images and videos are described by: ImageNet labels (MobileNet), or the things that a detector
             finds and labels after these.
-        sounds: what sounds are described by: AudioSet tags (YAMNet), or what is said in them (Whisper).
+        audio: what audio are described by: AudioSet tags (YAMNet), or what is said in them (Whisper).
     """
-    speech = {"class": "whisper", "path": weights.whisper()} if sounds == "speech" else None
+    speech = {"class": "whisper", "path": weights.whisper()} if audio == "speech" else None
     return {
         "models": {
             encoder: {"class": "sentence-transformers", "path": folder},
-            pictures: _DESCRIBERS[pictures],
-            sounds: speech or _DESCRIBERS[sounds],
+            images: _DESCRIBERS[images],
+            audio: speech or _DESCRIBERS[audio],
             "mobilenet": {"class": "tests.adapters:MobileNetFeatures", "folder": str(FOLDER)},
             "yamnet": {"class": "tests.adapters:YamnetFeatures", "folder": str(FOLDER)},
         },
@@ -64,7 +64,7 @@ def _set(encoder: str, folder: str, pictures: Pictures, sounds: Sounds) -> dict[
                 "name": "words",
                 "kind": "text-based",
                 "encoder": encoder,
-                "describers": {"image": pictures, "video": pictures, "audio": sounds},
+                "describers": {"image": images, "video": images, "audio": audio},
             },
             {
                 "name": "features",

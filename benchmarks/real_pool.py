@@ -39,7 +39,7 @@ def settings(output: str | Path, query: str = SCENES, sns: str = "off", **change
         "queries": query,
         "budget": "10%",
         "output": str(output),
-        **real_models.mini(pictures="labels"),
+        **real_models.mini(images="labels"),
         "sns": {"mode": sns},
         **changes,
     }

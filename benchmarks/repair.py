@@ -463,7 +463,7 @@ def main() -> None:
     if reason := real_pool.missing():
         sys.exit(f"skipped: {reason}")
     models = {
-        "labels": lambda: real_models.mini(pictures="labels"),
+        "labels": lambda: real_models.mini(images="labels"),
         "objects": real_models.mini,
         "static": real_models.static,
     }[options.models]()

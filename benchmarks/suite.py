@@ -212,7 +212,7 @@ def settings(name: str, folder: Path) -> dict[str, Any]:
         return {**once, "pools": str(make_demo_pool(folder / "demo-pool"))}
     pool = {"real": str(real_pool.POOL), "mixed": str(DATA_FOLDER / "mixed_pool.jsonl")}
     pool["spoken"] = str(DATA_FOLDER / "spoken_pool.jsonl")
-    models = real_models.mini(sounds="speech") if name == "spoken" else real_models.mini()
+    models = real_models.mini(audio="speech") if name == "spoken" else real_models.mini()
     return {**once, "pools": pool[name], **models}
 
 

@@ -400,7 +400,7 @@ def mix(
 @app.command()
 def explain(
     run: FinishedRun,
-    pair_id: Annotated[str, typer.Argument(help="The id of the pair to explain.")],
+    pair_id: Annotated[str, typer.Argument(help="The id of the pair to explain, or of the record that it is of.")],
 ) -> None:
     """Say why a pair was or was not chosen."""
     from nemo_mm_rank.run import curation

@@ -154,6 +154,7 @@ def test_every_model_loads_and_answers(name: str, folder: Path) -> None:
     assert [one for one in check(config.models, "cpu", config.media) if not isinstance(one, Checked)] == []
 
 
+@pytest.mark.slow
 def test_a_preset_runs_with_tiny_models(folder: Path, pool: Path) -> None:
     pytest.importorskip("open_clip", reason="needs the extra 'models'")
     own = folder / "earnest.yaml"

@@ -112,17 +112,23 @@ def modalities(name: str, class_name: str, arguments: Mapping[str, Any]) -> froz
     return taken
 
 
-def pick_device(device: str | None) -> str:
+def pick_device(device: str | None, here: bool = True) -> str:
     """Return ``device``, or CUDA where there is one and nothing was asked for.
 
+    Args:
+        device: its name.
+        here: models run on this machine, so that the device has to be there; False: on those of a cluster.
+
     Raises:
-        ConfigError: it is no device's name; those that are there are named.
+        ConfigError: it is no device's name, or it is not there; those that are there are named.
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.device(device)
-    except RuntimeError as error:
+        place = torch.device(device)
+        if here:
+            torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
         names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise ConfigError(f"device: {device!r} is not available here; the devices are {', '.join(names)}") from error
     return device

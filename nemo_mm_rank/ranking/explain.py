@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from nemo_mm_rank.ranking.feedback import feedback_column
 from nemo_mm_rank.ranking.query_scores import GIVEN, PREFIX, component
 from nemo_mm_rank.ranking.scoring import WORDS, Scoring
 from nemo_mm_rank.ranking.topic import EXPERTS
-from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, SNS_REASON
+from nemo_mm_rank.schema import ANNOTATION_SPANS, DATA_SPANS, ERROR, MODALITY, PAIR_ID, POOL, SNS_REASON, SOURCE_RECORD
 from nemo_mm_rank.shards import Shards
 
 _TRIMMED = (DATA_SPANS, ANNOTATION_SPANS, SNS_REASON)
@@ -40,7 +41,7 @@ def explain(
     """Return what became of a pair: chosen or not, its rank, its score against the pool and the cut, what was kept.
 
     Args:
-        pair_id: the pair.
+        pair_id: the pair, or the ``id`` of the record of another format that it was made of.
         shards: as the ranking was made from; with the SNS columns where there are any.
         ranking: what was chosen from them.
         scoring: by what it was chosen.
@@ -48,7 +49,7 @@ def explain(
         likes: of the queries by examples.
 
     Raises:
-        UserError: there is no such pair; the message names the nearest one.
+        UserError: there is no such pair (the message names the nearest one), or several are of such a record.
     """
     for part in range(shards.count):
         row = pc.index(shards.read(part, [PAIR_ID])[PAIR_ID], pair_id).as_py()
@@ -58,6 +59,11 @@ def explain(
         for bad in bad_rows.filter(pc.equal(bad_rows[PAIR_ID], pair_id)).to_pylist():
             why = f"{bad['step']}: {bad['error']}: {bad['message']}"
             return f"{printable(pair_id)}: not ranked\n  {printable(why)}"
+    match _of_record(pair_id, shards):
+        case [(part, row, _)]:
+            return _explain_row(part, row, shards, ranking, scoring, likes)
+        case [(_, _, first), (_, _, second), *_]:
+            raise UserError(f"several pairs are of records with the id {pair_id!r}; name one: {first}, {second}")
     raise UserError(f"this run has no pair {pair_id!r}{nearest(pair_id, _similar(pair_id, shards))}")
 
 
@@ -179,6 +185,22 @@ def _kept(values: dict[str, Any]) -> Iterator[str]:
             yield f"  kept of the {side}: {spans or 'nothing'}"
     if values.get(SNS_REASON) is not None:
         yield f"  trimming: {printable(values[SNS_REASON])}"
+
+
+def _of_record(name: str, shards: Shards) -> list[tuple[int, int, str]]:
+    """Return shard, row and id of the pairs that were made of records with the id ``name``, as they were written."""
+    found: list[tuple[int, int, str]] = []
+    for part in range(shards.count):
+        table = shards.read(part, [PAIR_ID, SOURCE_RECORD])
+        if SOURCE_RECORD not in table.column_names:
+            continue
+        mask = pc.fill_null(pc.match_substring(table[SOURCE_RECORD], json.dumps(name, ensure_ascii=False)[1:-1]), False)
+        found += [
+            (part, row, table[PAIR_ID][row].as_py())
+            for row in np.flatnonzero(mask.to_numpy()).tolist()
+            if str(json.loads(table[SOURCE_RECORD][row].as_py()).get("id")) == name
+        ]
+    return found
 
 
 def _similar(pair_id: str, shards: Shards) -> list[str]:

@@ -163,7 +163,7 @@ def check(config: Config) -> list[str]:
     """
     files = [manifest.file for pool in config.pools for manifest in manifests(pool)]
     config.register()
-    loader.pick_device(config.engine.device)
+    loader.pick_device(config.engine.device, here=config.engine.scheduler_address is None)
     loader.check_models(config.models)
     loader.check_models(config.ranking.computed)
     variety.check(config.ranking.select)

@@ -107,7 +107,7 @@ class Job:
         """
         engine = self.engine
         # Models compute in another type on another kind of device, so a run goes on only on the kind that it began on.
-        device = torch.device(loader.pick_device(engine.device)).type
+        device = torch.device(loader.pick_device(engine.device, here=False)).type
         pairs, stages = shards.pairs, []
         for step in steps:
             identity = digest([step.identity(), device])
@@ -254,7 +254,7 @@ def at_work(
     Raises:
         UserError: the folder is not ours to write or holds something else.
     """
-    loader.pick_device(config.engine.device)
+    loader.pick_device(config.engine.device, here=engine is None and config.engine.scheduler_address is None)
     runs = [config.run] if isinstance(config, StrategyConfig) and config.run is not None else []
     claim = Claim(config.kind, config.pools, runs, overwrite)
     folder = RunFolder(claim.check(config.output))

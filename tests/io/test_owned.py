@@ -403,6 +403,7 @@ int flock(int handle, int operation) { errno = ENOLCK; return -1; }
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler, to take `flock` away")
 def test_a_file_system_without_locks(tmp_path: Path) -> None:
     (tmp_path / "no_locks.c").write_text(NO_LOCKS)

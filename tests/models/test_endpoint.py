@@ -393,6 +393,7 @@ asked.describe([picture(number) for number in range(12)], "image")
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_whole_answers(server: ChatServer, tmp_path: Path) -> None:
     server.plan = [*[Reply()] * 7, *[Reply(wait=60)] * 3]
     process = subprocess.Popen([sys.executable, "-c", KILLED, server.url, str(tmp_path)])

@@ -297,6 +297,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     outs = [tmp_path / f"{rank}.json" for rank in (0, 1)]
     given = tmp_path / "batch.json"

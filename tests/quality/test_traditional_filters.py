@@ -137,6 +137,7 @@ def test_the_most_frequent_ngram_is_curators_and_the_first_where_several_are() -
         assert ours.score_document(NO_GRAM_TWICE) == len(" ".join(words[:n])) / len(NO_GRAM_TWICE)
 
 
+@pytest.mark.slow
 def test_verdicts_do_not_depend_on_the_process() -> None:
     code = (
         "import pandas as pd; from nemo_mm_rank.quality.text_filters import TraditionalSettings, TraditionalStep;"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,3 +115,23 @@ def test_an_unknown_pair_names_the_nearest() -> None:
         told("oco-4")
     with pytest.raises(UserError, match=r"this run has no pair 'zzz'$"):
         told("zzz")
+
+
+def test_a_record_of_another_format_by_its_own_id() -> None:
+    records = [{"id": "one"}, {"id": 7}, {"id": "twice"}, {"id": "twice"}, {"text": "one"}, {"id": "sieben"}]
+    written = pa.array([json.dumps(record) for record in records])
+    tables = [table.append_column("source_record", written.slice(at, table.num_rows)) for at, table in parts()]
+    settings = RankingSettings(weights={"fused": 2.0})
+    scoring = Scoring.fit(Tables(tables), COSINES, settings)
+    ranking = choose(Tables(tables), scoring, settings, Budget(count=2))
+    for name, pair in (("one", "coco-0"), ("7", "coco-1"), ("sieben", "coco-5")):
+        assert explain(name, Tables(tables), ranking, scoring).startswith(f"{pair} (")
+    with pytest.raises(UserError, match="the id 'twice'; name one: coco-2, coco-3"):
+        explain("twice", Tables(tables), ranking, scoring)
+    with pytest.raises(UserError, match="has no pair 'on'"):
+        explain("on", Tables(tables), ranking, scoring)
+
+
+def parts() -> list[tuple[int, pa.Table]]:
+    """Return the shards' tables with the number of the first row of each."""
+    return [(0, shards().tables[0]), (2, shards().tables[1])]

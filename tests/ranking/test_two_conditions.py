@@ -252,6 +252,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Resul
     return config, curate(config=config, progress=False)
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_from_any_shards(run: tuple[dict[str, Any], Result]) -> None:
     config, result = run
     assert result.manifest["ranking"]["conditions"]["match"]["known"] == 120
