@@ -63,7 +63,7 @@ constraints:
 	$(COMPILE) --no-config pyproject.toml tools/audio.in $(foreach extra,dask curator models report dev,--extra $(extra)) \
 		-o constraints-audio.txt
 
-# Whether what we ask for can be installed at once: every two extras, and beside Curator's own. Nothing is installed.
+# Whether what we ask for can be installed at once: all extras, and beside Curator's own. Nothing is installed.
 resolve: env
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) tools/resolve.py $(ARGS)
 

@@ -49,7 +49,7 @@ cache="${XDG_CACHE_HOME:-$HOME/.cache}/nemo-mm-rank"
 deps="$cache/$kind-$digest"
 
 mkdir -p "$cache"
-exec 9>"$cache/lock"
+exec 9>"$cache/lock-$kind"
 command -v flock >/dev/null && flock 9
 
 if [ ! -e "$deps/complete" ]; then
