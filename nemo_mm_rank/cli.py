@@ -269,7 +269,7 @@ def rank(
     objective: Objective,
     budget: BudgetText = None,
     quality: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="The folder of a finished ecodatum job, whose quality becomes one more condition."),
     ] = None,
     mix: MixName = None,

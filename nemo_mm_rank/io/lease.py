@@ -47,7 +47,7 @@ def gone(holder: str) -> bool:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the store's folder that ``folder`` mirrors for this process; other folders need no more than their lock.
+    """Hold the store's folder that ``folder`` mirrors, and see what it has now; for other folders do nothing.
 
     Raises:
         UserError: another process works in it.
@@ -61,6 +61,7 @@ def held(folder: Path) -> Iterator[None]:
     beat = threading.Thread(target=lease.keep, daemon=True)
     beat.start()
     try:
+        mirror.refresh(folder)
         yield
     finally:
         lease.ended.set()

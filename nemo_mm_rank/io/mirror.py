@@ -9,7 +9,6 @@ read. A file of the mirror has as its time a digest of the object's own stamp, s
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -21,9 +20,7 @@ import fsspec
 
 from nemo_mm_rank.console import MIRROR
 from nemo_mm_rank.errors import StorageError, UserError
-
-PLACE = "NEMO_MM_RANK_CACHE"
-"""Environment variable: the folder for mirrors, which every worker has to be able to make under the same path."""
+from nemo_mm_rank.media import cache
 
 TEMPORARY = ".nemo-mm-rank.tmp"
 """How the names of unfinished files and folders end, and no other's; they begin with a dot, so that no pattern of ours
@@ -31,9 +28,6 @@ finds them."""
 
 LOCK, HOLDER = ".lock", ".lock-holder"
 """The lock of a folder here, and the one in the store: neither is mirrored."""
-
-_STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "mtime", "last_modified", "LastModified", "created")
-"""What stores say of the state of an object, the best first."""
 
 lost: dict[Path, str] = {}
 """Folders whose lock this process has lost, and why: nothing is written there any more."""
@@ -45,9 +39,8 @@ def temporary_name(path: Path) -> Path:
 
 
 def root() -> Path:
-    """Return the folder of all mirrors."""
-    cache = os.environ.get(PLACE) or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nemo-mm-rank")
-    return Path(os.path.abspath(os.path.expanduser(cache))) / MIRROR
+    """Return the folder of all mirrors, which every worker has to be able to make under the same path."""
+    return cache.folder() / MIRROR
 
 
 def at(url: str) -> Path:
@@ -147,6 +140,16 @@ def fetch(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def here(path: str) -> str:
+    """Return where a file that may be in a store can be read on this machine; raises as `refresh`."""
+    if "://" not in path:
+        return path
+    place = at(path)
+    refresh(place)
+    fetch(place)
+    return str(place)
+
+
 def push(written: Path, path: Path) -> None:
     """Bring a finished file into the store that ``path`` mirrors, before it is put into its place here.
 
@@ -162,7 +165,7 @@ def push(written: Path, path: Path) -> None:
         store, key = file_system(url)
         store.put_file(str(written), key)
         if (stamp := _stamp(store.info(key))) is not None:
-            os.utime(written, ns=(stamp, stamp))
+            os.utime(written, ns=(stamp, stamp), follow_symlinks=False)
 
 
 def put(written: Path, path: Path) -> None:
@@ -217,10 +220,9 @@ def _said(error: Exception) -> str:
 
 def _stamp(info: dict[str, Any]) -> int | None:
     """Return a time that stands for the state of an object, None where its store says nothing of that."""
-    said = next((str(info[name]) for name in _STAMPS if info.get(name)), None)
-    if said is None:
+    if (state := cache.state(info)) is None:
         return None
-    number = int.from_bytes(hashlib.blake2b(json.dumps([info["size"], said]).encode(), digest_size=8).digest())
+    number = int.from_bytes(hashlib.blake2b(state.encode(), digest_size=8).digest())
     return (number % 2**31) * 10**9 + (number >> 31) % 10**9  # every file system keeps so much
 
 

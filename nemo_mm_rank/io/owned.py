@@ -301,11 +301,10 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
-            with _held_by_file(folder / HOLDER):
+            with _held_by_file(folder / HOLDER), lease.held(folder):
                 yield
         else:
             with lease.held(folder):
-                mirror.refresh(folder)
                 yield
     finally:
         os.close(handle)
@@ -388,10 +387,10 @@ def _put_in_place(unfinished: Path, folder: Path, names: Iterable[str]) -> None:
                 if above == folder or os.listdir(above):
                     break
                 above.rmdir()
-    for name in names:
+    # In a store the mark comes first: what is killed halfway there has to be ours to replace.
+    for name in (*names, MARK) if mirror.url_of(folder) is None else (MARK, *names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         mirror.put(unfinished / name, folder / name)
-    mirror.put(unfinished / MARK, folder / MARK)
 
 
 def _files(folder: Path) -> Iterator[str]:
