@@ -226,6 +226,7 @@ def _earlier(folder: Path, key: str) -> IngestReport | None:
         return None
     if record.get("key") != key or record["again"] or not all(is_sound(folder / name) for name in (BAD_ROWS, STAMPS)):
         return None
+    mirror.fetch(folder)
     if not all(files_unchanged(folder, part) for part in record["parts"]):
         return None
     report = record["report"]

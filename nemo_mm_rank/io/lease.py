@@ -157,9 +157,10 @@ class _Lease:
         """Return what the lock says, nothing where there is none; what nobody can have written has run out."""
         try:
             with mirror.asking(self.url, missing=True):
-                found = json.loads(self._store.cat_file(self._key))
+                content = self._store.cat_file(self._key)
         except FileNotFoundError:
             return {}
         with suppress(KeyError, TypeError, ValueError):
+            found = json.loads(content)
             return {"holder": str(found["holder"]), "token": str(found["token"]), "until": float(found["until"])}
         return {"holder": "unknown", "token": "unknown", "until": 0.0}

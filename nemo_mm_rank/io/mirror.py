@@ -111,7 +111,7 @@ def know(state: str) -> str:
 
 
 def fetch(path: Path) -> None:
-    """Bring the content of a mirror's file, or of all files of a folder, where it is not here; else do nothing.
+    """Bring the content of a mirror's file, or of all files of a folder at once, where it is not here; else do nothing.
 
     A file that the store has not either stays missing.
 
@@ -120,24 +120,39 @@ def fetch(path: Path) -> None:
     """
     if (url := url_of(path)) is None:
         return
-    if path.is_dir():
-        for file, _ in list(_files(path)):
-            fetch(file)
+    if not path.is_dir():
+        _download(url, [path])
+    elif files := [file for file, _ in _files(path)]:
+        _download(url, files)
+
+
+def _download(url: str, files: list[Path]) -> None:
+    """Bring the files that are empty or missing here; those that the store has not are left out."""
+    times = {file: file.stat() if file.exists() else None for file in files}
+    wanted = {file: temporary_name(file) for file, state in times.items() if state is None or not state.st_size}
+    if not wanted:
         return
-    state = path.stat() if path.exists() else None
-    if state is not None and state.st_size:
-        return
-    temporary = temporary_name(path)
     try:
-        with suppress(FileNotFoundError), asking(url, missing=True):
+        with asking(url, missing=True):
             store, key = file_system(url)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.get_file(key, str(temporary))
-            if state is not None:
-                os.utime(temporary, ns=(state.st_mtime_ns, state.st_mtime_ns))
-            temporary.replace(path)
+            keys = [f"{key}{str(url_of(file)).removeprefix(url)}" for file in wanted]
+            for file in wanted:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            if len(keys) == 1:
+                store.get_file(keys[0], str(*wanted.values()))
+            else:
+                store.get(keys, [str(temporary) for temporary in wanted.values()])
+            for file, temporary in wanted.items():
+                if (state := times[file]) is not None:
+                    os.utime(temporary, ns=(state.st_mtime_ns, state.st_mtime_ns))
+                temporary.replace(file)
+    except FileNotFoundError:
+        if len(files) > 1:  # one has gone meanwhile
+            for file in files:
+                _download(str(url_of(file)), [file])
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in wanted.values():
+            temporary.unlink(missing_ok=True)
 
 
 def here(path: str) -> str:

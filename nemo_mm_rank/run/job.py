@@ -117,6 +117,7 @@ class Job:
             again = self.config.retry_failed
             stages.append(Stage(step, shards, folder, identity, engine.backend, engine.device, again))
             shards = shards.then(folder)
+            mirror.fetch(folder)
         # Shard by shard through all of them: what one step has embedded, the next one still remembers.
         chain = Chain(tuple(stages))
         written = (file_names(stage.folder) for stage in stages)
@@ -127,6 +128,7 @@ class Job:
                 advance(rows)
         for stage in stages:
             mirror.refresh(stage.folder)
+            mirror.fetch(stage.folder)
         self._check(count_steps(shards)[-len(steps) :] if steps else [], shards)
         return shards
 

@@ -18,6 +18,7 @@ import yaml
 
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import Config, parse
+from nemo_mm_rank.demo import make_demo_pool
 from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.media.cache import PLACE
@@ -225,3 +226,26 @@ def _step(config: Config, folder: RunFolder, state: State) -> Any:
     from nemo_mm_rank.matching import MatchStep
 
     return MatchStep(folder.path / state.matcher, state.specs(folder), config.media)
+
+
+def test_a_pool_beside_it_and_its_media_are_kept(server: Server, machine: Machine, tmp_path: Path) -> None:
+    manifest = make_demo_pool(tmp_path / "pool", 4)
+    pool, lines = manifest.parent, manifest.read_text(encoding="utf-8").splitlines()
+    whole = [line for line in lines if not json.loads(line)["fault"]]
+    manifest.write_text("\n".join(whole) + "\n", encoding="utf-8")
+    for path in pool.rglob("*"):
+        if path.is_file():
+            server.files.put_file(str(path), f"{BUCKET}/pool/{path.relative_to(pool)}")
+    media = sum(json.loads(line)["modality"] in ("image", "audio", "video") for line in whole)
+    values = settings(pool / "pool.jsonl", tmp_path / "local", shards=3, budget=6)
+    expected = curate(config=values, progress=False)
+    copied = []
+    for run in ("first", "second"):
+        before = server.calls()
+        stored = {**values, "pools": f"s3://{BUCKET}/pool/pool.jsonl", "media": {"cache_bytes": 10**9}}
+        result = curate(config=stored, output=f"s3://{BUCKET}/runs/{run}", progress=False)
+        copied.append((server.calls() - before)["GET"])
+        assert result.blend["pair_id"].tolist() == expected.blend["pair_id"].tolist()
+    # Each file is read once, in parts of its own choosing where it is long; of the second run, only the manifest.
+    assert copied[0] - copied[1] >= media
+    assert copied[1] < 20
