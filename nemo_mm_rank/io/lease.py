@@ -85,6 +85,8 @@ class _Lease:
     def take(self) -> None:
         for _ in range(3):
             if self._make(self._key, self._text()):
+                if self._make(self._key, self._text()):
+                    raise self._careless()
                 return
             other = self._read()
             if other and (gone(other["holder"]) or other["until"] < time.time()):
@@ -130,7 +132,8 @@ class _Lease:
     def release(self) -> None:
         if mirror.lost.pop(self.folder, None) is None:
             with suppress(StorageError), mirror.asking(self.url):  # it runs out
-                self._store.rm_file(self._key)
+                if self._read().get("token") == self.token:
+                    self._store.rm_file(self._key)
 
     def _text(self) -> bytes:
         self.until = time.time() + SECONDS
@@ -147,11 +150,14 @@ class _Lease:
             except FileExistsError:
                 return False
             except (NotImplementedError, ValueError, TypeError) as error:
-                raise StorageError(
-                    f"{self.url}: this store cannot make an object only where there is none, which is what keeps two "
-                    f"runs apart ({type(error).__name__}: {error}); use another store or a local folder"
-                ) from error
+                raise self._careless() from error
         return True
+
+    def _careless(self) -> StorageError:
+        return StorageError(
+            f"{self.url}: this store has no conditional writes, which keep two runs apart; use another store or a "
+            "local folder"
+        )
 
     def _read(self) -> dict[str, Any]:
         """Return what the lock says, nothing where there is none; what nobody can have written has run out."""

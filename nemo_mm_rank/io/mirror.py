@@ -80,18 +80,19 @@ def refresh(folder: Path) -> None:
     here = dict(_files(folder))  # before the listing: what appears here meanwhile is in the store already
     with asking(url):
         store, key = file_system(url)
-        found = {name: info for name, info in store.find(key, detail=True).items() if info["type"] == "file"}
-    there = set()
-    for name, info in found.items():
-        inner = name.removeprefix(key).removeprefix("/")
-        path = folder / inner if inner else folder
-        if not _mirrored(path, folder) or {".", ".."} & set(inner.split("/")) or "//" in inner or "\0" in inner:
-            continue
-        there.add(path)
-        if (stamp := _stamp(info)) is None or here.get(path) != stamp:
-            _put(path, stamp)
-    for path in here.keys() - there:
-        path.unlink(missing_ok=True)
+        store.invalidate_cache()
+        there = set()
+        for name, info in store.find(key, detail=True).items():
+            inner = name.removeprefix(key).removeprefix("/")
+            path = folder / inner if inner else folder
+            leads_out = {".", ".."} & set(inner.split("/")) or "//" in inner or "\0" in inner
+            if info["type"] != "file" or leads_out or not _mirrored(path, folder):
+                continue
+            there.add(path)
+            if (stamp := _stamp(info)) is None or here.get(path) != stamp:
+                _put(path, stamp)
+        for path in here.keys() - there:
+            path.unlink(missing_ok=True)
 
 
 _known: set[tuple[Path, str] | str] = set()
@@ -200,7 +201,7 @@ def unlink(path: Path) -> None:
 
 def file_system(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the key in it; what it needs to know it has from the environment."""
-    store, key = fsspec.url_to_fs(url, use_listings_cache=False)
+    store, key = fsspec.url_to_fs(url)
     return store, str(key)
 
 
@@ -218,8 +219,6 @@ def asking(url: str, missing: bool = False) -> Iterator[None]:
     except ImportError as error:
         extra = "; pip install 'nemo-mm-rank[s3]'" if url.startswith("s3") else ""
         raise StorageError(f"{url}: a library is missing: {error}{extra}") from error
-    except FileExistsError:
-        raise
     except FileNotFoundError as error:
         if missing:
             raise

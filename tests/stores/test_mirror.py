@@ -9,8 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -219,6 +222,27 @@ def test_a_lock_is_renewed(url: str, server: Server, monkeypatch: pytest.MonkeyP
         while now["until"] == first["until"]:
             now = json.loads(server.files.cat_file(f"{url}/{mirror.HOLDER}"))
         assert now["token"] == first["token"]
+
+
+class Careless(MemoryFileSystem):
+    """A store that writes over what is there, whatever it is told."""
+
+    protocol = "careless"
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> None:
+        super().pipe_file(path, value, **kwargs)
+
+
+def test_any_store_with_conditional_writes_does(machine: Machine) -> None:
+    with locked(made("memory://bucket/run")):
+        write_bytes(mirror.at("memory://bucket/run/file"), b"x")
+        machine("elsewhere")
+        with pytest.raises(UserError, match="another run is using this folder"), locked(made("memory://bucket/run")):
+            pass
+    fsspec.register_implementation("careless", Careless, clobber=True)
+    said = "careless://bucket/run: this store has no conditional writes"
+    with pytest.raises(StorageError, match=said), locked(made("careless://bucket/run")):
+        pass
 
 
 SAY = """
