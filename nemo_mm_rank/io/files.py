@@ -26,6 +26,7 @@ from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.clip_folder import clip_files
 from nemo_mm_rank.io.lance_rows import is_lance, lance_files
 from nemo_mm_rank.io.manifest import opened, split_suffix
+from nemo_mm_rank.io.mirror import TEMPORARY as TEMPORARY
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.tar import walk
 from nemo_mm_rank.schema import EMBEDDING, VECTOR
@@ -220,7 +221,7 @@ def reading(folder: Path, what: str) -> Iterator[None]:
         ModelError: naming the folder.
     """
     try:
-        mirror.fetch(folder)
+        mirror.bring(folder)
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())

@@ -127,6 +127,17 @@ def fetch(path: Path) -> None:
         _download(url, files)
 
 
+def bring(path: Path) -> None:
+    """Bring a file or folder whole, also to a machine that does not know yet what it is; else do nothing.
+
+    Raises:
+        StorageError: the store cannot be reached.
+    """
+    if not path.exists():
+        refresh(path)
+    fetch(path)
+
+
 def _download(url: str, files: list[Path]) -> None:
     """Bring the files that are empty or missing here; those that the store has not are left out."""
     times = {file: file.stat() if file.exists() else None for file in files}

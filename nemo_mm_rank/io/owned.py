@@ -23,7 +23,8 @@ from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
 from nemo_mm_rank.io import lease, mirror
 from nemo_mm_rank.io.files import lock, write_text
-from nemo_mm_rank.io.mirror import HOLDER, LOCK, TEMPORARY, temporary_name
+from nemo_mm_rank.io.mirror import HOLDER, TEMPORARY, temporary_name
+from nemo_mm_rank.io.mirror import LOCK as LOCK
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.media.source import is_url
 

@@ -37,10 +37,10 @@ class Server:
     log: Path
     files: Any
 
-    def calls(self) -> Counter[str]:
-        """Return how many calls there were by now, by kind."""
+    def calls(self, below: str = "") -> Counter[str]:
+        """Return how many calls there were by now, by kind: all, or those for keys that have ``below`` in them."""
         lines = re.findall(r'"([A-Z]+) (\S+) HTTP', self.log.read_text(encoding="utf-8"))
-        return Counter("LIST" if "list-type" in path else verb for verb, path in lines)
+        return Counter("LIST" if "list-type" in path else verb for verb, path in lines if below in path)
 
 
 @pytest.fixture(scope="module")

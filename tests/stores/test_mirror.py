@@ -224,7 +224,7 @@ def test_a_lock_is_renewed(url: str, server: Server, monkeypatch: pytest.MonkeyP
         assert now["token"] == first["token"]
 
 
-class Careless(MemoryFileSystem):
+class Careless(MemoryFileSystem):  # type: ignore[misc]  # fsspec publishes no types
     """A store that writes over what is there, whatever it is told."""
 
     protocol = "careless"

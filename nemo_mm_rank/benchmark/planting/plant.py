@@ -390,7 +390,7 @@ class _Planting:
         source = Roots.of(root).find(ref)
         if not (target.exists() and target.samefile(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            link = files.temporary_name(target)
+            link = mirror.temporary_name(target)
             try:
                 os.link(source, link)
                 link.replace(target)

@@ -134,7 +134,7 @@ def read_statistics(path: str | Path) -> tuple[npt.NDArray[np.int64], int]:
         ModelError: no such file, or another content.
     """
     try:
-        mirror.fetch(Path(path))
+        mirror.bring(Path(path))
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"statistics {path}: {' '.join(str(error).split())}") from error
