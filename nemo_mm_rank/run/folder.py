@@ -39,10 +39,11 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
-        """Return the folder by its absolute path: workers may stand elsewhere.
+        """Return the folder by its absolute path: workers may stand elsewhere. Of a URL, that of its mirror.
 
         Raises:
-            UserError: no name, or a URL.
+            UserError: no name, or a URL of what is no object store.
+            StorageError: the store cannot be reached.
         """
         return cls(local(path))
 

@@ -202,7 +202,7 @@ def test_two_workers(server: Server, machine: Machine, config: Path, expected: d
     assert outcome_in(server, url) == expected
 
 
-WORKER = "import pickle, sys; stage, part = pickle.load(sys.stdin.buffer); print(stage(part))"
+WORKER = "import pickle, sys; stage, parts = pickle.load(sys.stdin.buffer); [stage(part) for part in parts]"
 
 
 def test_a_worker_on_another_machine(server: Server, machine: Machine, run: str, tmp_path: Path, config: Path) -> None:
@@ -217,14 +217,14 @@ def test_a_worker_on_another_machine(server: Server, machine: Machine, run: str,
     here.rename(tmp_path / "away")
     before = server.calls()
     done = subprocess.run(
-        [sys.executable, "-c", WORKER], input=pickle.dumps((stage, 5)), capture_output=True, timeout=300
+        [sys.executable, "-c", WORKER], input=pickle.dumps((stage, (3, 4, 5))), capture_output=True, timeout=300
     )
     assert done.returncode == 0, done.stderr.decode()
     calls = server.calls() - before
-    assert calls["LIST"] == len(shards.stages) + 2  # a fit is a folder, too
-    there = {path.name for path in here.rglob(part_name(5)) if path.stat().st_size}
-    assert there == {part_name(5)}
-    assert not any(path.stat().st_size for path in here.rglob(part_name(6)))
+    # One for each stage; what it writes, the matcher and the statistics are one each, and what is a file takes two.
+    assert calls["LIST"] == len(shards.stages) + 4
+    there = {path.name for path in here.rglob("part-*") if path.stat().st_size}
+    assert there == {part_name(3), part_name(4), part_name(5)}
     for path in sorted(here.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     here.rmdir()
