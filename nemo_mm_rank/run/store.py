@@ -136,7 +136,9 @@ class Stage:
 
         One in which pairs failed for what may pass counts as not done.
         """
-        note = read_note(self.folder / part_name(part))
+        file = self.folder / part_name(part)
+        # Of a store it is known what is there, and what is not is not asked for.
+        note = read_note(file) if file.exists() else None
         if note is None or str(note.get("key")).partition(_FAILED)[0] != self.key(part):
             return False
         failed = _failed(note["counts"])

@@ -191,8 +191,9 @@ def test_as_many_listings_for_many_shards(server: Server, machine: Machine, conf
         curate(config=values, output=f"s3://{BUCKET}/runs/shards-{shards}", progress=False)
         calls = server.calls() - before
         assert calls["PUT"] > 4 * shards
-        counted.append(calls["LIST"])
-    assert counted[0] == counted[1] < 20
+        counted.append((calls["LIST"], calls["GET"]))
+    assert counted[0] == counted[1]
+    assert counted[0][0] < 20
 
 
 def test_two_workers(server: Server, machine: Machine, config: Path, expected: dict[str, bytes]) -> None:
