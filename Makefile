@@ -58,7 +58,7 @@ bench: env
 # in pyproject.toml, which are about the newest torch).
 COMPILE := uv pip compile --universal -p 3.11 --upgrade --no-annotate --no-header --no-emit-index-url --no-emit-find-links
 constraints:
-	$(COMPILE) pyproject.toml $(foreach extra,dask curator models gpu report dev docs,--extra $(extra)) -o constraints.txt
+	$(COMPILE) pyproject.toml $(foreach extra,dask curator models gpu report s3 dev docs,--extra $(extra)) -o constraints.txt
 	$(COMPILE) --no-config pyproject.toml tools/curator09.in -o constraints-curator09.txt
 	$(COMPILE) --no-config pyproject.toml tools/audio.in $(foreach extra,dask curator models report dev,--extra $(extra)) \
 		-o constraints-audio.txt

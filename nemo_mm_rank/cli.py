@@ -77,7 +77,7 @@ Workers = Annotated[int | None, typer.Option(help="Number of Dask worker process
 Scheduler = Annotated[str | None, typer.Option(help="Address of a Dask scheduler that is already running.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Jsonl = Annotated[bool | None, typer.Option("--jsonl", help="Write blend.jsonl beside blend.parquet.")]
-FinishedRun = Annotated[Path, typer.Argument(help="The folder of a finished run.")]
+FinishedRun = Annotated[str, typer.Argument(help="The folder of a finished run.")]
 Overwrite = Annotated[
     bool,
     typer.Option(
@@ -269,7 +269,7 @@ def rank(
     objective: Objective,
     budget: BudgetText = None,
     quality: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="The folder of a finished ecodatum job, whose quality becomes one more condition."),
     ] = None,
     mix: MixName = None,
@@ -298,7 +298,7 @@ def rank(
 def ecodatum(
     *,
     pool: Pools = None,
-    run: Annotated[Path | None, typer.Option(help="A finished run, whose pool and embeddings are used.")] = None,
+    run: Annotated[str | None, typer.Option(help="A finished run, whose pool and embeddings are used.")] = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     output: Output = None,
@@ -314,7 +314,7 @@ def ecodatum(
     """Keep the pairs of the best quality, whatever their topic, by EcoDatum's operators, votes and label model."""
     values = _configured(config, None, import_from)
     values |= options.pools(pool)
-    values |= _given(run=str(run) if run else None, budget=budget, output=output, trust_run=trust_run or None)
+    values |= _given(run=run, budget=budget, output=output, trust_run=trust_run or None)
     values |= _given(allow_failures=allow_failures, retry_failed=retry_failed)
     _merge(values, "engine", workers=workers, device=device)
     from nemo_mm_rank.run import ecodatum as job
@@ -386,7 +386,7 @@ def mix(
     Small models are trained on trial mixes and measured on the target.
     """
     values = _configured(config, None, None)
-    values |= _given(run=str(run), target=target, by=by, budget=budget, output=output, seeds=seeds)
+    values |= _given(run=run, target=target, by=by, budget=budget, output=output, seeds=seeds)
     _merge(values, "search", rounds=rounds, draws=draws)
     _merge(values, "downstream", steps=steps)
     _merge(values, "engine", workers=workers)
@@ -438,7 +438,7 @@ def export(
 @app.command()
 def adapt(
     run: Annotated[
-        Path | None, typer.Argument(help="The folder of a finished run, whose blend the model learns from.")
+        str | None, typer.Argument(help="The folder of a finished run, whose blend the model learns from.")
     ] = None,
     config: ConfigFile = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="The folder for the adapter.")] = None,
@@ -453,7 +453,7 @@ def adapt(
     """
     from nemo_mm_rank.adapt.training import AdaptSettings
 
-    overrides = _given(run=str(run) if run else None, output=output, device=device, seed=seed)
+    overrides = _given(run=run, output=output, device=device, seed=seed)
     settings = parse(AdaptSettings, _configured(config, None, import_from) | overrides)
     from nemo_mm_rank.adapt.job import adapt as adapt_model
 
@@ -462,7 +462,7 @@ def adapt(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run or of a benchmark.")],
+    run: Annotated[str, typer.Argument(help="The folder of a finished run or of a benchmark.")],
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="The file for the report. Default: RUN/report.html.")
     ] = None,
@@ -477,7 +477,7 @@ def report(
 
     if import_from or trust_run:  # by modalities of the run's own their data is shown
         Trust(tuple(import_from or ()), trust_run).admit({}, RunFolder.at(run))
-    write = page.write_benchmark_report if (run / page.RESULTS).exists() else write_report
+    write = page.write_benchmark_report if (RunFolder.at(run).path / page.RESULTS).exists() else write_report
     typer.echo(printable(write(run, output)))
 
 

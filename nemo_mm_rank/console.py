@@ -19,18 +19,23 @@ _MARKS = "\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
 
 _CONTROL = re.compile(f"[\x00-\x1f\x7f-\x9f{_MARKS}]")
 _CONTROL_IN_LINES = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_MARKS}]")
+MIRROR = "nemo-mm-rank-stores"
+"""The folder of a cache below which mirrors of folders in object stores lie (`io.mirror`)."""
+_MIRRORED = re.compile(rf"(?:/[^\s/'\"]+)*/{MIRROR}/([a-z0-9]+)/")
 _PASSWORD = re.compile(r"(?<=://)[^\s/?#:@'\"]*:[^\s/?#'\"]*@")
 
 
 def printable(text: object, lines: bool = False) -> str:
     r"""Return ``text`` as it may be printed: control characters as escapes (``\x1b``), passwords in URLs left out.
 
+    What mirrors an object store goes by its URL.
+
     Args:
         text: anything; what is no string is turned into one.
         lines: it is text of ours, whose line ends and tabs stand.
     """
     harmless = (_CONTROL_IN_LINES if lines else _CONTROL).sub(_escaped, str(text))
-    return without_passwords(harmless)
+    return without_passwords(_MIRRORED.sub(r"\1://", harmless))
 
 
 def without_passwords(text: str) -> str:

@@ -68,7 +68,9 @@ FIRST_HOUR = {
     "there is no preset": ["curate", "pool.jsonl", "-q", "sea", "-p", "cpu_smal"],
     "unknown key; did you mean": ["curate", "pool.jsonl", "-q", "sea", "-c", "bad.yaml"],
     "a budget must be a number of pairs or a share such as 20%": ["curate", "pool.jsonl", "-q", "sea", "-b", "lots"],
-    "outputs must be local folders, not URLs": ["curate", "pool.jsonl", "-q", "sea", "-o", "s3://bucket/run"],
+    "outputs must be local folders or URLs of an object store": [
+        *("curate", "pool.jsonl", "-q", "sea", "-o", "https://bucket/run")
+    ],
     "each object must be on one line of its own": ["validate", "lines.jsonl"],
 }
 """What the page quotes, and a command that says it."""

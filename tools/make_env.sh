@@ -16,7 +16,7 @@ python=${PYTHON:-python3} over=
 case "${1:-}" in
     "")
         venv=.venv kind=env constraints=constraints.txt pythons="3.11 3.12 3.13" tools="ruff ray lint-imports uv"
-        requirements() { "$python" tools/requirements.py "dask,curator,models,report,dev,docs"; }
+        requirements() { "$python" tools/requirements.py "dask,curator,models,report,s3,dev,docs"; }
         bare() { cat tools/bare.in; }
         ;;
     curator09)

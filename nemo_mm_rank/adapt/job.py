@@ -16,6 +16,7 @@ from nemo_mm_rank.adapt.training import AdaptSettings, Checkpoint, StageSettings
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.errors import ConfigError, DamagedError, ModelError, UserError, require
 from nemo_mm_rank.imports import import_from
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import folder_digest, read_sealed, write_json, write_sealed, write_table
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.measures.geometry import recalls
@@ -174,7 +175,7 @@ class _Adaptation:
     ) -> dict[str, Any]:
         """Train one stage, and write its adapter, what was left out, and the record that vouches for both."""
         settings = self.settings
-        (folder / RECORD).unlink(missing_ok=True)
+        mirror.unlink(folder / RECORD)
         learnt, held_out = pairs.split(settings.held_out, settings.max_held_out, settings.seed)
         if len(learnt) < 2:
             raise UserError(f"stage {stage.name!r}: fewer than two pairs are left to learn from")
@@ -199,7 +200,7 @@ class _Adaptation:
             "after": after,
         }
         write_sealed(folder / RECORD, record)
-        checkpoint.path.unlink(missing_ok=True)
+        mirror.unlink(checkpoint.path)
         return record
 
 

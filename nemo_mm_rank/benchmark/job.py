@@ -19,6 +19,7 @@ from nemo_mm_rank.benchmark.training import VALIDATION, train_all
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import write_sealed, write_table, write_text
 from nemo_mm_rank.io.owned import Claim, refuse_links
 from nemo_mm_rank.models import loader
@@ -151,7 +152,7 @@ def _choose_all(bench: Bench, reporter: Reporter) -> tuple[list[Blend], list[str
                         ids = choose(bench, strategy, seed)
                     blend = Blend.of(strategy, seed, ids, cost)
                     blend.save(folder, key)
-                    spent.unlink(missing_ok=True)
+                    mirror.unlink(spent)
                     advance(1)
                 blends.append(blend)
                 keys.append(key)

@@ -18,6 +18,7 @@ from nemo_mm_rank.benchmark.tables import Comparison, Results
 from nemo_mm_rank.config import Query, parse
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.io.files import read_sealed, read_table
+from nemo_mm_rank.io.owned import local
 from nemo_mm_rank.measures.statistics import mean_interval
 from nemo_mm_rank.report import charts, content, page
 from nemo_mm_rank.report import overview as of_run
@@ -47,7 +48,7 @@ class Benchmark(Comparison):
         Raises:
             UserError: it is not finished, or a file of it is damaged.
         """
-        path = Path(folder)
+        path = local(folder)
         if not (path / FACTS).exists():
             raise UserError(f"{path}: the benchmark is not finished; start it again")
         facts = read_sealed(path / FACTS)

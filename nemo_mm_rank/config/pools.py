@@ -75,8 +75,8 @@ class PoolSource(Settings):
         return self
 
 
-MEDIA_NO_MATTER = {"threads", "decode_seconds", "download_seconds"}
-"""Settings of media that say how long the work may take, and change nothing of what comes out."""
+MEDIA_NO_MATTER = {"threads", "decode_seconds", "download_seconds", "cache_bytes"}
+"""Settings of media that say what the work may take, and change nothing of what comes out."""
 
 
 class MediaSettings(Carrying, Settings):
@@ -116,6 +116,9 @@ class MediaSettings(Carrying, Settings):
     threads: int = Field(2, ge=1, le=64, description="Number of threads that decode ahead of the models.")
     decode_seconds: float = Field(60, gt=0, description="Most seconds of CPU time that decoding one file may take.")
     download_seconds: float = Field(300, gt=0, description="Most seconds that downloading one file may take.")
+    cache_bytes: int = Field(
+        0, ge=0, description="Most bytes of media from URLs that are kept on this machine to be opened again; 0: none."
+    )
 
     def identity(self) -> dict[str, Any]:
         """Return what a decoded file depends on (for fingerprints)."""

@@ -24,6 +24,7 @@ from nemo_curator.utils.hash_utils import get_deterministic_hash
 from nemo_mm_rank.config import MediaSettings, parse
 from nemo_mm_rank.curator.stages import require_columns, to_table, with_rows
 from nemo_mm_rank.errors import ConfigError, StorageError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.export import write_blend, write_tar
 from nemo_mm_rank.io.files import write_atomically, write_table
 from nemo_mm_rank.io.owned import Claim, Mark, clear, local, remove
@@ -252,6 +253,6 @@ def _stem(task: DocumentBatch, table: pa.Table) -> str:
 
 def _remove(file: Path) -> None:
     try:
-        file.unlink(missing_ok=True)
+        mirror.unlink(file)
     except OSError as error:
         raise StorageError(f"{file}: cannot be removed: {error.strerror}") from error

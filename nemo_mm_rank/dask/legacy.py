@@ -14,6 +14,7 @@ from nemo_mm_rank.config import Config, ModelSpec
 from nemo_mm_rank.errors import require
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import Frame
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import table_digest, write_table
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.part_files import is_part, part_name
@@ -215,7 +216,7 @@ def write_parquet(dataset: DocumentDataset, folder: str | Path) -> None:
     dask.compute([write(path, part) for path, part in parts.items()])
     for stale in set(folder.glob("part-*.parquet")) - set(parts):
         if is_part(stale):
-            stale.unlink()
+            mirror.unlink(stale)
 
 
 def _write(path: Path, frame: Frame) -> None:

@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,23 +22,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 
 from nemo_mm_rank.errors import DamagedError, ModelError, StorageError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.clip_folder import clip_files
 from nemo_mm_rank.io.lance_rows import is_lance, lance_files
 from nemo_mm_rank.io.manifest import opened, split_suffix
+from nemo_mm_rank.io.mirror import TEMPORARY as TEMPORARY
 from nemo_mm_rank.io.webdataset import kind_of, split_name
 from nemo_mm_rank.media.tar import walk
 from nemo_mm_rank.schema import EMBEDDING, VECTOR
 
 NOTE = b"nemo_mm_rank"
-
-TEMPORARY = ".nemo-mm-rank.tmp"
-"""How the names of unfinished files and folders end, and no other's; they begin with a dot, so that no pattern of ours
-finds them."""
-
-
-def temporary_name(path: Path) -> Path:
-    """Return a new name beside ``path`` for what will be put in its place."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -61,13 +53,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def _write_and_rename(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
+    temporary = mirror.temporary_name(path)
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
         lock(handle)  # says that somebody is at work on it; without locks nobody clears away what is left either
         write(temporary)
         os.fsync(handle)
-        temporary.replace(path)
+        mirror.put(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -145,6 +137,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def is_sound(path: Path) -> bool:
     """Whether a file is there, and its seal, where it has one, fits: looked at once a process and state of the file."""
+    mirror.fetch(path)
     try:
         return _sound(str(path), *_stamp(path))
     except OSError:
@@ -228,6 +221,7 @@ def reading(folder: Path, what: str) -> Iterator[None]:
         ModelError: naming the folder.
     """
     try:
+        mirror.bring(folder)
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())

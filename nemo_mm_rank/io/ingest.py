@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import DamagedError, EmptyPoolError, PoolError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.bad_rows import SCHEMA, BadRow, bad_rows_table
 from nemo_mm_rank.io.canonical import PoolBatch
 from nemo_mm_rank.io.columns import PoolTypes
@@ -87,7 +88,7 @@ def ingest(
     key = _fingerprint(pools, settings)
     if (known := _earlier(folder, key)) is not None:
         return known
-    (folder / RECORD).unlink(missing_ok=True)
+    mirror.unlink(folder / RECORD)
     clear(folder)
 
     work = _Ingest(pools, folder, on_bad_row, check_files, progress)
@@ -115,7 +116,7 @@ def ingest(
     written = {part["name"] for part in parts}
     for path in folder.glob("part-*.parquet"):
         if path.name not in written and is_part(path):
-            path.unlink()
+            mirror.unlink(path)
     write_sealed(folder / RECORD, {"key": key, "report": asdict(report), "parts": parts, "again": outcome.again})
     return report
 
@@ -225,6 +226,7 @@ def _earlier(folder: Path, key: str) -> IngestReport | None:
         return None
     if record.get("key") != key or record["again"] or not all(is_sound(folder / name) for name in (BAD_ROWS, STAMPS)):
         return None
+    mirror.fetch(folder)
     if not all(files_unchanged(folder, part) for part in record["parts"]):
         return None
     report = record["report"]

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,11 +21,14 @@ from pathlib import Path
 
 from nemo_mm_rank.config import PoolSource
 from nemo_mm_rank.errors import StorageError, UserError
-from nemo_mm_rank.io.files import TEMPORARY, lock, temporary_name, write_text
+from nemo_mm_rank.io import lease, mirror
+from nemo_mm_rank.io.files import lock, write_text
+from nemo_mm_rank.io.mirror import HOLDER, TEMPORARY, temporary_name
+from nemo_mm_rank.io.mirror import LOCK as LOCK
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.media.source import is_url
 
-MARK, LOCK, HOLDER = ".nemo-mm-rank.json", ".lock", ".lock-holder"
+MARK = ".nemo-mm-rank.json"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 """What file systems answer that have no `flock`, as some network mounts do."""
 _FORMAT, _MAX_BYTES = 1, 2**24
@@ -76,6 +78,7 @@ class Mark:
     @classmethod
     def read(cls, folder: Path) -> Mark | None:
         """Return the mark of a folder, None where it has none that we can have written."""
+        mirror.fetch(folder / MARK)
         try:
             handle = os.open(folder / MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
@@ -118,7 +121,8 @@ class Claim:
     def mark(self) -> Mark:
         """What the folder will say of itself."""
         paths = [*(pool.path for pool in self.pools), *map(str, self.runs)]
-        return Mark(self.kind, tuple(sorted({path if is_url(path) else _real(path) for path in paths})))
+        real = (path if is_url(path) else _real(path) for path in map(mirror.named, paths))
+        return Mark(self.kind, tuple(sorted(set(real))))
 
     def check(self, path: str | Path) -> Path:
         """Return the absolute path of the folder if it may be written; nothing is written yet.
@@ -197,7 +201,7 @@ class Claim:
     def _refuse_inputs(self, folder: Path) -> None:
         own = _real(folder)
         for run in self.runs:
-            if _below(_real(run), own):
+            if _below(_real(mirror.at(str(run)) if is_url(str(run)) else run), own):
                 raise UserError(f"{folder}: the run {run} lies in it; choose an output folder that contains no input")
         for pool in self.pools:
             places = [*([pool.root] if pool.root else []), *pool.trusted_roots]
@@ -219,17 +223,20 @@ class Claim:
 
 
 def local(path: str | Path) -> Path:
-    """Return an output's absolute path; links in it are left.
+    """Return an output's absolute path; links in it are left. For a URL, that of its mirror, as the store is now.
 
     Raises:
-        UserError: no name, or a URL.
+        UserError: no name, or a URL of what is no object store.
+        StorageError: the store cannot be reached.
     """
     if not str(path).strip():
         raise UserError("output: the name is empty; is a variable of the shell unset?")
     if "\0" in str(path):
         raise UserError(f"{str(path)!r}: not a valid name of a folder or file")
     if is_url(str(path)):
-        raise UserError(f"{path}: outputs must be local folders, not URLs")
+        place = mirror.at(str(path))
+        mirror.refresh(place)
+        return place
     return Path(os.path.abspath(Path(path).expanduser()))
 
 
@@ -295,10 +302,11 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in _WITHOUT_LOCKS:
                 raise StorageError(f"{path}: cannot be locked: {error.strerror}") from error
-            with _held_by_file(folder / HOLDER):
+            with _held_by_file(folder / HOLDER), lease.held(folder):
                 yield
         else:
-            yield
+            with lease.held(folder):
+                yield
     finally:
         os.close(handle)
 
@@ -306,13 +314,13 @@ def locked(folder: Path) -> Iterator[None]:
 @contextmanager
 def _held_by_file(path: Path) -> Iterator[None]:
     """Hold a folder by a file that names this machine and process; one of a process that is gone is taken over."""
-    me = f"{socket.gethostname()} {os.getpid()}"
+    me = lease.me()
     for attempt in (1, 2):
         try:
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except FileExistsError as error:
             holder = path.read_text(encoding="utf-8", errors="replace")[:300] if not path.is_symlink() else ""
-            if attempt == 2 or not _gone(holder):
+            if attempt == 2 or not lease.gone(holder):
                 raise UserError(
                     f"{path.parent}: another run is using this folder ({holder or 'unknown'}); "
                     f"if it is not running any more, remove {path} and start again"
@@ -327,20 +335,6 @@ def _held_by_file(path: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-def _gone(holder: str) -> bool:
-    """Whether the process that a holder's file names ran on this machine, and runs no more."""
-    host, _, process = holder.rpartition(" ")
-    if host != socket.gethostname() or not process.isdecimal():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except OSError:
-        return False
-    return False
 
 
 @contextmanager
@@ -379,7 +373,7 @@ def whole(claim: Claim, path: str | Path) -> Iterator[Path]:
 
 
 def _put_in_place(unfinished: Path, folder: Path, names: Iterable[str]) -> None:
-    if not folder.exists() or not os.listdir(folder):
+    if mirror.url_of(folder) is None and (not folder.exists() or not os.listdir(folder)):
         unfinished.replace(folder)
         return
     earlier = Mark.read(folder)
@@ -389,15 +383,15 @@ def _put_in_place(unfinished: Path, folder: Path, names: Iterable[str]) -> None:
             above.is_symlink() for above in path.parents if above != folder and folder in above.parents
         )
         if inside:
-            path.unlink(missing_ok=True)
+            mirror.unlink(path)
             for above in path.parents:  # the folders that were made for it
                 if above == folder or os.listdir(above):
                     break
                 above.rmdir()
-    for name in names:
+    # In a store the mark comes first: what is killed halfway there has to be ours to replace.
+    for name in (*names, MARK) if mirror.url_of(folder) is None else (MARK, *names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (unfinished / name).replace(folder / name)
-    (unfinished / MARK).replace(folder / MARK)
+        mirror.put(unfinished / name, folder / name)
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -451,7 +445,7 @@ def remove(folder: Path, ours: Callable[[Path], bool]) -> None:
     for name in os.listdir(folder):
         path = folder / name
         if stat.S_ISREG(path.lstat().st_mode) and ours(path):
-            path.unlink()
+            mirror.unlink(path)
     with suppress(OSError):  # somebody else's file is there
         folder.rmdir()
 
@@ -474,7 +468,7 @@ def drop(folder: Path, name: str) -> None:
     """Remove a file that was taken (`take`); somebody else's stays."""
     mark = Mark.read(folder)
     if mark is not None and name in mark.files:
-        (folder / name).unlink(missing_ok=True)
+        mirror.unlink(folder / name)
         write_text(folder / MARK, replace(mark, files=tuple(one for one in mark.files if one != name)).text())
 
 
@@ -508,6 +502,7 @@ def check_file(path: str | Path, ours: Callable[[Path], bool], what: str) -> Pat
         raise UserError(f"{file}: this is a link; name the file that it leads to, {os.path.realpath(file)}")
     if file.is_dir():
         raise UserError(f"{file}: this is a folder; name a file in it")
+    mirror.fetch(file)
     if file.exists() and not (file.is_file() and ours(file)):
         raise UserError(f"{file}: the file exists already, and is not a {what} of nemo-mm-rank; choose another file")
     return file

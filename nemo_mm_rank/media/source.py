@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 from nemo_mm_rank.config import MediaSettings
 from nemo_mm_rank.errors import MediaError, PairError, TransientError
+from nemo_mm_rank.media import cache
 from nemo_mm_rank.media.limits import within
 from nemo_mm_rank.media.tar import Place, Window, find, place_of
 from nemo_mm_rank.media.window import without_window
@@ -246,27 +247,25 @@ def _download(url: str, below: str | None, settings: MediaSettings, place: Place
     seconds = settings.download_seconds
     end = time.monotonic() + seconds
     try:
-        return within(seconds, lambda: _copy(url, below, settings.max_bytes, place, end))
+        return within(seconds, lambda: _fetch(url, below, settings, place, end))
     except TimeoutError as error:
         raise MediaError(f"cannot be read: {error}") from error
 
 
-def _copy(url: str, below: str | None, limit: int, place: Place | None, end: float) -> IO[bytes]:
+def _fetch(url: str, below: str | None, settings: MediaSettings, place: Place | None, end: float) -> IO[bytes]:
     fs, path = _file_system(url)
     if below is not None:
         path = f"{path.rstrip('/')}/{below}"
+    limit, bound = settings.max_bytes, settings.cache_bytes
     spool = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 (handed to the caller)
     try:
-        with fs.open(path, "rb") as opened:
-            stream = opened if place is None else Window(opened, find(opened, place))
-            _check_size(getattr(stream, "size", None) or 0, limit)
-            # The size above is what the server says, where it says anything.
-            while chunk := stream.read(_CHUNK):
-                if spool.tell() + len(chunk) > limit:
-                    raise MediaError(f"has more than the {limit:,} bytes allowed")
-                spool.write(chunk)
-                if time.monotonic() > end:  # nobody waits any more
-                    raise MediaError("cannot be read in time")
+        if bound and (state := cache.state(fs.info(path))) is not None:
+            spool.close()
+            what = [fs.unstrip_protocol(path), None if place is None else place.offset, state]
+            kept = cache.kept(what, bound, lambda file: _copy(fs, path, limit, place, end, file))
+            _check_size(os.fstat(kept.fileno()).st_size, limit)
+            return kept
+        _copy(fs, path, limit, place, end, spool)
     except MediaError:
         spool.close()
         raise
@@ -280,6 +279,19 @@ def _copy(url: str, below: str | None, limit: int, place: Place | None, end: flo
         raise _failed(error) from error
     spool.seek(0)
     return spool
+
+
+def _copy(fs: Any, path: str, limit: int, place: Place | None, end: float, file: IO[bytes]) -> None:
+    with fs.open(path, "rb") as opened:
+        stream = opened if place is None else Window(opened, find(opened, place))
+        _check_size(getattr(stream, "size", None) or 0, limit)
+        # The size above is what the server says, where it says anything.
+        while chunk := stream.read(_CHUNK):
+            if file.tell() + len(chunk) > limit:
+                raise MediaError(f"has more than the {limit:,} bytes allowed")
+            file.write(chunk)
+            if time.monotonic() > end:  # nobody waits any more
+                raise MediaError("cannot be read in time")
 
 
 _PASSING = frozenset({errno.ETIMEDOUT, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN})

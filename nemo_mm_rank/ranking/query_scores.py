@@ -18,6 +18,7 @@ import torch
 from nemo_mm_rank import frames
 from nemo_mm_rank.errors import ConfigError, EmbeddingError, PairError
 from nemo_mm_rank.frames import Frame, Vectors
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import file_digest
 from nemo_mm_rank.models.loader import pick_device
 from nemo_mm_rank.ranking.examples import Likeness, Scores, read_by_keys
@@ -50,7 +51,7 @@ class Given:
             ConfigError: it cannot be read, lacks a column, names a pair twice, or holds something infinite.
         """
         try:
-            schema = pq.read_schema(path)
+            schema = pq.read_schema(mirror.here(path))
         except (OSError, pa.ArrowInvalid) as error:
             line = " ".join(str(error).split())
             raise ConfigError(f"ranking.scores.{name}: {path} cannot be read as Parquet: {line}") from error
@@ -60,7 +61,7 @@ class Given:
         kind = schema.field(column).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
             raise ConfigError(f"ranking.scores.{name}: column {column!r} of {path} is {kind}, not a number")
-        given = cls(name, path, column, file_digest(path))
+        given = cls(name, path, column, file_digest(mirror.here(path)))
         ids, values = _read(path, column, given.digest)
         if pc.count_distinct(ids, mode="all").as_py() != len(ids):
             raise ConfigError(f"ranking.scores.{name}: {path} has a {PAIR_ID} twice, or a row without one")
@@ -79,7 +80,7 @@ class Given:
 @lru_cache(maxsize=4)
 def _read(path: str, column: str, digest: str) -> tuple[pa.Array, npt.NDArray[np.float64]]:
     # The digest is part of the key so that a file that was written anew is read anew.
-    table = pq.read_table(path, columns=[PAIR_ID, column], partitioning=None).combine_chunks()
+    table = pq.read_table(mirror.here(path), columns=[PAIR_ID, column], partitioning=None).combine_chunks()
     ids, values = (table[name].combine_chunks() for name in (PAIR_ID, column))
     return ids.cast(pa.string()), values.cast(pa.float64()).to_numpy(zero_copy_only=False)
 

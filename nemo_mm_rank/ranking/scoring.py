@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.config import RankingSettings
 from nemo_mm_rank.errors import ConfigError, MissingColumnError, ModelError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import write_bytes
 from nemo_mm_rank.ranking.calibrate import ANNOTATION_COSINE, FUSED_COSINE, Comoments, Matched, Moments, Quantiles
 from nemo_mm_rank.ranking.conditions import Stored, chances_of, stored
@@ -274,6 +275,7 @@ class Scoring:
             ModelError: there is no such file, or it holds something else.
         """
         try:
+            mirror.fetch(file)
             return _JSON.validate_json(file.read_bytes())
         except (OSError, ValueError) as error:
             raise ModelError(f"{file} holds no scoring: {type(error).__name__}") from error

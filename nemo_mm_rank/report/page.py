@@ -140,7 +140,7 @@ def put_page(folder: str | Path, kind: str, output: str | Path | None, make: Cal
         UserError: something that is no report of ours is in the file's place, or the folder is not of that kind.
         StorageError: the file cannot be written.
     """
-    path = check_file(Path(folder) / REPORT if output is None else output, is_page, "report")
+    path = check_file(local(folder) / REPORT if output is None else output, is_page, "report")
     page = make()
     if output is None:
         recognised(local(folder), kind)

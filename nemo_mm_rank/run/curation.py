@@ -18,6 +18,7 @@ from nemo_mm_rank.console import SafeConsole, printable
 from nemo_mm_rank.engine import Engine, SerialEngine, using
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.experts.step import ExpertStep
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.examples import kind_of
 from nemo_mm_rank.io.files import read_table, write_json
 from nemo_mm_rank.io.owned import Claim, remove
@@ -307,7 +308,7 @@ class _Curation:
             add(FeedbackStep(spaces, scoring.means))
         ranking = choose(near, scoring, settings, config.budget)
         self._tell(ranking)
-        folder.manifest.unlink(missing_ok=True)  # it vouches for what stands beside it
+        mirror.unlink(folder.manifest)  # it vouches for what stands beside it
         ranking.save(folder.ranking)
         added = tuple(map(folder.relative, near.stages[len(state.stages) :]))
         shown = tuple(map(folder.relative, examples))

@@ -24,7 +24,9 @@ from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, UserError, nearest
 from nemo_mm_rank.experts.step import ExpertStep
 from nemo_mm_rank.frames import check_free
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import read_sealed, read_table, write_sealed, write_table
+from nemo_mm_rank.io.owned import local
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.loader import STATISTICS
 from nemo_mm_rank.quality import operators
@@ -223,10 +225,10 @@ def as_condition(ranking: settings_of.RankingSettings, job: str | Path) -> dict[
     Raises:
         UserError: it holds none.
     """
-    scores = Path(job) / SCORES
+    scores = local(job) / SCORES
     if not scores.exists():
         raise UserError(f"{job} contains no finished EcoDatum job")
-    quality = settings_of.GivenScore(path=str(scores.absolute()), column=QUALITY).model_dump(mode="json")
+    quality = settings_of.GivenScore(path=mirror.named(scores), column=QUALITY).model_dump(mode="json")
     scores_there = {name: score.model_dump(mode="json", exclude_none=True) for name, score in ranking.scores.items()}
     return {"scores": {**scores_there, QUALITY: quality}, "conditions": {**ranking.conditions, QUALITY: STRENGTH}}
 

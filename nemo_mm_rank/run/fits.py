@@ -24,6 +24,7 @@ from nemo_mm_rank.config import Config, ModelSpec, Query, RankingSettings, SNSSe
 from nemo_mm_rank.engine import Engine
 from nemo_mm_rank.errors import ConfigError, PairError, UserError
 from nemo_mm_rank.frames import Vectors
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.examples import Found, read_examples
 from nemo_mm_rank.io.files import read_table, write_json, write_table, write_tensors
 from nemo_mm_rank.io.owned import remove
@@ -172,6 +173,7 @@ class _Count:
     name: str = "count"
 
     def __call__(self, part: int) -> tuple[npt.NDArray[np.int64], int, int]:
+        self.shards.look()
         table = self.shards.read(part, [MODALITY, DATA, ANNOTATION, DATA_PARTS])
         texts = table[ANNOTATION].to_pylist() + _textual(table[MODALITY], table[DATA])
         if DATA_PARTS in table.column_names:
@@ -203,6 +205,8 @@ def whole(path: Path) -> bool:
 def damaged(path: Path) -> Path | None:
     """Return the file of what was fitted that is gone or not as it was made, None where all is whole."""
     seal = _seal(path)
+    mirror.fetch(seal)
+    mirror.fetch(path)
     try:
         sealed = json.loads(seal.read_text(encoding="utf-8"))
         content = _content(path)
@@ -260,7 +264,7 @@ class Fits:
         pattern = re.compile(rf"\.?{re.escape(name)}-[0-9a-f]{{12}}\.json(\.seal)?")
         for path in self.folder.iterdir():
             if pattern.fullmatch(path.name) and path not in (but, _seal(but)):
-                path.unlink()
+                mirror.unlink(path)
 
     def statistics(self, models: Mapping[str, ModelSpec], shards: ShardStore) -> dict[str, ModelSpec]:
         """Return ``models`` with ``statistics`` filled in for those that can count and were given none.
@@ -273,7 +277,7 @@ class Fits:
             if not hasattr(kind, "count") or spec.arguments.get(loader.STATISTICS):
                 continue
             values = spec.model_dump(mode="json", by_alias=True)
-            count = partial(self._count, _Count(name, spec, shards), kind)
+            count = partial(self._count, _Count(name, spec, shards.as_of_now()), kind)
             path = self.kept(name, [values, shards.keys], count, ".safetensors")
             values = spec.model_dump(by_alias=True)
             fitted[name] = ModelSpec.model_validate({**values, loader.STATISTICS: str(path)})

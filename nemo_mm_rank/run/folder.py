@@ -12,6 +12,7 @@ import yaml
 
 from nemo_mm_rank.config import Config, parse, read_yaml
 from nemo_mm_rank.errors import DamagedError, UserError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import OPEN, SEAL, is_sound, sealed, write_bytes
 from nemo_mm_rank.io.owned import Claim, clear, local, locked, recognised, refuse_links, take
 
@@ -38,10 +39,11 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
-        """Return the folder by its absolute path: workers may stand elsewhere.
+        """Return the folder by its absolute path: workers may stand elsewhere. Of a URL, that of its mirror.
 
         Raises:
-            UserError: no name, or a URL.
+            UserError: no name, or a URL of what is no object store.
+            StorageError: the store cannot be reached.
         """
         return cls(local(path))
 
@@ -122,7 +124,7 @@ class RunFolder:
         """
         if config.jsonl:
             take(self.path, self.lines.name)
-        self.state.unlink(missing_ok=True)
+        mirror.unlink(self.state)
         values = config.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"retry_failed"})
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
         write_bytes(self.config, sealed(f'{text}# "{SEAL}": "{OPEN}"\n'.encode()))

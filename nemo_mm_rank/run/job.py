@@ -23,6 +23,7 @@ from nemo_mm_rank.config import Budget, Config, JobSettings, Pools, PoolSource
 from nemo_mm_rank.console import SafeConsole
 from nemo_mm_rank.engine import Engine, using
 from nemo_mm_rank.errors import EmptyPoolError, FailedError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import file_digest, file_names, read_table, table_digest, write_sealed, write_table
 from nemo_mm_rank.io.ingest import BAD_ROWS, ingest
 from nemo_mm_rank.io.owned import Claim, drop, take
@@ -86,7 +87,7 @@ class Job:
             bad = read_table(place / BAD_ROWS)
             if not bad.num_rows:
                 raise
-            self.folder.manifest.unlink(missing_ok=True)  # it vouches for the files beside it
+            mirror.unlink(self.folder.manifest)  # it vouches for the files beside it
             write_table(self.folder.quarantine, bad)
             raise FailedError(self._nothing_left(bad)) from None
         renamed = (renamed_note(report.renamed),) if report.renamed else ()
@@ -108,6 +109,7 @@ class Job:
         engine = self.engine
         # Models compute in another type on another kind of device, so a run goes on only on the kind that it began on.
         device = torch.device(loader.pick_device(engine.device, here=False)).type
+        shards = shards.as_of_now()
         pairs, stages = shards.pairs, []
         for step in steps:
             identity = digest([step.identity(), device])
@@ -115,6 +117,7 @@ class Job:
             again = self.config.retry_failed
             stages.append(Stage(step, shards, folder, identity, engine.backend, engine.device, again))
             shards = shards.then(folder)
+            mirror.fetch(folder)
         # Shard by shard through all of them: what one step has embedded, the next one still remembers.
         chain = Chain(tuple(stages))
         written = (file_names(stage.folder) for stage in stages)
@@ -123,6 +126,9 @@ class Job:
         with self.reporter.step(chain.name, pairs, pairs - sum(map(shards.rows, todo))) as advance:
             for _, rows in engine.map(chain, todo):
                 advance(rows)
+        for stage in stages:
+            mirror.refresh(stage.folder)
+            mirror.fetch(stage.folder)
         self._check(count_steps(shards)[-len(steps) :] if steps else [], shards)
         return shards
 
@@ -132,7 +138,7 @@ class Job:
         hopeless = [(step, modality) for step in counted for modality in step.hopeless(self.config.allow_failures)]
         if not nothing and not hopeless:
             return
-        self.folder.manifest.unlink(missing_ok=True)  # it vouches for the files beside it
+        mirror.unlink(self.folder.manifest)  # it vouches for the files beside it
         quarantine = outcome.write_quarantine(self.folder, shards)
         if nothing:
             raise FailedError(self._nothing_left(quarantine))
@@ -184,7 +190,7 @@ class Job:
             about: what else the manifest says.
         """
         folder, config = self.folder, self.config
-        folder.manifest.unlink(missing_ok=True)
+        mirror.unlink(folder.manifest)
         blend = outcome.write_chosen(folder, chosen, places, shards, told, jsonl)
         quarantine = outcome.write_quarantine(folder, shards)
         for name, table in (files or {}).items():

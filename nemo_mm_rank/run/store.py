@@ -6,15 +6,17 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from nemo_mm_rank.errors import DamagedError, MissingColumnError
 from nemo_mm_rank.frames import check_free
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import count_rows, read_note, read_schema, write_table
 from nemo_mm_rank.io.part_files import part_name
 from nemo_mm_rank.models import loader
@@ -36,10 +38,21 @@ class ShardStore:
     Attributes:
         stages: folders of part files, row-aligned shard by shard.
         count: number of shards.
+        since: what workers know a state of the stages by, whose mirrors they bring up to it (`as_of_now`).
     """
 
     stages: tuple[Path, ...]
     count: int
+    since: str = field(default="", compare=False)
+
+    def as_of_now(self) -> ShardStore:
+        """Return these shards for workers, who look anew what is in a store; this process knows."""
+        return replace(self, since=mirror.know(uuid4().hex))
+
+    def look(self, *more: Path) -> None:
+        """See that a worker's mirrors of the stages, and of some folders more, are as of `as_of_now`."""
+        for folder in (*self.stages, *more):
+            mirror.refresh_once(folder, self.since)
 
     def key(self, part: int) -> str:
         """Return the fingerprint of everything that led to this shard; "" where its last file is not there."""
@@ -79,12 +92,12 @@ class ShardStore:
 
     def then(self, stage: Path) -> ShardStore:
         """Return these shards with one more stage."""
-        return ShardStore((*self.stages, stage), self.count)
+        return replace(self, stages=(*self.stages, stage))
 
     @property
     def pool(self) -> ShardStore:
         """These shards as they were before their first step."""
-        return ShardStore(self.stages[:1], self.count)
+        return replace(self, stages=self.stages[:1])
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,9 @@ class Stage:
 
         One in which pairs failed for what may pass counts as not done.
         """
-        note = read_note(self.folder / part_name(part))
+        file = self.folder / part_name(part)
+        # Of a store it is known what is there, and what is not is not asked for.
+        note = read_note(file) if file.exists() else None
         if note is None or str(note.get("key")).partition(_FAILED)[0] != self.key(part):
             return False
         failed = _failed(note["counts"])
@@ -131,6 +146,7 @@ class Stage:
 
     def __call__(self, part: int) -> int:
         """Do one shard, unless it is done, and return its number of rows."""
+        self.inputs.look(self.folder)
         if self.done(part):
             return self.inputs.rows(part)
         if self.again:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from nemo_mm_rank.config import ModelSpec, read_yaml
 from nemo_mm_rank.errors import UserError
 from nemo_mm_rank.imports import import_from, lies_in, take_up
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.modality import register
 from nemo_mm_rank.models.loader import SHORT_NAMES
 from nemo_mm_rank.run.folder import RunFolder
@@ -53,6 +54,7 @@ class Trust:
             UserError: naming the model or modality, and what would run.
         """
         import_from(self.import_from)
+        mirror.fetch(folder.config)
         config = read_yaml(folder.config) if folder.config.exists() else {}
         modalities = config.get("modalities", {})
         if self.run:

@@ -107,7 +107,7 @@ def test_an_export_holds_the_blend(run: Result, tmp_path: Path) -> None:
         "--overwrite (in Python: overwrite=True)",
     )
     with pytest.raises(UserError, match="a blend can be exported as webdataset"):
-        export(run.folder, str(tmp_path / "other"), ["jsonl"])
+        export(str(run.folder), str(tmp_path / "other"), ["jsonl"])
 
 
 def test_an_export_of_a_blend_from_files_has_their_bytes(files: Result, pool: Path, tmp_path: Path) -> None:

@@ -130,7 +130,8 @@ def test_places_that_nobody_gives_away(tmp_path: Path, monkeypatch: pytest.Monke
         ".": "is the current folder",
         "~": "is your home folder",
         "/": "is not empty, and nothing shows that nemo-mm-rank made it",
-        "s3://bucket/run": "must be local folders, not URLs",
+        "https://bucket/run": "must be local folders or URLs of an object store",
+        "s3://bucket": "name a folder in the bucket",
         "a\0b": "not a valid name of a folder or file",
         "a" * 300: "cannot be used: File name too long",
     }.items():

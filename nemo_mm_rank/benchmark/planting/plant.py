@@ -26,7 +26,7 @@ from nemo_mm_rank.config import MediaSettings, PoolSource
 from nemo_mm_rank.demo import make_pair
 from nemo_mm_rank.demo.images import mp4
 from nemo_mm_rank.errors import PairError, UserError
-from nemo_mm_rank.io import files
+from nemo_mm_rank.io import files, mirror
 from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.io.pool import manifests, read_pools
 from nemo_mm_rank.media.encode import wav
@@ -212,7 +212,7 @@ def plant(
                 f"{folder} holds another planted pool; give this one a folder of its own, or have it replaced with "
                 "--overwrite (in Python: overwrite=True)"
             )
-        truth_file.unlink()
+        mirror.unlink(truth_file)
     work = _Planting(_rows(pools, set(without)), folder, settings, media, seed)
     work.spoil()
     work.write()
@@ -390,7 +390,7 @@ class _Planting:
         source = Roots.of(root).find(ref)
         if not (target.exists() and target.samefile(source)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            link = files.temporary_name(target)
+            link = mirror.temporary_name(target)
             try:
                 os.link(source, link)
                 link.replace(target)

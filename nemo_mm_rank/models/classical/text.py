@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError, PairError
+from nemo_mm_rank.io import mirror
 from nemo_mm_rank.io.files import write_tensors
 from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.models.base import Encoded, support
@@ -133,6 +134,7 @@ def read_statistics(path: str | Path) -> tuple[npt.NDArray[np.int64], int]:
         ModelError: no such file, or another content.
     """
     try:
+        mirror.bring(Path(path))
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"statistics {path}: {' '.join(str(error).split())}") from error
