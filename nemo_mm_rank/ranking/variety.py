@@ -343,11 +343,25 @@ def _kmeans(vectors: Unit, settings: SelectSettings) -> tuple[Ints, Unit]:
         raise UserError(
             f"ranking.select: {count:,} clusters of {n:,} candidates; ask for fewer, or for more candidates (over)"
         )
+    return kmeans(vectors, count, settings.seed)
+
+
+def kmeans(vectors: Unit, count: int, seed: int) -> tuple[Ints, Unit]:
+    """Return the cluster of each vector, and the centroids: the same for the same vectors and seed.
+
+    Args:
+        vectors: ``(n, d)`` float32, at least ``count``.
+        count: number of clusters.
+        seed: of where they begin.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
     cluster = require("sklearn.cluster", "select")
     # On one thread: sums of several are rounded in another order.
     with require("threadpoolctl", "select").threadpool_limits(1):
         model = cluster.MiniBatchKMeans(
-            count, random_state=settings.seed, n_init=1, batch_size=4096, max_iter=20, reassignment_ratio=0
+            count, random_state=seed, n_init=1, batch_size=4096, max_iter=20, reassignment_ratio=0
         )
         labels = model.fit_predict(vectors)
     return labels.astype(np.int64), model.cluster_centers_.astype(np.float32)

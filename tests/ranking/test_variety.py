@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import Budget, RankingSettings, parse
@@ -18,6 +19,7 @@ from nemo_mm_rank.ranking import Ranking
 from nemo_mm_rank.ranking import rank as choose
 from nemo_mm_rank.ranking.variety import Entries, cluster_scores
 from nemo_mm_rank.run.curation import explain
+from tests.command_line import CommandLine
 from tests.integration.runs import digests, many_texts, settings
 from tests.ranking.test_ranking_blend import Tables
 
@@ -132,6 +134,15 @@ def test_the_seed_draws_anew() -> None:
         assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.parametrize("how", WAYS)
+def test_a_little_more_than_the_budget_is_enough_to_choose_from(how: str) -> None:
+    table = pool()
+    found = chosen(table, {"how": how, "over": 1.25}, budget=61)
+    assert found.chosen.num_rows == 61
+    assert found.summary["select"]["candidates"] == 77  # 76.25, rounded up
+    assert chosen(table, {"how": how, "over": 1}).chosen["pair_id"] == chosen(table, {}).chosen["pair_id"]
+
+
 def test_the_radius_keeps_pairs_apart() -> None:
     table = pool()
     found = chosen(table, {"how": "diverse", "over": 6})
@@ -188,3 +199,34 @@ def test_a_run_says_why(run: Path, how: str) -> None:
     assert f"not one of 36 candidates, chosen by {how}" in explain(run, other)
     rank(run, ranking={"select": {"how": how, "seed": 3}})
     assert digests(run) == first
+
+
+def test_the_command_line_says_it_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = CommandLine(capsys, monkeypatch)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (tmp_path / "entries.txt").write_text("volcano\nice cream\n", encoding="utf-8")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8 no picture")
+    for select, line in (
+        (
+            {"how": "clusters", "clusters": 500},
+            "ranking.select: 500 clusters of 36 candidates; ask for fewer, or for more candidates (over)",
+        ),
+        (
+            {"how": "balanced", "entries": str(tmp_path / "entries.txt")},
+            f"ranking.select: none of the 2 entries of {tmp_path / 'entries.txt'} occurs in an annotation",
+        ),
+    ):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "ranking": {"select": select}}), encoding="utf-8")
+        status, said = command("curate", "--config", tmp_path / "c.yaml")
+        assert (status, _errors(said)) == (2, [f"error: {line}"])
+    status, said = command("rank", run, "--like", tmp_path / "broken")
+    [line] = _errors(said)
+    assert status == 2
+    assert line.startswith("error: queries: none of the 1 examples of 'like broken' can be embedded: experts: ")
+
+
+def _errors(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("error")]
