@@ -92,6 +92,7 @@ SELECTS: dict[str, dict[str, Any]] = {
     "soft-cap": {"how": "soft-cap"},
     "balanced": {"how": "balanced"},
     "diverse": {"how": "diverse"},
+    "coverage": {"how": "coverage", "over": 20},
 }
 """Name -> ``ranking.select``."""
 STEPS = 150

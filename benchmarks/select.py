@@ -130,7 +130,7 @@ WORK: dict[str, Callable[[Files, int, int], int]] = {
     "top-k's scan (3 queries)": scan,
     f"like, {EXAMPLES:,} examples": like,
     "negCLIPLoss, 4 batches of 512": negcliploss,
-    **{f"rank, {how}": chosen(how) for how in ("top", "clusters", "soft-cap", "balanced", "diverse")},
+    **{f"rank, {how}": chosen(how) for how in ("top", "clusters", "soft-cap", "balanced", "diverse", "coverage")},
 }
 
 

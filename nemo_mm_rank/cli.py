@@ -95,7 +95,8 @@ RetryFailed = Annotated[
     typer.Option("--retry-failed", help="Try all failed pairs again, not only those whose failure may be temporary."),
 ]
 Select = Annotated[
-    str | None, typer.Option("--select", help="How the blend is chosen: top, clusters, soft-cap, balanced or diverse.")
+    str | None,
+    typer.Option("--select", help="How the blend is chosen: top, clusters, soft-cap, balanced, diverse or coverage."),
 ]
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, from a published mix: {', '.join(MIXES)}.")]
 

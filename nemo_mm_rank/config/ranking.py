@@ -196,7 +196,7 @@ Strength = Annotated[
 class SelectSettings(Settings):
     """How the blend is chosen from the best candidates; with ``top`` the other settings have no effect."""
 
-    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = Field(
+    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse", "coverage"] = Field(
         "top", description="How the blend is chosen. A plain name in place of this section does the same."
     )
     over: float = Field(
@@ -221,6 +221,13 @@ class SelectSettings(Settings):
     entries: str | None = Field(
         None,
         description="balanced: a file of words and phrases, one on each line. Default: the words of the annotations.",
+    )
+    tail: float = Field(
+        0.125,
+        ge=0,
+        le=1,
+        description="coverage: share of the budget for pairs whose annotations add the most new words; the rest is the "
+        "top.",
     )
     seed: int = Field(0, ge=0, description="Seed of the clusters and of the draws.")
 

@@ -276,8 +276,12 @@ class _Choice:
         passed = PASSED.empty_table()
         if picked.order is not None:
             why = np.array(picked.order.why, dtype=object)
-            reasons = [f"{line}; {word}" for line, word in zip(reasons, why[ranks], strict=True)]
-            left = np.flatnonzero(~picked.taken & (picked.double_of < 0))
+            reasons = [
+                f"{line}; {word or 'takes the place of a near-duplicate'}"
+                for line, word in zip(reasons, why[ranks], strict=True)
+            ]
+            told = np.array([word is not None for word in picked.order.why], dtype=bool)
+            left = np.flatnonzero(~picked.taken & (picked.double_of < 0) & told)
             passed = pa.table([candidates.rows[PAIR_ID].take(pa.array(left)), why[left]], schema=PASSED)
         doubles = np.flatnonzero(picked.double_of >= 0)
         pairs = {PAIR_ID: doubles, "kept": picked.double_of[doubles]}
@@ -338,7 +342,7 @@ class _Choice:
             "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
             "groups": entries,
             "duplicates": int((picked.double_of >= 0).sum()),
-            **({"select": {"candidates": len(candidates.scores), **picked.order.about}} if picked.order else {}),
+            **({"select": picked.order.about} if picked.order else {}),
             **scoring.about(),
             "settings": self.settings.model_dump(mode="json", by_alias=True),
             "budget": self.budget.model_dump(mode="json", exclude_none=True),

@@ -133,6 +133,10 @@ class Candidates:
         places: Ints = np.stack([self.rows[_PART].to_numpy(), self.rows[_ROW].to_numpy()], axis=1)
         return places
 
+    def take(self, positions: Ints) -> Candidates:
+        """Return some of them, in the order of ``positions``; what leads the pool is not said."""
+        return Candidates(self.rows.take(pa.array(positions)), self.scores[positions], self.codes[positions], 0)
+
     @classmethod
     def collect(
         cls, scoring: Scoring, shards: Shards, groups: Groups, limits: Ints, leading: int, threshold: float
