@@ -4,7 +4,8 @@
     python -m benchmarks.select --dog FOLDER [--seeds 5] [--steps 0]
 
 Synthetic pairs in files, as steps leave them: vectors in a hundred directions with noise, annotations of a few words.
-Each way in a process of its own; memory is the peak beyond what stood before, so the candidates that are held count.
+Each way in a process of its own, on one thread. Time is that of the CPU, so that what else the machine does stays out
+of it; memory is the peak beyond what stood before, so the candidates that are held count.
 The scan is three queries' cosines with all pairs and the best of them, from the same files. With ``--dog``, the table
 of all strategies on the dog benchmark (`benchmarks.strategies`), five seeds by default.
 """
@@ -129,15 +130,16 @@ WORK: dict[str, Callable[[Files, int, int], int]] = {
     "top-k's scan (3 queries)": scan,
     f"like, {EXAMPLES:,} examples": like,
     "negCLIPLoss, 4 batches of 512": negcliploss,
-    **{f"rank, {how}": chosen(how) for how in ("top", "clusters", "soft-cap", "balanced", "diverse")},
+    **{f"rank, {how}": chosen(how) for how in ("top", "clusters", "soft-cap", "balanced", "diverse", "coverage")},
 }
 
 
 def measure(name: str, shards: Files, budget: int, over: int, out: Any) -> None:
+    torch.set_num_threads(1)
     with Peak() as peak:
-        start = time.perf_counter()
+        start = time.process_time()
         count = WORK[name](shards, budget, over)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
     out.put((seconds, peak.mib, count))
 
 
@@ -147,6 +149,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--budget", type=float, default=0.02)
     parser.add_argument("--over", type=int, default=3)
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="what has one of these words in its name; the scan first"
+    )
     parser.add_argument("--dog", type=Path, help="instead: the dog benchmark's table, in this folder")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of the dog benchmark's training; 0: none")
@@ -157,12 +162,13 @@ def main() -> None:
         sys.exit(subprocess.call([sys.executable, "-m", "benchmarks.strategies", *asked, "--strategies", *Strategy]))
     budget = int(options.rows * options.budget)
     table = Table(title=f"{options.rows:,} x {options.dim}, budget {budget:,}, candidates {options.over} x budget")
-    for column in ("what", "time", "beside the scan", "memory"):
+    for column in ("what", "CPU time", "beside the scan", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
     spawn, base = multiprocessing.get_context("spawn"), None
     with tempfile.TemporaryDirectory() as folder:
         shards = write_pool(Path(folder), options.rows, options.dim)
-        for name in WORK:
+        words = ["scan", *options.only] if options.only else [""]
+        for name in (name for name in WORK if any(word in name for word in words)):
             out = spawn.SimpleQueue()
             process = spawn.Process(target=measure, args=(name, shards, budget, options.over, out))
             process.start()
@@ -170,6 +176,7 @@ def main() -> None:
             process.join()
             base = base or seconds
             table.add_row(name, f"{seconds:.1f} s", f"{seconds / base:.1f}", f"{mib:.0f} MiB")
+            print(f"{name}: {seconds:.1f} s, {mib:.0f} MiB", file=sys.stderr, flush=True)
     Console(width=120).print(table)
 
 

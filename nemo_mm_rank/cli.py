@@ -95,7 +95,8 @@ RetryFailed = Annotated[
     typer.Option("--retry-failed", help="Try all failed pairs again, not only those whose failure may be temporary."),
 ]
 Select = Annotated[
-    str | None, typer.Option("--select", help="How the blend is chosen: top, clusters, soft-cap, balanced or diverse.")
+    str | None,
+    typer.Option("--select", help="How the blend is chosen: top, clusters, soft-cap, balanced, diverse or coverage."),
 ]
 MixName = Annotated[str | None, typer.Option(help=f"Quotas by type of pair, from a published mix: {', '.join(MIXES)}.")]
 
@@ -368,7 +369,8 @@ def mix(
             "--target", help="A pool of pairs that the mix should serve. No model learns from it. Repeatable."
         ),
     ] = None,
-    by: Annotated[str | None, typer.Option(help="What is mixed: modality, pool or type.")] = None,
+    by: Annotated[str | None, typer.Option(help="What is mixed: modality, pool, type or cluster.")] = None,
+    clusters: Annotated[int | None, typer.Option(help="Number of clusters, with --by cluster.")] = None,
     budget: BudgetText = None,
     config: ConfigFile = None,
     output: Output = None,
@@ -381,12 +383,12 @@ def mix(
     workers: Workers = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Search for the mix of modalities, pools or types that serves a target best, and write it as quotas.
+    """Search for the mix of modalities, pools, types or clusters that serves a target best, and write it as quotas.
 
     Small models are trained on trial mixes and measured on the target.
     """
     values = _configured(config, None, None)
-    values |= _given(run=run, target=target, by=by, budget=budget, output=output, seeds=seeds)
+    values |= _given(run=run, target=target, by=by, clusters=clusters, budget=budget, output=output, seeds=seeds)
     _merge(values, "search", rounds=rounds, draws=draws)
     _merge(values, "downstream", steps=steps)
     _merge(values, "engine", workers=workers)

@@ -76,15 +76,15 @@ def type_of(modality: str) -> str:
     return f"{name_of(code_of(modality))}{ARROW}{Modality.TEXT}"
 
 
-def find_mix(mix: str | Mapping[str, float]) -> Mix:
+def mix_of(mix: str | Mapping[str, float]) -> Mix:
     """Return a mix by its name, or one of your own shares.
 
     Raises:
         ValueError: no such name, or a type that is none.
 
-    >>> find_mix({"image->text": 0.7, "text->text": 0.3}).shares["image->text"]
+    >>> mix_of({"image->text": 0.7, "text->text": 0.3}).shares["image->text"]
     0.7
-    >>> find_mix("unite-adaptation").source.partition(":")[0]
+    >>> mix_of("unite-adaptation").source.partition(":")[0]
     'UNITE, arXiv 2505.19650'
     """
     if isinstance(mix, str):

@@ -1,6 +1,6 @@
 """A mix by search: small models trained on blends of many mixes, a regression over what came of them, a few rounds.
 
-The scheme is CLIMB's (Diao et al. 2025, arXiv 2504.13161), over pools, modalities or types of pairs, not clusters.
+The scheme is CLIMB's (Diao et al. 2025, arXiv 2504.13161), over pools, modalities, types of pairs, or clusters.
 Mixes are drawn, each is filled with the best-ranked pairs of every group and learnt from, and a regression says which
 are worth trying next; what it takes for the best is compared with the pool's own mix and with a uniform one.
 """
@@ -14,10 +14,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 import yaml
 from pydantic import Field
 from rich.console import Console
 
+from nemo_mm_rank import frames
 from nemo_mm_rank.arrays import Floats, Ints
 from nemo_mm_rank.benchmark.blends import Blend, Cost
 from nemo_mm_rank.benchmark.downstream.settings import SmallSettings
@@ -32,16 +34,22 @@ from nemo_mm_rank.io.owned import Claim
 from nemo_mm_rank.measures.statistics import Difference, apportion, paired_difference
 from nemo_mm_rank.mix import type_of
 from nemo_mm_rank.quality.operators import DATA_KEY
-from nemo_mm_rank.ranking.candidates import Candidates, Groups
+from nemo_mm_rank.ranking.candidates import GROUP, Candidates, Groups
+from nemo_mm_rank.ranking.variety import kmeans
 from nemo_mm_rank.run.finished import State
+from nemo_mm_rank.run.fits import gather
 from nemo_mm_rank.run.folder import RunFolder
 from nemo_mm_rank.run.job import Job
 from nemo_mm_rank.run.progress import Reporter
 from nemo_mm_rank.run.store import ShardStore, digest
-from nemo_mm_rank.schema import ANNOTATION, DATA, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.schema import ANNOTATION, DATA, FUSED, MODALITY, PAIR_ID, POOL
+from nemo_mm_rank.shards import live
+from nemo_mm_rank.vectors import products
 
-TRACE, QUOTAS, RESULT = "trace.parquet", "quotas.yaml", "mix.json"
+TRACE, QUOTAS, RESULT, CLUSTERS = "trace.parquet", "quotas.yaml", "mix.json", "clusters.parquet"
 FOUND, OWN, UNIFORM = "found", "the pool's own", "uniform"
+_SAMPLED = 100_000
+"""Most pairs that clusters are made from."""
 
 
 class SearchSettings(Settings):
@@ -59,7 +67,10 @@ class MixConfig(Settings):
     target: Pools = Field(
         min_length=1, description="Pairs that the mix should serve: the trained models are evaluated on them."
     )
-    by: Literal["modality", "pool", "type"] = "modality"
+    by: Literal["modality", "pool", "type", "cluster"] = Field(
+        "modality", description="What is mixed; cluster: groups of pairs whose fused embeddings lie near each other."
+    )
+    clusters: int = Field(8, ge=2, description="Number of clusters, where clusters are mixed.")
     budget: Budget = Field(default_factory=lambda: Budget(fraction=0.2))
     search: SearchSettings = Field(default_factory=SearchSettings)
     seeds: int = Field(3, ge=2, description="Number of trainings of each mix that is compared at the end.")
@@ -208,7 +219,7 @@ class Mixed:
     """What a search has found.
 
     Attributes:
-        folder: with `TRACE`, `QUOTAS` and `RESULT`.
+        folder: with `TRACE`, `QUOTAS`, `RESULT` and, where clusters were mixed, `CLUSTERS`.
         groups: names.
         mixes: name -> ``(g,)`` shares: the one that was found, the pool's own, uniform.
         losses: name -> mean log perplexity on the target, over the seeds.
@@ -308,9 +319,12 @@ class _Search:
         columns = [PAIR_ID, MODALITY, DATA, ANNOTATION]
         pool, held_out = (_without_prints(store.table(columns)) for store in (shards.pool, target))
         gone = set(leaks(pool, held_out)[PAIR_ID].to_pylist())
-        group_column = POOL if self.config.by == "pool" else MODALITY
-        names = sorted({type_of(name) if self.config.by == "type" else name for name in scoring.counts[group_column]})
-        groups = Groups.of(self.config.by, dict.fromkeys(names, 0.0))
+        if self.config.by == "cluster":
+            names = self._clusters()
+        else:
+            counts = scoring.counts[POOL if self.config.by == "pool" else MODALITY]
+            names = sorted({type_of(name) if self.config.by == "type" else name for name in counts})
+        groups = Groups.of(self._quota_by, dict.fromkeys(names, 0.0))
         sizes = np.full(len(groups.names), scoring.ranked, dtype=np.int64)
         candidates = Candidates.collect(scoring, shards, groups, sizes, 0, -np.inf)
         ids = np.array(candidates.rows[PAIR_ID].to_pylist(), dtype=object)
@@ -320,12 +334,42 @@ class _Search:
         budget = self.config.budget.pairs(sum(map(len, by_group.values())))
         return budget, tuple(by_group), list(by_group.values())
 
+    @property
+    def _quota_by(self) -> str:
+        return str((self.folder / CLUSTERS).absolute()) if self.config.by == "cluster" else self.config.by
+
+    def _clusters(self) -> list[str]:
+        """Write which pair is in which cluster of fused embeddings, and return their names.
+
+        The centroids come from a bounded sample; the pairs of the pool then go to the nearest one, shard by shard.
+        """
+        count, shards = self.config.clusters, self.state.open(self.run)
+        _, held = gather(shards, [], [FUSED], _SAMPLED, self.config.search.seed)
+        sample = held[FUSED].values[held[FUSED].valid] if FUSED in held else torch.empty(0, 1)
+        if len(sample) < count:
+            raise UserError(f"mix: {count:,} clusters of {len(sample):,} embedded pairs; ask for fewer with --clusters")
+        unit = torch.nn.functional.normalize(sample.float(), dim=1).numpy()
+        _, centroids = kmeans(unit, count, self.config.search.seed)
+        centres = torch.from_numpy(centroids)
+        half = (centres * centres).sum(1) / 2
+        tables = []
+        for _, _, table in live(shards, [PAIR_ID, FUSED]):
+            fused = frames.vectors(frames.from_table(table), FUSED)
+            for rows, cosines in products(fused.values, centres):
+                valid = fused.valid[rows].numpy()
+                nearest = (cosines - half).argmax(1).numpy()[valid]
+                ids = table[PAIR_ID].slice(rows.start, len(valid)).filter(pa.array(valid))
+                tables.append(pa.table({PAIR_ID: ids, GROUP: [f"cluster {number}" for number in nearest]}))
+        found = pa.concat_tables(tables)
+        write_table(self.folder / CLUSTERS, found)
+        return sorted(set(found[GROUP].to_pylist()))
+
     def _write(self, names: tuple[str, ...], trace: Trace, mixes: dict[str, Floats], values: dict[str, Floats]) -> None:
         columns = {name: trace.mixes[:, place] for place, name in enumerate(names)}
         write_table(self.folder / TRACE, pa.table({"round": trace.rounds, **columns, "log_perplexity": trace.losses}))
         quotas = _rounded(mixes[FOUND])
         shares = {name: share for name, share in zip(names, quotas, strict=True) if share}
-        text = yaml.safe_dump({"ranking": {"quota_by": self.config.by, "quotas": shares}}, sort_keys=False)
+        text = yaml.safe_dump({"ranking": {"quota_by": self._quota_by, "quotas": shares}}, sort_keys=False)
         write_text(self.folder / QUOTAS, text)
         facts = {
             name: {"shares": dict(zip(names, mix.tolist(), strict=True)), "log_perplexity": values[name].tolist()}

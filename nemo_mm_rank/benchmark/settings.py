@@ -29,6 +29,7 @@ class Strategy(StrEnum):
     SOFT_CAP = "ranked-soft-cap"
     BALANCED = "ranked-balanced"
     DIVERSE = "ranked-diverse"
+    COVERAGE = "ranked-coverage"
     RANDOM = "random"
     STRATIFIED = "stratified"
     TRADITIONAL = "traditional"
@@ -51,7 +52,7 @@ class Strategy(StrEnum):
     @property
     def select(self) -> str | None:
         """What it chooses of the best candidates; None for what the settings say."""
-        several = (Strategy.CLUSTERS, Strategy.SOFT_CAP, Strategy.BALANCED, Strategy.DIVERSE)
+        several = (Strategy.CLUSTERS, Strategy.SOFT_CAP, Strategy.BALANCED, Strategy.DIVERSE, Strategy.COVERAGE)
         return self.removeprefix("ranked-") if self in several else None
 
     @property

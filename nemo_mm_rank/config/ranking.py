@@ -25,7 +25,7 @@ from nemo_mm_rank.config.base import OFF, Settings, listed, plain
 from nemo_mm_rank.config.models import ConditionSpec
 from nemo_mm_rank.config.pools import PoolSource
 from nemo_mm_rank.errors import nearest
-from nemo_mm_rank.mix import canonical_type, find_mix
+from nemo_mm_rank.mix import canonical_type, mix_of
 from nemo_mm_rank.modality import known_class, names
 
 
@@ -196,13 +196,14 @@ Strength = Annotated[
 class SelectSettings(Settings):
     """How the blend is chosen from the best candidates; with ``top`` the other settings have no effect."""
 
-    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse"] = Field(
+    how: Literal["top", "clusters", "soft-cap", "balanced", "diverse", "coverage"] = Field(
         "top", description="How the blend is chosen. A plain name in place of this section does the same."
     )
-    over: int = Field(
+    over: float = Field(
         3,
         ge=1,
-        description="Number of candidates, as a multiple of the budget: the blend is chosen from so many best pairs.",
+        description="Number of candidates, as a multiple of the budget: the blend is chosen from so many best pairs. "
+        "The smaller, the purer the blend; the larger, the more varied.",
     )
     clusters: int | None = Field(
         None,
@@ -221,6 +222,13 @@ class SelectSettings(Settings):
         None,
         description="balanced: a file of words and phrases, one on each line. Default: the words of the annotations.",
     )
+    tail: float = Field(
+        0.125,
+        ge=0,
+        le=1,
+        description="coverage: share of the budget for pairs whose annotations add the most new words; the rest is the "
+        "top.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the clusters and of the draws.")
 
     @model_validator(mode="before")
@@ -232,6 +240,10 @@ class SelectSettings(Settings):
     @classmethod
     def _absolute(cls, path: str | None) -> str | None:
         return None if path is None else str(Path(path).expanduser().absolute())
+
+
+GROUPINGS = ("modality", "pool", "type")
+"""What pairs are grouped by; a file says any other grouping."""
 
 
 class RankingSettings(Settings):
@@ -275,8 +287,10 @@ class RankingSettings(Settings):
     mix: str | dict[str, float] | None = Field(
         None, description="Quotas by type of pair: the name of a published mix, or shares by type, such as image->text."
     )
-    quota_by: Literal["modality", "pool", "type"] | None = Field(
-        None, description="What quotas are given for: modalities, pools or types of pairs."
+    quota_by: str | None = Field(
+        None,
+        description="What quotas are given for: modality, pool, type, or a Parquet file that names a `group` for each "
+        "`pair_id` (such as the clusters that nemo-mm-rank mix writes).",
     )
     quotas: dict[str, float] = Field(
         default_factory=dict, description="Share of the budget for each group; the shares sum to at most 1."
@@ -295,6 +309,17 @@ class RankingSettings(Settings):
     duplicate_similarity: float = Field(
         0.95, gt=0, le=1, description="Cosine from which two fused embeddings count as nearly equal."
     )
+
+    @field_validator("quota_by")
+    @classmethod
+    def _groups(cls, by: str | None) -> str | None:
+        if by is None or by in GROUPINGS:
+            return by
+        if not by.endswith(".parquet"):
+            raise ValueError(
+                f"groups are by {', '.join(GROUPINGS)} or by a Parquet file, not by {by!r}{nearest(by, GROUPINGS)}"
+            )
+        return str(Path(by).expanduser().absolute())
 
     @model_validator(mode="before")
     @classmethod
@@ -317,7 +342,7 @@ class RankingSettings(Settings):
             raise ValueError("quota_by names the groups and quotas their shares: give both or neither")
         if self.quotas and self.mix is not None:
             raise ValueError("mix: a mix sets the quotas itself, by type; give either mix or quotas")
-        shares = self.quotas if self.mix is None else dict(find_mix(self.mix).shares)
+        shares = self.quotas if self.mix is None else dict(mix_of(self.mix).shares)
         if any(not 0 <= share <= 1 for share in shares.values()):
             raise ValueError(f"quotas: shares must be between 0 and 1, not {shares}")
         if sum(Fraction(str(share)) for share in shares.values()) > 1:
@@ -344,7 +369,7 @@ class RankingSettings(Settings):
         """Return these settings with the mix, where there is one, written as quotas by type."""
         if self.mix is None:
             return self
-        shares = dict(find_mix(self.mix).shares)
+        shares = dict(mix_of(self.mix).shares)
         return self.model_copy(update={"mix": None, "quota_by": "type", "quotas": shares})
 
 

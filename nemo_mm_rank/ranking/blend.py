@@ -189,10 +189,10 @@ def check_pools(names: Iterable[str], shards: Shards) -> None:
 
 def _rows_by_group(scoring: Scoring, shards: Shards, groups: Groups, threshold: float | None) -> Ints:
     """Return ``(g,)`` how many pairs each group offers: all of them, or those that reach the threshold."""
-    if threshold is not None:
-        counts = np.zeros(len(groups.names), dtype=np.int64)
+    if threshold is not None or groups.column not in scoring.counts:
+        counts, least = np.zeros(len(groups.names), dtype=np.int64), -np.inf if threshold is None else threshold
         for batch in scoring.batches(shards):
-            counts += groups.count(groups.codes(batch.words)[batch.scores >= threshold])
+            counts += groups.count(groups.codes(batch.words)[batch.scores >= least])
         return counts
     by_name = scoring.counts[groups.column]
     sizes = np.zeros(len(groups.names), dtype=np.int64)
@@ -236,7 +236,8 @@ class _Choice:
         varied = settings.select.how != "top"
         over = settings.select.over if varied else 1
         while True:
-            limits, most = np.minimum(room * depth * over, there), min(leading * depth, pool)
+            limits = np.minimum(np.ceil(room * depth * over).astype(np.int64), there)
+            most = min(leading * depth, pool)
             candidates = Candidates.collect(self.scoring, self.shards, self.groups, limits, most, threshold)
             picker = self._picker(candidates)
             order = vary(settings.select, candidates, room, self.shards) if varied else None
@@ -275,8 +276,12 @@ class _Choice:
         passed = PASSED.empty_table()
         if picked.order is not None:
             why = np.array(picked.order.why, dtype=object)
-            reasons = [f"{line}; {word}" for line, word in zip(reasons, why[ranks], strict=True)]
-            left = np.flatnonzero(~picked.taken & (picked.double_of < 0))
+            reasons = [
+                f"{line}; {word or 'takes the place of a near-duplicate'}"
+                for line, word in zip(reasons, why[ranks], strict=True)
+            ]
+            told = np.array([word is not None for word in picked.order.why], dtype=bool)
+            left = np.flatnonzero(~picked.taken & (picked.double_of < 0) & told)
             passed = pa.table([candidates.rows[PAIR_ID].take(pa.array(left)), why[left]], schema=PASSED)
         doubles = np.flatnonzero(picked.double_of >= 0)
         pairs = {PAIR_ID: doubles, "kept": picked.double_of[doubles]}
@@ -337,7 +342,7 @@ class _Choice:
             "filling": {"chosen": int(picked.filling.sum()), "cut": last(picked.filling)},
             "groups": entries,
             "duplicates": int((picked.double_of >= 0).sum()),
-            **({"select": {"candidates": len(candidates.scores), **picked.order.about}} if picked.order else {}),
+            **({"select": picked.order.about} if picked.order else {}),
             **scoring.about(),
             "settings": self.settings.model_dump(mode="json", by_alias=True),
             "budget": self.budget.model_dump(mode="json", exclude_none=True),

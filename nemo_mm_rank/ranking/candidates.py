@@ -5,12 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from nemo_mm_rank.arrays import Floats, Ints
+from nemo_mm_rank.config.ranking import GROUPINGS
+from nemo_mm_rank.errors import ConfigError, nearest
+from nemo_mm_rank.io.files import read_table
 from nemo_mm_rank.mix import type_of
 from nemo_mm_rank.ranking.scoring import WORDS, Batch, Scoring
 from nemo_mm_rank.ranking.select import REST
@@ -27,25 +33,41 @@ class Groups:
     """How rows fall into groups: those with a quota, and the rest.
 
     Attributes:
-        by: the column that says, or ``type``, which the modality decides.
+        by: the column that says, ``type``, which the modality decides, or a Parquet file of `GROUP` by ``pair_id``.
         names: the groups, `REST` last; a row's code is its group's place here.
+        given: ``pair_id`` -> group, where a file says so.
     """
 
     by: str
     names: tuple[str, ...]
+    given: pd.Series[str] | None = None
 
     @classmethod
     def of(cls, by: str, shares: Mapping[str, float]) -> Groups:
-        """Make groups of those that have a share."""
-        return cls(by, (*sorted(shares), REST))
+        """Make groups of those that have a share.
+
+        Raises:
+            ConfigError: a file that cannot be read, or that does not know a group.
+        """
+        names = (*sorted(shares), REST)
+        if by in GROUPINGS:
+            return cls(by, names)
+        given = read_groups(by)
+        known = set(given)
+        for name in shares:
+            if name not in known:
+                raise ConfigError(f"ranking.quotas: {by} has no group {name!r}{nearest(name, known)}")
+        return cls(by, names, given)
 
     @property
     def column(self) -> str:
         """The column that decides."""
-        return MODALITY if self.by == "type" else self.by
+        return PAIR_ID if self.given is not None else MODALITY if self.by == "type" else self.by
 
     def codes(self, words: pa.Table) -> Ints:
         """Return ``(n,)`` int64 codes."""
+        if self.given is not None:
+            return self.codes_of(self.given.reindex(words[PAIR_ID].to_pylist()).tolist())
         encoded = words[self.column].combine_chunks().dictionary_encode()
         values = self.codes_of(encoded.dictionary.to_pylist())
         rest = len(self.names) - 1  # a row whose column holds nothing
@@ -61,6 +83,32 @@ class Groups:
     def count(self, codes: Ints) -> Ints:
         """Return ``(g,)`` int64, how many rows each group has."""
         return np.bincount(codes, minlength=len(self.names)).astype(np.int64)
+
+
+GROUP = "group"
+"""The column of a file that says which group a pair is in."""
+
+
+def read_groups(file: str) -> pd.Series[str]:
+    """Return ``pair_id`` -> group, as a Parquet file says.
+
+    Raises:
+        ConfigError: it cannot be read, lacks a column, or has a pair twice.
+    """
+    try:
+        schema = pq.read_schema(file)
+        for wanted in (PAIR_ID, GROUP):
+            if wanted not in schema.names:
+                raise ConfigError(f"ranking.quota_by: {file} has no column {wanted!r}; {', '.join(schema.names)}")
+        table = read_table(Path(file), [PAIR_ID, GROUP], our=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"ranking.quota_by: {file} cannot be read as Parquet: {line}") from error
+    ids, groups = (table[name].cast(pa.string()).to_pylist() for name in (PAIR_ID, GROUP))
+    given = pd.Series(groups, index=pd.Index(ids), dtype=object)
+    if not given.index.is_unique:
+        raise ConfigError(f"ranking.quota_by: {file} has a {PAIR_ID} twice")
+    return given
 
 
 @dataclass(frozen=True)
@@ -84,6 +132,10 @@ class Candidates:
         """``(n, 2)`` shard number and row of each."""
         places: Ints = np.stack([self.rows[_PART].to_numpy(), self.rows[_ROW].to_numpy()], axis=1)
         return places
+
+    def take(self, positions: Ints) -> Candidates:
+        """Return some of them, in the order of ``positions``; what leads the pool is not said."""
+        return Candidates(self.rows.take(pa.array(positions)), self.scores[positions], self.codes[positions], 0)
 
     @classmethod
     def collect(

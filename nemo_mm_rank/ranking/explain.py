@@ -98,7 +98,7 @@ def _against_cut(values: dict[str, Any], score: float, ranking: Ranking, setting
     """Say how far the score is from that of the last pair chosen in the pair's group."""
     of = settings.quota_by or MODALITY
     groups = Groups.of(of, settings.quotas)
-    name = groups.names[int(groups.codes_of([values[groups.column]])[0])]
+    name = groups.names[int(groups.codes(pa.table({column: [values[column]] for column in WORDS}))[0])]
     shown = printable(label(name, settings.quotas))
     for kept in ranking.duplicates.filter(pc.equal(ranking.duplicates[PAIR_ID], values[PAIR_ID]))["kept"].to_pylist():
         yield f"  nearly equal to {kept!r}, which is in the blend"

@@ -34,12 +34,12 @@ class Order:
 
     Attributes:
         positions: ``(n,)`` candidates, the first of each group first.
-        why: ``(n,)`` by candidate, a few words for people; "" for nothing to say.
+        why: ``(n,)`` by candidate, a few words for people; None for those in reserve.
         about: for the summary.
     """
 
     positions: Ints
-    why: Sequence[str]
+    why: Sequence[str | None]
     about: dict[str, Any]
 
 
@@ -49,7 +49,7 @@ def check(settings: SelectSettings) -> None:
     Raises:
         UserError: scikit-learn is not installed, or there is no file of entries.
     """
-    if settings.how in ("clusters", "soft-cap", "balanced"):
+    if settings.how != "diverse" and settings.how != "top":
         require("sklearn", "select")
     if settings.how == "balanced" and settings.entries is not None:
         Entries.read(settings.entries)
@@ -69,8 +69,15 @@ def vary(settings: SelectSettings, found: Candidates, room: Ints, shards: Shards
         ConfigError: a file of entries that cannot be read.
     """
     if not len(found.scores):
-        return Order(np.zeros(0, dtype=np.int64), [], {})
-    return _WAYS[settings.how](settings, found, room, shards)
+        return Order(np.zeros(0, dtype=np.int64), [], {"candidates": 0})
+    # More may be there than the settings say, in reserve for near-duplicates: they come last, by rank.
+    inside = _turns(found.codes) < np.ceil(room * settings.over)[found.codes]
+    places, reserve = np.flatnonzero(inside), np.flatnonzero(~inside)
+    order = _WAYS[settings.how](settings, found.take(places), room, shards)
+    why = np.full(len(inside), None, dtype=object)
+    why[places] = order.why
+    about = {"candidates": len(places), **order.about}
+    return Order(np.concatenate([places[order.positions], reserve]), why.tolist(), about)
 
 
 def _clusters(settings: SelectSettings, found: Candidates, room: Ints, shards: Shards) -> Order:
@@ -174,7 +181,7 @@ def _balanced(settings: SelectSettings, found: Candidates, room: Ints, shards: S
         raise UserError(
             f"ranking.select: none of the {len(entries.names):,} entries of {settings.entries} occurs in an annotation"
         )
-    texts = attach_rows(pa.table({PAIR_ID: found.rows[PAIR_ID]}), found.places, shards, [ANNOTATION])[ANNOTATION]
+    texts = _annotations(found, shards)
     keys, decisive = np.full(len(found.scores), np.inf), np.full(len(found.scores), -1, dtype=np.int64)
     rng = np.random.default_rng([settings.seed, 12])
     for start in range(0, len(texts), _TEXTS):
@@ -312,6 +319,45 @@ def _diverse(settings: SelectSettings, found: Candidates, room: Ints, shards: Sh
 _LEVELS = 128
 
 
+def _coverage(settings: SelectSettings, found: Candidates, room: Ints, shards: Shards) -> Order:
+    """Take most of a budget from the top, and for the rest the pairs whose annotations add the most words to it.
+
+    The greedy rule for maximum coverage (Nemhauser, Wolsey and Fisher 1978); of equal ones the better-ranked.
+    """
+    texts = _annotations(found, shards)
+    try:
+        by_row = _vectorizer({"binary": True}).fit_transform([text or "" for text in texts.to_pylist()])
+    except ValueError:  # no annotation has a word
+        return Order(np.arange(len(texts)), ["no annotation has a word"] * len(texts), {"words": 0})
+    by_word = by_row.tocsc()
+    new = np.ones(by_row.shape[1], dtype=np.int64)
+    turns = _turns(found.codes)
+    tails = (settings.tail * room).astype(np.int64)
+    head = turns < (room - tails)[found.codes]
+    new[by_row[head].indices] = 0
+    gains = np.asarray(by_row @ new)
+    words = np.where(head, "by rank", "").astype(object)
+    free, order = ~head, [np.flatnonzero(head)]
+    for group, count in enumerate(tails.tolist()):
+        mine = np.flatnonzero(free & (found.codes == group))
+        for _ in range(min(count, len(mine))):
+            best = mine[np.argmax(np.where(free[mine], gains[mine], -1))]
+            words[best] = f"new words: {gains[best]:,}"
+            free[best] = False
+            order.append(np.array([best]))
+            added = by_row[best].indices[new[by_row[best].indices] > 0]
+            new[added] = 0
+            gains -= np.asarray(by_word[:, added].sum(axis=1)).reshape(-1)
+    rest = np.flatnonzero(free)
+    words[rest] = [f"new words it would add: {gain:,}" for gain in gains[rest].tolist()]
+    about = {"words": int((new == 0).sum()), "of": len(new)}
+    return Order(np.concatenate([*order, rest]), words.tolist(), about)
+
+
+def _annotations(found: Candidates, shards: Shards) -> pa.ChunkedArray:
+    return attach_rows(pa.table({PAIR_ID: found.rows[PAIR_ID]}), found.places, shards, [ANNOTATION])[ANNOTATION]
+
+
 def _named(found: Candidates, positions: Ints) -> list[str]:
     ids = found.rows[PAIR_ID].take(pa.array(np.maximum(positions, 0))).to_pylist()
     return [str(pair_id) for pair_id in ids]
@@ -323,6 +369,7 @@ _WAYS: dict[str, _Way] = {
     "soft-cap": _soft_cap,
     "balanced": _balanced,
     "diverse": _diverse,
+    "coverage": _coverage,
 }
 
 
@@ -343,11 +390,25 @@ def _kmeans(vectors: Unit, settings: SelectSettings) -> tuple[Ints, Unit]:
         raise UserError(
             f"ranking.select: {count:,} clusters of {n:,} candidates; ask for fewer, or for more candidates (over)"
         )
+    return kmeans(vectors, count, settings.seed)
+
+
+def kmeans(vectors: Unit, count: int, seed: int) -> tuple[Ints, Unit]:
+    """Return the cluster of each vector, and the centroids: the same for the same vectors and seed.
+
+    Args:
+        vectors: ``(n, d)`` float32, at least ``count``.
+        count: number of clusters.
+        seed: of where they begin.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
     cluster = require("sklearn.cluster", "select")
     # On one thread: sums of several are rounded in another order.
     with require("threadpoolctl", "select").threadpool_limits(1):
         model = cluster.MiniBatchKMeans(
-            count, random_state=settings.seed, n_init=1, batch_size=4096, max_iter=20, reassignment_ratio=0
+            count, random_state=seed, n_init=1, batch_size=4096, max_iter=20, reassignment_ratio=0
         )
         labels = model.fit_predict(vectors)
     return labels.astype(np.int64), model.cluster_centers_.astype(np.float32)

@@ -25,12 +25,13 @@ from nemo_mm_rank.io.owned import Claim, remove
 from nemo_mm_rank.io.part_files import is_part
 from nemo_mm_rank.io.pool import manifests
 from nemo_mm_rank.matching import Matcher, MatchStep
-from nemo_mm_rank.mix import advice, find_mix
+from nemo_mm_rank.mix import advice, mix_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.projection.step import Projection, ProjectionStep
 from nemo_mm_rank.ranking import explain as explain_pair
 from nemo_mm_rank.ranking import variety
 from nemo_mm_rank.ranking.blend import Ranking, check_pools, choose
+from nemo_mm_rank.ranking.candidates import Groups
 from nemo_mm_rank.ranking.conditions import ConditionStep
 from nemo_mm_rank.ranking.feedback import FeedbackStep
 from nemo_mm_rank.ranking.queries import likenesses, score_step
@@ -168,6 +169,8 @@ def check(config: Config) -> list[str]:
     loader.check_models(config.models)
     loader.check_models(config.ranking.computed)
     variety.check(config.ranking.select)
+    if config.ranking.quota_by is not None:
+        Groups.of(config.ranking.quota_by, config.ranking.quotas)
     for query in config.queries:
         if query.like is not None:
             kind_of(query.like)
@@ -196,7 +199,7 @@ def dry_run(config: Config, console: Console, overwrite: bool = False) -> None:
     for note in outcome.notes(config):
         say(f"note     {note}")
     if config.ranking.mix is not None:
-        mix = find_mix(config.ranking.mix)
+        mix = mix_of(config.ranking.mix)
         say(f"mix      {', '.join(f'{name} {share:.1%}' for name, share in mix.shares.items())} ({mix.source})")
         for line in advice(mix):
             say(f"advice   {line}")

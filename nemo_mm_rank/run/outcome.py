@@ -18,7 +18,7 @@ from nemo_mm_rank.io.export import write_blend
 from nemo_mm_rank.io.files import read_table, write_table
 from nemo_mm_rank.io.ingest import BAD_ROWS
 from nemo_mm_rank.io.owned import drop, take
-from nemo_mm_rank.mix import advice, find_mix
+from nemo_mm_rank.mix import advice, mix_of
 from nemo_mm_rank.ranking import attach_rows
 from nemo_mm_rank.ranking.blend import label
 from nemo_mm_rank.run.folder import RunFolder
@@ -69,7 +69,7 @@ def mix_entry(settings: RankingSettings, summary: Mapping[str, Any]) -> dict[str
     """
     if settings.mix is None:
         return None
-    mix = find_mix(settings.mix)
+    mix = mix_of(settings.mix)
     types = [
         {
             "type": label(entry["group"], mix.shares),

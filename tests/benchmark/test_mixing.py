@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from nemo_mm_rank import curate
+from nemo_mm_rank import curate, rank
 from nemo_mm_rank.arrays import Floats
 from nemo_mm_rank.benchmark.mixing import MixConfig, Regression, SearchSettings, find_mix, search
 from nemo_mm_rank.config import parse
 from nemo_mm_rank.errors import ConfigError, UserError
-from nemo_mm_rank.io.files import read_table
+from nemo_mm_rank.io.files import read_sealed, read_table
+from nemo_mm_rank.ranking import quota_counts
 from tests.command_line import CommandLine
 from tests.integration.runs import many_texts, settings
 
@@ -119,6 +121,34 @@ def test_the_command(
     assert status == 0, said
     assert "2 mixes were tried at 20 pairs" in said
     with pytest.raises(ConfigError, match="by"):
-        parse(MixConfig, {"run": "r", "target": "t", "by": "cluster"})
+        parse(MixConfig, {"run": "r", "target": "t", "by": "colour"})
     status, said = command("mix", run, *options, "--by", "pool", "-c", tmp_path / "c.yaml", "-o", tmp_path / "pools")
     assert (status, "the pool has one group only, and a mix needs at least two" in said) == (2, True)
+
+
+def test_clusters_are_mixed_and_ranked_by(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = CommandLine(capsys, monkeypatch)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"downstream": SMALL, "seeds": 2}))
+    options = ["--target", run.parent / "target.jsonl", "-b", 20, "--rounds", 1, "--draws", 2, "--steps", 2]
+    options += ["-c", tmp_path / "c.yaml", "--by", "cluster", "-o", tmp_path / "mix"]
+    status, said = command("mix", run, *options, "--clusters", 1000)
+    assert (status, "1,000 clusters of" in said, "ask for fewer with --clusters" in said) == (2, True, True)
+    status, said = command("mix", run, *options, "--clusters", 3)
+    assert status == 0, said
+    clusters = read_table(tmp_path / "mix" / "clusters.parquet")
+    of = dict(zip(clusters["pair_id"].to_pylist(), clusters["group"].to_pylist(), strict=True))
+    ranked = sum(read_sealed(run / "manifest.json")["counts"]["ranked"].values())
+    assert (len(of), set(of.values())) == (ranked, {"cluster 0", "cluster 1", "cluster 2"})
+    quotas = yaml.safe_load((tmp_path / "mix" / "quotas.yaml").read_text())["ranking"]
+    assert quotas["quota_by"] == str(tmp_path / "mix" / "clusters.parquet")
+    sizes = Counter(of.values())
+    chosen = Counter(of[pair_id] for pair_id in rank(run, budget=20, ranking=quotas).blend["pair_id"])
+    wanted = quota_counts(20, quotas["quotas"])
+    assert sum(chosen.values()) == 20
+    if all(wanted.get(name, 0) <= sizes[name] for name in sizes):
+        assert chosen == {name: count for name, count in wanted.items() if count}
+    # The same again: the same clusters, and nothing is trained anew.
+    status, _ = command("mix", run, *options, "--clusters", 3)
+    assert (status, read_table(tmp_path / "mix" / "clusters.parquet")) == (0, clusters)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +19,10 @@ from nemo_mm_rank.cli import app
 from nemo_mm_rank.config import Budget, Config, RankingSettings, parse
 from nemo_mm_rank.errors import ConfigError, UserError
 from nemo_mm_rank.io.files import write_table
-from nemo_mm_rank.mix import MIXES, Mix, advice, canonical_type, find_mix, type_of
+from nemo_mm_rank.mix import MIXES, Mix, advice, canonical_type, mix_of, type_of
 from nemo_mm_rank.modality import MODALITY_CODES, code_of, combined, name_of
 from nemo_mm_rank.ranking import Files, quota_counts, rank
+from nemo_mm_rank.ranking.candidates import Groups
 from nemo_mm_rank.ranking.explain import explain
 from nemo_mm_rank.ranking.scoring import Scoring
 from nemo_mm_rank.run.outcome import mix_entry
@@ -161,6 +163,49 @@ def test_ones_own_mix_leaves_the_rest_to_others(tmp_path: Path) -> None:
     assert mix_entry(RankingSettings(), found.summary) is None
 
 
+def grouped(file: Path, groups: dict[str, str], column: str = "group") -> str:
+    pq.write_table(pa.table({"pair_id": list(groups), "more": [1] * len(groups), column: list(groups.values())}), file)
+    return str(file)
+
+
+def test_quotas_for_the_groups_of_a_file(tmp_path: Path) -> None:
+    pool = files(tmp_path, {"code": 30, "image": 30})
+    # p059 is in no group, and comes with the others; "elsewhere" is no pair of the pool.
+    groups = {f"p{n:03d}": "odd" if n % 2 else "even" for n in range(59)} | {"elsewhere": "odd"}
+    file = grouped(tmp_path / "groups.parquet", groups)
+    settings = RankingSettings(weights={"fused": 1.0}, quota_by=file, quotas={"odd": 0.75, "even": 0.2})
+    found = rank(pool, ["cosine__fused"], settings, Budget(count=20))
+    ids = found.chosen["pair_id"].to_pylist()
+    assert [pair_id for pair_id in ids if groups.get(pair_id) == "odd"] == [f"p{n:03d}" for n in range(1, 31, 2)]
+    assert [pair_id for pair_id in ids if groups.get(pair_id) == "even"] == ["p000", "p002", "p004", "p006"]
+    assert len(ids) == 20
+    assert "p059" in ids
+    assert found.chosen["reason"][1].as_py().endswith("; quota odd 1/15")
+    scoring = Scoring.fit(pool, ["cosine__fused"], settings)
+    assert "the last one chosen from even" in explain("p008", pool, found, scoring)
+    short = RankingSettings(weights={"fused": 1.0}, quota_by=file, quotas={"odd": 1.0}, shortage="fail")
+    with pytest.raises(UserError, match="odd has 29 of 40"):
+        rank(pool, ["cosine__fused"], short, Budget(count=40))
+
+
+def test_files_of_groups_that_are_refused(tmp_path: Path) -> None:
+    file = grouped(tmp_path / "groups.parquet", {"p0": "odd"})
+    (tmp_path / "text.parquet").write_text("no")
+    twice = tmp_path / "twice.parquet"
+    pq.write_table(pa.table({"pair_id": ["a", "a"], "group": ["odd", "odd"]}), twice)
+    for path, group, message in (
+        (tmp_path / "none.parquet", "odd", "ranking.quota_by: .* cannot be read as Parquet"),
+        (tmp_path / "text.parquet", "odd", "cannot be read as Parquet"),
+        (grouped(tmp_path / "other.parquet", {"p0": "odd"}, "grup"), "odd", "no column 'group'; pair_id, more, grup"),
+        (twice, "odd", "has a pair_id twice"),
+        (file, "od", "has no group 'od'; did you mean 'odd'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Groups.of(str(path), {group: 0.5})
+    with pytest.raises(ConfigError, match="or by a Parquet file, not by 'modalty'; did you mean 'modality'"):
+        parse(RankingSettings, {"quota_by": "modalty", "quotas": {"image": 0.5}})
+
+
 def test_types_without_pairs_are_short_and_not_lost(tmp_path: Path) -> None:
     pool = files(tmp_path, {"image": 80, "text+image": 40, "code": 40})
     settings = mixed("unite-instruction", shortage="leave")
@@ -178,7 +223,7 @@ def test_advice_has_its_source_and_depends_on_the_mix() -> None:
     lines = advice(MIXES["unite-adaptation"])
     assert all("2505.19650" in line and "not tested here" in line for line in lines)
     assert [("hurt" in line, "helped" in line) for line in lines] == [(False, True), (True, False)]
-    assert "helped beside text-text" in advice(find_mix({"text->text": 1.0}))[0]
+    assert "helped beside text-text" in advice(mix_of({"text->text": 1.0}))[0]
     assert advice(Mix({"code->text": 1.0}, "your own")) == []
 
 

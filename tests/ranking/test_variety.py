@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
 from nemo_mm_rank import curate, rank
 from nemo_mm_rank.config import Budget, RankingSettings, parse
@@ -18,13 +19,14 @@ from nemo_mm_rank.ranking import Ranking
 from nemo_mm_rank.ranking import rank as choose
 from nemo_mm_rank.ranking.variety import Entries, cluster_scores
 from nemo_mm_rank.run.curation import explain
+from tests.command_line import CommandLine
 from tests.integration.runs import digests, many_texts, settings
 from tests.ranking.test_ranking_blend import Tables
 
 pytest.importorskip("sklearn", reason="needs the extra 'select'")
 
 COSINES = ["cosine__annotation", "cosine__fused"]
-WAYS = ["clusters", "soft-cap", "balanced", "diverse"]
+WAYS = ["clusters", "soft-cap", "balanced", "diverse", "coverage"]
 KINDS = ["sea", "sea", "sea", "sea", "sea", "wood", "wood", "town", "town", "moon"]
 
 
@@ -123,6 +125,28 @@ def test_counts_of_entries_add_over_shards(tmp_path: Path) -> None:
     assert said.summary["select"]["matched"] == 3
 
 
+def test_coverage_by_hand() -> None:
+    said = ["red dog", "red dog", "dog runs", "a b c", "a b c d", "red a b", "e", "dog"]
+    table = pool(len(said)).drop_columns(["pair_id", "annotation", "cosine__annotation", "modality"])
+    table = table.append_column("pair_id", pa.array([f"p{n}" for n in range(len(said))]))
+    table = table.append_column("annotation", pa.array(said)).append_column("modality", pa.array(["image"] * len(said)))
+    table = table.append_column("cosine__annotation", pa.array(np.linspace(1, 0, len(said)), pa.float32()))
+    found = chosen(table, {"how": "coverage", "over": 4, "tail": 0.75}, budget=4)
+    # By rank p0, with "red dog"; then p4 with four new words, p2 and p6 with one, of which p2 ranks higher.
+    why = [reason.rpartition("; ")[2] for reason in found.chosen["reason"].to_pylist()]
+    assert dict(zip(found.chosen["pair_id"].to_pylist(), why, strict=True)) == {
+        "p0": "by rank",
+        "p2": "new words: 1",
+        "p4": "new words: 4",
+        "p6": "new words: 1",
+    }
+    assert found.summary["select"] == {"candidates": 8, "words": 8, "of": 8}
+    assert set(found.passed["why"].to_pylist()) == {"new words it would add: 0"}
+    silent = table.set_column(table.column_names.index("annotation"), "annotation", pa.array(["..."] * len(said)))
+    found = chosen(silent, {"how": "coverage", "over": 2}, budget=4)
+    assert found.chosen["pair_id"].to_pylist() == ["p0", "p1", "p2", "p3"]
+
+
 def test_the_seed_draws_anew() -> None:
     table = pool()
     for how in ("soft-cap", "balanced"):
@@ -130,6 +154,35 @@ def test_the_seed_draws_anew() -> None:
             chosen(table, {"how": how, "over": 6, "seed": seed}).chosen["pair_id"].to_pylist() for seed in (0, 0, 1)
         ]
         assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_near_duplicates_are_no_reason_to_choose_from_more(how: str) -> None:
+    table, settings = pool(), {"how": how, "over": 1.5}
+    plain = chosen(table, settings)
+    # Nothing is nearly equal to anything: collapsing changes nothing, though more candidates are held in reserve.
+    found = chosen(table, settings, collapse_duplicates=True, duplicate_similarity=1.0)
+    assert found.chosen["pair_id"].equals(plain.chosen["pair_id"])
+    assert found.summary["select"] == plain.summary["select"]
+    assert found.passed.equals(plain.passed)
+    # All pairs twice: the reserve fills what the candidates lack, by rank.
+    twice = pa.concat_tables([table, table.set_column(0, "pair_id", pa.array([f"q{n}" for n in range(400)]))])
+    found = chosen(twice, settings, collapse_duplicates=True, duplicate_similarity=1.0)
+    assert found.summary["select"]["candidates"] == 90
+    assert found.chosen.num_rows == 60
+    ids = {name: n % 400 for n, name in enumerate(twice["pair_id"].to_pylist())}
+    assert len({ids[name] for name in found.chosen["pair_id"].to_pylist()}) == 60
+    why = [reason.rpartition("; ")[2] for reason in found.chosen["reason"].to_pylist()]
+    assert why.count("takes the place of a near-duplicate") == 15
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_little_more_than_the_budget_is_enough_to_choose_from(how: str) -> None:
+    table = pool()
+    found = chosen(table, {"how": how, "over": 1.25}, budget=61)
+    assert found.chosen.num_rows == 61
+    assert found.summary["select"]["candidates"] == 77  # 76.25, rounded up
+    assert chosen(table, {"how": how, "over": 1}).chosen["pair_id"] == chosen(table, {}).chosen["pair_id"]
 
 
 def test_the_radius_keeps_pairs_apart() -> None:
@@ -182,9 +235,44 @@ def test_a_run_says_why(run: Path, how: str) -> None:
     passed = ranking.passed.to_pylist()
     assert len(passed) + len(result.blend) == ranking.summary["select"]["candidates"] == 36
     assert f"of 36 candidates, chosen by {how}: {passed[0]['why']}" in explain(run, passed[0]["pair_id"])
-    assert result.blend["reason"].str.contains(r"; (?:cluster \d+: |entry '|no more similar than|none of)").all()
+    assert (
+        result.blend["reason"]
+        .str.contains(r"; (?:cluster \d+: |entry '|no more similar than|none of|by rank|new words: )")
+        .all()
+    )
     known = {*result.blend["pair_id"], *(one["pair_id"] for one in passed)}
     other = next(f"p{number:03d}" for number in range(120) if f"p{number:03d}" not in known)
     assert f"not one of 36 candidates, chosen by {how}" in explain(run, other)
     rank(run, ranking={"select": {"how": how, "seed": 3}})
     assert digests(run) == first
+
+
+def test_the_command_line_says_it_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = CommandLine(capsys, monkeypatch)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (tmp_path / "entries.txt").write_text("volcano\nice cream\n", encoding="utf-8")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.jpg").write_bytes(b"\xff\xd8 no picture")
+    for select, line in (
+        (
+            {"how": "clusters", "clusters": 500},
+            "ranking.select: 500 clusters of 36 candidates; ask for fewer, or for more candidates (over)",
+        ),
+        (
+            {"how": "balanced", "entries": str(tmp_path / "entries.txt")},
+            f"ranking.select: none of the 2 entries of {tmp_path / 'entries.txt'} occurs in an annotation",
+        ),
+    ):
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({**config, "ranking": {"select": select}}), encoding="utf-8")
+        status, said = command("curate", "--config", tmp_path / "c.yaml")
+        assert (status, _errors(said)) == (2, [f"error: {line}"])
+    status, said = command("rank", run, "--like", tmp_path / "broken")
+    [line] = _errors(said)
+    assert status == 2
+    assert line.startswith("error: queries: none of the 1 examples of 'like broken' can be embedded: experts: ")
+
+
+def _errors(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("error")]

@@ -115,19 +115,28 @@ def neg_clip_loss(
     left, right = (torch.where(both, side.values.float(), float("nan")) for side in (data, annotations))
     out = np.full(len(left), np.nan, dtype=np.float32)
     own_keys, theirs = torch.from_numpy(keys), torch.from_numpy(batches.keys)
-    sides = [side.to(left.device) for side in (batches.annotations, batches.data)]
+    sides = [side.to(left.device) / temperature for side in (batches.annotations, batches.data)]
     for (where, of_data), (_, of_annotations) in zip(products(left, sides[0]), products(right, sides[1]), strict=True):
         x, y = (torch.nn.functional.normalize(side[where], dim=1, eps=0.0) for side in (left, right))
-        cosine = (x * y).sum(1, keepdim=True)
-        itself = (own_keys[where, None] == theirs[None, :]).to(cosine.device)
-        total = torch.zeros_like(cosine[:, 0])
-        for cosines in (of_data, of_annotations):
-            rivals = cosines.masked_fill(itself, -torch.inf) / temperature
+        cosine = (x * y).sum(1)
+        there = torch.isin(own_keys[where], theirs)
+        itself = own_keys[where][there, None] == theirs
+        total = torch.zeros_like(cosine)
+        for logits in (of_data, of_annotations):
+            logits[there.to(logits.device)] = logits[there.to(logits.device)].masked_fill(
+                itself.to(logits.device), -torch.inf
+            )
             for first, end in zip(batches.bounds, batches.bounds[1:], strict=False):
-                total += torch.logsumexp(torch.cat([cosine / temperature, rivals[:, first:end]], dim=1), dim=1)
-        scores = cosine[:, 0] - temperature / 2 * total / (len(batches.bounds) - 1)
+                total += _logsumexp(logits[:, first:end], cosine / temperature)
+        scores = cosine - temperature / 2 * total / (len(batches.bounds) - 1)
         out[where] = scores.cpu().numpy()
     return np.where(np.isfinite(out), out, np.float32("nan"))
+
+
+def _logsumexp(logits: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Return ``(b,)`` the logarithm of the sum of the exponentials of ``(b, m)`` and ``(b,)``; the first are lost."""
+    largest = torch.maximum(logits.amax(1), own)
+    return largest + (logits.sub_(largest[:, None]).exp_().sum(1) + (own - largest).exp()).log()
 
 
 @dataclass
