@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
-from nemo_mm_rank.media.segment import Image
+from nemo_mm_rank.media.segment import Image, Item
 from nemo_mm_rank.models.base import Encoded, encode_queries
 from nemo_mm_rank.models.expert import CachedDescriber, CachedEncoder, DescribedEncoder, item_key
 from tests.models.own_models import LetterCounts, SizeWords
@@ -139,6 +141,29 @@ def test_descriptions_are_kept_too() -> None:
         assert list(described.errors) == [1]
     assert inner.calls == 1
     assert (cached.name, cached.revision, cached.modalities) == ("sizes", "7", frozenset({"image"}))
+
+
+def test_a_model_has_one_call_at_a_time() -> None:
+    class Fragile(LetterCounts):
+        """What holds a call until another one has come in, or is sure not to."""
+
+        inside, most = 0, 0
+
+        def encode(self, items: Sequence[Item], modality: str) -> Encoded:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            if self.inside == 2:
+                second.set()
+            second.wait(0.2)
+            self.inside -= 1
+            return super().encode(items, modality)
+
+    model, second = Fragile(), Event()
+    cached = CachedEncoder(model)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda texts: cached.encode(texts, "text").vectors, [["ab", "c"], ["c", "d"]]))
+    assert (model.most, cached.computed) == (1, 3)
+    assert torch.equal(found[0][1], found[1][0])
 
 
 def test_an_empty_call() -> None:
