@@ -240,10 +240,10 @@ class ExpertStep(PairStep):
         chunks = in_chunks(zip(positions, items, strict=True), errors, *self.chunk)
         at_once = calls_at_once(self._device)
         for chunk_rows, found in ahead(embed, chunks, at_once, at_once - 1):
-            for (column, expert, _), encoded in zip(takers, found, strict=True):
+            for (column, name, _), encoded in zip(takers, found, strict=True):
                 columns[column].put(chunk_rows, encoded, errors)
                 if encoded.texts is not None and is_media(modality):
-                    said = descriptions[schema.description_column(expert)]
+                    said = descriptions[schema.description_column(name)]
                     for row, text in zip(chunk_rows, encoded.texts, strict=True):
                         said[row] = text
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -101,6 +102,10 @@ class _Description(NamedTuple):
     error: PairError | None
 
 
+# By the model's id, which holds as long as a cache holds the model: what encodes and describes has two of them.
+_LOCKS: WeakValueDictionary[int, Lock] = WeakValueDictionary()
+
+
 class _Cached(Generic[M, V]):
     """What a cache round a model has in common with it. The model, which may not bear threads, has one call at a time.
 
@@ -111,7 +116,7 @@ class _Cached(Generic[M, V]):
     def __init__(self, model: M, max_items: int) -> None:
         self._model = model
         self._recent: Recent[V] = Recent(max_items)
-        self._one_at_a_time = Lock()
+        self._one_at_a_time = _LOCKS.setdefault(id(model), Lock())
         self.computed = 0
         self.name = model.name
         self.revision = model.revision

@@ -126,7 +126,7 @@ def select_windows(
     return sorted(chosen)
 
 
-def parted(windows: Floats, keep: Bools) -> Floats:
+def parted(windows: npt.NDArray[np.float64], keep: Bools) -> npt.NDArray[np.float64]:
     """Cut windows to keep back to the middle of what they share with windows that go.
 
     Where what does not belong begins, a window holds some of both; that may be anywhere in what the two share.
@@ -147,7 +147,8 @@ def parted(windows: Floats, keep: Bools) -> Floats:
     start, end = windows[:, :1], windows[:, 1:]
     first = np.where((cut[:, 0] < start) & (start < cut[:, 1]), (start + cut[:, 1]) / 2, start).max(axis=1)
     last = np.where((start < cut[:, 0]) & (cut[:, 0] < end), (cut[:, 0] + end) / 2, end).min(axis=1)
-    return np.where(keep[:, None], np.stack([first, last], axis=1), windows)
+    left: npt.NDArray[np.float64] = np.where(keep[:, None], np.stack([first, last], axis=1), windows)
+    return left
 
 
 def union_box(boxes: Iterable[Box], width: int, height: int, padding: float) -> tuple[int, int, int, int] | None:

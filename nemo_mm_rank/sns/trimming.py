@@ -180,7 +180,7 @@ def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: S
     """Return what the candidates to keep leave of ``item``; their scores are ``(c,)``."""
     if len(one.spans) < 2 and not one.found:
         return ONE
-    spans: Floats = one.spans.cpu().double().numpy()
+    spans = one.spans.cpu().double().numpy()
     if settings.chosen_by == "pool":
         if medium.parts == "boxes":
             keep = keep & ~_holding(spans, ~keep)

@@ -17,6 +17,7 @@ from nemo_mm_rank import modality
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.audio import decode_audio, to_samples
 from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.segment import Audio
 
 WriteSound = Callable[..., Path]
 RATE = 16_000
@@ -118,6 +119,8 @@ def test_what_is_cut_has_the_samples_and_the_key_of_what_is_decoded_alone(
     opener, sound = Opener(), modality.of("audio")
     cut = sound.cut(opener.open(path.name, modality="audio", root=str(path.parent)), spans)
     alone = opener.open(path.name, "audio", spans, str(path.parent))
+    assert isinstance(cut, Audio)
+    assert isinstance(alone, Audio)
     np.testing.assert_array_equal(cut.samples, alone.samples)
     assert (cut.key, cut.start) == (alone.key, alone.start)
 
