@@ -126,31 +126,6 @@ def select_windows(
     return sorted(chosen)
 
 
-def parted(windows: npt.NDArray[np.float64], keep: Bools) -> npt.NDArray[np.float64]:
-    """Cut windows to keep back to the middle of what they share with windows that go.
-
-    Where what does not belong begins, a window holds some of both; that may be anywhere in what the two share.
-
-    Args:
-        windows: ``(c, 2)`` start and end in seconds.
-        keep: ``(c,)`` which of them are kept.
-
-    Returns:
-        ``(c, 2)``; between two windows that go, nothing may be left (an end that is not behind its start).
-
-    >>> parted(np.array([[0.0, 2], [1, 3], [2, 4], [3, 5]]), np.array([True, True, True, False])).tolist()
-    [[0.0, 2.0], [1.0, 3.0], [2.0, 3.5], [3.0, 5.0]]
-    """
-    cut = windows[~keep]
-    if not len(cut):
-        return windows
-    start, end = windows[:, :1], windows[:, 1:]
-    first = np.where((cut[:, 0] < start) & (start < cut[:, 1]), (start + cut[:, 1]) / 2, start).max(axis=1)
-    last = np.where((start < cut[:, 0]) & (cut[:, 0] < end), (cut[:, 0] + end) / 2, end).min(axis=1)
-    left: npt.NDArray[np.float64] = np.where(keep[:, None], np.stack([first, last], axis=1), windows)
-    return left
-
-
 def union_box(boxes: Iterable[Box], width: int, height: int, padding: float) -> tuple[int, int, int, int] | None:
     """Return the smallest box of whole pixels round all ``boxes`` and ``padding``, cut to the image.
 

@@ -17,7 +17,7 @@ from nemo_mm_rank.modality import Medium, of
 from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Grounder
 from nemo_mm_rank.models.batching import ahead, gathered
 from nemo_mm_rank.sns.parts import Parts, Scored, across, best_match, host, mean_match
-from nemo_mm_rank.sns.selection import parted, select_windows, union_box
+from nemo_mm_rank.sns.selection import select_windows, union_box
 from nemo_mm_rank.sns.sides import ALL, NONE, ONE, UNTOUCHED, Cut, Selector, Side, Spans, make_cut, per_pair
 from nemo_mm_rank.text.split import CharSpan, merge_neighbours
 
@@ -180,16 +180,11 @@ def _cut(item: Segment, one: Grounded, scores: Vectors, keep: Bools, settings: S
     """Return what the candidates to keep leave of ``item``; their scores are ``(c,)``."""
     if len(one.spans) < 2 and not one.found:
         return ONE
-    spans = one.spans.cpu().double().numpy()
-    if settings.chosen_by == "pool":
-        if medium.parts == "boxes":
-            keep = keep & ~_holding(spans, ~keep)
-        else:
-            spans = parted(spans, keep)
-            keep = keep & (spans[:, 0] < spans[:, 1])
+    if medium.parts == "boxes" and settings.chosen_by == "pool":
+        keep = keep & ~_holding(one.spans.cpu().double().numpy(), ~keep)
     if not keep.any():
         return NONE
-    candidates: Spans = spans[keep].tolist()
+    candidates: Spans = one.spans.cpu().double().numpy()[keep].tolist()
     if medium.parts == "boxes":
         width, height = medium.extent(item)
         return _cut_boxes(int(width), int(height), candidates, len(one.spans), settings)

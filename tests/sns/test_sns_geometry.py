@@ -3,13 +3,11 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_mm_rank.sns import select_windows, union_box
-from nemo_mm_rank.sns.selection import parted
 
 TIME = st.integers(0, 12).map(float)
 CANDIDATE = st.tuples(TIME, TIME, st.integers(0, 4).map(float) | st.just(math.nan))
@@ -39,16 +37,6 @@ def test_of_equal_scores_the_earlier_start_wins_whatever_the_order() -> None:
 def test_short_empty_and_unjudged_windows_are_passed_over() -> None:
     assert select_windows([(0, 0.5, 9.0), (1, 1, 9.0), (3, 2, 9.0), (4, 6, math.nan), (7, 8, 0.0)], 5, 1.0) == [(7, 8)]
     assert select_windows([(1, 1, 9.0)], 5, 0.0) == []
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=9))
-def test_windows_that_go_take_half_of_what_they_share_with_those_that_stay(keep: list[bool]) -> None:
-    windows = np.array([[second, second + 2.0] for second in range(len(keep))])  # overlapping by half
-    left = parted(windows, np.array(keep))
-    for number, stays in enumerate(keep):
-        before, behind = keep[number - 1 : number] or [True], keep[number + 1 : number + 2] or [True]
-        moved = [0.5 * (stays and not before[0]), -0.5 * (stays and not behind[0])]
-        assert (left[number] - windows[number]).tolist() == moved
 
 
 @given(st.lists(CANDIDATE, max_size=12), st.integers(1, 5), st.integers(0, 4).map(float))
