@@ -27,7 +27,7 @@ from nemo_mm_rank.measures.line import Line, by_fold, cross_fit
 from nemo_mm_rank.measures.separation import chance, separation, wrong_at_most
 from nemo_mm_rank.sns.parts import Parts, Scored
 
-BANK = 256
+BANK = 128
 """Pairs whose other sides every part is compared with, besides that of its own pair."""
 
 FEWEST = 30
