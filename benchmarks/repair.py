@@ -257,9 +257,11 @@ def cases(rows: Sequence[dict[str, Any]], folder: Path, seed: int) -> Iterator[C
             text, where = insert(row[DATA].strip(), foreign, place, "\n\n")
             yield Case(PARAGRAPH, "data", {**row, DATA: text}, sentences(text, where, modality))
         elif modality == "image":
+            yield Case(CLEAN, "data", row, [((0, 0, *_opened(row).size), False)])
             yield _beside(row, _drawn(same, rng), folder, bool(rng.random() < 0.5))
             yield _bordered(row, folder, rng)
         elif modality == "audio":
+            yield Case(CLEAN, "data", row, [((0.0, _sound(row).duration), False)])
             yield _one_after_the_other(row, _drawn(same, rng), folder, bool(rng.random() < 0.5))
         if row[POOL] == "xquad" and (pieces := answer_pieces(row)) is not None:
             yield Case(ANSWER, "data", row, pieces)

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import real_pool
+from benchmarks import real_models, real_pool
 from nemo_mm_rank.benchmark.job import benchmark
 from nemo_mm_rank.benchmark.settings import BenchmarkConfig
 from nemo_mm_rank.config import parse
@@ -43,13 +43,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of training; 0: none")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--static", action="store_true", help="texts by WordLlama, a hundred times as fast as MiniLM")
+    parser.add_argument("--select", choices=["nucleus", "pool"], default="nucleus", help="how SNS chooses what to keep")
     parser.add_argument("--shared", action="store_true", help="models stay loaded: faster, but costs say less")
     parser.add_argument("--strategies", nargs="*", help="default: all")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     if reason := real_pool.missing():
         sys.exit(f"skipped: {reason}")
-    values = real_pool.settings(options.output)
+    values = real_pool.settings(options.output, **(real_models.static("labels") if options.static else {}))
+    values["sns"] = {"select": options.select}
     values.update(OBJECTIVES[options.query])
     values.update(
         plant={"total": 0.4, "kinds": options.kinds},

@@ -162,8 +162,8 @@ class Step(ABC):
 class PairStep(Portable, Step):
     """A step that opens both sides of every pair: whole, or what SNS has kept of them."""
 
-    chunk: ClassVar[tuple[int, int]] = (256, 256 * 2**20)
-    """Decoded media held at a time: at most this many, and no more once they weigh this many bytes."""
+    chunk: ClassVar[tuple[int, int]] = (128, 128 * 2**20)
+    """Decoded media in a call: at most this many, and no more once they weigh this many bytes."""
 
     @property
     def requires(self) -> Mapping[str, pa.DataType]:

@@ -22,6 +22,7 @@ _SELECTION = {
     "recall": "recall",
     "average_precision": "AP",
     "precision_clean": "clean",
+    "clean_repaired": "clean or repaired",
     "precision_on_topic": "on topic",
 }
 

@@ -26,11 +26,12 @@ from nemo_mm_rank.media.rows import (
     views,
     with_several,
 )
-from nemo_mm_rank.media.segment import Items
+from nemo_mm_rank.media.segment import Item, Items
 from nemo_mm_rank.modality import is_media, modalities_of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoded, Encoder
-from nemo_mm_rank.models.expert import Expert, build, load_encoder, sources, text_models
+from nemo_mm_rank.models.batching import ahead, calls_at_once
+from nemo_mm_rank.models.expert import build, load_encoder, sources, text_models
 from nemo_mm_rank.steps import Added, PairStep
 
 LEAST = 1e-6
@@ -221,25 +222,28 @@ class ExpertStep(PairStep):
         descriptions: dict[str, list[str | None]],
         errors: dict[int, PairError],
     ) -> None:
-        takers: list[tuple[str, Expert]] = []
+        takers: list[tuple[str, str, Encoder]] = []
         for expert in self._experts:
-            column = expert.column(modality)
-            if column is not None:
-                takers.append((column, expert))
+            column, encoder = expert.column(modality), expert.encoder(modality)
+            if column is not None and encoder is not None:
+                takers.append((column, expert.name, encoder))
         if not takers:
             there = self._there(rows)
             errors.update((row, EmbeddingError(f"no expert takes {modality}")) for row in positions if not there[row])
             return
         opener = Opener(self.media)
         items = iter_data(rows, opener, positions, threads=self.media.threads)
-        for chunk_rows, chunk in in_chunks(zip(positions, items, strict=True), errors, *self.chunk):
-            for column, expert in takers:
-                encoder = expert.encoder(modality)
-                assert encoder is not None  # noqa: S101 (it has a column)
-                encoded = encoder.encode(chunk, modality)
+
+        def embed(chunk: tuple[list[int], list[Item]]) -> tuple[list[int], list[Encoded]]:
+            return chunk[0], [encoder.encode(chunk[1], modality) for _, _, encoder in takers]
+
+        chunks = in_chunks(zip(positions, items, strict=True), errors, *self.chunk)
+        at_once = calls_at_once(self._device)
+        for chunk_rows, found in ahead(embed, chunks, at_once, at_once - 1):
+            for (column, name, _), encoded in zip(takers, found, strict=True):
                 columns[column].put(chunk_rows, encoded, errors)
                 if encoded.texts is not None and is_media(modality):
-                    said = descriptions[schema.description_column(expert.name)]
+                    said = descriptions[schema.description_column(name)]
                     for row, text in zip(chunk_rows, encoded.texts, strict=True):
                         said[row] = text
 

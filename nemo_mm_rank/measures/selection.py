@@ -90,7 +90,8 @@ def selection(blend: Sequence[str], labels: Labels, repaired: Collection[str] = 
     ``precision``: share of its pairs that are clean and on topic; ``precision_clean`` and ``precision_on_topic``: of
     each alone; ``recall``: share of the pool's clean pairs on topic that it has; ``average_precision``: the mean of
     the precision at each such pair's rank, over as many as the blend could have had (its length or the pool's number);
-    ``precision_repaired``: as ``precision``, where a spoilt pair that has been repaired counts as clean.
+    ``precision_repaired`` and ``clean_repaired``: as ``precision`` and ``precision_clean``, where a spoilt pair that
+    has been repaired counts as clean.
 
     Args:
         blend: pair ids by rank.
@@ -115,6 +116,7 @@ def selection(blend: Sequence[str], labels: Labels, repaired: Collection[str] = 
         "recall": float(hits.sum() / labels.wanted) if labels.wanted else 0.0,
         "average_precision": float(at_hits.sum() / possible) if possible else 0.0,
         "precision_clean": float(sound.mean()),
+        "clean_repaired": float((sound | mended).mean()),
         "precision_on_topic": float(relevant.mean()),
     }
 

@@ -63,9 +63,13 @@ class _Recording(Medium):
         pieces = [segment.part(span) for span in spans]
         if len(pieces) == 1:
             return pieces[0]
-        key = part_key(segment.key, *(bound for span in spans for bound in span))
+        key = part_key(segment.key, *self._ends(pieces, spans))
         joined = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in self.arrays}
         return replace(pieces[0], key=key, **joined)
+
+    def _ends(self, pieces: Sequence[Any], spans: Sequence[Span]) -> list[float]:
+        """Return what tells these windows from others."""
+        return [bound for span in spans for bound in span]
 
     def shown(self, spans: Sequence[Span] | None) -> Sequence[Span]:
         """Return some seconds."""
@@ -92,6 +96,11 @@ class AudioMedium(_Recording):
         if windows is None:
             return Audio(key, samples, rate)
         return Audio(part_key(key, *_bounds(ranges, len(samples))), samples, rate, ranges[0][0] / rate)
+
+    def _ends(self, pieces: Sequence[Audio], spans: Sequence[Span]) -> list[float]:
+        """Return the first and last samples, as decoding these windows alone does: what was made of them is known."""
+        firsts = [round(piece.start * piece.rate) for piece in pieces]
+        return [end for first, piece in zip(firsts, pieces, strict=True) for end in (first, first + len(piece.samples))]
 
     def extent(self, segment: Audio) -> tuple[float, float]:
         """Return when it starts and ends."""

@@ -28,7 +28,7 @@ PROBE_ROWS = 8
 MEMORY_SHARE = 0.6
 """Of a device's free memory, what a batch may need: other models and allocations are to come."""
 
-CPU_TEXTS, CPU_TOKENS, DEVICE_TOKENS = 32, 1024, 32_768
+CPU_TEXTS, CPU_TOKENS, DEVICE_TOKENS = 32, 256, 32_768
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -121,9 +121,9 @@ def text_rows(length: int, device: torch.device, tokens: int | None = None) -> i
 
     Args:
         length: of each, in tokens, padding included.
-        device: where they go. On a CPU a product of more than a thousand rows gets no faster, and of short texts there
-            are no more than 32, because few of a length come together and the rest would be filling.
-        tokens: of a pass, at most (but one text there always is); default: 1,024 on a CPU, 32,768 elsewhere.
+        device: where they go. On a CPU a product of more than some hundred rows gets no faster, and of short texts
+            there are no more than 32, because few of a length come together and the rest would be filling.
+        tokens: of a pass, at most (but one text there always is); default: 256 on a CPU, 32,768 elsewhere.
     """
     if device.type == "cpu":
         return max(1, min(CPU_TEXTS, (tokens or CPU_TOKENS) // length))
@@ -225,6 +225,15 @@ def stacked(prepared: Iterable[Features], rows: int) -> Iterator[Features]:
     waiting = iter(prepared)
     while chunk := list(islice(waiting, rows)):
         yield {key: torch.cat([one[key] for one in chunk]) for key in chunk[0]}
+
+
+def calls_at_once(device: str) -> int:
+    """Return how many calls of models run side by side, each model taking one at a time.
+
+    On a CPU two, since few models fill all of its cores all the time; elsewhere one, because a batch is as large as
+    the memory that others leave.
+    """
+    return 2 if torch.device(device).type == "cpu" else 1
 
 
 HELD_BYTES = 256 * 2**20

@@ -6,7 +6,9 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -100,8 +102,12 @@ class _Description(NamedTuple):
     error: PairError | None
 
 
+# By the model's id, which holds as long as a cache holds the model: what encodes and describes has two of them.
+_LOCKS: WeakValueDictionary[int, Lock] = WeakValueDictionary()
+
+
 class _Cached(Generic[M, V]):
-    """What a cache round a model has in common with it.
+    """What a cache round a model has in common with it. The model, which may not bear threads, has one call at a time.
 
     Attributes:
         computed: items that the model was given.
@@ -110,6 +116,7 @@ class _Cached(Generic[M, V]):
     def __init__(self, model: M, max_items: int) -> None:
         self._model = model
         self._recent: Recent[V] = Recent(max_items)
+        self._one_at_a_time = _LOCKS.setdefault(id(model), Lock())
         self.computed = 0
         self.name = model.name
         self.revision = model.revision
@@ -162,7 +169,8 @@ class CachedEncoder(_Cached[base.Encoder, _Embedding]):
 
         if not keys:
             return encode([])
-        got = self._recent.get(keys, make)
+        with self._one_at_a_time:
+            got = self._recent.get(keys, make)
         texts = [one.text for one in got]
         return base.Encoded(
             torch.stack([one.vector for one in got]),
@@ -192,7 +200,9 @@ class CachedDescriber(_Cached[base.Describer, _Description]):
             described = base.told(described, self.name, len(positions))
             return [_Description(text, described.errors.get(i)) for i, text in enumerate(described.texts)]
 
-        got = self._recent.get([item_key(item, modality) for item in items], make)
+        keys = [item_key(item, modality) for item in items]
+        with self._one_at_a_time:
+            got = self._recent.get(keys, make)
         errors = {row: one.error for row, one in enumerate(got) if one.error is not None}
         return base.Described([None if row in errors else one.text for row, one in enumerate(got)], errors)
 

@@ -28,7 +28,7 @@ from nemo_mm_rank.models.weights import PICKLES
 from nemo_mm_rank.models.windows import as_images
 from nemo_mm_rank.schema import Modality
 
-PARTS_AT_ONCE, BYTES_AT_ONCE = 512, 256 * 2**20
+PARTS_AT_ONCE, BYTES_AT_ONCE = 256, 128 * 2**20
 """Parts in one call of the encoder: at most this many, and no more once their pixels or samples weigh this much."""
 
 

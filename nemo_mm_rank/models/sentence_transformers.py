@@ -38,7 +38,7 @@ class SentenceTransformersEncoder(HubModel):
             one.
         query_prompt: put before queries instead (``"query: "``); default: the model's own prompt for queries, or else
             ``prompt``.
-        batch_tokens: padded tokens per forward pass; default: 1,024 on a CPU, 32,768 (or what the memory allows)
+        batch_tokens: padded tokens per forward pass; default: 256 on a CPU, 32,768 (or what the memory allows)
             elsewhere. A part of what decides the last bits, so it belongs to the configuration.
         trust_remote_code: run the code that comes with the model.
 

@@ -21,6 +21,7 @@ from nemo_mm_rank.media.segment import Item
 from nemo_mm_rank.modality import is_media, modalities_of, of
 from nemo_mm_rank.models import loader
 from nemo_mm_rank.models.base import Encoder, Grounder, support
+from nemo_mm_rank.models.batching import calls_at_once
 from nemo_mm_rank.models.expert import Expert, build
 from nemo_mm_rank.models.grounders import PartsGrounder
 from nemo_mm_rank.schema import ANNOTATION_SPANS, CANONICAL, DATA_SPANS, SNS_REASON, SPANS, WHERE, Modality
@@ -145,10 +146,11 @@ class SNSStep(Step):
         if self.settings.mode == "off":
             return
         self._standards = Standards({}, {}, {})
-        self._expert: Expert = build(self.expert, self.models, loader.pick_device(device))
+        self._device = loader.pick_device(device)
+        self._expert: Expert = build(self.expert, self.models, self._device)
         self._parser = load_parser(self.settings.spacy_model) if self.settings.spacy_model else None
         self._grounders = {
-            modality: _load_grounder(name, modality, self.models, loader.pick_device(device))
+            modality: _load_grounder(name, modality, self.models, self._device)
             for modality, name in self.settings.grounders.items()
         }
         if self.settings.cuts is not None:
@@ -156,7 +158,7 @@ class SNSStep(Step):
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without the loaded models."""
-        loaded = ("_expert", "_parser", "_grounders", "_standards")
+        loaded = ("_device", "_expert", "_parser", "_grounders", "_standards")
         return {name: value for name, value in self.__dict__.items() if name not in loaded}
 
     def identity(self) -> dict[str, Any]:
@@ -323,14 +325,15 @@ class SNSStep(Step):
         if not self._forward or of(modality).parts is None:
             return media_side(decoded, [[]] * len(annotations), modality, encoder, None, select)
         phrases = components(annotations, settings.components, self._parser)
-        grounder = self._grounders.get(modality)
+        grounder, at_once = self._grounders.get(modality), 1
         if grounder is None:
+            at_once = calls_at_once(self._device)
             grounder = PartsGrounder(encoder, settings.region_grid, settings.window)
             # In one call, which the encoder remembers, instead of one a chunk.
             embed_parts([*phrases, *select.phrases], encoder)
         else:
             select = replace(select, phrases=())  # looking for more may cost more
-        return media_side(decoded, phrases, modality, encoder, grounder, select)
+        return media_side(decoded, phrases, modality, encoder, grounder, select, at_once)
 
     def _cut_texts(
         self, document: Texts, annotations: Sequence[str], modality: str, encoder: Encoder, select: Selector

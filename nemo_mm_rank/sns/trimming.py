@@ -14,8 +14,8 @@ from nemo_mm_rank.media.rows import in_chunks
 from nemo_mm_rank.media.segment import Item, Segment
 from nemo_mm_rank.media.spans import kept_text, merge
 from nemo_mm_rank.modality import Medium, of
-from nemo_mm_rank.models.base import Encoder, Grounded, Grounder
-from nemo_mm_rank.models.batching import gathered
+from nemo_mm_rank.models.base import Encoded, Encoder, Grounded, Grounder
+from nemo_mm_rank.models.batching import ahead, gathered
 from nemo_mm_rank.sns.parts import Parts, Scored, across, best_match, host, mean_match
 from nemo_mm_rank.sns.selection import select_windows, union_box
 from nemo_mm_rank.sns.sides import ALL, NONE, ONE, UNTOUCHED, Cut, Selector, Side, Spans, make_cut, per_pair
@@ -89,8 +89,8 @@ class Texts:
         return Side(self.whole, cuts, trimmed, self.errors)
 
 
-CHUNK_ITEMS, CHUNK_BYTES = 256, 128 * 2**20
-"""Decoded media held at a time: at most this many, and no more once they weigh this much (their parts weigh more).
+CHUNK_ITEMS, CHUNK_BYTES = 128, 64 * 2**20
+"""Decoded media in a call: at most this many, and no more once they weigh this much (their parts weigh more).
 
 A model's batches have a fixed number of rows, filled up: the more items in a call, the less filling."""
 
@@ -102,6 +102,7 @@ def media_side(
     encoder: Encoder,
     grounder: Grounder | None,
     select: Selector,
+    at_once: int = 1,
 ) -> Side:
     """Embed media whole and trimmed, decoding each once and holding a bounded number of them.
 
@@ -112,26 +113,31 @@ def media_side(
         encoder: shares a space with text.
         grounder: scores parts against phrases, or finds what they speak of; None leaves all media whole.
         select: which parts to keep.
+        at_once: calls that run side by side, in threads: what is said of some is embedded while others are described.
     """
     n = len(phrases)
     whole = np.full((n, encoder.dim), np.nan, dtype=np.float32)
     trimmed = whole.copy()
     cuts = [UNTOUCHED] * n
     errors: dict[int, PairError] = {}
+    others = [phrase for one in select.phrases for phrase in one]
+    medium = of(modality)
+
+    def look(chunk: tuple[list[int], list[Item]]) -> tuple[list[int], list[Segment], Encoded, list[Cut]]:
+        rows, items = chunk[0], [item for item in chunk[1] if not isinstance(item, str)]
+        encoded = encoder.encode(items, modality)
+        if grounder is None:
+            return rows, items, encoded, [UNTOUCHED] * len(items)
+        grounded = grounder.ground(items, [[*phrases[row], *others] for row in rows], modality)
+        return rows, items, encoded, _cut_media(rows, items, grounded, select, medium)
 
     def lefts() -> Iterator[tuple[int, Segment, int]]:
         """Yield what is left of each item that is cut, and the weight of what it may be a view of."""
-        for rows, taken in in_chunks(enumerate(decoded), errors, CHUNK_ITEMS, CHUNK_BYTES):
-            items = [item for item in taken if not isinstance(item, str)]
-            encoded = encoder.encode(items, modality)
+        chunks = in_chunks(enumerate(decoded), errors, CHUNK_ITEMS, CHUNK_BYTES)
+        for rows, items, encoded, found in ahead(look, chunks, at_once, at_once - 1):
             whole[rows] = host(encoded)
             errors.update((rows[i], error) for i, error in encoded.errors.items())
-            if grounder is None:
-                continue
-            others = [phrase for one in select.phrases for phrase in one]
-            grounded = grounder.ground(items, [[*phrases[row], *others] for row in rows], modality)
-            medium = of(modality)
-            for row, item, cut in zip(rows, items, _cut_media(rows, items, grounded, select, medium), strict=True):
+            for row, item, cut in zip(rows, items, found, strict=True):
                 cuts[row] = cut
                 if cut.spans:
                     yield row, medium.cut(item, cut.spans), item.nbytes

@@ -37,11 +37,14 @@ def test_by_hand() -> None:
         "recall": 2 / 3,
         "average_precision": pytest.approx((1 / 1 + 2 / 3) / 3),
         "precision_clean": 3 / 4,
+        "clean_repaired": 3 / 4,
         "precision_on_topic": 3 / 4,
     }
     assert selection(list("abc"), pool)["average_precision"] == 1
     assert selection(list("ef"), pool) == {
-        **dict.fromkeys(["precision", "precision_repaired", "recall", "average_precision", "precision_clean"], 0.0),
+        **dict.fromkeys(["precision", "precision_repaired", "recall", "average_precision"], 0.0),
+        "precision_clean": 0.0,
+        "clean_repaired": 0.0,
         "precision_on_topic": 0.5,
     }
 
@@ -52,7 +55,7 @@ def test_a_repaired_pair_counts_as_clean_beside_the_other_count() -> None:
     found = selection(list("aebd"), pool, {"e", "d"})
     assert found["precision"] == 2 / 4
     assert found["precision_repaired"] == 3 / 4  # d is off topic
-    assert found["precision_clean"] == 3 / 4
+    assert (found["precision_clean"], found["clean_repaired"]) == (3 / 4, 1)
 
 
 def test_a_copy_counts_where_nothing_else_of_it_is_there() -> None:

@@ -13,8 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from nemo_mm_rank import modality
 from nemo_mm_rank.errors import MediaError
 from nemo_mm_rank.media.audio import decode_audio, to_samples
+from nemo_mm_rank.media.opener import Opener
+from nemo_mm_rank.media.segment import Audio
 
 WriteSound = Callable[..., Path]
 RATE = 16_000
@@ -106,6 +109,20 @@ def test_spans_keep_exactly_their_seconds(write_wav: WriteSound) -> None:
     assert round(pitch(kept[24_000:40_000])) == 600
     cut = np.concatenate([whole[RATE : 2 * RATE], whole[56_000 : 5 * RATE], whole[100_000:104_000]])
     np.testing.assert_array_equal(kept, cut)
+
+
+@pytest.mark.parametrize("spans", [[(1, 2)], [(0.5, 1), (1.25, 3)], [(0, 1.00003), (2.5, 4)]])
+def test_what_is_cut_has_the_samples_and_the_key_of_what_is_decoded_alone(
+    write_wav: WriteSound, spans: list[tuple[float, float]]
+) -> None:
+    path = write_wav(pcm(tone(440, 3, 44_100)), 44_100)
+    opener, sound = Opener(), modality.of("audio")
+    cut = sound.cut(opener.open(path.name, modality="audio", root=str(path.parent)), spans)
+    alone = opener.open(path.name, "audio", spans, str(path.parent))
+    assert isinstance(cut, Audio)
+    assert isinstance(alone, Audio)
+    np.testing.assert_array_equal(cut.samples, alone.samples)
+    assert (cut.key, cut.start) == (alone.key, alone.start)
 
 
 def test_a_span_that_runs_over_the_end_is_clipped_and_one_behind_it_refused(write_wav: WriteSound) -> None:

@@ -104,9 +104,9 @@ def test_padded_lengths_by_hand() -> None:
 
 def test_texts_of_a_pass() -> None:
     gpu = torch.device("cuda")
-    assert [text_rows(length, CPU) for length in (4, 32, 36, 77, 512, 5000)] == [32, 32, 28, 13, 2, 1]
+    assert [text_rows(length, CPU) for length in (4, 32, 36, 77, 512, 5000)] == [32, 8, 7, 3, 1, 1]
     assert [text_rows(length, gpu) for length in (4, 77, 512, 50_000)] == [8192, 425, 64, 1]
-    assert (text_rows(64, CPU, 256), text_rows(64, gpu, 256)) == (4, 4)
+    assert (text_rows(64, CPU, 512), text_rows(64, gpu, 512)) == (8, 8)
 
 
 def test_what_comes_next_is_made_ahead_in_order_and_no_further() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from nemo_mm_rank.errors import EmbeddingError, ModelError
-from nemo_mm_rank.media.segment import Image
-from nemo_mm_rank.models.base import Encoded, encode_queries
+from nemo_mm_rank.media.segment import Image, Item
+from nemo_mm_rank.models.base import Described, Encoded, encode_queries
 from nemo_mm_rank.models.expert import CachedDescriber, CachedEncoder, DescribedEncoder, item_key
 from tests.models.own_models import LetterCounts, SizeWords
 
@@ -139,6 +141,38 @@ def test_descriptions_are_kept_too() -> None:
         assert list(described.errors) == [1]
     assert inner.calls == 1
     assert (cached.name, cached.revision, cached.modalities) == ("sizes", "7", frozenset({"image"}))
+
+
+def test_a_model_has_one_call_at_a_time_whatever_it_is_asked_for() -> None:
+    class Fragile(LetterCounts):
+        """Holds a call until another one has come in, or is sure not to."""
+
+        inside, most = 0, 0
+
+        def _hold(self) -> None:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            if self.inside == 2:
+                second.set()
+            second.wait(0.2)
+            self.inside -= 1
+
+        def encode(self, items: Sequence[Item], modality: str) -> Encoded:
+            self._hold()
+            return super().encode(items, modality)
+
+        def describe(self, items: Sequence[Item], modality: str) -> Described:
+            self._hold()
+            return Described(["a"] * len(items))
+
+    model, second = Fragile(), Event()
+    encoder, describer = CachedEncoder(model), CachedDescriber(model)
+    calls = [lambda: encoder.encode(["ab", "c"], "text"), lambda: encoder.encode(["c", "d"], "text")]
+    with ThreadPoolExecutor(3) as pool:
+        said = pool.submit(describer.describe, ["e"], "text")
+        found = [one.vectors for one in pool.map(lambda call: call(), calls)]
+    assert (model.most, encoder.computed, said.result().texts) == (1, 3, ["a"])
+    assert torch.equal(found[0][1], found[1][0])
 
 
 def test_an_empty_call() -> None:
