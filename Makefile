@@ -60,7 +60,7 @@ COMPILE := uv pip compile --universal -p 3.11 --upgrade --no-annotate --no-heade
 constraints:
 	$(COMPILE) pyproject.toml $(foreach extra,dask curator models gpu report s3 dev docs,--extra $(extra)) -o constraints.txt
 	$(COMPILE) --no-config pyproject.toml tools/curator09.in -o constraints-curator09.txt
-	$(COMPILE) --no-config pyproject.toml tools/audio.in $(foreach extra,dask curator models report dev,--extra $(extra)) \
+	$(COMPILE) --no-config pyproject.toml tools/audio.in $(foreach extra,dask curator models report s3 dev,--extra $(extra)) \
 		-o constraints-audio.txt
 
 # Whether what we ask for can be installed at once: all extras, and beside Curator's own. Nothing is installed.

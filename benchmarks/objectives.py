@@ -148,7 +148,7 @@ class Pool:
             BenchmarkConfig,
             {
                 "pools": str(POOLS[self.name]),
-                **real_models.mini(pictures=pictures),
+                **real_models.mini(images=pictures),
                 "queries": suite.OBJECTIVES[self.name][wanted.suite].query,
                 "budget": wanted.budget,
                 "validation": {"pools": [held_out]},

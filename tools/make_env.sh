@@ -26,7 +26,7 @@ case "${1:-}" in
         ;;
     audio)
         venv=.venv-audio kind=audio constraints=constraints-audio.txt pythons=3.11 tools="ray"
-        requirements() { "$python" tools/requirements.py "dask,curator,models,report,dev"; cat tools/audio.in; }
+        requirements() { "$python" tools/requirements.py "dask,curator,models,report,s3,dev"; cat tools/audio.in; }
         bare() { cat tools/bare.in; }
         ;;
     readers)  # only what differs from .venv, or is not there
