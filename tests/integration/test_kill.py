@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
@@ -24,8 +25,8 @@ from nemo_mm_rank.run.folder import RunFolder
 from tests.integration.runs import command, digests, say, settings
 from tests.integration.user_models import expert_of
 
-KILLS, RUNS = 20, 2
-"""How often, and how many runs at a time take them, each in a folder of its own."""
+KILLS = 20
+"""How often: once when each step has left its first file, the rest at moments by the clock."""
 
 MARKS = {
     "pool": "pool/part-*",
@@ -84,6 +85,14 @@ class Started:
         assert self.process.returncode in (0, -signal.SIGKILL), said
         return self.process.returncode != 0
 
+    def kill_at(self, moment: float | str, run: Path) -> bool:
+        """Kill it so many seconds after it began, or as soon as a step of that name has left a file in ``run``."""
+        if isinstance(moment, float):
+            return self.kill(after=moment)
+        while self.process.poll() is None and not any(run.glob(MARKS[moment])):
+            time.sleep(0.002)
+        return self.kill(after=0)
+
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path, config: Path) -> tuple[dict[str, str], float]:
@@ -104,12 +113,17 @@ def plant(run: Path) -> None:
         path.with_name(f".{path.name}.planted{TEMPORARY}").write_bytes(b"half")
 
 
-def killed_again_and_again(config: Path, run: Path, moments: list[float], expected: dict[str, str]) -> Counter[str]:
-    """Kill one run after the other until all moments are used, then let the last one finish; what each had reached."""
+def killed_again_and_again(
+    config: Path, run: Path, moments: Sequence[float | str], expected: dict[str, str]
+) -> Counter[str]:
+    """Kill one run after the other until all moments are used, then let the last one finish; what each had reached.
+
+    A moment is so many seconds after a run began to work, or the first file of a step.
+    """
     where: Counter[str] = Counter()
     finished = 0
     for moment in moments:
-        while not Started(config, run).kill(after=moment):
+        while not Started(config, run).kill_at(moment, run):
             finished += 1
             assert digests(run) == expected
             shutil.rmtree(run)
@@ -127,17 +141,18 @@ def killed_again_and_again(config: Path, run: Path, moments: list[float], expect
 @pytest.mark.slow
 def test_killed_at_twenty_moments(folder: Path, config: Path, undisturbed: tuple[dict[str, str], float]) -> None:
     expected, seconds = undisturbed
-    random = Random(0)
+    random, timed = Random(0), KILLS - len(MARKS)
     # Early ones first: a run that goes on where it was has little left to do for those that come late.
-    moments = [seconds * (slot + random.random()) / KILLS for slot in range(KILLS)]
-    with ThreadPoolExecutor(RUNS) as pool:
+    moments = [seconds * (slot + random.random()) / timed for slot in range(timed)]
+    plans: list[Sequence[float | str]] = [[*MARKS], moments]
+    with ThreadPoolExecutor(len(plans)) as pool:
         chains = [
-            pool.submit(killed_again_and_again, config, folder / f"killed-{n}", moments[n::RUNS], expected)
-            for n in range(RUNS)
+            pool.submit(killed_again_and_again, config, folder / f"killed-{n}", when, expected)
+            for n, when in enumerate(plans)
         ]
-    where = sum((chain.result() for chain in chains), Counter())
-    assert where.total() == KILLS
-    assert len(where) >= 3, where
+    by_step, by_clock = (chain.result() for chain in chains)
+    assert by_step.total() + by_clock.total() == KILLS
+    assert len(by_step) >= 4, by_step
 
 
 def test_one_run_at_a_time_in_a_folder(folder: Path, tmp_path: Path) -> None:
