@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,12 @@ PLACE = "NEMO_MM_RANK_CACHE"
 
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "generation", "mtime", "last_modified", "LastModified", "created")
 """What file systems say of the state of a file, the best first."""
+
+MEDIA = "nemo-mm-rank-media"
+"""The folder in it for media, by a name that is ours alone: who names the folder above may have media there."""
+
+_OURS = re.compile(r"[0-9a-f]{40}|\.[^/]*\.copying")
+"""What is kept, and what is being copied: nothing else is ever removed."""
 
 _SHARE = 16
 """So large a part of the bound a process writes before it looks again how much there is."""
@@ -47,14 +54,14 @@ def kept(what: Any, bound: int, copy: Callable[[IO[bytes]], None]) -> IO[bytes]:
         OSError: there is no room for it.
     """
     global _written
-    place = folder() / "media"
+    place = folder() / MEDIA
     file = place / hashlib.blake2b(json.dumps(what).encode(), digest_size=20).hexdigest()
     with suppress(FileNotFoundError):
         found = file.open("rb")
         os.utime(found.fileno())
         return found
     place.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=place)
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".copying", dir=place)
     new = os.fdopen(handle, "w+b")
     try:
         copy(new)
@@ -76,8 +83,10 @@ def _forget(place: Path, bound: int) -> None:
     with os.scandir(place) as entries:
         files = []
         for entry in entries:
+            if not _OURS.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
             with suppress(FileNotFoundError):
-                found = entry.stat()
+                found = entry.stat(follow_symlinks=False)
                 files.append((found.st_mtime_ns, found.st_size, entry.path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):

@@ -20,7 +20,7 @@ ROOT = "memory://media-cache"
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(cache.PLACE, str(tmp_path))
     monkeypatch.setattr(cache, "_written", 0)
-    return tmp_path / "media"
+    return tmp_path / cache.MEDIA
 
 
 def put(name: str, content: bytes) -> None:
@@ -58,6 +58,20 @@ def test_what_was_opened_longest_ago_goes(kept: Path) -> None:
         assert read("0", bound) == bytes(1000)
         assert sum(file.stat().st_size for file in kept.iterdir()) <= bound
     assert {file.read_bytes()[:1] for file in kept.iterdir()} == {b"\0", b"\x08", b"\x09"}
+
+
+def test_what_is_not_ours_stays(kept: Path) -> None:
+    theirs = [kept / "film.mp4", kept / "album/a.jpg", kept.with_name("media") / "b.jpg"]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(5000))
+    (kept / ("0" * 40)).symlink_to(theirs[0])
+    for number in range(5):
+        put(str(number), bytes([number]) * 1000)
+        read(str(number), 1000)
+    assert all(path.read_bytes() == bytes(5000) for path in theirs)
+    assert (kept / ("0" * 40)).is_symlink()
+    assert sum(path.stat().st_size == 1000 for path in kept.iterdir()) == 1
 
 
 def test_bounds_of_media_hold_for_what_is_kept(kept: Path) -> None:
