@@ -195,7 +195,13 @@ def joined(items: Sequence[Features], pad_token: int) -> Features:
 
 
 def ahead(make: Callable[[T], R], inputs: Iterable[T], threads: int, most: int) -> Iterator[R]:
-    """Yield ``make(x)`` for each input, in order, made in threads, at most ``most`` ahead of the consumer."""
+    """Yield ``make(x)`` for each input, in order, made in threads, at most ``most`` ahead of the consumer.
+
+    None ahead: made in the consumer's own thread, which may hold a device.
+    """
+    if not most:
+        yield from map(make, inputs)
+        return
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="prepare") as pool:
         for one in inputs:

@@ -143,3 +143,8 @@ def test_rows_are_put_together() -> None:
     batches = list(stacked(rows(), 2))
     assert [batch["b"].tolist() for batch in batches] == [[0, -1], [-2, -3], [-4]]
     assert [tuple(batch["a"].shape) for batch in batches] == [(2, 2), (2, 2), (1, 2)]
+
+
+def test_nothing_ahead_is_made_in_the_same_thread() -> None:
+    made = ahead(lambda number: (number, threading.get_ident()), range(3), threads=1, most=0)
+    assert list(made) == [(number, threading.get_ident()) for number in range(3)]
